@@ -1,0 +1,49 @@
+"""The features of one slide and where they lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsimil.errors import FeatureError
+from wsimil.geometry import TileGrid
+from wsimil.provenance import Provenance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureBag:
+    """One slide as a bag: row i of `features` [N, D], float16 or float32 and finite, belongs to `grid.xy0[i]`; N >= 0."""
+
+    grid: TileGrid
+    features: NDArray[np.float16] | NDArray[np.float32]
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        features = self.features
+        if features.ndim != 2 or features.dtype not in (np.float16, np.float32) or features.shape[1] < 1:
+            raise ValueError(f"features are float16 or float32 [N, D], got {features.dtype} {features.shape}")
+        if len(features) != len(self.grid):
+            raise ValueError(f"{len(features)} rows of features for {len(self.grid)} tiles of {self.slide_id!r}")
+        bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+        if len(bad):
+            x, y = self.grid.xy0[bad[0]]
+            raise FeatureError(
+                f"slide {self.slide_id!r}: {len(bad)} of {len(features)} feature rows hold NaN or infinity, the first at"
+                f" level-0 x={x}, y={y}; extract the slide again, in float32 if it was a narrower type"
+            )
+        features.setflags(write=False)
+
+    @property
+    def slide_id(self) -> str:
+        """Id of the slide that the bag was made from."""
+        return self.grid.slide.slide_id
+
+    @property
+    def dim(self) -> int:
+        """Features per instance, D."""
+        return int(self.features.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.features)

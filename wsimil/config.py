@@ -1,0 +1,156 @@
+"""Configuration: YAML and overrides become one frozen object, or one message that names file and key."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from wsimil.errors import ConfigError
+
+ConfigT = TypeVar("ConfigT", bound="FrozenConfig")
+
+
+class FrozenConfig(BaseModel):
+    """Base of every config: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def to_yaml(self) -> str:
+        """The resolved config as YAML, keys in the order of their declaration."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(
+    cls: type[ConfigT],
+    path: Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    given: Mapping[str, JsonValue] | None = None,
+) -> ConfigT:
+    """Read `path`, lay `overrides` ("a.b=value", YAML values) over it, then `given`, whose None values are dropped.
+
+    `given` holds what was typed as an option of its own; its keys may be dotted.
+    Raises ConfigError, which names the file or the option, the key, what was got and what was wanted.
+    """
+    tree: dict[str, JsonValue] = {} if path is None else _read_yaml(path)
+    sources: dict[str, str] = {}
+    for override in overrides:
+        key, value = _split_override(override)
+        _put(tree, key, value, source="--set")
+        sources[key] = "--set"
+    for key, given_value in (given or {}).items():
+        if given_value is not None:
+            _put(tree, key, given_value, source="command line")
+            sources[key] = "command line"
+    return parse_config(cls, tree, source=str(path) if path else "command line", sources=sources)
+
+
+def parse_config(
+    cls: type[ConfigT],
+    tree: Mapping[str, JsonValue],
+    *,
+    source: str,
+    prefix: str = "",
+    sources: Mapping[str, str] | None = None,
+) -> ConfigT:
+    """Check a mapping against `cls`; `source` and `prefix` say in messages where it stood.
+
+    Raises ConfigError, one line for each wrong key.
+    """
+    try:
+        return cls.model_validate(dict(tree))
+    except ValidationError as error:
+        lines = [_line(cls, tree, dict(detail), source, prefix, sources or {}) for detail in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, JsonValue]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"config file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise ConfigError(
+            f"config file {path}: wanted a mapping of keys to values at the top, got {type(tree).__name__}"
+        )
+    return tree
+
+
+def _split_override(text: str) -> tuple[str, JsonValue]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text!r}: wanted key=value, for example --set fit.epochs=20")
+    try:
+        parsed: JsonValue = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = value
+    return key.strip(), parsed
+
+
+def _put(tree: dict[str, JsonValue], dotted: str, value: JsonValue, *, source: str) -> None:
+    *parents, leaf = dotted.split(".")
+    node = tree
+    for name in parents:
+        child = node.setdefault(name, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{source}: {dotted}: {name!r} holds {child!r}, which has no keys below it")
+        node = child
+    node[leaf] = value
+
+
+def _line(
+    cls: type[BaseModel],
+    tree: Mapping[str, JsonValue],
+    detail: Mapping[str, object],
+    source: str,
+    prefix: str,
+    sources: Mapping[str, str],
+) -> str:
+    loc = tuple(str(part) for part in detail["loc"])  # type: ignore[attr-defined]  # pydantic types it as object
+    key = ".".join(loc)
+    where = next((name for dotted, name in sources.items() if key == dotted or key.startswith(dotted + ".")), source)
+    shown = ".".join(part for part in (prefix, key) if part) or "(the whole)"
+    if detail["type"] == "extra_forbidden":
+        known = sorted(_fields_at(cls, loc[:-1]))
+        close = difflib.get_close_matches(loc[-1], known, n=1)
+        wanted = f"did you mean {close[0]!r}?" if close else "known keys: " + (", ".join(known) or "none")
+        return f"{where}: {shown}: unknown key, got {_get(tree, loc)!r}; {wanted}"
+    if detail["type"] == "missing":
+        return f"{where}: {shown}: missing; it has no default"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return f"{where}: {shown}: {message[0].lower() + message[1:]}, got {detail['input']!r}"
+
+
+def _get(tree: JsonValue | Mapping[str, JsonValue], loc: Sequence[str]) -> JsonValue:
+    node: object = tree
+    for part in loc:
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node  # type: ignore[return-value]  # a leaf of a JSON tree
+
+
+def _fields_at(cls: type[BaseModel], loc: Sequence[str]) -> set[str]:
+    """Names of the fields of the config that sits at `loc` below `cls`."""
+    current: type[BaseModel] | None = cls
+    for part in loc:
+        field = current.model_fields.get(part) if current else None
+        current = _model_in(field.annotation) if field else None
+    return set(current.model_fields) if current else set()
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) is not None or isinstance(annotation, Union):  # type: ignore[arg-type]
+        return next((model for arg in get_args(annotation) if (model := _model_in(arg))), None)
+    return None

@@ -1,0 +1,89 @@
+"""Where a result came from: everything that decides its numbers, and one digest of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TypeAlias
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | Mapping[str, Json] | None"
+
+RECIPE_VERSION = 1
+"""Raised by one whenever a change of code changes features that the same config would give."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """The recipe of one feature file: change any part of it and the file is made anew.
+
+    `slide_digest` and `slide` (its mpp and where that came from) belong to the slide; all else is common to a set.
+    """
+
+    encoder: Mapping[str, Json]
+    tiling: Mapping[str, Json]
+    pixels: Mapping[str, Json]
+    slide: Mapping[str, Json]
+    slide_digest: str
+    version: str = field(compare=False)
+    recipe_version: int = RECIPE_VERSION
+
+    def __post_init__(self) -> None:
+        for name in ("encoder", "tiling", "pixels", "slide"):
+            object.__setattr__(self, name, MappingProxyType(json.loads(canonical_json(getattr(self, name)))))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all fields but `version`, 64 hex digits."""
+        return sha256_json({k: v for k, v in self.to_json().items() if k != "version"})
+
+    @property
+    def feature_digest(self) -> str:
+        """SHA-256 over what must agree for two bags to be of one kind: encoder, tiling, pixels, recipe version."""
+        return sha256_json(
+            {k: v for k, v in self.to_json().items() if k in {"encoder", "tiling", "pixels", "recipe_version"}}
+        )
+
+    def to_json(self) -> dict[str, Json]:
+        """All fields as plain JSON values."""
+        return {
+            "encoder": dict(self.encoder),
+            "tiling": dict(self.tiling),
+            "pixels": dict(self.pixels),
+            "slide": dict(self.slide),
+            "slide_digest": self.slide_digest,
+            "version": self.version,
+            "recipe_version": self.recipe_version,
+        }
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Json]) -> Provenance:
+        """The inverse of `to_json`. Raises KeyError or TypeError where fields are missing or unknown."""
+        return cls(**tree)  # type: ignore[arg-type]  # the constructor checks the names
+
+    def differences(self, other: Provenance) -> list[str]:
+        """Dotted names of what differs, each with both values: "encoder.name: 'uni' != 'virchow'"."""
+        return sorted(_differences("", self.to_json(), other.to_json()))
+
+
+def canonical_json(value: Json | Mapping[str, Json]) -> str:
+    """One text for one value: keys sorted, no spaces, no NaN. Raises ValueError on NaN or infinity."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False, default=dict)
+
+
+def sha256_json(value: Json | Mapping[str, Json]) -> str:
+    """SHA-256 of the canonical text, 64 hex digits."""
+    return hashlib.sha256(canonical_json(value).encode("utf-8")).hexdigest()
+
+
+def _differences(prefix: str, ours: Json, theirs: Json) -> list[str]:
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        keys = (set(ours) | set(theirs)) - ({"version"} if not prefix else set())
+        return [
+            line
+            for key in keys
+            for line in _differences(f"{prefix}.{key}" if prefix else key, ours.get(key), theirs.get(key))
+        ]
+    return [] if ours == theirs else [f"{prefix}: {ours!r} != {theirs!r}"]
