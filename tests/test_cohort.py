@@ -1,0 +1,207 @@
+"""No patient in two splits, and nothing dropped in silence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsimil.cohort import Cohort, CohortSlide, read_cohort
+from wsimil.errors import CohortError
+
+
+def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    path = folder / "cohort.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def cohort(counts: dict[str, int], slides_each: int = 2) -> Cohort:
+    slides = [
+        CohortSlide(
+            slide_id=f"{label}{i}" if slides_each == 1 else f"{label}{i}_{j}", patient_id=f"{label}{i}", label=label
+        )
+        for label, count in counts.items()
+        for i in range(count)
+        for j in range(slides_each)
+    ]
+    return Cohort(slides=tuple(slides), classes=tuple(sorted(counts)))
+
+
+def test_a_plain_file_is_read_in_its_order(tmp_path: Path) -> None:
+    got = read_cohort(write(tmp_path, "slide_id,patient_id,label,age\nb,p1,tumor,40\na,p2,normal,50\n"))
+    assert got.slide_ids == ("b", "a")
+    assert got.classes == ("normal", "tumor")
+    assert got.targets(got.slides).tolist() == [1, 0]
+    assert got.findings == ()
+
+
+def test_a_bom_semicolons_and_stray_spaces_are_understood_and_counted(tmp_path: Path) -> None:
+    path = write(tmp_path, "slide_id; patient_id ;label\n a ;p1;tumor\nb;p2; normal\nc;p3;tumor\n", "utf-8-sig")
+    got = read_cohort(path)
+    assert got.slide_ids == ("a", "b", "c")
+    assert [str(f) for f in got.findings] == ["2 rows had spaces around values, which were removed: 'a', 'b'"]
+
+
+def test_a_slide_without_label_is_left_out_and_counted(tmp_path: Path) -> None:
+    got = read_cohort(write(tmp_path, "slide_id,patient_id,label\na,p1,tumor\nb,p2,normal\nc,p3,\nd,p4,NA\n"))
+    assert got.slide_ids == ("a", "b")
+    assert got.findings[0].slide_ids == ("c", "d")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "slide_id,patient,label\na,p,x\n",
+            "column 'patient_id' is missing; it has 'slide_id', 'patient', 'label'; did you mean",
+        ),
+        ("slide_id,patient_id,label\na,p1,x\na,p2,y\n", "slide_id must be unique, 1 occur more than once: 'a'"),
+        ("slide_id,patient_id,label\na,p1,x\nb,p2,x\n", "at least two classes, got 2 slides of ['x']"),
+        ("slide_id,patient_id,label\na,,x\n", "line 2: patient_id is empty"),
+        ("slide_id,patient_id,label\na,p1\n", "line 2: wanted 3 values"),
+        ("slide_id,patient_id,label\na,p1,x,9\n", "line 2: wanted 3 values"),
+        (
+            "slide_id,patient_id,label,split\na,p1,x,training\nb,p2,y,test\n",
+            "split 'training', wanted one of train, val, test",
+        ),
+        ("slide_id,patient_id,label,fold\na,p1,x,one\nb,p2,y,0\n", "fold 'one', wanted a whole number"),
+        (
+            "slide_id,patient_id,label,split\na,p1,x,train\nb,p1,y,test\n",
+            "1 patients are in more than one split: 'p1' ('p1' in test, train)",
+        ),
+        ("slide_id,patient_id,label,label\n", "column 'label' occurs twice"),
+        ("", "column 'slide_id', 'patient_id', 'label' is missing; it has none"),
+        ("slide_id,patient_id,label\n", "no slide has a label"),
+    ],
+)
+def test_a_contradiction_is_refused_with_its_place(tmp_path: Path, text: str, expected: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(CohortError) as caught:
+        read_cohort(path)
+    assert expected in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_and_a_binary_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CohortError, match="does not exist"):
+        read_cohort(tmp_path / "absent.csv")
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CohortError, match="cannot be read as UTF-8"):
+        read_cohort(tmp_path / "binary.csv")
+
+
+def test_a_label_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "slide_id,patient_id,label\na,p1,tumour\n")
+    with pytest.raises(CohortError, match=r"label 'tumour' \(slide 'a'\) is unknown to the model"):
+        read_cohort(path, classes=("normal", "tumor"))
+
+
+def test_what_is_missing_on_either_side_is_counted() -> None:
+    got = cohort({"n": 3, "t": 3}, 1).matched(["n0", "n1", "t0", "t1", "other"], empty_ids=["n1"])
+    assert got.slide_ids == ("n0", "t0", "t1")
+    assert [str(f) for f in got.findings] == [
+        "2 labelled slides have no features and are left out: 'n2', 't2'",
+        "1 feature files have no label and are left out: 'other'",
+        "1 slides have no tissue tile and are left out: 'n1'",
+    ]
+
+
+def test_no_match_at_all_shows_both_kinds_of_names() -> None:
+    with pytest.raises(CohortError, match=r"'n0', 'n1'.*'n0.svs', 'n1.svs'"):
+        cohort({"n": 2, "t": 2}, 1).matched(["n0.svs", "n1.svs"])
+    with pytest.raises(CohortError, match="no slide of class"):
+        cohort({"n": 2, "t": 2}, 1).matched(["n0", "n1"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(3, 20),
+    t=st.integers(3, 20),
+    each=st.integers(1, 3),
+    seed=st.integers(0, 99),
+    folds=st.none() | st.integers(2, 3),
+)
+def test_every_draw_keeps_patients_whole_and_classes_in_every_split(
+    n: int, t: int, each: int, seed: int, folds: int | None
+) -> None:
+    whole = cohort({"n": n, "t": t}, each)
+    got = whole.with_splits(seed=seed, folds=folds)
+    homes = {s.patient_id: set() for s in got.slides}
+    for slide in got.slides:
+        homes[slide.patient_id].add(slide.split)
+    assert all(len(splits) == 1 for splits in homes.values())
+    for split in ("train", "val", "test"):
+        assert {s.label for s in got.of(split)} == {"n", "t"}
+    assert got == whole.with_splits(seed=seed, folds=folds)
+
+
+def test_folds_are_a_partition_and_differ_by_one_at_most() -> None:
+    whole = cohort({"n": 13, "t": 9})
+    tests = [{s.patient_id for s in whole.with_splits(seed=3, folds=4, fold=k).of("test")} for k in range(4)]
+    assert Counter(p for part in tests for p in part) == Counter(whole.patients)
+    assert max(map(len, tests)) - min(map(len, tests)) <= 1
+
+
+def test_another_seed_draws_other_patients() -> None:
+    whole = cohort({"n": 20, "t": 20})
+    assert whole.with_splits(seed=0) != whole.with_splits(seed=1)
+
+
+def test_given_splits_are_kept_and_a_missing_val_is_drawn_from_train_and_counted(tmp_path: Path) -> None:
+    lines = [f"s{i},p{i},{'xy'[i % 2]},{'test' if i < 4 else 'train'}" for i in range(20)]
+    got = read_cohort(write(tmp_path, "slide_id,patient_id,label,split\n" + "\n".join(lines) + "\n")).with_splits(
+        seed=0
+    )
+    assert [s.slide_id for s in got.of("test")] == ["s0", "s1", "s2", "s3"]
+    assert {s.label for s in got.of("val")} == {"x", "y"}
+    assert got.findings[-1].slide_ids == tuple(s.slide_id for s in got.of("val"))
+
+
+def test_a_fold_column_chooses_the_test_split(tmp_path: Path) -> None:
+    lines = [f"s{i},p{i},{'xy'[i % 2]},{i // 4}" for i in range(16)]
+    whole = read_cohort(write(tmp_path, "slide_id,patient_id,label,fold\n" + "\n".join(lines) + "\n"))
+    assert [s.slide_id for s in whole.with_splits(seed=0, fold=2).of("test")] == ["s8", "s9", "s10", "s11"]
+    with pytest.raises(CohortError, match=r"fold 7 was asked for, the fold column holds \[0, 1, 2, 3\]"):
+        whole.with_splits(seed=0, fold=7)
+
+
+def test_a_class_with_fewer_patients_than_folds_is_refused() -> None:
+    with pytest.raises(CohortError, match="class 't' has 3 patients, fewer than the 5 folds"):
+        cohort({"n": 9, "t": 3}).with_splits(seed=0, folds=5)
+    with pytest.raises(CohortError, match="has one patient left"):
+        cohort({"n": 9, "t": 1}).with_splits(seed=0)
+
+
+def test_half_a_split_column_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "slide_id,patient_id,label,split\na,p1,x,train\nb,p2,y,\nc,p3,y,train\n")
+    with pytest.raises(CohortError, match="the split column is empty for 1 slides: 'b'"):
+        read_cohort(path).with_splits(seed=0)
+
+
+def test_a_train_split_of_one_class_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "slide_id,patient_id,label,split\na,p1,x,train\nb,p2,y,val\nc,p3,x,val\n")
+    with pytest.raises(CohortError, match="the train split holds no slide of class"):
+        read_cohort(path).with_splits(seed=0)
+
+
+def test_a_patient_with_two_labels_still_lands_in_one_split() -> None:
+    slides = [
+        CohortSlide(slide_id=f"s{i}", patient_id=f"p{i // 2}", label="xy"[i % 2 if i < 4 else i // 2 % 2])
+        for i in range(40)
+    ]
+    got = Cohort(slides=tuple(slides), classes=("x", "y")).with_splits(seed=5, folds=4)
+    assert all(len({s.split for s in got.slides if s.patient_id == p}) == 1 for p in got.patients)
+
+
+def test_the_table_counts_slides_and_patients_and_reads_back(tmp_path: Path) -> None:
+    got = cohort({"n": 10, "t": 10}).with_splits(seed=0)
+    assert sum(row[2] for row in got.counts()) == 40
+    assert sum(row[3] for row in got.counts()) == 20
+    again = read_cohort(write(tmp_path, got.to_csv()))
+    assert [(s.slide_id, s.patient_id, s.split) for s in again.slides] == [
+        (s.slide_id, s.patient_id, s.split) for s in got.slides
+    ]

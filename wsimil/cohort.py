@@ -1,0 +1,374 @@
+"""Slides, patients, labels and splits; no patient in two splits, and nothing dropped without a line that says so."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal, TypeAlias, cast, get_args
+
+import numpy as np
+
+from wsimil.errors import CohortError
+
+Split: TypeAlias = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+_REQUIRED = ("slide_id", "patient_id", "label")
+_MISSING_LABELS = frozenset({"", "na", "n/a", "nan", "none", "null", "?"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CohortSlide:
+    """One row: a slide, whose it is, and what is known of it; `fold` counts from 0."""
+
+    slide_id: str
+    patient_id: str
+    label: str
+    site: str | None = None
+    split: Split | None = None
+    fold: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A counted line of the cohort table: what was set aside or repaired, and which slides."""
+
+    what: str
+    slide_ids: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{len(self.slide_ids)} {self.what}: {_some(self.slide_ids)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cohort:
+    """The labelled slides of a study, in the order of their file; `classes` sorted, at least two.
+
+    Raises CohortError for duplicate ids, one class only, or a patient in two splits or folds.
+    """
+
+    slides: tuple[CohortSlide, ...]
+    classes: tuple[str, ...]
+    findings: tuple[Finding, ...] = ()
+
+    def __post_init__(self) -> None:
+        duplicates = [name for name, count in Counter(s.slide_id for s in self.slides).items() if count > 1]
+        if duplicates:
+            raise CohortError(
+                f"slide_id must be unique, {len(duplicates)} occur more than once: {_some(duplicates)};"
+                " keep one row for each slide"
+            )
+        unknown = sorted({s.label for s in self.slides} - set(self.classes))
+        if unknown:
+            raise CohortError(f"labels {unknown} are not among the classes {list(self.classes)}")
+        if len(self.classes) < 2:
+            raise CohortError(
+                f"a cohort needs slides of at least two classes, got {len(self.slides)} slides of {list(self.classes)};"
+                " check the label column"
+            )
+        _refuse_shared_patients(self.slides)
+
+    @property
+    def slide_ids(self) -> tuple[str, ...]:
+        """Ids of all slides, in order."""
+        return tuple(s.slide_id for s in self.slides)
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """Ids of all patients, sorted."""
+        return tuple(sorted({s.patient_id for s in self.slides}))
+
+    def targets(self, slides: Iterable[CohortSlide]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Class index of each slide, int64 [n]."""
+        index = {name: i for i, name in enumerate(self.classes)}
+        return np.array([index[s.label] for s in slides], dtype=np.int64)
+
+    def of(self, split: Split) -> tuple[CohortSlide, ...]:
+        """The slides of one split, in order."""
+        return tuple(s for s in self.slides if s.split == split)
+
+    def matched(self, feature_ids: Iterable[str], *, empty_ids: Iterable[str] = ()) -> Cohort:
+        """Only slides that have features; what is missing on either side becomes a finding.
+
+        `empty_ids` are slides whose feature file is valid and holds no tile.
+        Raises CohortError where nothing, or only one class, is left.
+        """
+        available, empty = set(feature_ids), set(empty_ids)
+        known = set(self.slide_ids)
+        kept = tuple(s for s in self.slides if s.slide_id in available - empty)
+        if not kept:
+            raise CohortError(
+                f"none of the {len(self.slides)} slides of the cohort has features; the cohort holds e.g."
+                f" {_some(self.slide_ids, 2)}, the features e.g. {_some(sorted(available), 2)}: slide_id must equal the"
+                " name of the feature file without its suffix"
+            )
+        findings = (
+            *self.findings,
+            *_finding("labelled slides have no features and are left out", sorted(known - available)),
+            *_finding("feature files have no label and are left out", sorted(available - known)),
+            *_finding("slides have no tissue tile and are left out", sorted(known & empty)),
+        )
+        lost = sorted(set(self.classes) - {s.label for s in kept})
+        if lost:
+            raise CohortError(
+                f"no slide of class {lost} has features ({len(kept)} of {len(self.slides)} slides matched)"
+            )
+        return replace(self, slides=kept, findings=findings)
+
+    def with_splits(
+        self,
+        *,
+        seed: int,
+        val_fraction: float = 0.15,
+        test_fraction: float = 0.15,
+        folds: int | None = None,
+        fold: int = 0,
+    ) -> Cohort:
+        """Give every slide a split; splits and folds of the file are kept, what they leave open is drawn by patient.
+
+        Without any in the file, patients are drawn at random within each class (a patient's class is the rarest label
+        of its slides): into `folds` of equal size, fold number `fold` being the test split, or by `test_fraction`.
+        `val_fraction` is the share of all patients; it is drawn from what is not test.
+        Raises CohortError where a class has too few patients, or some slides have a split and others have none.
+        """
+        slides = self.slides
+        given = [s for s in slides if s.split is not None]
+        in_folds = [s for s in slides if s.fold is not None]
+        if given and len(given) < len(slides):
+            open_ids = [s.slide_id for s in slides if s.split is None]
+            raise CohortError(
+                f"the split column is empty for {len(open_ids)} slides: {_some(open_ids)}; fill all or none"
+            )
+        if given:
+            splits: dict[str, Split] = {s.patient_id: s.split for s in given if s.split is not None}
+        elif in_folds:
+            splits = self._from_fold_column(fold)
+        else:
+            test = self._draw_test(seed, test_fraction, folds, fold)
+            splits = {p: "test" if p in test else "train" for p in self.patients}
+        findings = self.findings
+        if "train" not in splits.values():
+            raise CohortError("no slide is in the train split; give train, val and test in the split column")
+        if "val" not in splits.values() and val_fraction > 0:
+            rest = [p for p in self.patients if splits[p] == "train"]
+            share = val_fraction * len(self.patients) / len(rest)
+            strata = {p: s for p, s in _strata(slides).items() if splits[p] == "train"}
+            drawn = _draw_fraction(strata, min(share, 0.5), np.random.default_rng([seed, 1]), "val")
+            splits.update(dict.fromkeys(drawn, "val"))
+            if given or in_folds:
+                moved = tuple(s.slide_id for s in slides if s.patient_id in drawn)
+                findings = (*findings, *_finding("slides of the train split were drawn as the validation split", moved))
+        slides = tuple(replace(s, split=splits[s.patient_id]) for s in slides)
+        cohort = replace(self, slides=slides, findings=findings)
+        for split in SPLITS[:2]:
+            if lost := cohort._lost(split):
+                raise CohortError(
+                    f"the {split} split holds no slide of class {lost}; train and val need every class:"
+                    " change the split column, the fractions or the seed"
+                )
+        if lost := cohort._lost("test"):
+            what = f"slides are a test split without class {', '.join(lost)}, some metrics stay undefined"
+            return replace(cohort, findings=(*findings, *_finding(what, [s.slide_id for s in cohort.of("test")])))
+        return cohort
+
+    def to_csv(self) -> str:
+        """The cohort table: one line a slide, its split included."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["slide_id", "patient_id", "label", "site", "split"])
+        writer.writerows([s.slide_id, s.patient_id, s.label, s.site or "", s.split or ""] for s in self.slides)
+        return text.getvalue()
+
+    def counts(self) -> list[tuple[str, str, int, int]]:
+        """(split, class, slides, patients) for every split that is used and every class; split "" where none is set."""
+        rows: list[tuple[str, str, int, int]] = []
+        for split in ("", *SPLITS):
+            here = [s for s in self.slides if (s.split or "") == split]
+            for label in self.classes if here else ():
+                patients = [s.patient_id for s in here if s.label == label]
+                rows.append((split, label, len(patients), len(set(patients))))
+        return rows
+
+    def _from_fold_column(self, fold: int) -> dict[str, Split]:
+        missing = [s.slide_id for s in self.slides if s.fold is None]
+        if missing:
+            raise CohortError(f"the fold column is empty for {len(missing)} slides: {_some(missing)}; fill all or none")
+        numbers = sorted({s.fold for s in self.slides if s.fold is not None})
+        if fold not in numbers:
+            raise CohortError(f"fold {fold} was asked for, the fold column holds {numbers}")
+        return {s.patient_id: "test" if s.fold == fold else "train" for s in self.slides}
+
+    def _draw_test(self, seed: int, fraction: float, folds: int | None, fold: int) -> set[str]:
+        strata, rng = _strata(self.slides), np.random.default_rng([seed, 0])
+        if folds is None:
+            return _draw_fraction(strata, fraction, rng, "test") if fraction > 0 else set()
+        if not 0 <= fold < folds:
+            raise CohortError(f"fold {fold} was asked for, folds of {folds} count from 0 to {folds - 1}")
+        for label in self.classes:
+            count = len({s.patient_id for s in self.slides if s.label == label})
+            if count < folds:
+                raise CohortError(
+                    f"class {label!r} has {count} patients, fewer than the {folds} folds; ask for {count} folds or fewer"
+                )
+        return _draw_folds(strata, folds, rng)[fold]
+
+    def _lost(self, split: Split) -> list[str]:
+        """Classes that a split in use does not hold."""
+        here = {s.label for s in self.of(split)}
+        return sorted(set(self.classes) - here) if here else []
+
+
+def read_cohort(path: Path, *, classes: Sequence[str] | None = None) -> Cohort:
+    """Read a CSV with slide_id, patient_id, label, and optionally site, split (train, val, test) or fold (0, 1, ...).
+
+    UTF-8 with or without a BOM; comma, semicolon or tab; more columns are ignored. Spaces around values are removed and
+    counted. A slide without a label is left out and counted. `classes` fixes the classes of a trained model: another
+    label is an error. Raises CohortError.
+    """
+    rows, columns = _read_rows(path)
+    missing = [name for name in _REQUIRED if name not in columns]
+    if missing:
+        hints = [f"{close[0]!r} for {name!r}?" for name in missing if (close := get_close_matches(name, columns, n=1))]
+        raise CohortError(
+            f"{path}: column {', '.join(map(repr, missing))} is missing; it has {', '.join(map(repr, columns)) or 'none'}"
+            + (f"; did you mean {' '.join(hints)}" if hints else "")
+        )
+    slides: list[CohortSlide] = []
+    unlabelled: list[str] = []
+    spaced: list[str] = []
+    for number, row in enumerate(rows, start=2):
+        values = {key: (row[key] or "").strip() for key in columns}
+        for name in ("slide_id", "patient_id"):
+            if not values[name]:
+                raise CohortError(f"{path}: line {number}: {name} is empty")
+        if any((row[key] or "") != values[key] for key in _REQUIRED):
+            spaced.append(values["slide_id"])
+        if values["label"].lower() in _MISSING_LABELS:
+            unlabelled.append(values["slide_id"])
+            continue
+        slides.append(_slide(path, number, values))
+    if not slides:
+        raise CohortError(f"{path}: no slide has a label")
+    found = sorted({s.label for s in slides})
+    for label in found if classes is not None else ():
+        if classes is not None and label not in classes:
+            where = next(s.slide_id for s in slides if s.label == label)
+            raise CohortError(
+                f"{path}: label {label!r} (slide {where!r}) is unknown to the model, which knows {list(classes)}"
+            )
+    findings = (
+        *_finding("slides have no label and are left out", unlabelled),
+        *_finding("rows had spaces around values, which were removed", spaced),
+    )
+    try:
+        return Cohort(slides=tuple(slides), classes=tuple(classes or found), findings=findings)
+    except CohortError as error:
+        raise CohortError(f"{path}: {error}") from None
+
+
+def _read_rows(path: Path) -> tuple[list[dict[str, str | None]], list[str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise CohortError(f"cohort file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CohortError(f"cohort file {path} cannot be read as UTF-8 text: {error}") from None
+    head = text.partition("\n")[0]
+    delimiter = max(",;\t", key=head.count)
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+    columns = list(reader.fieldnames)
+    twice = [name for name, count in Counter(columns).items() if count > 1]
+    if twice:
+        raise CohortError(f"{path}: column {twice[0]!r} occurs twice")
+    rows = []
+    for row in reader:
+        if None in row or any(value is None for value in row.values()):
+            raise CohortError(
+                f"{path}: line {reader.line_num}: wanted {len(columns)} values, as the header has, got another number"
+            )
+        rows.append(cast("dict[str, str | None]", row))
+    return rows, columns
+
+
+def _slide(path: Path, number: int, values: Mapping[str, str]) -> CohortSlide:
+    split, fold = values.get("split", "").lower(), values.get("fold", "")
+    if split and split not in SPLITS:
+        raise CohortError(f"{path}: line {number}: split {values['split']!r}, wanted one of {', '.join(SPLITS)}")
+    if fold and not fold.isdigit():
+        raise CohortError(f"{path}: line {number}: fold {fold!r}, wanted a whole number from 0")
+    return CohortSlide(
+        slide_id=values["slide_id"],
+        patient_id=values["patient_id"],
+        label=values["label"],
+        site=values.get("site") or None,
+        split=next((known for known in SPLITS if known == split), None),
+        fold=int(fold) if fold else None,
+    )
+
+
+def _refuse_shared_patients(slides: Iterable[CohortSlide]) -> None:
+    for kind in ("split", "fold"):
+        seen: dict[str, set[object]] = defaultdict(set)
+        for slide in slides:
+            if getattr(slide, kind) is not None:
+                seen[slide.patient_id].add(getattr(slide, kind))
+        shared = sorted(p for p, values in seen.items() if len(values) > 1)
+        if shared:
+            places = ", ".join(map(str, sorted(map(str, seen[shared[0]]))))
+            raise CohortError(
+                f"{len(shared)} patients are in more than one {kind}: {_some(shared)} ({shared[0]!r} in {places});"
+                f" put all slides of a patient into one {kind}"
+            )
+
+
+def _strata(slides: Iterable[CohortSlide]) -> dict[str, str]:
+    """Patient -> the one of its slides' labels that the fewest patients have."""
+    labels: dict[str, set[str]] = defaultdict(set)
+    for slide in slides:
+        labels[slide.patient_id].add(slide.label)
+    frequency = Counter(label for found in labels.values() for label in found)
+    return {patient: min(found, key=lambda label: (frequency[label], label)) for patient, found in labels.items()}
+
+
+def _shuffled(strata: Mapping[str, str], rng: np.random.Generator) -> list[list[str]]:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for patient in sorted(strata):
+        groups[strata[patient]].append(patient)
+    return [[groups[name][i] for i in rng.permutation(len(groups[name]))] for name in sorted(groups)]
+
+
+def _draw_fraction(strata: Mapping[str, str], fraction: float, rng: np.random.Generator, split: str) -> set[str]:
+    drawn: set[str] = set()
+    for group in _shuffled(strata, rng):
+        if len(group) < 2:
+            raise CohortError(
+                f"class {strata[group[0]]!r} has one patient left, {group[0]!r}; the {split} split would leave none for"
+                " training: give splits in the cohort's split column, or add patients"
+            )
+        drawn.update(group[: min(len(group) - 1, max(1, round(fraction * len(group))))])
+    return drawn
+
+
+def _draw_folds(strata: Mapping[str, str], folds: int, rng: np.random.Generator) -> list[set[str]]:
+    parts: list[set[str]] = [set() for _ in range(folds)]
+    dealt = 0
+    for group in _shuffled(strata, rng):
+        for patient in group:
+            parts[dealt % folds].add(patient)
+            dealt += 1
+    return parts
+
+
+def _finding(what: str, slide_ids: Sequence[str]) -> tuple[Finding, ...]:
+    return (Finding(what=what, slide_ids=tuple(slide_ids)),) if slide_ids else ()
+
+
+def _some(names: Sequence[str], count: int = 5) -> str:
+    shown = ", ".join(repr(name) for name in names[:count])
+    return shown + (f", ... ({len(names)} in all)" if len(names) > count else "")
