@@ -119,8 +119,8 @@ def test_no_match_at_all_shows_both_kinds_of_names() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    n=st.integers(3, 20),
-    t=st.integers(3, 20),
+    n=st.integers(4, 20),
+    t=st.integers(4, 20),
     each=st.integers(1, 3),
     seed=st.integers(0, 99),
     folds=st.none() | st.integers(2, 3),
