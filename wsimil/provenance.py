@@ -19,7 +19,9 @@ RECIPE_VERSION = 1
 class Provenance:
     """The recipe of one feature file: change any part of it and the file is made anew.
 
-    `slide_digest` and `slide` (its mpp and where that came from) belong to the slide; all else is common to a set.
+    `encoder` (name, pooling, transform, weights) and `tiling` (side, mpp, stride, resampling) say what kind of features these
+    are; `pixels` (reader, tissue segmenter, precision, storage type) how they were made; `slide` (its mpp and where that came
+    from, a mask given by the user) and `slide_digest` belong to the slide.
     """
 
     encoder: Mapping[str, Json]
@@ -41,10 +43,8 @@ class Provenance:
 
     @property
     def feature_digest(self) -> str:
-        """SHA-256 over what must agree for two bags to be of one kind: encoder, tiling, pixels, recipe version."""
-        return sha256_json(
-            {k: v for k, v in self.to_json().items() if k in {"encoder", "tiling", "pixels", "recipe_version"}}
-        )
+        """SHA-256 over what must agree for two bags to be of one kind: encoder, tiling, recipe version."""
+        return sha256_json(self._kind())
 
     def to_json(self) -> dict[str, Json]:
         """All fields as plain JSON values."""
@@ -66,6 +66,13 @@ class Provenance:
     def differences(self, other: Provenance) -> list[str]:
         """Dotted names of what differs, each with both values: "encoder.name: 'uni' != 'virchow'"."""
         return sorted(_differences("", self.to_json(), other.to_json()))
+
+    def kind_differences(self, other: Provenance) -> list[str]:
+        """As `differences`, of what `feature_digest` covers; empty where a model of one fits the other."""
+        return sorted(_differences("", self._kind(), other._kind()))
+
+    def _kind(self) -> dict[str, Json]:
+        return {k: v for k, v in self.to_json().items() if k in {"encoder", "tiling", "recipe_version"}}
 
 
 def canonical_json(value: Json | Mapping[str, Json]) -> str:
