@@ -1,0 +1,259 @@
+"""Slides become feature files: all of them, whole, once, and a bad slide never stops the rest."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wsimil.config import load_config
+from wsimil.encoders import build_encoder
+from wsimil.errors import ConfigError, OutputError
+from wsimil.extraction.config import ExtractConfig
+from wsimil.extraction.engine import resample
+from wsimil.extraction.sources import Shard, list_sources
+from wsimil.slides import open_slide
+from wsimil.stages.extract import ExtractSummary, extract, plan
+from wsimil.store import open_store
+
+Make = Callable[..., Path]
+
+
+def run(slides: Path, out: Path, *, shard: Shard | None = None, **given: object) -> ExtractSummary:
+    config = load_config(ExtractConfig, given={"device": "cpu", **given})  # type: ignore[dict-item]
+    return extract(config, list_sources(slides), out, shard=shard)
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory, make_slide: Make) -> Path:
+    folder = tmp_path_factory.mktemp("slides")
+    for index in range(3):
+        make_slide(folder / f"s{index}.tiff", seed=index, size_px=(1024, 700 + 100 * index))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def features(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("features")
+    assert run(slides, out).count("done") == 3
+    return out
+
+
+def test_every_row_is_the_encoder_on_its_own_tile(slides: Path, features: Path) -> None:
+    bag = open_store(features, mode="r").read("s1")
+    encoder = build_encoder("efficientnet_lite0")
+    with open_slide(slides / "s1.tiff") as slide:
+        assert len(bag) > 5
+        for row in (0, 3, len(bag) - 1):
+            tile = torch.from_numpy(slide.read_tiles(bag.grid, [row]))
+            alone = encoder.embed(resample(tile, bag.grid.spec.size_px)).numpy()[0]
+            np.testing.assert_allclose(bag.features[row].astype(np.float32), alone, rtol=2e-3, atol=2e-3)
+
+
+def test_features_do_not_depend_on_batches_or_threads(slides: Path, features: Path, tmp_path: Path) -> None:
+    run(slides, tmp_path, batch_size=5, readers=4)
+    ours, theirs = open_store(tmp_path, mode="r"), open_store(features, mode="r")
+    for slide_id in ("s0", "s1", "s2"):
+        one, two = ours.read(slide_id), theirs.read(slide_id)
+        assert np.array_equal(one.grid.xy0, two.grid.xy0)
+        np.testing.assert_allclose(
+            one.features.astype(np.float32), two.features.astype(np.float32), rtol=2e-3, atol=2e-3
+        )
+
+
+def test_a_rerun_writes_nothing(slides: Path, features: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in features.glob("*.h5")}
+    assert run(slides, features).count("skipped") == 3
+    assert {path: path.stat().st_mtime_ns for path in features.glob("*.h5")} == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"tile.min_tissue": 0.9}, {"tile.tile_um": 64.0}, {"dtype": "float32"}, {"mpp_override": 0.52}]
+)
+def test_a_changed_recipe_is_made_anew(slides: Path, features: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    (tmp_path / "s0.h5").write_bytes((features / "s0.h5").read_bytes())
+    summary = run(slides / "s0.tiff", tmp_path, **change)
+    assert summary.count("done") == 1
+    assert (
+        open_store(tmp_path, mode="r").header("s0").provenance.digest
+        != open_store(features, mode="r").header("s0").provenance.digest
+    )
+
+
+def test_a_changed_slide_is_made_anew(make_slide: Make, tmp_path: Path) -> None:
+    make_slide(tmp_path / "in/a.tiff", seed=1)
+    assert run(tmp_path / "in", tmp_path / "out").count("done") == 1
+    make_slide(tmp_path / "in/a.tiff", seed=2)
+    assert run(tmp_path / "in", tmp_path / "out").count("done") == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a feature file", None])
+def test_a_broken_or_foreign_feature_file_is_made_anew(
+    slides: Path, features: Path, tmp_path: Path, damage: bytes | None
+) -> None:
+    whole = (features / "s0.h5").read_bytes()
+    (tmp_path / "s0.h5").write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    assert run(slides / "s0.tiff", tmp_path).count("done") == 1
+    assert len(open_store(tmp_path, mode="r").read("s0")) > 5
+
+
+def test_bad_slides_are_recorded_and_the_run_goes_on(slides: Path, make_slide: Make, tmp_path: Path) -> None:
+    good = (slides / "s0.tiff").read_bytes()
+    folder = tmp_path / "in"
+    make_slide(folder / "no_mpp.tiff", mpp=None)
+    make_slide(folder / "glass.tiff", tissue=False)
+    make_slide(folder / "tiny.tiff", size_px=(16, 16))
+    (folder / "text.svs").write_text("not a slide")
+    (folder / "cut.tiff").write_bytes(good[: len(good) // 3])
+    (folder / "empty.tiff").write_bytes(b"")
+    (folder / "x").mkdir()
+    for place in ("x/twice.tiff", "twice.svs"):
+        (folder / place).write_bytes(good)
+    (folder / "zz_good.tiff").write_bytes(good)
+    out = tmp_path / "out"
+    summary = run(folder, out)
+    states = {o.slide_id: o.status for o in summary.outcomes}
+    assert states == {
+        "cut": "failed", "empty": "failed", "glass": "done", "no_mpp": "failed", "text": "failed", "tiny": "done",
+        "twice": "failed", "zz_good": "done",
+    }  # fmt: skip
+    rows = {row["slide_id"]: row for row in csv.DictReader((out / "failures.csv").open(encoding="utf-8"))}
+    assert set(rows) == {name for name, state in states.items() if state == "failed"}
+    assert "no mpp" in rows["no_mpp"]["reason"]
+    assert "--mpp-override" in rows["no_mpp"]["reason"]
+    assert "names 2 files" in rows["twice"]["reason"]
+    store = open_store(out, mode="r")
+    assert store.ids() == ["glass", "tiny", "zz_good"]
+    assert len(store.read("glass")) == len(store.read("tiny")) == 0
+    assert store.read("glass").dim == 1280
+    lines = [json.loads(line) for line in (out / "extract.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == len(summary.outcomes)
+    assert not any(line["trace"] for line in lines)
+
+
+@pytest.mark.shared
+def test_a_slide_that_fails_mid_read_fails_alone(shared_dir: Path, tmp_path: Path) -> None:
+    summary = run(shared_dir / "data/slides/edge/unreadable.svs", tmp_path)
+    assert [o.status for o in summary.outcomes] == ["failed"]
+    assert "level-0 x=" in summary.outcomes[0].reason
+    assert list(tmp_path.glob("*.h5")) == []
+
+
+def test_mended_slides_leave_no_failure_behind(slides: Path, make_slide: Make, tmp_path: Path) -> None:
+    make_slide(tmp_path / "in/a.tiff", mpp=None)
+    assert run(tmp_path / "in", tmp_path / "out").count("failed") == 1
+    assert run(tmp_path / "in", tmp_path / "out", mpp_override=0.5).count("done") == 1
+    assert not (tmp_path / "out/failures.csv").exists()
+
+
+def test_shards_together_make_the_whole(slides: Path, features: Path, tmp_path: Path) -> None:
+    for index in (1, 2):
+        run(slides, tmp_path, shard=Shard(index=index, count=2))
+    assert open_store(tmp_path, mode="r").ids() == open_store(features, mode="r").ids()
+    assert (tmp_path / "extract.1-of-2.jsonl").is_file()
+    assert (tmp_path / "extract.2-of-2.jsonl").is_file()
+
+
+def test_both_stores_hold_the_same(slides: Path, features: Path, tmp_path: Path) -> None:
+    run(slides / "s0.tiff", tmp_path, store="zarr")
+    one, two = open_store(tmp_path, mode="r").read("s0"), open_store(features, mode="r").read("s0")
+    assert np.array_equal(one.features, two.features)
+    assert one.provenance.digest == two.provenance.digest
+
+
+def test_a_dry_run_writes_nothing_and_counts_right(slides: Path, features: Path, tmp_path: Path) -> None:
+    config = load_config(ExtractConfig, given={"device": "cpu"})
+    planned = plan(config, list_sources(slides), tmp_path / "absent")
+    assert not (tmp_path / "absent").exists()
+    store = open_store(features, mode="r")
+    assert [s.tiles for s in planned.slides] == [store.header(s.slide_id).n for s in planned.slides]
+    assert planned.tiles_per_s > 0
+    for slide in planned.slides:
+        assert slide.bytes_ == pytest.approx((features / f"{slide.slide_id}.h5").stat().st_size, rel=0.25)
+    assert {s.status for s in plan(config, list_sources(slides), features).slides} == {"complete"}
+
+
+def test_an_output_place_that_is_a_file_is_refused(slides: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(OutputError, match="a file stands where the output folder should be"):
+        run(slides, tmp_path / "out")
+
+
+def test_an_absent_cuda_device_is_refused(slides: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"device 'cuda:99': this machine has \d+ CUDA devices"):
+        run(slides, tmp_path, device="cuda:99")
+
+
+_KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+from wsimil.config import load_config
+from wsimil.extraction.config import ExtractConfig
+from wsimil.extraction.sources import list_sources
+from wsimil.stages.extract import extract
+
+slides, out = Path(sys.argv[1]), Path(sys.argv[2])
+rng = random.Random(int(sys.argv[3]))
+
+def work(folder):
+    child = os.fork()
+    if child == 0:
+        config = load_config(ExtractConfig, given={"device": "cpu", "batch_size": 4})
+        extract(config, list_sources(slides), folder)
+        os._exit(0)
+    return child
+
+began = time.monotonic()
+os.waitpid(work(out / "reference"), 0)
+whole = time.monotonic() - began
+kills = 0
+while kills < 22:
+    child = work(out / "killed")
+    time.sleep(rng.uniform(0.0, whole))
+    os.kill(child, signal.SIGKILL)
+    kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    if all((out / "killed" / f"{s.slide_id}.h5").exists() for s in list_sources(slides)):
+        for path in sorted((out / "killed").glob("*.h5"))[: rng.randint(1, 3)]:
+            path.unlink()  # so that the next run has something to be killed in
+assert os.waitstatus_to_exitcode(os.waitpid(work(out / "killed"), 0)[1]) == 0
+"""
+
+
+@pytest.mark.timeout(600)
+def test_after_kill_9_at_22_random_moments_every_file_is_complete_and_equal(slides: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", _KILLED, str(slides), str(tmp_path), "20261"], check=True, timeout=580)
+    ours, reference = open_store(tmp_path / "killed", mode="r"), open_store(tmp_path / "reference", mode="r")
+    assert ours.ids() == reference.ids() == ["s0", "s1", "s2"]
+    for slide_id in ours.ids():
+        one, two = ours.read(slide_id), reference.read(slide_id)
+        assert one.features.tobytes() == two.features.tobytes()
+        assert one.grid.xy0.tobytes() == two.grid.xy0.tobytes()
+        assert one.provenance == two.provenance
+    leftovers = [p for p in (tmp_path / "killed").rglob("*") if ".wsimil-tmp" in p.name]
+    assert leftovers == []
+
+
+def test_ctrl_c_exits_with_130_and_a_rerun_goes_on(slides: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "wsimil", "extract", str(slides), "-o", str(tmp_path), "--device", "cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    line = process.stderr.readline()  # the first slide is done
+    assert "[1/3] s0:" in line
+    os.kill(process.pid, signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in rest
+    assert "Traceback" not in rest
+    summary = run(slides, tmp_path)
+    assert summary.count("failed") == 0
+    assert summary.count("skipped") >= 1
+    assert open_store(tmp_path, mode="r").ids() == ["s0", "s1", "s2"]

@@ -1,0 +1,1 @@
+"""From slides to features: which slides, how they are prepared, and the streaming engine."""

@@ -1,0 +1,117 @@
+"""What a user may choose about extraction, and how it becomes one exact tiling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, cast
+
+from pydantic import Field, model_validator
+
+from wsimil.config import FrozenConfig
+from wsimil.errors import ConfigError
+from wsimil.geometry import TileSpec, round_half_up
+from wsimil.provenance import Json, Provenance
+from wsimil.tissue import TissueConfig
+
+RESAMPLING = "bilinear, antialiased, on uint8"
+DEFAULT_TILE_UM = 128.0
+
+
+class TileConfig(FrozenConfig):
+    """A tiling as a person asks for it; what is left open follows from the encoder.
+
+    `tile_um`: side of a tile in µm. `size_px`: side as the encoder sees it; the encoder's own input size if null.
+    `mpp`: µm per px as the encoder sees it. Two of the three fix the third. With one of `tile_um` and `mpp` the side in px is
+    the encoder's; with neither, the encoder's trained mpp, or 128 µm for an encoder without one.
+    `overlap`: share of the side that neighbors share. `min_tissue`: smallest share of tissue that keeps a tile.
+    """
+
+    tile_um: float | None = Field(None, gt=0)
+    size_px: int | None = Field(None, ge=8)
+    mpp: float | None = Field(None, gt=0)
+    overlap: float = Field(0.0, ge=0, le=0.95)
+    min_tissue: float = Field(0.25, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _not_overdetermined(self) -> TileConfig:
+        if self.tile_um is not None and self.size_px is not None and self.mpp is not None:
+            raise ValueError("tile_um, size_px and mpp are given together; give two of them, the third follows")
+        return self
+
+    def spec(self, *, input_px: int, trained_mpp: tuple[float, ...]) -> TileSpec:
+        """The exact tiling for an encoder of `input_px` px, trained at `trained_mpp` µm per px.
+
+        Raises ConfigError where the three sizes do not give whole px.
+        """
+        size_px, mpp = self.size_px or input_px, self.mpp
+        if self.tile_um is not None and mpp is not None:
+            size_px = round_half_up(self.tile_um / mpp)
+            if abs(size_px * mpp / self.tile_um - 1) > 1e-6:
+                raise ConfigError(
+                    f"tile: {self.tile_um:g} µm at {mpp:g} µm/px are {self.tile_um / mpp:.2f} px, wanted a whole number;"
+                    f" {size_px * mpp:g} µm would be {size_px} px"
+                )
+        elif self.tile_um is not None:
+            mpp = self.tile_um / size_px
+        elif mpp is None:
+            mpp = trained_mpp[0] * input_px / size_px if trained_mpp else DEFAULT_TILE_UM / size_px
+        stride_px = max(1, round_half_up(size_px * (1 - self.overlap)))
+        try:
+            return TileSpec(size_px=size_px, mpp=mpp, stride_px=stride_px, min_tissue=self.min_tissue)
+        except ValueError as error:
+            raise ConfigError(f"tile: {error}") from None
+
+
+class ExtractConfig(FrozenConfig):
+    """Everything about an extraction but the slides and the output folder.
+
+    `device`: "auto" takes CUDA where there is one. `precision`: of the encoder; "auto" is bf16 on CUDA, fp32 on a CPU.
+    `dtype`: in which features are stored. `mpp_override`: µm per level-0 px for every slide, for slides that do not say.
+    `readers`: threads that read tiles. `masks`: a folder of <slide_id>.geojson, used instead of the segmenter where present;
+    `mask_origin`: whether their coordinates count from the slide's corner or, as QuPath does, from its scanned bounds.
+    `thumbnail_px`: longest side of the picture that overlays are drawn on.
+    """
+
+    encoder: str = "efficientnet_lite0"
+    encoder_weights: Path | None = None
+    tile: TileConfig = TileConfig()
+    tissue: TissueConfig = TissueConfig()
+    masks: Path | None = None
+    mask_origin: Literal["level0", "bounds"] = "bounds"
+    mpp_override: float | None = Field(None, gt=0)
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    dtype: Literal["float16", "float32"] = "float16"
+    store: Literal["hdf5", "zarr"] = "hdf5"
+    batch_size: int = Field(32, ge=1)
+    readers: int = Field(2, ge=1)
+    thumbnail_px: int = Field(1600, ge=64, le=8192)
+
+
+def tiling_recipe(spec: TileSpec) -> dict[str, Json]:
+    """What a provenance says of a tiling."""
+    return {
+        "size_px": spec.size_px,
+        "mpp": spec.mpp,
+        "stride_px": spec.stride_px,
+        "min_tissue": spec.min_tissue,
+        "resampling": RESAMPLING,
+    }
+
+
+def config_from_provenance(provenance: Provenance) -> ExtractConfig:
+    """The extraction that makes features of the same kind as `provenance` describes, its tissue settings included."""
+    tiling = provenance.tiling
+    size_px, stride_px = cast("int", tiling["size_px"]), cast("int", tiling["stride_px"])
+    return ExtractConfig.model_validate(
+        {
+            "encoder": provenance.encoder["name"],
+            "tile": {
+                "size_px": size_px,
+                "mpp": tiling["mpp"],
+                "overlap": 1 - stride_px / size_px,
+                "min_tissue": tiling["min_tissue"],
+            },
+            "tissue": provenance.pixels["tissue"],
+        }
+    )

@@ -1,0 +1,113 @@
+"""One slide made ready for the encoder: opened, its tissue found, its tiles laid."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+import wsimil
+from wsimil.encoders import Encoder
+from wsimil.errors import SlideError
+from wsimil.extraction.config import ExtractConfig, tiling_recipe
+from wsimil.extraction.sources import SlideSource
+from wsimil.files import write_bytes, write_text
+from wsimil.geometry import TileGrid, TileSpec, TissueMask
+from wsimil.provenance import Json, Provenance
+from wsimil.slides import Slide, open_slide
+from wsimil.tiling import tile
+from wsimil.tissue import read_geojson, segment, to_geojson, to_png
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedSlide:
+    """An open slide, its tissue, its tiles and the recipe that its features will carry. Whoever holds it closes `slide`."""
+
+    slide: Slide
+    tissue: TissueMask
+    grid: TileGrid
+    provenance: Provenance
+
+
+def prepare(
+    source: SlideSource,
+    *,
+    encoder: Encoder,
+    spec: TileSpec,
+    config: ExtractConfig,
+    is_done: Callable[[Provenance], bool] = lambda _: False,
+) -> PreparedSlide | None:
+    """Open `source`, find its tissue and lay its tiles; None where `is_done` knows its recipe already.
+
+    Raises SlideError.
+    """
+    slide = open_slide(source.path, slide_id=source.slide_id, mpp_override=source.mpp or config.mpp_override)
+    try:
+        mask_file = _mask_file(source, config)
+        provenance = _recipe(source, slide, mask_file, encoder, spec, config)
+        if is_done(provenance):
+            slide.close()
+            return None
+        if mask_file is None:
+            tissue = segment(slide, config.tissue)
+        else:
+            tissue = read_geojson(mask_file, slide.info, origin=config.mask_origin)
+        return PreparedSlide(slide=slide, tissue=tissue, grid=tile(slide.info, tissue, spec), provenance=provenance)
+    except BaseException:
+        slide.close()
+        raise
+
+
+def write_pictures(prepared: PreparedSlide, folder: Path, *, thumbnail_px: int) -> None:
+    """Write tissue/<slide_id>.geojson and .png, and thumbnails/<slide_id>.jpg, which shows the whole level-0 frame."""
+    slide_id = prepared.slide.info.slide_id
+    tissue = to_geojson(prepared.tissue, prepared.slide.info)
+    write_text(folder / "tissue" / f"{slide_id}.geojson", json.dumps(tissue, separators=(",", ":")))
+    write_bytes(folder / "tissue" / f"{slide_id}.png", to_png(prepared.tissue))
+    jpeg = io.BytesIO()
+    Image.fromarray(prepared.slide.thumbnail(thumbnail_px)).save(jpeg, format="JPEG", quality=85)
+    write_bytes(folder / "thumbnails" / f"{slide_id}.jpg", jpeg.getvalue())
+
+
+def _mask_file(source: SlideSource, config: ExtractConfig) -> Path | None:
+    if source.mask is not None:
+        return source.mask
+    candidate = config.masks / f"{source.slide_id}.geojson" if config.masks else None
+    return candidate if candidate is not None and candidate.is_file() else None
+
+
+def _recipe(
+    source: SlideSource, slide: Slide, mask_file: Path | None, encoder: Encoder, spec: TileSpec, config: ExtractConfig
+) -> Provenance:
+    about: dict[str, Json] = {
+        "mpp": slide.info.mpp,
+        "mpp_source": slide.info.mpp_source,
+        "mpp_detail": slide.info.mpp_detail,
+    }
+    if mask_file is not None:
+        try:
+            digest = hashlib.sha256(mask_file.read_bytes()).hexdigest()
+        except OSError as error:
+            raise SlideError(
+                f"slide {source.slide_id!r}: tissue mask {mask_file} cannot be read: {error.strerror or error}; correct its path"
+                " in the manifest, or leave it out to have the tissue found"
+            ) from None
+        about |= {"mask_sha256": digest, "mask_origin": config.mask_origin}
+    return Provenance(
+        encoder=encoder.provenance,
+        tiling=tiling_recipe(spec),
+        pixels={
+            "reader": slide.reader,
+            "tissue": config.tissue.model_dump(mode="json"),
+            "precision": encoder.precision,
+            "dtype": config.dtype,
+        },
+        slide=about,
+        slide_digest=slide.info.digest,
+        version=wsimil.__version__,
+    )

@@ -1,0 +1,26 @@
+"""Which device a stage runs on."""
+
+from __future__ import annotations
+
+import torch
+
+from wsimil.errors import ConfigError
+
+
+def resolve_device(name: str) -> str:
+    """The device that `name` means here: "auto" is CUDA where there is one, else the CPU.
+
+    Raises ConfigError where the device does not exist on this machine.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r}: wanted auto, cpu, cuda or cuda:<number>") from None
+    count = torch.cuda.device_count()
+    if kind.type == "cuda" and (kind.index or 0) >= count:
+        raise ConfigError(
+            f"device {name!r}: this machine has {count} CUDA devices that torch can use; use --device cpu, or see `wsimil doctor`"
+        )
+    return name
