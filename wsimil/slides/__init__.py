@@ -1,0 +1,38 @@
+"""Whole-slide images: opening, finding, reading. The library that decodes them is loaded when the first slide is opened."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from wsimil.slides.base import Slide
+
+__all__ = ["SLIDE_SUFFIXES", "Slide", "find_slides", "open_slide"]
+
+SLIDE_SUFFIXES: frozenset[str] = frozenset(
+    {".bif", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu"}
+)
+"""Lower-case suffixes by which `find_slides` knows a slide; `open_slide` looks at the content alone."""
+
+
+def open_slide(path: Path, *, slide_id: str | None = None, mpp_override: float | None = None) -> Slide:
+    """Open one slide; the id is the file's name without its suffix where none is given.
+
+    `mpp_override` is µm per level-0 px and wins over the metadata. Raises SlideError: not a slide, no mpp, an mpp that cannot
+    be, pixels that are not square.
+    """
+    # Loads the decoder, which `import wsimil.slides` must not.
+    from wsimil.slides.openslide import OpenSlideSlide
+
+    return OpenSlideSlide(path, slide_id=slide_id if slide_id is not None else path.stem, mpp_override=mpp_override)
+
+
+def find_slides(folder: Path) -> list[Path]:
+    """Every slide below `folder`, sorted by path; hidden entries and the data folders beside .mrxs files are left out."""
+    found: list[Path] = []
+    for root, folders, names in os.walk(folder):
+        visible = [Path(root, name) for name in names if not name.startswith(".")]
+        companions = {path.stem for path in visible if path.suffix.lower() == ".mrxs"}
+        folders[:] = [name for name in folders if name not in companions and not name.startswith(".")]
+        found += [path for path in visible if path.suffix.lower() in SLIDE_SUFFIXES]
+    return sorted(found)
