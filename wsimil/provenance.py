@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeAlias
@@ -35,6 +35,10 @@ class Provenance:
     def __post_init__(self) -> None:
         for name in ("encoder", "tiling", "pixels", "slide"):
             object.__setattr__(self, name, MappingProxyType(json.loads(canonical_json(getattr(self, name)))))
+
+    def __reduce__(self) -> tuple[Callable[[Mapping[str, Json]], Provenance], tuple[dict[str, Json]]]:
+        # A read-only mapping cannot be pickled, and bags travel between processes.
+        return Provenance.from_json, (self.to_json(),)
 
     @property
     def digest(self) -> str:
@@ -85,12 +89,18 @@ def sha256_json(value: Json | Mapping[str, Json]) -> str:
     return hashlib.sha256(canonical_json(value).encode("utf-8")).hexdigest()
 
 
+_ABSENT: Json = "(absent)"
+
+
 def _differences(prefix: str, ours: Json, theirs: Json) -> list[str]:
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         keys = (set(ours) | set(theirs)) - ({"version"} if not prefix else set())
         return [
             line
             for key in keys
-            for line in _differences(f"{prefix}.{key}" if prefix else key, ours.get(key), theirs.get(key))
+            for line in _differences(
+                f"{prefix}.{key}" if prefix else key, ours.get(key, _ABSENT), theirs.get(key, _ABSENT)
+            )
         ]
-    return [] if ours == theirs else [f"{prefix}: {ours!r} != {theirs!r}"]
+    # Compared as the digest sees them: 1, 1.0 and True are equal to Python and three texts to the digest.
+    return [] if canonical_json(ours) == canonical_json(theirs) else [f"{prefix}: {ours!r} != {theirs!r}"]
