@@ -1,0 +1,99 @@
+"""What a model says of one slide, and what each tile said to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsimil.geometry import TileGrid
+from wsimil.provenance import Json, canonical_json
+
+_COMPLETENESS = 1e-4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prediction:
+    """One slide's answer: row i of `scores` float32 [N, K] belongs to `grid.xy0[i]`; N >= 1.
+
+    `probabilities`, `logits` and `bias` are float64 [C] in the order of `classes`. A score is named by its kind, and by what it
+    speaks of where there is more than one: "attention", "contribution:<class>". NaN is a tile that was not scored.
+    For each class with contributions, `logit = contributions.sum() + bias`. `model` holds what made it, as plain JSON.
+
+    A slide without tiles has no prediction; whoever predicts a cohort records it by name and reason instead.
+    """
+
+    slide_id: str
+    classes: tuple[str, ...]
+    probabilities: NDArray[np.float64]
+    logits: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    score_names: tuple[str, ...]
+    scores: NDArray[np.float32]
+    grid: TileGrid
+    model: Mapping[str, Json]
+
+    def __post_init__(self) -> None:
+        if self.slide_id != self.grid.slide.slide_id:
+            raise ValueError(f"prediction of {self.slide_id!r} with the tiles of {self.grid.slide.slide_id!r}")
+        if not len(self.grid):
+            raise ValueError(f"slide {self.slide_id!r} has no tiles, so it has no prediction; record it as one without")
+        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes) or not all(self.classes):
+            raise ValueError(f"a prediction needs two or more classes, named and unique, got {self.classes}")
+        for name in ("probabilities", "logits", "bias"):
+            self._check_per_class(name, getattr(self, name))
+        if np.any(self.probabilities < 0) or abs(float(self.probabilities.sum()) - 1) > 1e-6:
+            raise ValueError(
+                f"slide {self.slide_id!r}: probabilities {self.probabilities} are not >= 0 with a sum of 1"
+            )
+        self._check_scores()
+        object.__setattr__(self, "model", MappingProxyType(json.loads(canonical_json(self.model))))
+
+    @property
+    def predicted(self) -> str:
+        """The class with the highest probability, the first one of equals."""
+        return self.classes[int(np.argmax(self.probabilities))]
+
+    def score(self, name: str) -> NDArray[np.float32]:
+        """One score, float32 [N]. Raises KeyError where the method does not give it."""
+        if name not in self.score_names:
+            raise KeyError(
+                f"slide {self.slide_id!r} has no score {name!r}, only {', '.join(self.score_names) or 'none'}"
+            )
+        return self.scores[:, self.score_names.index(name)]
+
+    def _check_per_class(self, name: str, values: NDArray[np.float64]) -> None:
+        if values.dtype != np.float64 or values.shape != (len(self.classes),):
+            raise ValueError(f"{name} are float64 [{len(self.classes)}], got {values.dtype} {values.shape}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"slide {self.slide_id!r}: {name} {values} are not finite")
+        values.setflags(write=False)
+
+    def _check_scores(self) -> None:
+        names, scores = self.score_names, self.scores
+        if len(set(names)) != len(names) or not all(names):
+            raise ValueError(f"scores need names that are unique and not empty, got {names}")
+        if scores.dtype != np.float32 or scores.shape != (len(self.grid), len(names)):
+            raise ValueError(f"scores are float32 [{len(self.grid)}, {len(names)}], got {scores.dtype} {scores.shape}")
+        if np.isinf(scores).any():
+            raise ValueError(f"slide {self.slide_id!r}: {int(np.isinf(scores).sum())} scores are infinite")
+        for index, label in enumerate(self.classes):
+            if f"contribution:{label}" in names:
+                self._check_complete(label, float(self.logits[index]), float(self.bias[index]))
+        scores.setflags(write=False)
+
+    def _check_complete(self, label: str, logit: float, bias: float) -> None:
+        contributions = self.score(f"contribution:{label}").astype(np.float64)
+        if np.isnan(contributions).any():
+            return
+        # Scores were computed in float32: what they may be off by grows with what was added, not with what is left of it.
+        allowed = _COMPLETENESS * (1 + abs(bias) + float(np.abs(contributions).sum()))
+        total = float(contributions.sum()) + bias
+        if abs(total - logit) > allowed:
+            raise ValueError(
+                f"slide {self.slide_id!r}: contributions to {label!r} and bias add up to {total:.6g}, the logit is {logit:.6g}"
+            )
