@@ -1,0 +1,181 @@
+"""GeoJSON by the rules that QuPath's reader was seen to have."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import geojson
+import numpy as np
+import pytest
+import shapely
+
+from wsimil.errors import OutputError
+from wsimil.export.geojson import geojson_chunks, write_geojson
+from wsimil.export.scores import ScoreTable, score_table
+
+HOSTILE = '"}]<img src=x onerror=alert(1)> %s %d\n\u2028 100 %'
+
+
+def _parse(table: ScoreTable, **options: Any) -> dict[str, Any]:
+    def refuse(name: str) -> float:
+        raise AssertionError(f"{name} is no JSON")
+
+    tree = json.loads("".join(geojson_chunks(table, **options)), parse_constant=refuse)
+    assert isinstance(tree, dict)
+    return tree
+
+
+def _objects(tree: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [f for f in tree["features"] if f["properties"]["objectType"] == kind]
+
+
+def _box(feature: dict[str, Any]) -> list[int]:
+    ring = feature["geometry"]["coordinates"][0]
+    return [*ring[0], ring[2][0] - ring[0][0], ring[2][1] - ring[0][1]]
+
+
+def _hold_the_contract(tree: dict[str, Any]) -> None:
+    assert tree["type"] == "FeatureCollection"
+    assert geojson.loads(json.dumps(tree)).is_valid
+    for feature in tree["features"]:
+        assert feature["type"] == "Feature"
+        geometry, properties = feature["geometry"], feature["properties"]
+        assert geometry["type"] == "Polygon"
+        assert shapely.is_valid(shapely.geometry.shape(geometry))
+        (ring,) = geometry["coordinates"]
+        assert ring[0] == ring[-1]
+        assert all(type(value) is int for point in ring for value in point)
+        assert properties["objectType"] in ("tile", "annotation")
+        assert "id" not in feature
+        classification = properties.get("classification")
+        assert classification is None or _is_color(classification["color"])
+        assert "color" not in properties or _is_color(properties["color"])
+        assert all(_is_measurement(value) for value in properties["measurements"].values())
+        assert all(isinstance(value, str) for value in properties.get("metadata", {}).values())
+
+
+def _is_color(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value)
+
+
+def _is_measurement(value: object) -> bool:
+    return value == "NaN" or (type(value) in (int, float) and np.isfinite(float(value)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("n", [1, 63, 1000])
+def test_every_rule_of_the_contract_holds(n: int, make_prediction) -> None:
+    table = score_table(make_prediction(n=n, size_px=63, mpp=0.2527))
+    tree = _parse(table)
+    _hold_the_contract(tree)
+    assert len(_objects(tree, "tile")) == len(table)
+
+
+def test_tiles_lie_where_the_table_says(make_prediction) -> None:
+    table = score_table(make_prediction(n=63, mpp=0.2527, stride_px=112))
+    boxes = [_box(feature) for feature in _objects(_parse(table), "tile")]
+    assert boxes == [[*corner, 443, 443] for corner in table.xy0.tolist()]
+
+
+def test_the_bounds_offset_is_subtracted_by_default_and_told(make_prediction) -> None:
+    table = score_table(make_prediction(n=63, bounds0_px=(301, 207, 3000, 2500)))
+    shifted, plain = _parse(table), _parse(table, origin="level0")
+    assert [_box(f)[:2] for f in _objects(shifted, "tile")] == (table.xy0 - [301, 207]).tolist()
+    assert [_box(f)[:2] for f in _objects(plain, "tile")] == table.xy0.tolist()
+    for tree, offset in ((shifted, [301, 207]), (plain, [0, 0])):
+        assert tree["wsimil"]["offset_level0_px"] == offset
+        slide = _objects(tree, "annotation")[0]["properties"]
+        assert slide["metadata"]["wsimil.offset_level0_px"] == f"{offset[0]},{offset[1]}"
+        assert slide["metadata"]["wsimil.origin"] == tree["wsimil"]["origin"]
+
+
+def test_measurements_are_relative_to_the_largest_and_say_so(make_prediction) -> None:
+    table = score_table(make_prediction(n=63))
+    tiles = _objects(_parse(table), "tile")
+    for name in table.score_names:
+        raw = table.score(name).astype(np.float64)
+        shown = [t["properties"]["measurements"][f"wsimil: {name.replace(':', ' ')} (relative to max)"] for t in tiles]
+        np.testing.assert_allclose(shown, raw / np.abs(raw).max(), rtol=5e-5)
+
+
+def test_a_score_that_is_zero_everywhere_stays_zero(make_prediction) -> None:
+    table = score_table(make_prediction(n=63))
+    tiles = _objects(_parse(dataclasses.replace(table, scores=np.zeros_like(table.scores)), score="attention"), "tile")
+    assert all(set(t["properties"]["measurements"].values()) == {0} for t in tiles)
+
+
+def test_a_tile_that_was_not_scored_is_the_string_nan(make_prediction) -> None:
+    table = score_table(make_prediction(n=63))
+    scores = table.scores.copy()
+    scores[3] = np.nan
+    tree = _parse(dataclasses.replace(table, scores=scores))
+    _hold_the_contract(tree)
+    assert set(_objects(tree, "tile")[3]["properties"]["measurements"].values()) == {"NaN"}
+    assert set(
+        _objects(_parse(dataclasses.replace(table, scores=scores * np.nan)), "tile")[0]["properties"][
+            "measurements"
+        ].values()
+    ) == {"NaN"}
+
+
+def test_the_slide_itself_carries_its_probabilities(make_prediction) -> None:
+    table = score_table(make_prediction(n=63))
+    slide = _objects(_parse(table), "annotation")[0]["properties"]
+    assert slide["measurements"]["wsimil: P(tumor)"] == table.probabilities[1]
+    assert slide["metadata"]["wsimil.model.digest"] == "a3f5c0de"
+
+
+def test_top_tiles_are_the_highest_of_those_that_speak_for_the_class(make_prediction) -> None:
+    table = score_table(make_prediction(n=63))
+    values = table.score("contribution:tumor")
+    tops = _objects(_parse(table, score="contribution:tumor", top=5), "annotation")[1:]
+    assert [t["properties"]["metadata"]["wsimil.tile_id"] for t in tops] == [str(i) for i in np.argsort(-values)[:5]]
+    assert tops[0]["properties"]["name"] == f"Top 1 tumor ({values.max():+.3g})"
+    every = _objects(_parse(table, score="contribution:tumor", top=63), "annotation")[1:]
+    assert len(every) == int((values > 0).sum())
+    assert len(_objects(_parse(table, score="attention", top=63), "annotation")) == 1 + 63
+    assert len(_objects(_parse(table, top=0), "annotation")) == 1
+
+
+def test_hostile_names_stay_text(make_prediction) -> None:
+    table = score_table(make_prediction(n=63, classes=("normal", HOSTILE), slide_id=HOSTILE))
+    tree = _parse(table)
+    _hold_the_contract(tree)
+    assert tree["wsimil"]["slide"] == HOSTILE
+    assert (
+        f"wsimil: contribution {HOSTILE} (relative to max)" in _objects(tree, "tile")[0]["properties"]["measurements"]
+    )
+    assert all("\u2028" not in chunk for chunk in geojson_chunks(table))
+
+
+def test_a_table_without_scores_still_shows_its_tiles(make_prediction) -> None:
+    table = score_table(make_prediction(n=63))
+    bare = dataclasses.replace(table, score_names=(), scores=np.empty((63, 0), np.float32))
+    tree = _parse(bare)
+    _hold_the_contract(tree)
+    assert len(_objects(tree, "tile")) == 63
+
+
+def test_calls_that_cannot_be_meant_are_refused(make_prediction) -> None:
+    table = score_table(make_prediction(n=63))
+    for options, error in (({"top": -1}, ValueError), ({"origin": "centre"}, ValueError), ({"score": "x"}, KeyError)):
+        with pytest.raises(error):
+            _parse(table, **options)
+
+
+def test_a_hundred_thousand_tiles_stay_below_forty_megabytes_and_come_in_pieces(make_prediction) -> None:
+    table = score_table(make_prediction(size0_px=(71_000, 71_000), n=100_000))
+    sizes = [len(chunk) for chunk in geojson_chunks(table)]
+    assert len(table) == 100_000
+    assert sum(sizes) < 40_000_000
+    assert max(sizes) < 2_000_000
+
+
+def test_a_written_file_is_what_the_chunks_say(make_prediction, tmp_path: Path) -> None:
+    table = score_table(make_prediction(n=63))
+    write_geojson(tmp_path / "a.geojson", table)
+    assert (tmp_path / "a.geojson").read_text(encoding="utf-8") == "".join(geojson_chunks(table))
+    with pytest.raises(OutputError):
+        write_geojson(tmp_path / "a.geojson" / "b.geojson", table)

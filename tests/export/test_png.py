@@ -1,0 +1,116 @@
+"""The picture: what it shows, where, and that nothing in it is taken for markup."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from wsimil.export.heatmap import rank_heatmap, raw_heatmap
+from wsimil.export.overlay import overlay, tint
+from wsimil.export.page import Page, Style, shorten, text_width
+from wsimil.export.png import render_png, write_png
+from wsimil.export.scores import ScoreTable, score_table
+
+
+def _render(table: ScoreTable, score: str | None = None, **options: NDArray[np.uint8]) -> Image.Image:
+    picture = Image.open(io.BytesIO(render_png(table, raw_heatmap(table, score or table.main_score), **options)))
+    picture.load()
+    return picture
+
+
+@pytest.mark.parametrize(
+    "size0_px", [(300, 200), (4000, 3000), (60_000, 2000), (900, 60_000), (8, 100_000), (100_000, 80_000)]
+)
+def test_a_slide_of_any_shape_gives_a_picture_of_bounded_size(size0_px: tuple[int, int], make_prediction) -> None:
+    picture = _render(score_table(make_prediction(size0_px=size0_px, n=1000)))
+    facts = json.loads(picture.text["wsimil"])  # type: ignore[attr-defined]  # of PNG images
+    x, y, width, height = facts["frame_px"]
+    assert x + width <= picture.width <= 1600
+    assert y + height <= picture.height <= 1100
+    assert max(width / 1120, height / 880) == 1
+
+
+@pytest.mark.parametrize("n", [1, 63])
+def test_names_of_any_length_and_script_are_only_text(n: int, make_prediction) -> None:
+    names = ("$\\frac{tumor$ %s <b>", "日本語\x00\n", "x" * 5000)
+    _render(score_table(make_prediction(n=n, classes=names, slide_id="$_{" + "s" * 3000 + "\n")))
+
+
+def test_many_classes_fit_on_the_page(make_prediction) -> None:
+    picture = _render(score_table(make_prediction(n=63, size0_px=(60_000, 1000), classes=tuple("abcdefghijklmnop"))))
+    rows = np.asarray(picture.convert("L")).min(axis=1)
+    assert rows[-20:].min() == 255
+
+
+def test_the_same_table_gives_the_same_bytes(make_prediction) -> None:
+    table = score_table(make_prediction(n=63))
+    heatmap = rank_heatmap(table, "attention")
+    assert render_png(table, heatmap) == render_png(table, heatmap)
+
+
+def test_a_table_without_attention_has_a_picture_too(make_prediction) -> None:
+    table = score_table(make_prediction(n=63))
+    _render(dataclasses.replace(table, score_names=table.score_names[1:], scores=table.scores[:, 1:].copy()))
+
+
+def test_signed_scores_are_transparent_at_zero_and_part_in_hue() -> None:
+    ground = np.full((3, 3), 200, np.float32)
+    colors = tint(np.array([-1, 0, 1], np.float32), (-1.0, 1.0), "signed", ground)
+    assert colors[0, 2] > colors[0, 0]
+    assert np.array_equal(colors[1], ground[1])
+    assert colors[2, 0] > colors[2, 2]
+
+
+@pytest.mark.parametrize("kind", ["signed", "sequential"])
+def test_scores_beyond_the_range_look_like_its_ends(kind) -> None:
+    ground = np.full((4, 3), 200, np.float32)
+    colors = tint(np.array([-9, -1, 1, 9], np.float32), (-1.0, 1.0), kind, ground)
+    assert np.array_equal(colors[0], colors[1])
+    assert np.array_equal(colors[2], colors[3])
+
+
+@pytest.mark.parametrize("score", ["attention", "contribution:tumor"])
+def test_area_that_was_not_scored_is_grey_and_never_looks_like_a_low_score(score: str, make_prediction) -> None:
+    table = score_table(make_prediction(size0_px=(2240, 2240), n=50))
+    pink = np.full((100, 100, 3), (230, 160, 200), np.uint8)
+    picture = overlay(raw_heatmap(table, score), pink, shape=(200, 200)).astype(int)
+    scored, unscored = picture[:95], picture[105:]
+    assert (np.ptp(unscored, axis=2) == 0).all()
+    assert (np.ptp(scored, axis=2) > 20).all()
+
+
+def test_a_thumbnail_of_another_type_is_refused(make_prediction) -> None:
+    table = score_table(make_prediction(n=63))
+    with pytest.raises(ValueError, match=r"uint8 \[h, w, 3\]"):
+        _render(table, thumbnail=np.zeros((9, 9, 4), np.uint8))
+
+
+def test_long_text_is_cut_in_its_middle_to_the_room_it_has() -> None:
+    style = Style(size_px=13)
+    assert shorten("short", style, 100) == "short"
+    cut = shorten("start" + "x" * 1000 + "end", style, 100)
+    assert cut.startswith("start")
+    assert cut.endswith("end")
+    assert text_width(cut, style) <= 100
+
+
+def test_a_picture_lies_on_the_page_px_by_px() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (63, 41, 3), dtype=np.uint8)
+    page = Page(200, 101)
+    page.picture(17, 5, pixels)
+    drawn = np.asarray(Image.open(io.BytesIO(page.png({}))))
+    assert np.array_equal(drawn[5 : 5 + 63, 17 : 17 + 41], pixels)
+    assert (drawn[:5] == 255).all()
+
+
+def test_a_written_file_is_the_picture(make_prediction, tmp_path) -> None:
+    table = score_table(make_prediction(n=63))
+    heatmap = raw_heatmap(table, "attention")
+    write_png(tmp_path / "a.png", table, heatmap)
+    assert (tmp_path / "a.png").read_bytes() == render_png(table, heatmap)

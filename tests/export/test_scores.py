@@ -1,0 +1,134 @@
+"""The score table: written, read back, refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from wsimil.errors import OutputError, StoreError
+from wsimil.export.scores import ScoreTable, read_scores, score_table, write_scores
+
+
+def _same(a: ScoreTable, b: ScoreTable) -> bool:
+    pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(ScoreTable)]
+    return all(
+        np.array_equal(x, y, equal_nan=x.dtype.kind == "f") and x.dtype == y.dtype
+        if isinstance(x, np.ndarray)
+        else x == y
+        for x, y in pairs
+    )
+
+
+@pytest.mark.parametrize("n", [1, 63, 1000])
+def test_what_is_read_is_what_was_predicted(n: int, make_prediction, tmp_path: Path) -> None:
+    prediction = make_prediction(n=n, size_px=63, mpp=0.2527, bounds0_px=(100, 50, 3500, 2900))
+    write_scores(tmp_path / "scores.parquet", prediction)
+    assert _same(read_scores(tmp_path / "scores.parquet"), score_table(prediction))
+
+
+def test_a_tile_that_was_not_scored_stays_nan(make_prediction, tmp_path: Path) -> None:
+    prediction = make_prediction(n=63)
+    scores = prediction.scores.copy()
+    scores[7, 0] = np.nan
+    write_scores(tmp_path / "s.parquet", dataclasses.replace(prediction, scores=scores))
+    assert np.flatnonzero(np.isnan(read_scores(tmp_path / "s.parquet").score("attention"))).tolist() == [7]
+
+
+def test_columns_and_types_are_those_of_the_contract(make_prediction, tmp_path: Path) -> None:
+    prediction = make_prediction(mpp=0.2527, n=63)
+    write_scores(tmp_path / "s.parquet", prediction)
+    table = pq.read_table(tmp_path / "s.parquet")
+    assert {f.name: str(f.type) for f in table.schema} == {
+        "tile_id": "int32",
+        "x": "int64",
+        "y": "int64",
+        "w": "int32",
+        "h": "int32",
+        "attention": "float",
+        "contribution:normal": "float",
+        "contribution:tumor": "float",
+    }
+    assert set(table["w"].to_pylist()) == set(table["h"].to_pylist()) == {prediction.grid.size0_px} == {443}
+    header = json.loads(table.schema.metadata[b"wsimil"])
+    assert header["tiles"]["size0"] == 224 * 0.5 / 0.2527
+    assert header["scores"][2] == {"column": "contribution:tumor", "kind": "contribution", "of": "tumor"}
+
+
+def test_the_same_prediction_gives_the_same_bytes(make_prediction, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_scores(tmp_path / name, make_prediction(n=63))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_prediction_without_scores_is_a_table_without_scores(make_prediction, tmp_path: Path) -> None:
+    bare = dataclasses.replace(make_prediction(n=63), score_names=(), scores=np.empty((63, 0), np.float32))
+    write_scores(tmp_path / "s.parquet", bare)
+    table = read_scores(tmp_path / "s.parquet")
+    assert len(table) == 63
+    with pytest.raises(KeyError, match="no heatmap"):
+        _ = table.main_score
+
+
+def test_the_main_score_is_the_contribution_to_the_predicted_class(make_prediction) -> None:
+    table = score_table(make_prediction(n=63))
+    assert table.main_score == f"contribution:{table.predicted}"
+    only = dataclasses.replace(table, score_names=("attention",), scores=table.scores[:, :1].copy())
+    assert only.main_score == "attention"
+
+
+def test_a_score_cannot_take_the_name_of_a_place(make_prediction, tmp_path: Path) -> None:
+    prediction = dataclasses.replace(make_prediction(n=63), score_names=("x", "b", "c"))
+    with pytest.raises(ValueError, match="tile_id, x, y"):
+        write_scores(tmp_path / "s.parquet", prediction)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"nowhere\.parquet does not exist"):
+        read_scores(tmp_path / "nowhere.parquet")
+
+
+def test_a_truncated_file_is_refused(make_prediction, tmp_path: Path) -> None:
+    write_scores(tmp_path / "s.parquet", make_prediction(n=63))
+    (tmp_path / "s.parquet").write_bytes((tmp_path / "s.parquet").read_bytes()[:-100])
+    with pytest.raises(StoreError, match="cannot be read"):
+        read_scores(tmp_path / "s.parquet")
+
+
+def test_a_foreign_parquet_file_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "s.parquet")
+    with pytest.raises(StoreError, match="not one with tile scores"):
+        read_scores(tmp_path / "s.parquet")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda h: h.update(schema="wsimil/scores/9"), "wanted 'wsimil/scores/1'"),
+        (lambda h: h.pop("classes"), "classes"),
+        (lambda h: h.update(probabilities=[1.0]), "float64"),
+        (lambda h: h["scores"].append({"column": "ghost"}), "ghost"),
+        (lambda h: h.update(slide=[]), "not whole"),
+    ],
+)
+def test_a_header_that_does_not_fit_is_refused(change, says: str, make_prediction, tmp_path: Path) -> None:
+    path = tmp_path / "s.parquet"
+    write_scores(path, make_prediction(n=63))
+    table = pq.read_table(path)
+    header = json.loads(table.schema.metadata[b"wsimil"])
+    change(header)
+    pq.write_table(table.replace_schema_metadata({b"wsimil": json.dumps(header)}), path)
+    with pytest.raises(StoreError, match=says):
+        read_scores(path)
+
+
+def test_an_output_place_that_is_a_file_is_refused(make_prediction, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(OutputError, match="a file stands where"):
+        write_scores(tmp_path / "out" / "s.parquet", make_prediction(n=63))

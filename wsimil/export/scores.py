@@ -1,0 +1,226 @@
+"""The one store of a slide's tile scores, `scores.parquet`; every other export is a function of what is read from it.
+
+Columns: tile_id int32; x, y int64 and w, h int32 in level-0 px (top-left corner and side of a tile, of the slide as OpenSlide
+sees it); then one float32 column for each raw score. The parquet metadata key b"wsimil" holds a JSON header with all that the
+columns do not say. Neither holds a path or any property of the slide but its geometry.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from wsimil.errors import StoreError
+from wsimil.evaluation.prediction import Prediction
+from wsimil.files import atomic_path
+from wsimil.provenance import Json, canonical_json
+
+SCHEMA = "wsimil/scores/1"
+_KEY = b"wsimil"
+_PLACE = ("tile_id", "x", "y", "w", "h")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScoreTable:
+    """Raw scores of one slide's tiles and where the tiles lie: `xy0` int64 [N, 2], `scores` float32 [N, K], NaN = not scored.
+
+    `size0_px` is the side of a tile in whole level-0 px, `size0` and `stride0` are exact; `slide_size0_px` (W, H) and
+    `bounds0_px` (x, y, w, h) describe the slide; `mpp` is µm per level-0 px, `tile_mpp` that of a tile as the encoder saw it.
+    """
+
+    slide_id: str
+    slide_size0_px: tuple[int, int]
+    bounds0_px: tuple[int, int, int, int]
+    mpp: float
+    tile_mpp: float
+    size0: float
+    size0_px: int
+    stride0: float
+    xy0: NDArray[np.int64]
+    score_names: tuple[str, ...]
+    scores: NDArray[np.float32]
+    classes: tuple[str, ...]
+    probabilities: NDArray[np.float64]
+    logits: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    model: Mapping[str, Json]
+
+    def __post_init__(self) -> None:
+        if self.xy0.dtype != np.int64 or self.xy0.ndim != 2 or self.xy0.shape[1] != 2 or not len(self.xy0):
+            raise ValueError(f"xy0 is int64 [N, 2] with N >= 1, got {self.xy0.dtype} {self.xy0.shape}")
+        shape = (len(self.xy0), len(self.score_names))
+        if self.scores.dtype != np.float32 or self.scores.shape != shape:
+            raise ValueError(f"scores are float32 {list(shape)}, got {self.scores.dtype} {self.scores.shape}")
+        if set(self.score_names) & set(_PLACE) or len(set(self.score_names)) != len(self.score_names):
+            raise ValueError(f"names of scores are unique and none of {', '.join(_PLACE)}, got {self.score_names}")
+        if not (self.size0 > 0 and self.stride0 > 0 and self.size0_px > 0 and self.mpp > 0 and self.tile_mpp > 0):
+            raise ValueError(f"sides, strides and mpp are positive, got {self.size0}, {self.stride0}, {self.mpp}")
+        per_class = (self.probabilities, self.logits, self.bias)
+        if any(values.dtype != np.float64 or values.shape != (len(self.classes),) for values in per_class):
+            raise ValueError(f"probabilities, logits and bias are float64 [{len(self.classes)}]")
+        for array in (self.xy0, self.scores, *per_class):
+            array.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.xy0)
+
+    @property
+    def predicted(self) -> str:
+        """The class with the highest probability, the first one of equals."""
+        return self.classes[int(np.argmax(self.probabilities))]
+
+    @property
+    def main_score(self) -> str:
+        """The score that a heatmap shows by default: the contribution to the predicted class, else the first score.
+
+        Raises KeyError where the table holds no score.
+        """
+        if f"contribution:{self.predicted}" in self.score_names:
+            return f"contribution:{self.predicted}"
+        if not self.score_names:
+            raise KeyError(f"slide {self.slide_id!r} has no scores on its tiles, so it has no heatmap")
+        return self.score_names[0]
+
+    def score(self, name: str) -> NDArray[np.float32]:
+        """One raw score, float32 [N]. Raises KeyError where the table does not hold it."""
+        if name not in self.score_names:
+            raise KeyError(
+                f"slide {self.slide_id!r} has no score {name!r}, only {', '.join(self.score_names) or 'none'}"
+            )
+        return self.scores[:, self.score_names.index(name)]
+
+
+def score_table(prediction: Prediction) -> ScoreTable:
+    """What `write_scores` writes of a prediction and `read_scores` gives back."""
+    grid = prediction.grid
+    slide, spec = grid.slide, grid.spec
+    return ScoreTable(
+        slide_id=prediction.slide_id,
+        slide_size0_px=slide.size0_px,
+        bounds0_px=slide.bounds0_px,
+        mpp=slide.mpp,
+        tile_mpp=spec.mpp,
+        size0=grid.size0,
+        size0_px=grid.size0_px,
+        stride0=spec.stride_px * spec.mpp / slide.mpp,
+        xy0=grid.xy0,
+        score_names=prediction.score_names,
+        scores=prediction.scores,
+        classes=prediction.classes,
+        probabilities=prediction.probabilities,
+        logits=prediction.logits,
+        bias=prediction.bias,
+        model=prediction.model,
+    )
+
+
+def write_scores(path: Path, prediction: Prediction) -> None:
+    """Write `scores.parquet` atomically; the same prediction gives the same bytes with the same pyarrow.
+
+    Raises OutputError.
+    """
+    table = score_table(prediction)
+    side = np.full(len(table), table.size0_px, np.int32)
+    columns = {
+        "tile_id": np.arange(len(table), dtype=np.int32),
+        "x": table.xy0[:, 0],
+        "y": table.xy0[:, 1],
+        "w": side,
+        "h": side,
+        **{name: table.score(name) for name in table.score_names},
+    }
+    arrow = pa.table({name: pa.array(np.ascontiguousarray(values)) for name, values in columns.items()})
+    arrow = arrow.replace_schema_metadata({_KEY: canonical_json(_header(table)).encode("utf-8")})
+    with atomic_path(path) as temporary:
+        pq.write_table(arrow, temporary, compression="zstd", version="2.6")
+
+
+def read_scores(path: Path) -> ScoreTable:
+    """Read what `write_scores` wrote. Raises StoreError where the file is missing, broken, foreign or of a newer schema."""
+    try:
+        arrow = pq.read_table(path, partitioning=None, memory_map=False)
+    except FileNotFoundError:
+        raise StoreError(f"score table {path} does not exist; make it with wsimil predict") from None
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"score table {path} cannot be read ({error}); make it anew with wsimil predict") from error
+    text = (arrow.schema.metadata or {}).get(_KEY)
+    if text is None:
+        raise StoreError(
+            f"{path} is a parquet file, but not one with tile scores of wsimil (its metadata has no {_KEY!r})"
+        )
+    try:
+        header = json.loads(text)
+        if header["schema"] != SCHEMA:
+            raise StoreError(f"score table {path} has schema {header['schema']!r}, wanted {SCHEMA!r}; update wsimil")
+        return _table(header, arrow)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(
+            f"score table {path} is not whole: {type(error).__name__}: {error}; make it anew with wsimil predict"
+        ) from error
+
+
+def _header(table: ScoreTable) -> dict[str, Json]:
+    return {
+        "schema": SCHEMA,
+        "slide": {
+            "slide_id": table.slide_id,
+            "size0_px": list(table.slide_size0_px),
+            "bounds0_px": list(table.bounds0_px),
+            "mpp": table.mpp,
+        },
+        "tiles": {
+            "frame": "level-0 px, x to the right, y down, from the top-left edge of the slide as OpenSlide sees it",
+            "size0": table.size0,
+            "size0_px": table.size0_px,
+            "stride0": table.stride0,
+            "mpp": table.tile_mpp,
+        },
+        "scores": [_column(name) for name in table.score_names],
+        "classes": list(table.classes),
+        "probabilities": table.probabilities.tolist(),
+        "logits": table.logits.tolist(),
+        "bias": table.bias.tolist(),
+        "model": dict(table.model),
+    }
+
+
+def _column(name: str) -> dict[str, Json]:
+    kind, _, of = name.partition(":")
+    return {"column": name, "kind": kind, "of": of or None}
+
+
+def _table(header: Mapping[str, Json], arrow: pa.Table) -> ScoreTable:
+    slide: dict[str, Json] = header["slide"]  # type: ignore[assignment]  # a wrong shape is a TypeError, which is reported
+    tiles: dict[str, Json] = header["tiles"]  # type: ignore[assignment]
+    scores: list[dict[str, Json]] = header["scores"]  # type: ignore[assignment]
+    names = tuple(str(column["column"]) for column in scores)
+    values = [arrow.column(name).to_numpy() for name in names]
+    xy0 = np.stack([arrow.column("x").to_numpy(), arrow.column("y").to_numpy()], axis=1)
+    left, top, width, height = (int(value) for value in slide["bounds0_px"])  # type: ignore[union-attr,arg-type]
+    full_width, full_height = (int(value) for value in slide["size0_px"])  # type: ignore[union-attr,arg-type]
+    return ScoreTable(
+        slide_id=str(slide["slide_id"]),
+        slide_size0_px=(full_width, full_height),
+        bounds0_px=(left, top, width, height),
+        mpp=float(slide["mpp"]),  # type: ignore[arg-type]
+        tile_mpp=float(tiles["mpp"]),  # type: ignore[arg-type]
+        size0=float(tiles["size0"]),  # type: ignore[arg-type]
+        size0_px=int(tiles["size0_px"]),  # type: ignore[arg-type]
+        stride0=float(tiles["stride0"]),  # type: ignore[arg-type]
+        xy0=xy0,
+        score_names=names,
+        scores=np.stack(values, axis=1) if values else np.empty((len(xy0), 0), np.float32),
+        classes=tuple(str(name) for name in header["classes"]),  # type: ignore[union-attr]
+        probabilities=np.array(header["probabilities"], np.float64),
+        logits=np.array(header["logits"], np.float64),
+        bias=np.array(header["bias"], np.float64),
+        model=MappingProxyType(header["model"]),  # type: ignore[arg-type]
+    )
