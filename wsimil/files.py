@@ -1,11 +1,12 @@
-"""Atomic writes: a file is whole and at its name, or it is not there."""
+"""Atomic writes: a file or a folder is whole and at its name, or it is not there."""
 
 from __future__ import annotations
 
 import errno
 import os
+import secrets
+import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ from pathlib import Path
 from wsimil.errors import OutputError
 
 _MARK = ".wsimil-tmp"
-_FOREIGN_AGE_S = 24 * 3600.0
+_STALE_AGE_S = 24 * 3600.0
 
 
 @contextmanager
@@ -25,24 +26,45 @@ def atomic_path(target: Path) -> Iterator[Path]:
     `remove_stale` can tell a crashed writer's leftover from the file of one still at work.
     Raises OutputError where the disk is full, read-only or not a folder.
     """
-    temporary: Path | None = None
+    temporary = _temporary(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{target.stem[:100]}.{_host()}.{os.getpid()}.", suffix=_MARK + target.suffix, dir=target.parent
-        )
-        os.close(handle)
-        temporary = Path(name)
-        temporary.chmod(0o666 & ~_umask())
+        # Opened rather than made by tempfile: so the kernel applies the umask, which threads cannot read safely.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         _sync(temporary)
         temporary.replace(target)
-        _sync(target.parent)
+        _sync_folder(target.parent)
     except OSError as error:
         raise output_error(target, error) from error
     finally:
-        if temporary is not None:
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`; on a clean exit it is synced and takes the place of `target`, else removed.
+
+    No system can replace a full folder in one step: an old `target` is first moved aside, to a name that `remove_stale`
+    knows. A crash between the two moves leaves no `target`, never a mixed one.
+    Raises OutputError as `atomic_path` does.
+    """
+    temporary = _temporary(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
+        for folder, _, names in os.walk(temporary, topdown=False):
+            for name in names:
+                _sync(Path(folder, name))
+            _sync_folder(Path(folder))
+        _replace_folder(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise output_error(target, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(target: Path, data: bytes) -> None:
@@ -57,23 +79,24 @@ def write_text(target: Path, text: str) -> None:
 
 
 def remove_stale(folder: Path) -> int:
-    """Remove what crashed writers left in `folder`: files of dead processes of this host, and others a day old.
+    """Remove what crashed writers left in `folder`: of dead processes of this host, and whatever is a day old.
 
-    Returns how many were removed.
+    Returns how many files and folders were removed.
     """
     removed = 0
     for leftover in folder.glob(f".*{_MARK}*"):
-        host, _, pid = (
-            leftover.name.removesuffix(leftover.suffix).removesuffix(_MARK).rpartition(".")[0].rpartition(".")
-        )
-        ours = host.endswith("." + _host())
-        dead = ours and pid.isdigit() and not _alive(int(pid))
+        name = leftover.name.removesuffix(leftover.suffix).removesuffix(_MARK)
+        host, _, pid = name.rpartition(".")[0].rpartition(".")
+        dead = host.endswith("." + _host()) and pid.isdigit() and not _alive(int(pid))
         try:
-            if dead or (not ours and time.time() - leftover.stat().st_mtime > _FOREIGN_AGE_S):
-                leftover.unlink()
+            # A day old counts for this host too: the number of a dead process is given to another one in time.
+            if dead or time.time() - leftover.stat().st_mtime > _STALE_AGE_S:
+                _remove(leftover)
                 removed += 1
         except FileNotFoundError:
             continue  # another worker was quicker
+        except OSError as error:
+            raise output_error(leftover, error) from error
     return removed
 
 
@@ -113,10 +136,35 @@ def _host() -> str:
     return socket.gethostname().replace(".", "-") or "host"
 
 
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current
+def _temporary(target: Path) -> Path:
+    # Cut by bytes: file systems allow 255 of them, and a letter takes up to four.
+    stem = target.stem.encode("utf-8", "surrogateescape")[:100].decode("utf-8", "ignore")
+    return target.with_name(f".{stem}.{_host()}.{os.getpid()}.{secrets.token_hex(8)}{_MARK}{target.suffix}")
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    while True:
+        aside = _temporary(target)
+        with suppress(FileNotFoundError):
+            target.rename(aside)
+        try:
+            new.rename(target)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another writer was quicker: replace its folder
+                _remove(aside)
+                continue
+            with suppress(OSError):
+                aside.rename(target)
+            raise
+        _remove(aside)
+        return
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:
@@ -135,3 +183,12 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _sync_folder(path: Path) -> None:
+    try:
+        _sync(path)
+    except OSError as error:
+        # Some network file systems cannot sync a folder and say so; the data itself is safe by then.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
