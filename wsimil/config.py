@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, Union, get_args, get_origin
 
@@ -16,9 +16,9 @@ ConfigT = TypeVar("ConfigT", bound="FrozenConfig")
 
 
 class FrozenConfig(BaseModel):
-    """Base of every config: immutable, and an unknown key is an error."""
+    """Base of every config: immutable, an unknown key is an error, numbers are finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     def to_yaml(self) -> str:
         """The resolved config as YAML, keys in the order of their declaration."""
@@ -71,7 +71,7 @@ def parse_config(
 
 def _read_yaml(path: Path) -> dict[str, JsonValue]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        tree = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_UniqueKeyLoader)  # noqa: S506  # a SafeLoader
     except FileNotFoundError:
         raise ConfigError(f"config file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -80,16 +80,34 @@ def _read_yaml(path: Path) -> dict[str, JsonValue]:
         raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         return {}
-    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+    if not isinstance(tree, dict):
         raise ConfigError(
             f"config file {path}: wanted a mapping of keys to values at the top, got {type(tree).__name__}"
         )
+    odd = [key for key in tree if not isinstance(key, str)]
+    if odd:
+        raise ConfigError(f"config file {path}: wanted keys that are text, got {odd[0]!r}")
     return tree
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys and drops the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if name in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} stands there twice", key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def _split_override(text: str) -> tuple[str, JsonValue]:
     key, equals, value = text.partition("=")
-    if not equals or not key.strip():
+    if not equals or not all(part.strip() for part in key.split(".")):
         raise ConfigError(f"--set {text!r}: wanted key=value, for example --set fit.epochs=20")
     try:
         parsed: JsonValue = yaml.safe_load(value)
@@ -102,7 +120,9 @@ def _put(tree: dict[str, JsonValue], dotted: str, value: JsonValue, *, source: s
     *parents, leaf = dotted.split(".")
     node = tree
     for name in parents:
-        child = node.setdefault(name, {})
+        child = node.get(name)
+        if child is None:  # also a section whose keys are all commented out
+            child = node[name] = {}
         if not isinstance(child, dict):
             raise ConfigError(f"{source}: {dotted}: {name!r} holds {child!r}, which has no keys below it")
         node = child
@@ -119,7 +139,10 @@ def _line(
 ) -> str:
     loc = tuple(str(part) for part in detail["loc"])  # type: ignore[attr-defined]  # pydantic types it as object
     key = ".".join(loc)
-    where = next((name for dotted, name in sources.items() if key == dotted or key.startswith(dotted + ".")), source)
+    related = (
+        name for dotted, name in sources.items() if f"{key}.".startswith(f"{dotted}.") or dotted.startswith(f"{key}.")
+    )
+    where = next(related, source)
     shown = ".".join(part for part in (prefix, key) if part) or "(the whole)"
     if detail["type"] == "extra_forbidden":
         known = sorted(_fields_at(cls, loc[:-1]))
