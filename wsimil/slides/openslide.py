@@ -64,6 +64,7 @@ class OpenSlideSlide:
                 vendor=properties.get("openslide.vendor", "unknown"),
                 digest=_digest(path, properties.get("openslide.quickhash-1", ""), head, tail, size),
             )
+            self._level_sizes_px = tuple(self._handle.level_dimensions)
             self._handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
         except BaseException:
             self._handle.close()
@@ -144,8 +145,10 @@ class OpenSlideSlide:
     ) -> NDArray[np.uint8]:
         downsample = self._info.level_downsamples[level]
         x, y = (
-            _span(at, step * n, step, limit, downsample)
-            for at, step, n, limit in zip(xy0, scale, size_px, self._info.size0_px, strict=True)
+            _span(at, step * n, reach0=step, limit0=limit, level_px=level_px, downsample=downsample)
+            for at, step, n, limit, level_px in zip(
+                xy0, scale, size_px, self._info.size0_px, self._level_sizes_px[level], strict=True
+            )
         )
         source = np.empty((y.count, x.count, 3), dtype=np.uint8)
         self._read_into(source, x.start0, y.start0, level)
@@ -184,17 +187,21 @@ class _Span:
     high: float
 
 
-def _span(at0: float, length0: float, reach0: float, limit0: int, downsample: float) -> _Span:
+def _span(at0: float, length0: float, *, reach0: float, limit0: int, level_px: int, downsample: float) -> _Span:
     """What to read for [at0, at0 + length0), with room for a filter that reaches `reach0` further, so that chunks join unseen.
 
-    There is no such room past the slide, where white would bleed in.
+    There is no such room past the slide (`limit0`, or `level_px` in px of the level), where white would bleed in.
     """
-    start0 = max(math.floor(at0 - reach0 - downsample), min(0, math.floor(at0)))
+    start0 = max(_level0_of(math.floor((at0 - reach0) / downsample) - 1, downsample), min(0, math.floor(at0)))
     low = (at0 - start0) / downsample
     high = (at0 + length0 - start0) / downsample
-    inside = math.ceil((limit0 - start0) / downsample)
-    count = min(math.ceil(high + reach0 / downsample + 1), max(inside, math.ceil(high)))
-    return _Span(start0=start0, count=count, low=low, high=high)
+    count = math.ceil(high + reach0 / downsample + 1)
+    if at0 + length0 <= limit0 + 1e-6 * downsample:
+        # A level is whole px wide and so may end a fraction of a px before the slide does.
+        count = min(count, max(1, round_half_up(level_px - start0 / downsample)))
+    else:
+        count = max(math.ceil(high), 1)
+    return _Span(start0=start0, count=count, low=min(low, count - 0.5), high=min(high, float(count)))
 
 
 def _level0_of(position: int, downsample: float) -> int:
@@ -212,8 +219,8 @@ def _open(path: Path, slide_id: str, *, head: bytes) -> openslide.OpenSlide:
         ) from None
     except openslide.OpenSlideError as error:
         raise SlideError(
-            f"slide {slide_id!r}: {path} cannot be opened: {error}; if the file is damaged, copy it again from its source;"
-            f" if it is whole, {_CONVERT}"
+            f"slide {slide_id!r}: {path} cannot be opened: {error}; if the file is damaged or cut short, copy it again"
+            f" from its source; if it is whole, {_CONVERT}"
         ) from error
 
 

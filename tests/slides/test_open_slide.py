@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from wsimil.errors import SlideError
+from wsimil.geometry import TileGrid, TileSpec
+from wsimil.slides import Slide, find_slides, open_slide
+from wsimil.slides import openslide as reader
+
+MPP = 0.5
+
+
+def write_tiff(path: Path, levels: list[np.ndarray], *, mpp: float = MPP) -> Path:
+    """Lossless, so that pixels can be compared."""
+    with tifffile.TiffWriter(path) as file:
+        for i, level in enumerate(levels):
+            file.write(
+                level, tile=(256, 256), compression="zlib", photometric="rgb", metadata=None, subfiletype=int(i > 0),
+                resolution=(1e4 / mpp, 1e4 / mpp), resolutionunit="CENTIMETER",
+            )  # fmt: skip
+    return path
+
+
+def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def shrunk(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
+
+
+def tiles_at(slide: Slide, xy0: list[tuple[int, int]], *, level: int, read_px: int) -> TileGrid:
+    mpp = slide.info.mpp * slide.info.level_downsamples[level]
+    spec = TileSpec(size_px=read_px, mpp=mpp, stride_px=read_px, min_tissue=0.0)
+    return TileGrid(
+        slide=slide.info, spec=spec, xy0=np.array(xy0, dtype=np.int64), tissue=np.ones(len(xy0), dtype=np.float32),
+        read_level=level, read_px=read_px,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    return texture(1000, 1301)
+
+
+@pytest.fixture(scope="module")
+def slide(image: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Slide:
+    levels = [image, shrunk(image, 650, 500), shrunk(image, 321, 247)]
+    return open_slide(write_tiff(tmp_path_factory.mktemp("slide") / "texture.tiff", levels))
+
+
+def test_importing_the_package_loads_no_decoder() -> None:
+    code = "import sys, wsimil.slides; sys.exit(any(m in sys.modules for m in ('openslide', 'torch', 'PIL')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_slide_states_its_size_mpp_and_pyramid(slide: Slide) -> None:
+    info = slide.info
+    assert info.slide_id == "texture"
+    assert info.size0_px == (1301, 1000)
+    assert (info.mpp, info.mpp_source, info.mpp_detail) == (pytest.approx(MPP), "metadata", "openslide.mpp-x")
+    assert info.level_downsamples == pytest.approx((1.0, (1301 / 650 + 2) / 2, (1301 / 321 + 1000 / 247) / 2))
+    assert info.bounds0_px == (0, 0, 1301, 1000)
+    assert slide.reader == "openslide"
+
+
+def test_tiles_at_level_0_are_the_stored_pixels_in_the_order_asked_for(slide: Slide, image: np.ndarray) -> None:
+    xy0 = [(0, 0), (63, 0), (1000, 63), (17, 500)]
+    tiles = slide.read_tiles(tiles_at(slide, xy0, level=0, read_px=63), np.array([3, 0, 2]))
+    assert tiles.dtype == np.uint8
+    for tile, (x, y) in zip(tiles, [xy0[3], xy0[0], xy0[2]], strict=True):
+        np.testing.assert_array_equal(tile, image[y : y + 63, x : x + 63])
+
+
+def test_no_tiles_are_an_array_of_no_tiles(slide: Slide) -> None:
+    assert slide.read_tiles(tiles_at(slide, [(0, 0)], level=0, read_px=63), []).shape == (0, 63, 63, 3)
+
+
+def test_tiles_at_a_whole_downsample_are_the_stored_pixels(tmp_path: Path, image: np.ndarray) -> None:
+    level = shrunk(image[:, :1300], 650, 500)
+    with open_slide(write_tiff(tmp_path / "s.tiff", [image[:, :1300], level])) as slide:
+        tiles = slide.read_tiles(tiles_at(slide, [(101, 0), (203, 300)], level=1, read_px=63), [0, 1])
+    # 101 / 2 = 50.5 goes up to 51, 203 / 2 = 101.5 to 102: one rounding rule, no interpolation.
+    np.testing.assert_array_equal(tiles[0], level[0:63, 51:114])
+    np.testing.assert_array_equal(tiles[1], level[150:213, 102:165])
+
+
+def test_tiles_at_a_fractional_downsample_are_nearer_to_the_stored_pixels_than_a_plain_read(
+    tmp_path: Path, image: np.ndarray
+) -> None:
+    level = shrunk(image, 650, 500)
+    path = write_tiff(tmp_path / "s.tiff", [image, level])
+    rng = np.random.default_rng(1)
+    xy0 = sorted({(int(x), int(y)) for x, y in rng.integers(0, 800, (40, 2))}, key=lambda at: (at[1], at[0]))
+    with open_slide(path) as slide:
+        downsample = slide.info.level_downsamples[1]
+        tiles = slide.read_tiles(tiles_at(slide, xy0, level=1, read_px=63), np.arange(len(xy0)))
+    ours, plain = [], []
+    with reader.openslide.OpenSlide(path) as handle:
+        for tile, (x0, y0) in zip(tiles.astype(int), xy0, strict=True):
+            x, y = int(x0 / downsample + 0.5), int(y0 / downsample + 0.5)
+            stored = level[y : y + 63, x : x + 63].astype(int)
+            read = np.asarray(handle.read_region((x0, y0), 1, (63, 63)))[..., :3].astype(int)
+            ours.append(np.abs(tile - stored).mean())
+            plain.append(np.abs(read - stored).mean())
+    assert np.mean(ours) < 0.8 * np.mean(plain)
+
+
+def test_outside_the_slide_is_white(slide: Slide, image: np.ndarray) -> None:
+    tile = slide.read_tiles(tiles_at(slide, [(1280, 980)], level=0, read_px=63), [0])[0]
+    np.testing.assert_array_equal(tile[:20, :21], image[980:, 1280:])
+    assert (tile[20:] == 255).all()
+    assert (tile[:, 21:] == 255).all()
+    assert (slide.read_region((-500.0, -500.0), (63, 63), MPP) == 255).all()
+
+
+def test_a_region_at_the_slides_own_mpp_is_the_stored_pixels(slide: Slide, image: np.ndarray) -> None:
+    np.testing.assert_array_equal(slide.read_region((63.0, 100.0), (200, 50), slide.info.mpp), image[100:150, 63:263])
+
+
+@pytest.mark.parametrize("mpp", [0.3, 1.0, 1.7, 4.0, 23.0])
+def test_a_region_is_in_its_place_at_any_mpp(slide: Slide, image: np.ndarray, mpp: float) -> None:
+    size_px = (max(1, int(600 * MPP / mpp)), max(1, int(400 * MPP / mpp)))
+    scale = mpp / slide.info.mpp
+    box = (301.0, 203.5, 301.0 + size_px[0] * scale, 203.5 + size_px[1] * scale)
+    wanted = np.asarray(Image.fromarray(image).resize(size_px, Image.Resampling.BILINEAR, box=box)).astype(int)
+    region = slide.read_region((301.0, 203.5), size_px, mpp).astype(int)
+    assert region.shape == (size_px[1], size_px[0], 3)
+    # A shift by half an output pixel differs by several times this.
+    assert np.abs(region - wanted).mean() < 6.0
+
+
+def test_chunks_join_without_a_seam(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = slide.read_region((11.3, 7.0), (300, 250), 0.83)
+    monkeypatch.setattr(reader, "_CHUNK_PX", 64)
+    assert np.abs(slide.read_region((11.3, 7.0), (300, 250), 0.83).astype(int) - whole).max() <= 1
+
+
+def test_shrinking_a_slide_without_levels_to_one_pixel_gives_its_mean(
+    tmp_path: Path, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "_CHUNK_PX", 256)
+    with open_slide(write_tiff(tmp_path / "s.tiff", [image])) as slide:
+        pixel = slide.thumbnail(1)
+    assert pixel.shape == (1, 1, 3)
+    assert np.abs(pixel[0, 0] - image.mean(axis=(0, 1))).max() < 2
+
+
+@pytest.mark.parametrize(("max_px", "shape"), [(100, (77, 100, 3)), (1, (1, 1, 3)), (5000, (1000, 1301, 3))])
+def test_a_thumbnail_is_the_whole_frame_and_never_larger(slide: Slide, max_px: int, shape: tuple[int, ...]) -> None:
+    assert slide.thumbnail(max_px).shape == shape
+
+
+def test_a_thumbnail_shows_the_frame_and_no_white_beyond_it(tmp_path: Path) -> None:
+    dark = np.full((700, 1001, 3), 10, dtype=np.uint8)
+    with open_slide(write_tiff(tmp_path / "s.tiff", [dark, shrunk(dark, 250, 175)])) as slide:
+        assert slide.thumbnail(63).max() == 10
+
+
+def test_threads_read_what_one_thread_reads(slide: Slide) -> None:
+    xy0 = [(x, y) for y in range(0, 900, 150) for x in range(0, 1200, 150)]
+    grid = tiles_at(slide, xy0, level=0, read_px=150)
+    alone = slide.read_tiles(grid, np.arange(len(xy0)))
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda i: slide.read_tiles(grid, [i])[0], range(len(xy0))))
+    np.testing.assert_array_equal(np.stack(together), alone)
+
+
+def test_a_closed_slide_says_that_it_is_closed(tmp_path: Path, make_slide: Callable[..., Path]) -> None:
+    with open_slide(make_slide(tmp_path / "s.tiff")) as slide:
+        pass
+    with pytest.raises(SlideError, match="slide 's' is closed"):
+        slide.thumbnail(63)
+
+
+def test_a_digest_follows_the_content_and_not_the_name(tmp_path: Path, make_slide: Callable[..., Path]) -> None:
+    first = make_slide(tmp_path / "a.tiff", seed=1)
+    copy = tmp_path / "elsewhere" / "b.tiff"
+    copy.parent.mkdir()
+    copy.write_bytes(first.read_bytes())
+    other = make_slide(tmp_path / "c.tiff", seed=2)
+    digests = [open_slide(path).info.digest for path in (first, copy, other)]
+    assert digests[0] == digests[1] != digests[2]
+    assert len(digests[0]) == 64
+
+
+def test_an_override_gives_a_slide_without_mpp_its_scale(tmp_path: Path, make_slide: Callable[..., Path]) -> None:
+    path = make_slide(tmp_path / "s.tiff", mpp=None)
+    with pytest.raises(SlideError, match=r"slide 'x': .*--mpp-override"):
+        open_slide(path, slide_id="x")
+    assert open_slide(path, mpp_override=0.25).info.mpp == 0.25
+
+
+def test_what_is_not_a_slide_says_so_and_what_to_do(tmp_path: Path) -> None:
+    text, empty = tmp_path / "text.svs", tmp_path / "empty.svs"
+    text.write_text("not a slide")
+    empty.touch()
+    with pytest.raises(
+        SlideError, match=r"slide 'text': .* is not a slide that OpenSlide .* reads; convert it to a pyramidal"
+    ):
+        open_slide(text)
+    with pytest.raises(SlideError, match=r"is empty \(0 bytes\); copy it again"):
+        open_slide(empty)
+    with pytest.raises(SlideError, match="is a folder; give a slide file"):
+        open_slide(tmp_path)
+    with pytest.raises(SlideError, match="does not exist; check the path"):
+        open_slide(tmp_path / "missing.svs")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.995])
+def test_a_slide_cut_short_fails_when_opened_or_read(tmp_path: Path, image: np.ndarray, share: float) -> None:
+    data = write_tiff(tmp_path / "whole.tiff", [image]).read_bytes()
+    path = tmp_path / "cut.tiff"
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(SlideError, match=r"slide 'cut'.*cut short"), open_slide(path) as slide:
+        slide.read_region((0.0, 0.0), slide.info.size0_px, slide.info.mpp)
+
+
+def test_slides_are_found_below_a_folder_in_order_and_companions_are_not(tmp_path: Path) -> None:
+    for name in (
+        "b/2.SVS",
+        "a.tiff",
+        "b/1.ndpi",
+        "m.mrxs",
+        "m/Dat0001.tif",
+        "notes.csv",
+        ".hidden.svs",
+        ".cache/x.svs",
+        "m2/3.dcm",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_slides(tmp_path)]
+    assert found == ["a.tiff", "b/1.ndpi", "b/2.SVS", "m.mrxs", "m2/3.dcm"]
+
+
+def test_an_mrxs_digest_follows_the_files_of_its_data_folder(tmp_path: Path) -> None:
+    path = tmp_path / "s.mrxs"
+    (tmp_path / "s").mkdir()
+    before = reader._digest(path, "q", b"head", b"tail", 4)
+    (tmp_path / "s" / "Data0001.dat").write_bytes(b"12345")
+    after = reader._digest(path, "q", b"head", b"tail", 4)
+    assert before != after
+
+
+@pytest.mark.parametrize(
+    ("declared", "bounds"),
+    [
+        (("10", "20", "100", "50"), (10, 20, 100, 50)),
+        (("-5", "0", "2000", "50"), (0, 0, 1000, 50)),
+        (("1200", "0", "10", "10"), (0, 0, 1000, 630)),
+        (("x", "0", "10", "10"), (0, 0, 1000, 630)),
+    ],
+)
+def test_declared_bounds_are_cut_to_the_slide(declared: tuple[str, ...], bounds: tuple[int, ...]) -> None:
+    properties = {f"openslide.bounds-{k}": v for k, v in zip(("x", "y", "width", "height"), declared, strict=True)}
+    assert reader._bounds0_px(properties, (1000, 630)) == bounds
+    assert reader._bounds0_px({}, (1000, 630)) == (0, 0, 1000, 630)
