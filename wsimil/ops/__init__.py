@@ -1,0 +1,1 @@
+"""Operations on packed bags: they depend on torch alone and know nothing of slides, models or configs."""
