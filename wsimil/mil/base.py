@@ -1,0 +1,71 @@
+"""The contract of a method: packed bags in, logits, embeddings and terms of a loss out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from wsimil.config import FrozenConfig
+from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LossTerms, StepContext
+from wsimil.mil.layers.standardize import Standardize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParamGroup:
+    """Parameters that an optimizer treats alike: with weight decay, or without."""
+
+    parameters: tuple[nn.Parameter, ...]
+    decay: bool
+
+
+class MILModel(nn.Module, ABC):
+    """A method. Hyperparameters are its `Config`; what the data knows, `in_dim` D and `num_classes` C, is given beside.
+
+    A method writes `_compute` and nothing else, unless its loss has more terms or it moves parameters of its own. It passes
+    `bags.features` through `self.standardize` first, which also brings them to its dtype. `nn.Module`'s train and eval modes
+    have no meaning here: `forward` never drops or masks anything, `losses` does.
+    """
+
+    Config: ClassVar[type[FrozenConfig]]
+    without_gradient: ClassVar[frozenset[str]] = frozenset()
+    """Names of parameters whose gradient is always zero, such as a bias before a softmax; every other one must learn."""
+
+    def __init__(self, config: FrozenConfig, *, in_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.in_dim = in_dim
+        self.num_classes = num_classes
+        self.standardize = Standardize(in_dim)
+
+    def forward(self, bags: BagBatch) -> BagOutput:
+        """Inference: deterministic, blind to targets. Raises ModelError where D is not that of the model."""
+        return self._compute(bags, None)
+
+    def losses(self, bags: BagBatch, step: StepContext) -> LossTerms:
+        """One training step's loss on bags with targets."""
+        if bags.targets is None:
+            raise ValueError("bags without targets have no loss; pack them with targets")
+        output = self._compute(bags, step)
+        return LossTerms(output=output, terms={"bag": step.criterion(output.logits, bags.targets)})
+
+    def contributions(self, bags: BagBatch) -> Contributions | None:
+        """How much each instance adds to each logit, where the method splits exactly; None where it does not."""
+        return None
+
+    def param_groups(self) -> list[ParamGroup]:
+        """What the optimizer moves; matrices decay, biases and other vectors do not."""
+        learned = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        matrices = tuple(parameter for parameter in learned if parameter.ndim > 1)
+        vectors = tuple(parameter for parameter in learned if parameter.ndim <= 1)
+        groups = [ParamGroup(parameters=matrices, decay=True), ParamGroup(parameters=vectors, decay=False)]
+        return [group for group in groups if group.parameters]
+
+    def after_step(self, step: StepContext) -> None:
+        """Called without gradients after each step of the optimizer; a teacher moves here."""
+
+    @abstractmethod
+    def _compute(self, bags: BagBatch, step: StepContext | None) -> BagOutput:
+        """The method itself; `step` is None at inference, and then nothing is drawn, dropped or masked."""

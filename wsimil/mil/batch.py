@@ -1,0 +1,183 @@
+"""What goes into a method and what comes out: bags in a pack, their outputs, the terms of a loss."""
+# ruff: noqa: F722  # jaxtyping's dimension strings are no forward references
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsimil.errors import FeatureError
+from wsimil.mil.criterion import Criterion, CrossEntropy
+from wsimil.ops.varlen import CuSeqlens, bag_ids, check_cu_seqlens, cu_seqlens_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BagBatch:
+    """B bags, packed: rows `cu_seqlens[b]` to `cu_seqlens[b + 1]` are the instances of bag b, and there is one at least.
+
+    `xy0` is each instance's top-left corner in level-0 px of its slide. `targets` are class numbers, absent at inference.
+    """
+
+    features: Float[Tensor, "T D"]
+    cu_seqlens: CuSeqlens
+    xy0: Int64[Tensor, "T 2"]
+    targets: Int64[Tensor, " B"] | None = None
+    slide_ids: tuple[str, ...]
+    lengths: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        total, bags = len(self.features), len(self.slide_ids)
+        if self.features.ndim != 2 or not self.features.is_floating_point() or self.features.shape[1] < 1:
+            raise ValueError(f"features are floats [T, D], got {self.features.dtype} {list(self.features.shape)}")
+        if self.cu_seqlens.dtype != torch.int32 or self.cu_seqlens.shape != (bags + 1,):
+            got = f"{self.cu_seqlens.dtype} {list(self.cu_seqlens.shape)}"
+            raise ValueError(f"cu_seqlens is int32 [B + 1] with B = {bags}, the number of slide_ids, got {got}")
+        if self.xy0.dtype != torch.int64 or self.xy0.shape != (total, 2):
+            raise ValueError(f"xy0 is int64 [{total}, 2], got {self.xy0.dtype} {list(self.xy0.shape)}")
+        if self.targets is not None and (self.targets.dtype != torch.int64 or self.targets.shape != (bags,)):
+            raise ValueError(f"targets are int64 [{bags}], got {self.targets.dtype} {list(self.targets.shape)}")
+        tensors = [self.cu_seqlens, self.xy0] + ([] if self.targets is None else [self.targets])
+        if any(tensor.device != self.features.device for tensor in tensors):
+            raise ValueError(
+                f"all of a batch lies on one device, got features on {self.features.device} and others not"
+            )
+        ends = self.cu_seqlens.tolist()
+        check_cu_seqlens(ends, total=total)
+        lengths = tuple(end - begin for begin, end in pairwise(ends))
+        object.__setattr__(self, "lengths", lengths)
+
+    def __len__(self) -> int:
+        return len(self.slide_ids)
+
+    @property
+    def bag_ids(self) -> Int64[Tensor, " T"]:
+        """For each instance the number of its bag."""
+        return bag_ids(self.cu_seqlens, total=len(self.features))
+
+    def to(self, device: torch.device | str | None = None, *, dtype: torch.dtype | None = None) -> BagBatch:
+        """The same bags on another device; `dtype` is that of the features alone."""
+        return replace(
+            self,
+            features=self.features.to(device=device, dtype=dtype),
+            cu_seqlens=self.cu_seqlens.to(device=device),
+            xy0=self.xy0.to(device=device),
+            targets=None if self.targets is None else self.targets.to(device=device),
+        )
+
+
+def pack(
+    features: Sequence[NDArray[np.floating] | Tensor],
+    *,
+    xy0: Sequence[NDArray[np.int64] | Tensor],
+    slide_ids: Sequence[str],
+    targets: Sequence[int] | None = None,
+) -> BagBatch:
+    """Bags one after another in one batch: `features` [n, D] and `xy0` [n, 2] of each, in the order of `slide_ids`.
+
+    The batch owns its memory, except that a single bag given as a tensor is not copied. Raises FeatureError for an empty
+    bag or for bags of different D, ValueError for lists that do not fit each other.
+    """
+    if not len(features) == len(xy0) == len(slide_ids) or not features:
+        counts = f"{len(features)} features, {len(xy0)} xy0, {len(slide_ids)} slide_ids"
+        raise ValueError(f"a pack takes one bag or more and as many of each, got {counts}")
+    for slide_id, rows in zip(slide_ids, features, strict=True):
+        if len(rows) == 0:
+            raise FeatureError(
+                f"slide {slide_id!r}: no instances; leave it out, a model cannot answer for an empty bag"
+            )
+        if rows.shape[1:] != features[0].shape[1:]:
+            raise FeatureError(
+                f"slide {slide_id!r}: {rows.shape[1]} features an instance where {slide_ids[0]!r} has"
+                f" {features[0].shape[1]}; bags of one batch come from one encoder"
+            )
+    return BagBatch(
+        features=_join(features),
+        cu_seqlens=cu_seqlens_of([len(rows) for rows in features]),
+        xy0=_join(xy0),
+        targets=None if targets is None else torch.tensor(targets, dtype=torch.int64),
+        slide_ids=tuple(slide_ids),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BagOutput:
+    """What a method says of each bag; H heads or branches. `attention_logits` are raw: before masking and softmax."""
+
+    logits: Float[Tensor, "B C"]
+    embedding: Float[Tensor, "B E"]
+    attention_logits: Float[Tensor, "T H"] | None = None
+    instance_logits: Float[Tensor, "T C"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Contributions:
+    """The bag's logits as a sum over its instances: `logits[b] = bias + values[bag b].sum(0)`, to rounding."""
+
+    output: BagOutput
+    values: Float[Tensor, "T C"]
+    bias: Float[Tensor, " C"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepContext:
+    """All that training tells a method about a step: where chance comes from, how far training is, what an error costs.
+
+    A method draws through the functions here and nowhere else: a subclass that returns recorded draws replays a step.
+    """
+
+    generator: torch.Generator
+    progress: float
+    criterion: Criterion = field(default_factory=CrossEntropy)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.progress <= 1:
+            raise ValueError(f"progress lies in [0, 1], got {self.progress}")
+
+    def keep_mask(self, shape: Sequence[int], *, drop: float, device: torch.device) -> Bool[Tensor, "*shape"]:
+        """True with probability 1 - `drop`, which is met to 2**-17."""
+        count = int(np.prod(shape))
+        # Sixteen random bits decide well enough, and 64 of them cost as much as one float.
+        words = torch.empty(-(-count // 4), dtype=torch.int64, device=self.generator.device)
+        bits = words.random_(-(2**63), None, generator=self.generator).view(torch.int16)[:count]
+        return (bits >= round(drop * 2**16) - 2**15).view(*shape).to(device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LossTerms:
+    """The output of a training step and the named terms of its loss, each a scalar; a term without a weight has weight 1."""
+
+    output: BagOutput
+    terms: Mapping[str, Float[Tensor, ""]]
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.terms or set(self.weights) - set(self.terms):
+            raise ValueError(f"weights name terms, of which there is one or more: {[*self.weights]} of {[*self.terms]}")
+        shapes = {name: list(term.shape) for name, term in self.terms.items() if term.ndim}
+        if shapes:
+            raise ValueError(f"a term is a scalar, got {shapes}")
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        """The weighted sum of all terms."""
+        return torch.stack([self.weights.get(name, 1.0) * term for name, term in self.terms.items()]).sum()
+
+
+def _join(parts: Sequence[NDArray[np.generic] | Tensor]) -> Tensor:
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    if len(tensors) == len(parts):
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+    # Copied once, into torch's own memory: arrays of a store are read-only, which torch does not know of.
+    arrays = [np.asarray(part) for part in parts]
+    total = sum(len(array) for array in arrays)
+    like = torch.from_numpy(np.empty(0, np.result_type(*arrays)))
+    joined = torch.empty((total, *arrays[0].shape[1:]), dtype=like.dtype)
+    np.concatenate(arrays, out=joined.numpy())
+    return joined

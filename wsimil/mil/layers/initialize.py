@@ -1,0 +1,26 @@
+"""How the linear layers of a method begin."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from torch import nn
+
+Init: TypeAlias = Literal["torch", "xavier_normal", "kaiming_uniform"]
+
+
+def initialize(module: nn.Module, init: Init) -> None:
+    """Draw every linear layer below `module` anew: its weight as `init` says, its bias 0; "torch" leaves torch's own draw.
+
+    Draws come from torch's global generator, which `wsimil.mil.registry.build` seeds and puts back.
+    """
+    if init == "torch":
+        return
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            if init == "xavier_normal":
+                nn.init.xavier_normal_(layer.weight)
+            else:
+                nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,100 @@
+"""ABMIL: a bag is the attention-weighted mean of its instances.
+
+Ilse, Tomczak & Welling 2018, "Attention-based Deep Multiple Instance Learning", ICML, arXiv:1802.04712;
+https://github.com/AMLab-Amsterdam/AttentionDeepMIL.
+
+Several heads go under this name. What differs between them, as config:
+
+    Ilse, plain / gated     hidden_dim null, gated false / true, dropouts 0 (over a network of their own)
+    ACMIL, AEM              embed_bias false, attention_dim 128, dropouts 0
+    MHIM "attn"             gated false, score_activation relu, attention_bias false, attention_dropout 0, init xavier_normal
+    MHIM v2 gated           attention_dim 384, init xavier_normal
+    CLAM's attention        attention_dim 256
+    MIL-Lab                 attention_dim 384, embed_dropout 0, init kaiming_uniform
+"""
+# ruff: noqa: F722  # jaxtyping's dimension strings are no forward references
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from wsimil.config import FrozenConfig
+from wsimil.mil.base import MILModel
+from wsimil.mil.batch import BagBatch, BagOutput, Contributions, StepContext
+from wsimil.mil.layers.embedding import Activation, InstanceEmbedding
+from wsimil.mil.layers.gated_attention import GatedAttention, ScoreActivation
+from wsimil.mil.layers.initialize import Init, initialize
+from wsimil.ops.packed_linear import packed_linear, row_linear
+from wsimil.ops.segment_softmax import segment_softmax
+from wsimil.ops.segment_sum import segment_sum
+
+
+class ABMILConfig(FrozenConfig):
+    """Hyperparameters of ABMIL; `hidden_dim` null pools the features themselves."""
+
+    hidden_dim: int | None = Field(512, ge=1)
+    embed_bias: bool = True
+    activation: Activation = "relu"
+    embed_dropout: float = Field(0.25, ge=0, lt=1)
+    attention_dim: int = Field(256, ge=1)
+    gated: bool = True
+    score_activation: ScoreActivation = "tanh"
+    attention_bias: bool = True
+    attention_dropout: float = Field(0.25, ge=0, lt=1)
+    init: Init = "torch"
+
+
+class ABMIL(MILModel):
+    """`h = embed(x); a = attention(h); z = (softmax(a, 0) * h).sum(0); logits = classifier(z)`.
+
+    State: `standardize.*`, `embed.linear.*`, `attention.{value,gate,score}.*`, `classifier.*`.
+    """
+
+    Config = ABMILConfig
+    without_gradient: ClassVar[frozenset[str]] = frozenset({"attention.score.bias"})
+
+    def __init__(self, config: ABMILConfig, *, in_dim: int, num_classes: int) -> None:
+        super().__init__(config, in_dim=in_dim, num_classes=num_classes)
+        self.embed = InstanceEmbedding(
+            in_dim,
+            config.hidden_dim,
+            bias=config.embed_bias,
+            activation=config.activation,
+            drop=config.embed_dropout,
+        )
+        self.attention = GatedAttention(
+            self.embed.out_dim,
+            config.attention_dim,
+            gated=config.gated,
+            activation=config.score_activation,
+            bias=config.attention_bias,
+            drop=config.attention_dropout,
+        )
+        self.classifier = nn.Linear(self.embed.out_dim, num_classes)
+        initialize(self, config.init)
+
+    def contributions(self, bags: BagBatch) -> Contributions:
+        """Instance i adds `softmax(a)_i * (w_c · h_i)` to logit c."""
+        h = self._embed(bags, None)
+        scores = self.attention(h, bags, None)
+        attention = segment_softmax(scores, bags.cu_seqlens)
+        values = attention * packed_linear(h, self.classifier.weight, None, bags.cu_seqlens)
+        return Contributions(output=self._pool(h, scores, bags), values=values, bias=self.classifier.bias)
+
+    def _compute(self, bags: BagBatch, step: StepContext | None) -> BagOutput:
+        h = self._embed(bags, step)
+        return self._pool(h, self.attention(h, bags, step), bags)
+
+    def _embed(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
+        h: Tensor = self.embed(self.standardize(bags.features), bags, step)
+        return h
+
+    def _pool(self, h: Float[Tensor, "T L"], scores: Float[Tensor, "T 1"], bags: BagBatch) -> BagOutput:
+        attention = segment_softmax(scores, bags.cu_seqlens)
+        embedding = segment_sum(attention, h, bags.cu_seqlens)[:, 0]  # [B, L]
+        logits = row_linear(embedding, self.classifier.weight, self.classifier.bias)
+        return BagOutput(logits=logits, embedding=embedding, attention_logits=scores)

@@ -1,0 +1,103 @@
+"""Mean and max pooling, of features or of logits: what every other method has to beat.
+
+The logit level is instance-space MIL as in MHIM-MIL's `mean_max` (https://github.com/DearCaat/MHIM-MIL).
+"""
+# ruff: noqa: F722  # jaxtyping's dimension strings are no forward references
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from wsimil.config import FrozenConfig
+from wsimil.mil.base import MILModel
+from wsimil.mil.batch import BagBatch, BagOutput, Contributions, StepContext
+from wsimil.mil.layers.embedding import Activation, InstanceEmbedding
+from wsimil.mil.layers.initialize import Init, initialize
+from wsimil.ops.packed_linear import packed_linear, row_linear
+from wsimil.ops.segment_max import segment_max
+from wsimil.ops.segment_sum import segment_sum
+
+
+class PoolingConfig(FrozenConfig):
+    """Hyperparameters of mean and max pooling; `hidden_dim` null pools the features themselves."""
+
+    pool: Literal["mean", "max"] = "mean"
+    level: Literal["feature", "logit"] = "logit"
+    hidden_dim: int | None = Field(512, ge=1)
+    activation: Activation = "relu"
+    embed_dropout: float = Field(0.25, ge=0, lt=1)
+    init: Init = "torch"
+
+
+class Pooling(MILModel):
+    """`classifier(pool(embed(x)))` at the feature level, `pool(classifier(embed(x)))` at the logit level; pool is over rows.
+
+    Means of logits and of features give the same logits, maxima do not. The embedding of a bag is its mean instance, the
+    maximum of each feature, or, where logits are maxed, the mean over classes of the instance that each class takes.
+    State: `standardize.*`, `embed.linear.*`, `classifier.*`.
+    """
+
+    Config = PoolingConfig
+
+    def __init__(self, config: PoolingConfig, *, in_dim: int, num_classes: int) -> None:
+        super().__init__(config, in_dim=in_dim, num_classes=num_classes)
+        self.embed = InstanceEmbedding(
+            in_dim, config.hidden_dim, bias=True, activation=config.activation, drop=config.embed_dropout
+        )
+        self.classifier = nn.Linear(self.embed.out_dim, num_classes)
+        self.pool = config.pool
+        self.level = config.level
+        initialize(self, config.init)
+
+    def contributions(self, bags: BagBatch) -> Contributions:
+        """A mean gives each instance its share, a maximum goes to the instance that reaches it; ties share it evenly."""
+        h = self._embed(bags, None)
+        output = self._pool(h, bags)
+        weight, bias, ends = self.classifier.weight, self.classifier.bias, bags.cu_seqlens
+        if self.pool == "mean":
+            values = _mean_weights(bags).to(h.dtype) * packed_linear(h, weight, None, ends)
+        elif output.instance_logits is None:
+            values = packed_linear(h * _winners(h, output.embedding, bags), weight, None, ends)
+        else:
+            values = _winners(output.instance_logits, output.logits, bags) * (output.instance_logits - bias)
+        return Contributions(output=output, values=values, bias=bias)
+
+    def _compute(self, bags: BagBatch, step: StepContext | None) -> BagOutput:
+        return self._pool(self._embed(bags, step), bags)
+
+    def _embed(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
+        h: Tensor = self.embed(self.standardize(bags.features), bags, step)
+        return h
+
+    def _pool(self, h: Float[Tensor, "T L"], bags: BagBatch) -> BagOutput:
+        if self.level == "feature":
+            embedding = self._mean(h, bags) if self.pool == "mean" else segment_max(h, bags.cu_seqlens).values
+            logits = row_linear(embedding, self.classifier.weight, self.classifier.bias)
+            return BagOutput(logits=logits, embedding=embedding)
+        scores = packed_linear(h, self.classifier.weight, self.classifier.bias, bags.cu_seqlens)  # [T, C]
+        if self.pool == "mean":
+            return BagOutput(logits=self._mean(scores, bags), embedding=self._mean(h, bags), instance_logits=scores)
+        best = segment_max(scores, bags.cu_seqlens)
+        return BagOutput(logits=best.values, embedding=h[best.rows].mean(dim=1), instance_logits=scores)
+
+    @staticmethod
+    def _mean(x: Float[Tensor, "T K"], bags: BagBatch) -> Float[Tensor, "B K"]:
+        return segment_sum(_mean_weights(bags), x, bags.cu_seqlens)[:, 0]
+
+
+def _mean_weights(bags: BagBatch) -> Float[Tensor, "T 1"]:
+    lengths = bags.cu_seqlens.diff()
+    wide = torch.promote_types(bags.features.dtype, torch.float32)
+    return lengths.to(wide).reciprocal()[bags.bag_ids, None]
+
+
+def _winners(x: Float[Tensor, "T K"], best: Float[Tensor, "B K"], bags: BagBatch) -> Float[Tensor, "T K"]:
+    """For each column 1 at the row that holds its bag's best, 1 / m at each of m rows that tie, 0 elsewhere."""
+    hits = (x == best[bags.bag_ids]).to(x.dtype)
+    counts = torch.zeros_like(best).index_add_(0, bags.bag_ids, hits)
+    return hits / counts[bags.bag_ids]
