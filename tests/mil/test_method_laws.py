@@ -1,0 +1,43 @@
+"""Every law on every method of the registry, at its defaults and in the shapes that other papers give it."""
+
+from __future__ import annotations
+
+import pytest
+
+from wsimil.mil import registry
+from wsimil.testing.method_laws import LAWS, a_bag_of_100k_fits_in_memory
+
+VARIANTS = {
+    "abmil": [
+        {"gated": False, "attention_dim": 31, "hidden_dim": 63},
+        {"hidden_dim": None, "gated": False, "embed_dropout": 0.0},
+        {"embed_bias": False, "hidden_dim": 33, "activation": "gelu", "attention_dropout": 0.0},
+        {
+            "gated": False,
+            "score_activation": "relu",
+            "attention_bias": False,
+            "init": "xavier_normal",
+            "hidden_dim": 40,
+        },
+        {"score_activation": "gelu", "hidden_dim": 17, "init": "kaiming_uniform"},
+    ],
+    "pooling": [
+        {"pool": pool, "level": level, "hidden_dim": hidden_dim}
+        for pool in ("mean", "max")
+        for level in ("feature", "logit")
+        for hidden_dim in (63, None)
+    ],
+}
+CASES = [
+    pytest.param(name, config, law, id=f"{name}-{config or 'defaults'}-{law.__name__}")
+    for name in registry.names()
+    for config in [{}, *VARIANTS.get(name, [])]
+    for law in LAWS
+    # What a hundred thousand instances take does not hang on the variant.
+    if not (config and law is a_bag_of_100k_fits_in_memory)
+]
+
+
+@pytest.mark.parametrize(("name", "config", "law"), CASES)
+def test_methods_hold_the_law(name, config, law):
+    law(lambda in_dim, num_classes: registry.build(name, config, in_dim=in_dim, num_classes=num_classes))
