@@ -43,7 +43,7 @@ def segment(slide: Slide, config: TissueConfig = TissueConfig()) -> TissueMask: 
     # In near-black pixels a grey value more or less is a large optical density, so their colour means nothing.
     colour[rgb.max(axis=2) < _BLACK] = 0
     ndimage.gaussian_filter(colour, _BLUR_UM / mpp, output=colour, mode="nearest", truncate=3.0)
-    threshold = min(max(_otsu(colour), config.min_od), max(config.min_od, config.max_od))
+    threshold = min(max(_otsu(colour), config.min_od), config.max_od)
     return TissueMask(mask=clean(colour > threshold, mpp, config), mpp=mpp, method="classical")
 
 
@@ -64,11 +64,11 @@ def clean(mask: NDArray[np.bool_], mpp: float, config: TissueConfig) -> NDArray[
     px_um2 = mpp * mpp
     pieces, _ = ndimage.label(mask)
     mask = mask & ~_small(pieces, config.min_tissue_um2 / px_um2)
-    gaps, _ = ndimage.label(~mask, structure=np.ones((3, 3)))
+    gaps, count = ndimage.label(~mask, structure=np.ones((3, 3)))
     # Glass that reaches the border of the slide goes on beyond it and is no hole.
-    border = np.unique(np.concatenate([gaps[0], gaps[-1], gaps[:, 0], gaps[:, -1]]))
-    holes = np.where(np.isin(gaps, border), 0, gaps)
-    return np.asarray(mask | _small(holes, config.max_hole_um2 / px_um2), dtype=np.bool_)
+    is_hole = np.ones(count + 1, dtype=np.bool_)
+    is_hole[np.concatenate([gaps[0], gaps[-1], gaps[:, 0], gaps[:, -1]])] = False
+    return np.asarray(mask | (_small(gaps, config.max_hole_um2 / px_um2) & is_hole[gaps]), dtype=np.bool_)
 
 
 def _read(slide: Slide, mpp: float) -> NDArray[np.uint8]:
@@ -103,13 +103,15 @@ def _glass(rgb: NDArray[np.uint8]) -> tuple[int, int, int]:
 
 
 def _stain(rgb: NDArray[np.uint8], glass: tuple[int, int, int]) -> NDArray[np.float32]:
-    """Spread over the channels of the optical density against glass, float32 [h, w], at least 0."""
-    levels = np.arange(256, dtype=np.float64)
-    densities = [
-        (np.log(white + 1) - np.log(levels + 1)).astype(np.float32)[rgb[..., c]] for c, white in enumerate(glass)
-    ]
-    highest = np.maximum(np.maximum(densities[0], densities[1]), densities[2])
-    lowest = np.minimum(np.minimum(densities[0], densities[1]), densities[2])
+    """Spread over the channels of the optical density against glass, float32 [h, w], at least 0.
+
+    What is brighter than glass absorbs nothing: white fill beside tinted glass has no colour.
+    """
+    grey = np.arange(256, dtype=np.float64)
+    tables = [np.maximum(np.log((white + 1) / (grey + 1)), 0.0).astype(np.float32) for white in glass]
+    red, green, blue = (table[rgb[..., channel]] for channel, table in enumerate(tables))
+    highest = np.maximum(np.maximum(red, green), blue)
+    lowest = np.minimum(np.minimum(red, green), blue)
     return np.asarray(highest - lowest, dtype=np.float32)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from wsimil.config import FrozenConfig
 
@@ -20,3 +22,9 @@ class TissueConfig(FrozenConfig):
     """Smaller pieces of tissue are dropped, µm²."""
     max_hole_um2: float = Field(default=20_000.0, ge=0.0)
     """Smaller holes in tissue are filled, µm²."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.max_od < self.min_od:
+            raise ValueError(f"max_od {self.max_od:g} is below min_od {self.min_od:g}")
+        return self
