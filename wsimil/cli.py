@@ -6,24 +6,16 @@ Nothing heavy is imported before a command runs, so that help answers at once.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from wsimil import __version__
 from wsimil.errors import SlideError, WsimilError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-    from wsimil.stages.extract import ExtractPlan, ExtractSummary
-    from wsimil.stages.inspect import SlideReport
 
 app = typer.Typer(
     name="wsimil",
@@ -128,27 +120,146 @@ def extract(
         from wsimil.extraction.sources import Shard, list_sources
 
         given = {
-            "encoder": encoder, "encoder_weights": _text(encoder_weights), "tile.tile_um": tile_um, "tile.size_px": tile_px,
+            "encoder": encoder, "encoder_weights": _str(encoder_weights), "tile.tile_um": tile_um, "tile.size_px": tile_px,
             "tile.mpp": mpp, "tile.overlap": overlap, "tile.min_tissue": min_tissue, "mpp_override": mpp_override,
-            "masks": _text(masks), "device": device, "precision": precision, "dtype": dtype, "store": store,
+            "masks": _str(masks), "device": device, "precision": precision, "dtype": dtype, "store": store,
             "batch_size": batch_size, "readers": readers,
         }  # fmt: skip
         resolved = load_config(ExtractConfig, config, overrides=sets or (), given=given)
         part = Shard.parse(shard) if shard else None
         sources = list_sources(slides)
         from wsimil.stages import extract as stage
+        from wsimil.stages import text
         from wsimil.stages.progress import reporter
 
-        with reporter(_stderr(), quiet=quiet) as watch:
+        with reporter(text.stderr(), quiet=quiet) as watch:
             if dry_run:
                 planned = stage.plan(resolved, sources, out, shard=part, reporter=watch)
             else:
                 summary = stage.extract(resolved, sources, out, shard=part, reporter=watch)
         if dry_run:
-            _show_plan(planned, out, as_json=as_json)
+            text.show_plan(planned, out, as_json=as_json)
             raise typer.Exit(1 if any(s.status == "failed" for s in planned.slides) else 0)
-        _show_summary(summary, out, as_json=as_json)
+        text.show_summary(summary, out, as_json=as_json)
         raise typer.Exit(1 if summary.failures else 0)
+
+
+@app.command()
+def train(
+    features: Annotated[Path, typer.Argument(help="Folder that `wsimil extract` wrote.")],
+    cohort: Annotated[
+        Path,
+        typer.Option(
+            "--cohort", help="CSV: slide_id, patient_id, label; optionally site, split or fold.", show_default=False
+        ),
+    ],
+    out: Out,
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="See `wsimil list methods`.", show_default="abmil")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Most epochs.", show_default="see `wsimil config train`")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate.", show_default="see `wsimil config train`")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Decides weights, order and dropout.", show_default="0")
+    ] = None,
+    balance: Annotated[
+        str | None, typer.Option(help="class_weights, sampling or none.", show_default="class_weights")
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Split patients into that many folds.", show_default=False)
+    ] = None,
+    fold: Annotated[int | None, typer.Option(min=0, help="The fold that is the test split.", show_default="0")] = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier run in the output folder.")
+    ] = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model on slide labels. Patients never cross splits; an interrupted run goes on when started again."""
+    with _exits():
+        from wsimil.config import load_config
+        from wsimil.stages import text
+        from wsimil.stages import train as stage
+        from wsimil.stages.progress import reporter
+
+        given = {
+            "method.name": method, "fit.epochs": epochs, "fit.lr": lr, "fit.seed": seed, "fit.balance": balance,
+            "split.folds": folds, "split.fold": fold, "device": device,
+        }  # fmt: skip
+        resolved = load_config(stage.TrainConfig, config, overrides=sets or (), given=given)
+        if dry_run:
+            text.show_train_plan(stage.plan(resolved, features, cohort), as_json=as_json)
+            return
+        with reporter(text.stderr(), quiet=quiet) as watch:
+            summary = stage.train(resolved, features, cohort, out, overwrite=overwrite, reporter=watch)
+        text.show_training(summary, out, as_json=as_json)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder that `wsimil train` wrote.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="Feature folder; or a slide, a folder of slides, a manifest.")
+    ],
+    out: Out,
+    cohort: Annotated[
+        Path | None, typer.Option("--cohort", help="CSV with labels, to measure against.", show_default=False)
+    ] = None,
+    heatmaps: Annotated[bool, typer.Option(help="Write QuPath GeoJSON and PNG overlays.")] = True,
+    score: Annotated[
+        str | None,
+        typer.Option(help="What overlays show: contribution:<class> or attention.", show_default="contribution"),
+    ] = None,
+    origin: Annotated[
+        str, typer.Option(help="Where QuPath coordinates count from: bounds (QuPath's way) or level0.")
+    ] = "bounds",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")] = "auto",
+    encoder_weights: Weights = None,
+    mpp_override: MppOverride = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Tiles the encoder gets at once.")] = 32,
+    readers: Annotated[int, typer.Option(min=1, help="Threads that read tiles.")] = 2,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Predict slides, and show which tiles speak for the answer. From slides, extraction runs first, as the model was trained."""
+    with _exits():
+        from wsimil.errors import ConfigError
+        from wsimil.stages import predict as stage
+        from wsimil.stages import text
+        from wsimil.stages.progress import reporter
+
+        if origin != "bounds" and origin != "level0":
+            raise ConfigError(f"--origin {origin!r}: wanted bounds or level0")
+        options = stage.PredictOptions(
+            device=device, heatmaps=heatmaps, score=score, origin=origin, encoder_weights=encoder_weights,
+            mpp_override=mpp_override, batch_size=batch_size, readers=readers,
+        )  # fmt: skip
+        with reporter(text.stderr(), quiet=quiet) as watch:
+            summary = stage.predict(run, source, out, options=options, cohort_csv=cohort, reporter=watch)
+        text.show_prediction(summary, out, as_json=as_json)
+        raise typer.Exit(1 if summary.failures else 0)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("demo"),
+    slides: Annotated[int, typer.Option(min=8, help="How many slides to draw.")] = 24,
+    seed: Annotated[int, typer.Option(min=0, help="Decides what is drawn and how training starts.")] = 0,
+) -> None:
+    """Draw slides with known tumor, run extract, train and predict on them, and say how well that went."""
+    with _exits():
+        from wsimil.stages import text
+        from wsimil.stages.demo import demo as run_demo
+
+        text.show_demo(run_demo(out, slides=slides, seed=seed, say=text.say), out)
 
 
 @app.command()
@@ -168,6 +279,7 @@ def inspect(
     with _exits():
         from wsimil.encoders import card
         from wsimil.extraction.config import TileConfig
+        from wsimil.stages import text
         from wsimil.stages.inspect import inspect as look
 
         wanted = card(encoder)
@@ -178,30 +290,25 @@ def inspect(
             trained_mpp=wanted.mpp,
             mpp_override=mpp_override,
         )
-        _show_slide(report, as_json=as_json)
+        text.show_slide(report, as_json=as_json)
         raise typer.Exit(1 if report.refusal else 0)
 
 
 @app.command()
 def doctor(
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder that is going to be written to.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A folder that is going to be written to.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that this machine is ready; every line says PASS, WARN or FAIL, and what to do."""
     with _exits():
+        from wsimil.stages import text
         from wsimil.stages.doctor import diagnose
 
         checks = diagnose(out)
-        if as_json:
-            _print_json([{"name": c.name, "verdict": c.verdict, "found": c.found, "fix": c.fix} for c in checks])
-        else:
-            table = _table("", "check", "found, and what to do")
-            colors = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}
-            for check in checks:
-                fix = f"\n→ {check.fix}" if check.fix else ""
-                table.add_row(f"[{colors[check.verdict]}]{check.verdict}[/]", check.name, _plain(check.found + fix))
-            _stdout().print(table)
-        raise typer.Exit(1 if any(c.verdict == "FAIL" for c in checks) else 0)
+        text.show_checks(checks, as_json=as_json)
+        raise typer.Exit(1 if any(check.verdict == "FAIL" for check in checks) else 0)
 
 
 listing = typer.Typer(no_args_is_help=True, help="List what there is: encoders or methods.")
@@ -213,21 +320,9 @@ def list_encoders(as_json: AsJson = False) -> None:
     """Encoders with their ids, sizes and licenses."""
     with _exits():
         from wsimil.encoders import list_cards
+        from wsimil.stages import text
 
-        cards = list_cards()
-        if as_json:
-            _print_json([{"name": c.name, "dim": c.dim, "input_px": c.input_px, "mpp": list(c.mpp), "pooling": c.pooling, "license": c.license, "gated": c.gated, "paper": c.paper} for c in cards])  # fmt: skip
-            return
-        table = _table("id", "dim", "px", "µm/px", "pooling", "license")
-        for c in cards:
-            spacing = ", ".join(f"{mpp:g}" for mpp in c.mpp) or "any"
-            table.add_row(
-                c.name, str(c.dim), str(c.input_px), spacing, c.pooling, c.license + (" (gated)" if c.gated else "")
-            )
-        _stdout().print(table)
-        _stdout().print(
-            "Any other timm model: timm:<name>, for example timm:resnet18.a1_in1k", markup=False, highlight=False
-        )
+        text.show_encoders(list_cards(), as_json=as_json)
 
 
 @listing.command("methods")
@@ -235,15 +330,32 @@ def list_methods(as_json: AsJson = False) -> None:
     """MIL methods, with their hyperparameters."""
     with _exits():
         from wsimil.mil import registry
+        from wsimil.stages import text
 
-        described = {name: registry.config_class(name) for name in registry.names()}
-        if as_json:
-            _print_json({name: config.model_json_schema() for name, config in described.items()})
-            return
-        table = _table("id", "hyperparameters (--set method.<name>=...)")
-        for name, config in described.items():
-            table.add_row(name, _plain(", ".join(f"{k}={v!r}" for k, v in config().model_dump(mode="json").items())))
-        _stdout().print(table)
+        configs = {name: registry.config_class(name) for name in registry.names()}
+        text.show_methods({name: config().model_dump(mode="json") for name, config in configs.items()}, as_json=as_json)
+
+
+@app.command("config")
+def show_config(
+    command: Annotated[str, typer.Argument(help="extract or train.")],
+    schema: Annotated[bool, typer.Option("--schema", help="JSON Schema, for editors.")] = False,
+) -> None:
+    """Print the default config of a command as YAML, to start a file of your own from."""
+    with _exits():
+        from wsimil.errors import ConfigError
+        from wsimil.stages import text
+
+        if command == "extract":
+            from wsimil.extraction.config import ExtractConfig as Wanted
+        elif command == "train":
+            from wsimil.stages.train import TrainConfig as Wanted  # type: ignore[assignment]  # one of two, by name
+        else:
+            raise ConfigError(f"config {command!r}: wanted extract or train")
+        if schema:
+            text.say_json(Wanted.model_json_schema())
+        else:
+            typer.echo(Wanted().to_yaml(), nl=False)
 
 
 @contextmanager
@@ -252,132 +364,15 @@ def _exits() -> Iterator[None]:
     try:
         yield
     except WsimilError as error:
-        _stderr().print(f"wsimil: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        typer.secho(f"wsimil: {error}", fg="red", err=True)
         raise typer.Exit(1 if isinstance(error, SlideError) else 2) from None
     except KeyboardInterrupt:
-        _stderr().print("wsimil: interrupted; the same command goes on from here", markup=False)
+        typer.secho("wsimil: interrupted; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
         raise typer.Exit(0) from None
 
 
-def _show_summary(summary: ExtractSummary, out: Path, *, as_json: bool) -> None:
-    counts = {status: summary.count(status) for status in ("done", "skipped", "failed")}  # type: ignore[arg-type]  # the three of Status
-    rate = summary.tiles / summary.seconds if summary.seconds else 0.0
-    if as_json:
-        facts = {
-            **counts, "tiles": summary.tiles, "seconds": round(summary.seconds, 2), "tiles_per_s": round(rate, 1),
-            "wait_share": round(summary.wait_share, 3), "stages": summary.stages.rounded(),
-            "peak_rss_mb": round(summary.peak_rss_mb), "failures": {f.slide_id: f.reason for f in summary.failures},
-        }  # fmt: skip
-        _print_json(facts)
-        return
-    console = _stdout()
-    line = f"{counts['done']} slides done, {counts['skipped']} complete already, {counts['failed']} failed"
-    console.print(f"{line} -> {out}", markup=False, highlight=False, soft_wrap=True)
-    if counts["done"]:
-        stages = ", ".join(f"{name} {value:.1f}" for name, value in summary.stages.rounded().items())
-        facts_line = f"{summary.tiles} tiles in {summary.seconds:.1f} s ({rate:.0f}/s); seconds by stage: {stages}"
-        console.print(facts_line, markup=False, highlight=False, soft_wrap=True)
-        console.print(
-            f"The encoder waited for tiles {summary.wait_share:.0%} of its time; peak memory {summary.peak_rss_mb:.0f} MB",
-            markup=False, highlight=False, soft_wrap=True,
-        )  # fmt: skip
-    if summary.failures:
-        table = _table("failed slide", "reason")
-        for failure in summary.failures:
-            table.add_row(_plain(failure.slide_id), _plain(failure.reason))
-        console.print(table)
-        console.print(
-            f"Also in {out}/failures*.csv; mend and run the same command again.", markup=False, soft_wrap=True
-        )
-
-
-def _show_plan(planned: ExtractPlan, out: Path, *, as_json: bool) -> None:
-    slides = planned.slides
-    tiles, size, seconds = (sum(getattr(s, name) for s in slides) for name in ("tiles", "bytes_", "seconds"))
-    if as_json:
-        rows = [{"slide_id": s.slide_id, "status": s.status, "tiles": s.tiles, "mpp": s.mpp, "bytes": s.bytes_, "seconds": round(s.seconds, 1), "reason": s.reason} for s in slides]  # fmt: skip
-        _print_json({"slides": rows, "tiles": tiles, "bytes": size, "seconds": round(seconds, 1)})
-        return
-    table = _table("slide", "status", "µm/px", "tiles", "MB", "s")
-    for s in slides:
-        if s.status == "failed":
-            table.add_row(_plain(s.slide_id), _plain(f"failed: {s.reason}"))
-        else:
-            known = s.status == "to do"
-            table.add_row(_plain(s.slide_id), s.status, *((f"{s.mpp:.4g}", str(s.tiles), f"{s.bytes_ / 1e6:.1f}", f"{s.seconds:.1f}") if known else ()))  # fmt: skip
-    console = _stdout()
-    console.print(table)
-    spec = planned.spec
-    todo = sum(s.status == "to do" for s in slides)
-    console.print(
-        f"{todo} of {len(slides)} slides to do: {tiles} tiles of {spec.size_um:g} µm ({spec.size_px} px at {spec.mpp:.4g} µm/px),"
-        f" {size / 1e6:.1f} MB in {out}, about {seconds:.0f} s"
-        f" ({planned.tiles_per_s:.0f} tiles/s, measured on {planned.measured_tiles} tiles). Nothing was written.",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
-
-
-def _show_slide(report: SlideReport, *, as_json: bool) -> None:
-    info, grid = report.info, report.grid
-    facts: dict[str, str] = {
-        "slide": info.slide_id,
-        "vendor": info.vendor,
-        "size": f"{info.size0_px[0]} × {info.size0_px[1]} px, {info.size_um[0] / 1000:.2f} × {info.size_um[1] / 1000:.2f} mm",
-        "µm per pixel": f"{info.mpp:.6g}, from {info.mpp_detail}",
-        "levels": ", ".join(f"1:{d:.5g}" for d in info.level_downsamples),
-        "scanned bounds": "x {}, y {}, {} × {} px".format(*info.bounds0_px),
-        "tissue": f"{report.tissue.area_mm2:.3g} mm² ({report.tissue.method}, {report.tissue.mpp:.3g} µm/px)",
-        "tiles": report.refusal,
-        "digest": info.digest,
-    }
-    if grid is not None:
-        facts["tiles"] = (
-            f"{len(grid)} of {grid.spec.size_um:g} µm: {grid.read_px} px of level {grid.read_level} become {grid.spec.size_px} px;"
-            f" {grid.effective_mpp:.5g} µm/px for {grid.spec.mpp:.5g} asked"
-        )
-    if as_json:
-        _print_json(facts)
-        return
-    table = _table("", "", header=False)
-    for name, value in facts.items():
-        table.add_row(name, _plain(value))
-    _stdout().print(table)
-
-
-def _text(path: Path | None) -> str | None:
+def _str(path: Path | None) -> str | None:
     return None if path is None else str(path)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _table(*columns: str, header: bool = True) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, show_header=header, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _stdout() -> Console:
-    from rich.console import Console
-
-    return Console()
-
-
-def _stderr() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True)

@@ -77,7 +77,7 @@ def test_a_rerun_writes_nothing(slides: Path, features: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"tile.min_tissue": 0.9}, {"tile.tile_um": 64.0}, {"dtype": "float32"}, {"mpp_override": 0.52}]
+    "change", [{"tile.min_tissue": 0.9}, {"tile.tile_um": 112.0}, {"dtype": "float32"}, {"mpp_override": 0.52}]
 )
 def test_a_changed_recipe_is_made_anew(slides: Path, features: Path, tmp_path: Path, change: dict[str, object]) -> None:
     (tmp_path / "s0.h5").write_bytes((features / "s0.h5").read_bytes())

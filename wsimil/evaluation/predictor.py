@@ -1,0 +1,59 @@
+"""From a trained model and bags to predictions, each with the scores of its tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+
+from wsimil.bags import FeatureBag
+from wsimil.evaluation.attribution import attribute
+from wsimil.evaluation.prediction import Prediction
+from wsimil.mil.batch import pack
+from wsimil.mil.saved import TrainedModel
+
+
+def predict(trained: TrainedModel, bags: Iterable[FeatureBag], *, max_instances: int = 100_000) -> Iterator[Prediction]:
+    """One Prediction for each bag, in order; bags go through the model together up to `max_instances` rows.
+
+    What a bag gets does not depend on its neighbors. Raises ModelError for features of another kind, ValueError for an empty
+    bag: it has no prediction.
+    """
+    waiting: list[FeatureBag] = []
+    rows = 0
+    for bag in bags:
+        trained.check_features(bag.provenance, f"slide {bag.slide_id!r}")
+        if not len(bag):
+            raise ValueError(f"slide {bag.slide_id!r} has no tiles, so it has no prediction")
+        if waiting and rows + len(bag) > max_instances:
+            yield from _predict(trained, waiting)
+            waiting, rows = [], 0
+        waiting.append(bag)
+        rows += len(bag)
+    if waiting:
+        yield from _predict(trained, waiting)
+
+
+@torch.no_grad()
+def _predict(trained: TrainedModel, bags: list[FeatureBag]) -> Iterator[Prediction]:
+    device = next(trained.model.parameters()).device
+    packed = pack(
+        [bag.features for bag in bags], xy0=[bag.grid.xy0 for bag in bags], slide_ids=[bag.slide_id for bag in bags]
+    )
+    attribution = attribute(trained.model, packed.to(device), classes=trained.classes)
+    logits = attribution.output.logits.double().cpu()
+    probabilities = torch.softmax(logits, dim=1).numpy()
+    bias = np.zeros(len(trained.classes)) if attribution.bias is None else attribution.bias.double().cpu().numpy()
+    for bag, scores, row, probability in zip(bags, attribution.per_bag(), logits.numpy(), probabilities, strict=True):
+        yield Prediction(
+            slide_id=bag.slide_id,
+            classes=trained.classes,
+            probabilities=probability,
+            logits=row,
+            bias=bias,
+            score_names=attribution.names,
+            scores=scores,
+            grid=bag.grid,
+            model=trained.facts,
+        )

@@ -1,0 +1,1 @@
+"""Terms of a loss that any method may have, one file each."""

@@ -1,0 +1,145 @@
+"""A trained model on disk: weights as safetensors, everything else as JSON; nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+import wsimil
+from wsimil.errors import ConfigError, ModelError
+from wsimil.files import atomic_path, write_text
+from wsimil.mil import registry
+from wsimil.mil.base import MILModel
+from wsimil.provenance import Json, Provenance, sha256_json
+
+WEIGHTS, FACTS = "model.safetensors", "model.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedModel:
+    """A model with what it takes to use it: the names of its classes, and the kind of features that it was trained on.
+
+    `digest` is of the weights; `training` says where it came from, as plain JSON.
+    """
+
+    model: MILModel
+    method: str
+    classes: tuple[str, ...]
+    features: Provenance
+    training: Mapping[str, Json]
+    digest: str
+
+    @property
+    def facts(self) -> dict[str, Json]:
+        """What a prediction says of the model that made it."""
+        return {"method": self.method, "digest": self.digest, "wsimil_version": wsimil.__version__}
+
+    def check_features(self, provenance: Provenance, where: str) -> None:
+        """Raises ModelError where features are of another kind than the model's, naming what differs in both."""
+        differences = self.features.kind_differences(provenance)
+        if differences:
+            raise ModelError(
+                f"{where}: these features do not fit the model, which was trained on others (model != features):"
+                f" {'; '.join(differences)}; extract with the model's encoder and tiling, or give slides to wsimil predict, which"
+                " does so by itself"
+            )
+
+
+def save_model(
+    run: Path,
+    model: MILModel,
+    *,
+    method: str,
+    classes: tuple[str, ...],
+    features: Provenance,
+    training: Mapping[str, Json],
+) -> None:
+    """Write model.safetensors, then model.json, which names the digest of the former. Raises OutputError."""
+    state = {name: tensor.detach().to("cpu").contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_path(run / WEIGHTS) as temporary:
+        safetensors.torch.save_file(state, temporary)
+    facts: dict[str, Json] = {
+        "format_version": FORMAT_VERSION,
+        "wsimil_version": wsimil.__version__,
+        "method": method,
+        "config": model.config.model_dump(mode="json"),
+        "in_dim": model.in_dim,
+        "classes": list(classes),
+        "decision": "the class with the highest probability",
+        "weights_digest": _digest(state),
+        "features": features.to_json(),
+        "training": dict(training),
+    }
+    write_text(run / FACTS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+
+def load_model(run: Path, *, device: str = "cpu") -> TrainedModel:
+    """The model of a finished run. Raises ModelError where it is missing, broken or of a newer format."""
+    facts = _read_facts(run)
+    try:
+        state = safetensors.torch.load_file(run / WEIGHTS)
+    except FileNotFoundError:
+        raise ModelError(f"{run / WEIGHTS} does not exist; copy the whole run folder, or train again") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{run / WEIGHTS} cannot be read: {error}; copy it again, or train again") from error
+    if _digest(state) != facts.get("weights_digest"):
+        raise ModelError(
+            f"{run / WEIGHTS} is not the file that {FACTS} beside it describes; copy both again, or train again"
+        )
+    try:
+        method, classes = str(facts["method"]), tuple(map(str, facts["classes"]))
+        model = registry.build(
+            method, facts["config"], in_dim=facts["in_dim"], num_classes=len(classes), source=str(run / FACTS)
+        )
+        model.load_state_dict(state)
+        trained = TrainedModel(
+            model=model.to(device),
+            method=method,
+            classes=classes,
+            features=Provenance.from_json(facts["features"]),
+            training=MappingProxyType(facts["training"]),
+            digest=str(facts["weights_digest"]),
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{run / FACTS} does not describe a model that this version can build: {reason}") from error
+    return trained
+
+
+def _read_facts(run: Path) -> dict[str, Any]:
+    if not run.is_dir():
+        raise ModelError(f"{run} is not a folder; give the folder that wsimil train wrote to")
+    try:
+        facts = json.loads((run / FACTS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        unfinished = (run / "checkpoint").is_dir()
+        remedy = (
+            "its training is not finished: run the same wsimil train again"
+            if unfinished
+            else "give the folder that wsimil train wrote to"
+        )
+        raise ModelError(f"{run} holds no {FACTS}; {remedy}") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{run / FACTS} cannot be read: {error}; copy it again, or train again") from error
+    if not isinstance(facts, dict) or facts.get("format_version") != FORMAT_VERSION:
+        got = facts.get("format_version") if isinstance(facts, dict) else type(facts).__name__
+        raise ModelError(f"{run / FACTS}: format version {got!r}, this version reads {FORMAT_VERSION}; update wsimil")
+    return facts
+
+
+def _digest(state: Mapping[str, torch.Tensor]) -> str:
+    parts: dict[str, Json] = {}
+    for name, tensor in state.items():
+        raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        parts[name] = [str(tensor.dtype), list(tensor.shape), hashlib.sha256(raw).hexdigest()]
+    return sha256_json(parts)

@@ -1,0 +1,86 @@
+"""A model's answers for slides, held against what is known of them, and written down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsimil.bags import FeatureBag
+from wsimil.cohort import Cohort
+from wsimil.evaluation.bootstrap import Estimate, estimates
+from wsimil.evaluation.prediction import Prediction
+from wsimil.evaluation.predictor import predict
+from wsimil.evaluation.table import Row, write_table
+from wsimil.mil.saved import TrainedModel
+
+NO_TILES = "no tissue tile"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What is said of one slide: `probabilities` [C], or None and a `status` that says why."""
+
+    slide_id: str
+    probabilities: NDArray[np.float64] | None
+    status: str = "ok"
+
+
+def answer(trained: TrainedModel, bag: FeatureBag) -> Answer:
+    """The answer for one bag; an empty one has none. Raises ModelError where the features do not fit the model."""
+    prediction = predict_one(trained, bag)
+    if prediction is None:
+        return Answer(slide_id=bag.slide_id, probabilities=None, status=NO_TILES)
+    return Answer(slide_id=bag.slide_id, probabilities=prediction.probabilities)
+
+
+def predict_one(trained: TrainedModel, bag: FeatureBag) -> Prediction | None:
+    """The prediction for one bag, None for an empty one. Raises ModelError where the features do not fit the model."""
+    trained.check_features(bag.provenance, f"slide {bag.slide_id!r}")
+    return next(predict(trained, [bag])) if len(bag) else None
+
+
+def estimate_splits(answers: Sequence[Answer], cohort: Cohort) -> dict[str, dict[str, Estimate]]:
+    """Metrics with 95 % intervals for each split of the cohort that has answers; slides without an answer do not count."""
+    known = {slide.slide_id: slide for slide in cohort.slides}
+    result: dict[str, dict[str, Estimate]] = {}
+    for split in sorted({known[a.slide_id].split or "all" for a in answers if a.slide_id in known}):
+        pairs = [
+            (known[a.slide_id], a.probabilities)
+            for a in answers
+            if a.probabilities is not None and a.slide_id in known and (known[a.slide_id].split or "all") == split
+        ]
+        if pairs:
+            slides = [slide for slide, _ in pairs]
+            probabilities = np.stack([p for _, p in pairs])
+            result[split] = estimates(cohort.targets(slides), probabilities, [slide.patient_id for slide in slides])
+    return result
+
+
+def write_answers(
+    folder: Path,
+    answers: Sequence[Answer],
+    *,
+    classes: Sequence[str],
+    cohort: Cohort | None = None,
+    splits: Mapping[str, str] | None = None,
+) -> None:
+    """Write predictions.csv and .parquet; what `cohort` knows of a slide stands beside its answer, `splits` wins over it."""
+    known = {slide.slide_id: slide for slide in cohort.slides} if cohort else {}
+    rows = []
+    for one in answers:
+        slide = known.get(one.slide_id)
+        rows.append(
+            Row(
+                slide_id=one.slide_id,
+                patient_id=slide.patient_id if slide else "",
+                probabilities=one.probabilities,
+                label=slide.label if slide else "",
+                split=(splits or {}).get(one.slide_id, (slide.split or "") if slide else ""),
+                status=one.status,
+            )
+        )
+    write_table(folder, rows, classes=classes)

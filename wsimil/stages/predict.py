@@ -1,0 +1,227 @@
+"""predict: a trained run and features or slides to probabilities, tile scores and heatmaps."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from wsimil.cohort import Cohort, read_cohort
+from wsimil.errors import ConfigError, OutputError, SlideError, WsimilError
+from wsimil.evaluation.bootstrap import Estimate
+from wsimil.evaluation.prediction import Prediction
+from wsimil.export.geojson import Origin, write_geojson
+from wsimil.export.heatmap import raw_heatmap
+from wsimil.export.png import write_png
+from wsimil.export.scores import score_table, write_scores
+from wsimil.extraction.config import ExtractConfig, config_from_provenance
+from wsimil.extraction.sources import list_sources
+from wsimil.files import check_writable, write_text
+from wsimil.mil.saved import TrainedModel, load_model
+from wsimil.stages.answers import Answer, estimate_splits, predict_one, write_answers
+from wsimil.stages.device import resolve_device
+from wsimil.stages.extract import extract
+from wsimil.stages.progress import Quiet, Reporter
+from wsimil.store import FeatureStore, open_store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictOptions:
+    """What a user may choose about prediction. `score` is what heatmaps show, None for the contribution to the predicted class.
+
+    `encoder_weights`, `mpp_override`, `batch_size` and `readers` matter where slides are given: the rest of the extraction is
+    the model's. `origin` says from where QuPath coordinates count.
+    """
+
+    device: str = "auto"
+    heatmaps: bool = True
+    score: str | None = None
+    origin: Origin = "bounds"
+    encoder_weights: Path | None = None
+    mpp_override: float | None = None
+    batch_size: int = 32
+    readers: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictSummary:
+    """What was said: an answer a slide, failures by slide, and metrics where labels are known.
+
+    `seen` are slides that the model learned from or was chosen on; they do not count in `metrics`.
+    """
+
+    answers: tuple[Answer, ...]
+    failures: Mapping[str, str]
+    metrics: Mapping[str, Mapping[str, Estimate]]
+    seen: tuple[str, ...]
+    classes: tuple[str, ...]
+
+
+def predict(
+    run: Path,
+    source: Path,
+    out: Path,
+    *,
+    options: PredictOptions,
+    cohort_csv: Path | None = None,
+    reporter: Reporter | None = None,
+) -> PredictSummary:
+    """Predict every slide of `source`, a feature folder, or slides that are extracted first into `out`/features.
+
+    Writes predictions.csv and .parquet, scores/<id>.parquet and, with heatmaps, qupath/<id>.geojson and overlays/<id>.png;
+    metrics.json where `cohort_csv` gives labels. A slide that fails stands in failures.csv and the rest goes on.
+    Raises WsimilError for what concerns all slides.
+    """
+    reporter = reporter or Quiet()
+    device = resolve_device(options.device)
+    trained = load_model(run, device=device)
+    cohort = read_cohort(cohort_csv, classes=trained.classes) if cohort_csv else None
+    check_writable(out)
+    failures: dict[str, str] = {}
+    features, store = _features(source, out, trained, options, reporter, failures)
+    ids = store.ids()
+    for slide_id in ids:
+        trained.check_features(store.header(slide_id).provenance, f"slide {slide_id!r}")
+        break  # a wrong folder is refused at once; each slide is checked again when it is read
+    answers: list[Answer] = []
+    reporter.begin("slides", len(ids))
+    for slide_id in ids:
+        reporter.item(slide_id, 0)
+        try:
+            bag = store.read(slide_id)
+            prediction = predict_one(trained, bag)
+            if prediction is None:
+                answers.append(Answer(slide_id=slide_id, probabilities=None, status="no tissue tile"))
+                reporter.finish_item(f"{slide_id}: no tissue tile, no answer")
+                continue
+            _export(prediction, features, out, options)
+        except OutputError:
+            raise
+        except WsimilError as error:
+            failures[slide_id] = str(error)
+            reporter.finish_item(f"{slide_id}: FAILED: {error}")
+            continue
+        answers.append(Answer(slide_id=slide_id, probabilities=prediction.probabilities))
+        best = int(np.argmax(prediction.probabilities))
+        reporter.finish_item(
+            f"{slide_id}: {prediction.predicted} ({prediction.probabilities[best]:.3f}), {len(bag)} tiles"
+        )
+    answers += [
+        Answer(slide_id=slide_id, probabilities=None, status=f"failed: {reason}")
+        for slide_id, reason in failures.items()
+    ]
+    return _conclude(answers, failures, trained, run, cohort, out)
+
+
+def _features(
+    source: Path,
+    out: Path,
+    trained: TrainedModel,
+    options: PredictOptions,
+    reporter: Reporter,
+    failures: dict[str, str],
+) -> tuple[Path, FeatureStore]:
+    if _is_feature_folder(source):
+        if options.mpp_override is not None:
+            raise ConfigError("--mpp-override is for slides; these features were extracted with an mpp of their own")
+        return source, open_store(source, mode="r")
+    wanted = config_from_provenance(trained.features)
+    config = ExtractConfig.model_validate(
+        wanted.model_dump()
+        | {
+            "encoder_weights": options.encoder_weights,
+            "mpp_override": options.mpp_override,
+            "device": options.device,
+            "batch_size": options.batch_size,
+            "readers": options.readers,
+        }
+    )
+    folder = out / "features"
+    summary = extract(config, list_sources(source), folder, reporter=reporter)
+    failures |= {failure.slide_id: failure.reason for failure in summary.failures}
+    if len(summary.failures) == len(summary.outcomes):
+        first = summary.failures[0]
+        raise SlideError(f"no slide of {source} could be extracted; the first failure is: {first.reason}")
+    return folder, open_store(folder, mode="r")
+
+
+def _is_feature_folder(source: Path) -> bool:
+    if not source.is_dir():
+        return False
+    return any(entry.suffix in (".h5", ".zarr") and not entry.name.startswith(".") for entry in source.iterdir())
+
+
+def _export(prediction: Prediction, features: Path, out: Path, options: PredictOptions) -> None:
+    slide_id = prediction.slide_id
+    write_scores(out / "scores" / f"{slide_id}.parquet", prediction)
+    if not options.heatmaps:
+        return
+    table = score_table(prediction)
+    name = options.score or table.main_score
+    if name not in table.score_names:
+        raise ConfigError(f"score {name!r} is not given by this method; it gives {', '.join(table.score_names)}")
+    write_geojson(out / "qupath" / f"{slide_id}.geojson", table, origin=options.origin)
+    thumbnail = _thumbnail(features / "thumbnails" / f"{slide_id}.jpg")
+    write_png(out / "overlays" / f"{slide_id}.png", table, raw_heatmap(table, name), thumbnail=thumbnail)
+
+
+def _thumbnail(path: Path) -> NDArray[np.uint8] | None:
+    """The whole slide, small; None where extraction left no picture, which the overlay says."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (FileNotFoundError, UnidentifiedImageError):
+        return None
+
+
+def _conclude(
+    answers: Sequence[Answer],
+    failures: Mapping[str, str],
+    trained: TrainedModel,
+    run: Path,
+    cohort: Cohort | None,
+    out: Path,
+) -> PredictSummary:
+    learned = _learned_from(run)
+    seen = tuple(a.slide_id for a in answers if learned.get(a.slide_id) in ("train", "val"))
+    if cohort is None:
+        write_answers(out, answers, classes=trained.classes, splits=learned)
+        metrics: Mapping[str, Mapping[str, Estimate]] = {}
+    else:
+        write_answers(out, answers, classes=trained.classes, cohort=cohort, splits=learned)
+        blind = replace(cohort, slides=tuple(replace(s, split=None, fold=None) for s in cohort.slides))
+        metrics = estimate_splits([a for a in answers if a.slide_id not in seen], blind)
+        about = {"not counted, because the model learned from them or was chosen on them": list(seen)}
+        values = {split: {n: asdict(e) for n, e in found.items()} for split, found in metrics.items()}
+        write_text(out / "metrics.json", json.dumps(values | about, indent=2) + "\n")
+    _write_failures(out / "failures.csv", failures)
+    return PredictSummary(
+        answers=tuple(answers), failures=failures, metrics=metrics, seen=seen, classes=trained.classes
+    )
+
+
+def _learned_from(run: Path) -> dict[str, str]:
+    """Split of each slide of the run's own cohort; none where the table was not copied with the model."""
+    try:
+        text = (run / "cohort.csv").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    return {row["slide_id"]: row["split"] for row in csv.DictReader(io.StringIO(text))}
+
+
+def _write_failures(path: Path, failures: Mapping[str, str]) -> None:
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["slide_id", "reason"])
+    writer.writerows(failures.items())
+    write_text(path, text.getvalue())

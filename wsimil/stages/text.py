@@ -1,0 +1,306 @@
+"""What a person reads at the end of a command: tables and lines that fit 80 columns, or JSON for a program."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from wsimil.cohort import Cohort
+    from wsimil.encoders import EncoderCard
+    from wsimil.evaluation.bootstrap import Estimate
+    from wsimil.stages.demo import DemoResult
+    from wsimil.stages.doctor import Check
+    from wsimil.stages.extract import ExtractPlan, ExtractSummary
+    from wsimil.stages.inspect import SlideReport
+    from wsimil.stages.predict import PredictSummary
+    from wsimil.stages.train import TrainPlan, TrainSummary
+
+_COLORS = {"PASS": "green", "WARN": "yellow", "FAIL": "red", "failed": "red", "complete": "green"}
+
+
+def stdout() -> Console:
+    """Where results go."""
+    return Console()
+
+
+def stderr() -> Console:
+    """Where progress and errors go."""
+    return Console(stderr=True)
+
+
+def say(*lines: str) -> None:
+    """Print plain lines, unwrapped, so that they survive a pipe."""
+    for line in lines:
+        stdout().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def say_json(value: object) -> None:
+    """Print one JSON value."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; no columns, no header. Long cells fold, nothing is cut."""
+    grid = Table(box=box.SIMPLE_HEAD, show_header=bool(columns), pad_edge=False)
+    for column in columns:
+        grid.add_column(column, overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(cell, style=_COLORS.get(cell, "")) for cell in row))
+    stdout().print(grid)
+
+
+def show_summary(summary: ExtractSummary, out: Path, *, as_json: bool) -> None:
+    """How an extraction went."""
+    done, skipped, failed = summary.count("done"), summary.count("skipped"), summary.count("failed")
+    rate = summary.tiles / summary.seconds if summary.seconds else 0.0
+    if as_json:
+        say_json(
+            {
+                "done": done,
+                "skipped": skipped,
+                "failed": failed,
+                "tiles": summary.tiles,
+                "seconds": round(summary.seconds, 2),
+                "tiles_per_s": round(rate, 1),
+                "wait_share": round(summary.wait_share, 3),
+                "stages": summary.stages.rounded(),
+                "peak_rss_mb": round(summary.peak_rss_mb),
+                "failures": {failure.slide_id: failure.reason for failure in summary.failures},
+            }
+        )
+        return
+    say(f"{done} slides done, {skipped} complete already, {failed} failed -> {out}")
+    if done:
+        stages = ", ".join(f"{name} {value:.1f}" for name, value in summary.stages.rounded().items())
+        say(
+            f"{summary.tiles} tiles in {summary.seconds:.1f} s ({rate:.0f}/s); the encoder waited for tiles"
+            f" {summary.wait_share:.0%} of its time; peak memory {summary.peak_rss_mb:.0f} MB",
+            f"seconds by stage: {stages}",
+        )
+    if summary.failures:
+        table(["failed slide", "reason"], [(f.slide_id, f.reason) for f in summary.failures])
+        say(f"The list is also in {out}/failures*.csv; mend and run the same command again.")
+
+
+def show_plan(planned: ExtractPlan, out: Path, *, as_json: bool) -> None:
+    """What an extraction would do."""
+    slides, spec = planned.slides, planned.spec
+    tiles, size, seconds = (sum(getattr(s, name) for s in slides) for name in ("tiles", "bytes_", "seconds"))
+    if as_json:
+        rows = [
+            {
+                "slide_id": s.slide_id,
+                "status": s.status,
+                "tiles": s.tiles,
+                "mpp": s.mpp,
+                "bytes": s.bytes_,
+                "seconds": round(s.seconds, 1),
+                "reason": s.reason,
+            }
+            for s in slides
+        ]
+        say_json({"slides": rows, "tiles": tiles, "bytes": size, "seconds": round(seconds, 1)})
+        return
+    table(
+        ["slide", "status", "µm/px", "tiles", "MB", "s"],
+        [
+            (s.slide_id, s.status, f"{s.mpp:.4g}", str(s.tiles), f"{s.bytes_ / 1e6:.1f}", f"{s.seconds:.1f}")
+            if s.status == "to do"
+            else (s.slide_id, s.status, "", "", "", "")
+            for s in slides
+        ],
+    )
+    failed = [(s.slide_id, s.reason) for s in slides if s.status == "failed"]
+    if failed:
+        table(["slide that would fail", "reason"], failed)
+    say(
+        f"{sum(s.status == 'to do' for s in slides)} of {len(slides)} slides to do: {tiles} tiles of {spec.size_um:g} µm"
+        f" ({spec.size_px} px at {spec.mpp:.4g} µm/px), {size / 1e6:.1f} MB in {out}, about {seconds:.0f} s"
+        f" ({planned.tiles_per_s:.0f} tiles/s, measured on {planned.measured_tiles} tiles). Nothing was written."
+    )
+
+
+def show_train_plan(planned: TrainPlan, *, as_json: bool) -> None:
+    """What a training run would learn from."""
+    if as_json:
+        rows = [{"split": s, "label": c, "slides": n, "patients": p} for s, c, n, p in planned.cohort.counts()]
+        findings = [str(finding) for finding in planned.cohort.findings]
+        say_json({"method": planned.method, "in_dim": planned.in_dim, "cohort": rows, "findings": findings})
+        return
+    _show_cohort(planned.cohort)
+    say(f"{planned.method} on {planned.in_dim} features an instance. Nothing was written.")
+
+
+def show_training(summary: TrainSummary, out: Path, *, as_json: bool) -> None:
+    """How a training run went."""
+    fit = summary.fit
+    if as_json:
+        say_json(
+            {
+                "epochs": len(fit.history),
+                "kept_epoch": fit.kept_epoch,
+                "stopped_early": fit.stopped_early,
+                "findings": [str(finding) for finding in summary.cohort.findings],
+                "metrics": _metrics_json(summary.metrics),
+            }
+        )
+        return
+    _show_cohort(summary.cohort)
+    ended = ", stopped early" if fit.stopped_early else ""
+    say(f"{len(fit.history)} epochs{ended}; the weights of epoch {fit.kept_epoch} were kept -> {out}")
+    _show_metrics(summary.metrics)
+
+
+def show_prediction(summary: PredictSummary, out: Path, *, as_json: bool) -> None:
+    """What was predicted."""
+    answered = [answer for answer in summary.answers if answer.probabilities is not None]
+    if as_json:
+        say_json(
+            {
+                "slides": len(summary.answers),
+                "answered": len(answered),
+                "failures": dict(summary.failures),
+                "not_counted_in_metrics": list(summary.seen),
+                "metrics": _metrics_json(summary.metrics),
+            }
+        )
+        return
+    empty = len(summary.answers) - len(answered) - len(summary.failures)
+    say(f"{len(answered)} slides answered, {empty} without tissue, {len(summary.failures)} failed -> {out}")
+    if summary.failures:
+        table(["failed slide", "reason"], list(summary.failures.items()))
+    if summary.metrics and summary.seen:
+        say(f"{len(summary.seen)} slides do not count below: the model learned from them, or was chosen on them.")
+    _show_metrics(summary.metrics)
+
+
+def show_demo(result: DemoResult, out: Path) -> None:
+    """How a demo went, and where to look."""
+
+    def number(value: float | None) -> str:
+        return "undefined" if value is None else f"{value:.3f}"
+
+    rows = [
+        (f"slide AUROC, {result.test_slides} test slides", number(result.slide_auroc)),
+        (
+            f"tile AUROC of the class contribution, {result.tiles} tiles of test slides with tumor",
+            number(result.tile_auroc),
+        ),
+        ("tile AUROC of attention, the same tiles", number(result.attention_auroc)),
+    ]
+    say("")
+    table(["on generated slides", ""], rows)
+    table(
+        ["where to look", ""],
+        [
+            (str(result.picture), "a heatmap on a slide with tumor"),
+            (str(out / "truth"), "the tumor that was drawn, for QuPath"),
+            (str(out / "predictions" / "qupath"), "tiles with scores, for QuPath"),
+            (str(out / "predictions" / "predictions.csv"), "probabilities"),
+            (str(out / "run" / "metrics.json"), "metrics with intervals"),
+        ],
+    )
+    say(
+        f"Done in {result.seconds:.0f} s. Drawn slides are easier than real ones: these figures say that the chain works."
+    )
+
+
+def _show_cohort(cohort: Cohort) -> None:
+    rows = [(split or "all", label, str(slides), str(patients)) for split, label, slides, patients in cohort.counts()]
+    table(["split", "class", "slides", "patients"], rows)
+    say(*(f"note: {finding}" for finding in cohort.findings))
+
+
+def _show_metrics(metrics: Mapping[str, Mapping[str, Estimate]]) -> None:
+    for split, found in metrics.items():
+        rows = []
+        for name, estimate in found.items():
+            value = "undefined" if estimate.value is None else f"{estimate.value:.3f}"
+            interval = (
+                "" if estimate.low is None or estimate.high is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
+            )
+            rows.append((name, value, interval))
+        table([f"{split} slides", "value", "95 % CI over patients"], rows)
+
+
+def _metrics_json(metrics: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, dict[str, float | int | None]]]:
+    return {split: {name: asdict(estimate) for name, estimate in found.items()} for split, found in metrics.items()}
+
+
+def show_slide(report: SlideReport, *, as_json: bool) -> None:
+    """What a slide is."""
+    info, grid = report.info, report.grid
+    facts = {
+        "slide": info.slide_id,
+        "vendor": info.vendor,
+        "size": f"{info.size0_px[0]} × {info.size0_px[1]} px, {info.size_um[0] / 1000:.3g} × {info.size_um[1] / 1000:.3g} mm",
+        "µm per pixel": f"{info.mpp:.6g}, from {info.mpp_detail}",
+        "levels": ", ".join(f"1:{downsample:.5g}" for downsample in info.level_downsamples),
+        "scanned bounds": "x {}, y {}, {} × {} px".format(*info.bounds0_px),
+        "tissue": f"{report.tissue.area_mm2:.3g} mm² ({report.tissue.method}, {report.tissue.mpp:.3g} µm/px)",
+        "tiles": report.refusal,
+        "digest": info.digest,
+    }
+    if grid is not None:
+        facts["tiles"] = (
+            f"{len(grid)} of {grid.spec.size_um:g} µm: {grid.read_px} px of level {grid.read_level} become"
+            f" {grid.spec.size_px} px; {grid.effective_mpp:.5g} µm/px for {grid.spec.mpp:.5g} asked"
+        )
+    if as_json:
+        say_json(facts)
+    else:
+        table([], facts.items())
+
+
+def show_checks(checks: Sequence[Check], *, as_json: bool) -> None:
+    """How a machine is."""
+    if as_json:
+        say_json([{"name": c.name, "verdict": c.verdict, "found": c.found, "fix": c.fix} for c in checks])
+    else:
+        rows = [(c.verdict, c.name, c.found + (f"\n→ {c.fix}" if c.fix else "")) for c in checks]
+        table(["", "check", "found, and what to do"], rows)
+
+
+def show_encoders(cards: Sequence[EncoderCard], *, as_json: bool) -> None:
+    """Which encoders there are."""
+    if as_json:
+        names = ("name", "dim", "input_px", "mpp", "pooling", "license", "gated", "paper")
+        say_json([{name: getattr(card, name) for name in names} for card in cards])
+        return
+    table(
+        ["id", "dim", "px", "µm/px", "pooling", "license"],
+        [
+            (
+                card.name,
+                str(card.dim),
+                str(card.input_px),
+                ", ".join(f"{mpp:g}" for mpp in card.mpp) or "any",
+                card.pooling,
+                card.license + (" (gated)" if card.gated else ""),
+            )
+            for card in cards
+        ],
+    )
+    say("Any other timm model: timm:<name>, for example timm:resnet18.a1_in1k")
+
+
+def show_methods(described: Mapping[str, Mapping[str, object]], *, as_json: bool) -> None:
+    """Which methods there are, with the defaults of their hyperparameters."""
+    if as_json:
+        say_json(described)
+        return
+    rows = [
+        (name, "\n".join(f"{key}={value!r}" for key, value in config.items())) for name, config in described.items()
+    ]
+    table(["id", "hyperparameters (--set method.<key>=<value>)"], rows)

@@ -1,0 +1,184 @@
+"""train: feature files and a cohort to a model, its history, and its answers on the slides it did not learn from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import Field, JsonValue
+
+from wsimil.cohort import Cohort, read_cohort
+from wsimil.config import FrozenConfig
+from wsimil.errors import ConfigError
+from wsimil.evaluation.bootstrap import Estimate
+from wsimil.files import check_writable, write_text
+from wsimil.mil import registry
+from wsimil.mil.saved import FACTS, load_model
+from wsimil.stages.answers import answer, estimate_splits, write_answers
+from wsimil.stages.cohort_features import MatchedFeatures, StoredBags, match
+from wsimil.stages.device import resolve_device
+from wsimil.stages.progress import Quiet, Reporter
+from wsimil.store import FeatureStore, open_store
+from wsimil.training import EpochRecord, FitConfig, FitResult, fit
+
+_OURS = (
+    "config.yaml",
+    "cohort.csv",
+    "cohort.txt",
+    "metrics.jsonl",
+    "metrics.json",
+    "predictions.csv",
+    "predictions.parquet",
+)
+
+
+def _default_method() -> dict[str, JsonValue]:
+    return {"name": "abmil"}
+
+
+class SplitConfig(FrozenConfig):
+    """How slides without a split get one, always by patient; splits and folds in the cohort file are kept.
+
+    `val_fraction` and `test_fraction` are shares of all patients. With `folds`, fold number `fold` (from 0) is the test split.
+    """
+
+    val_fraction: float = Field(0.15, gt=0, lt=0.9)
+    test_fraction: float = Field(0.15, ge=0, lt=0.9)
+    folds: int | None = Field(None, ge=2)
+    fold: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0)
+
+
+class TrainConfig(FrozenConfig):
+    """Everything about a training run but the features, the cohort and the output folder.
+
+    `method`: its name, and hyperparameters of its own (`wsimil list methods`). `device`: "auto" takes CUDA where there is one.
+    """
+
+    method: dict[str, JsonValue] = Field(default_factory=_default_method)
+    fit: FitConfig = FitConfig()
+    split: SplitConfig = SplitConfig()
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSummary:
+    """How a run ended: the fit, the cohort with its splits, and metrics with intervals for each split that was held out."""
+
+    fit: FitResult
+    cohort: Cohort
+    metrics: Mapping[str, Mapping[str, Estimate]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainPlan:
+    """What a run would train on."""
+
+    cohort: Cohort
+    method: str
+    in_dim: int
+
+
+def train(
+    config: TrainConfig,
+    features: Path,
+    cohort_csv: Path,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> TrainSummary:
+    """Train on `features` with the labels of `cohort_csv`, into `out`; an interrupted run goes on.
+
+    Writes config.yaml, cohort.csv and cohort.txt, model.safetensors and model.json, metrics.jsonl, tensorboard/, checkpoint/,
+    predictions.csv and .parquet of the val and test split, metrics.json. Raises WsimilError.
+    """
+    reporter = reporter or Quiet()
+    name, hyperparameters = _method(config)
+    matched, store = _matched(config, features, cohort_csv)
+    if overwrite:
+        _clear(out)
+    check_writable(out)
+    cohort = matched.cohort
+    device = resolve_device(config.device)
+    reporter.begin("epochs", config.fit.epochs)
+    result = fit(
+        StoredBags(store=store), cohort, method=name, method_config=hyperparameters, config=config.fit,
+        features=matched.header.provenance, in_dim=matched.header.dim, run=out, device=device,
+        on_epoch=lambda record: reporter.finish_item(_line(record)),
+    )  # fmt: skip
+    resolved = registry.config_class(name).model_validate(hyperparameters).model_dump(mode="json")
+    write_text(out / "config.yaml", config.model_copy(update={"method": {"name": name, **resolved}}).to_yaml())
+    write_text(out / "cohort.csv", cohort.to_csv())
+    write_text(out / "cohort.txt", "\n".join([*cohort_lines(cohort), ""]))
+    trained = load_model(out, device=device)
+    held_out = [slide for slide in cohort.slides if slide.split in ("val", "test")]
+    answers = [answer(trained, store.read(slide.slide_id)) for slide in held_out]
+    metrics = estimate_splits(answers, cohort)
+    write_answers(out, answers, cohort=cohort, classes=trained.classes)
+    write_text(
+        out / "metrics.json",
+        json.dumps({s: {n: asdict(e) for n, e in m.items()} for s, m in metrics.items()}, indent=2) + "\n",
+    )
+    return TrainSummary(fit=result, cohort=cohort, metrics=metrics)
+
+
+def plan(config: TrainConfig, features: Path, cohort_csv: Path) -> TrainPlan:
+    """What `train` would train on; nothing is written. Raises WsimilError."""
+    name, hyperparameters = _method(config)
+    matched, _ = _matched(config, features, cohort_csv)
+    registry.build(name, hyperparameters, in_dim=matched.header.dim, num_classes=len(matched.cohort.classes))
+    return TrainPlan(cohort=matched.cohort, method=name, in_dim=matched.header.dim)
+
+
+def cohort_lines(cohort: Cohort) -> list[str]:
+    """The cohort table for a person: slides and patients by split and class, then every finding."""
+    rows = [
+        f"{split or 'all':<6} {label:<20} {slides:>6} slides {patients:>6} patients"
+        for split, label, slides, patients in cohort.counts()
+    ]
+    return [*rows, *(f"note: {finding}" for finding in cohort.findings)]
+
+
+def _method(config: TrainConfig) -> tuple[str, dict[str, JsonValue]]:
+    hyperparameters = dict(config.method)
+    name = hyperparameters.pop("name", "abmil")
+    if not isinstance(name, str):
+        raise ConfigError(f"method.name: got {name!r}, wanted one of {', '.join(registry.names())}")
+    return name, hyperparameters
+
+
+def _matched(config: TrainConfig, features: Path, cohort_csv: Path) -> tuple[MatchedFeatures, FeatureStore]:
+    cohort = read_cohort(cohort_csv)
+    store = open_store(features, mode="r")
+    matched = match(cohort, store, where=features)
+    split = config.split
+    with_splits = matched.cohort.with_splits(
+        seed=split.seed,
+        val_fraction=split.val_fraction,
+        test_fraction=split.test_fraction,
+        folds=split.folds,
+        fold=split.fold,
+    )
+    return MatchedFeatures(cohort=with_splits, header=matched.header), store
+
+
+def _clear(out: Path) -> None:
+    """Remove an earlier run, and nothing that is not ours."""
+    if out.is_dir() and any(out.iterdir()) and not ((out / FACTS).is_file() or (out / "checkpoint").is_dir()):
+        raise ConfigError(f"--overwrite: {out} holds files but no run of wsimil train; choose another output folder")
+    for name in (*_OURS, FACTS, "model.safetensors"):
+        (out / name).unlink(missing_ok=True)
+    for folder in ("checkpoint", "tensorboard"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+
+
+def _line(record: EpochRecord) -> str:
+    auroc = "undefined" if record.val_auroc is None else f"{record.val_auroc:.3f}"
+    return (
+        f"epoch {record.epoch}: train loss {record.train_loss:.4f}, val loss {record.val_loss:.4f}, val AUROC {auroc},"
+        f" {record.seconds:.1f} s"
+    )

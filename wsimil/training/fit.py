@@ -1,0 +1,359 @@
+"""fit: a method, labelled bags and a config become a model; interrupted anywhere, the same call goes on with the same bits.
+
+On a CPU with the same number of threads, the same inputs give the same weights to the last bit, whether the run was
+interrupted or not. The test split is never looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wsimil.cohort import Cohort, CohortSlide
+from wsimil.errors import CohortError, TrainingError
+from wsimil.evaluation.metrics import auroc
+from wsimil.files import check_writable, write_text
+from wsimil.mil import registry
+from wsimil.mil.batch import BagBatch, StepContext, pack
+from wsimil.mil.criterion import CrossEntropy
+from wsimil.mil.regularizers.attention_entropy import attention_entropy
+from wsimil.mil.saved import save_model
+from wsimil.provenance import Json, Provenance, sha256_json
+from wsimil.training.checkpoint import (
+    Checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    part,
+    read_checkpoint,
+    write_checkpoint,
+)
+from wsimil.training.config import FitConfig
+from wsimil.training.sampling import class_weights, draw_instances, epoch_order
+from wsimil.training.schedule import lr_factor
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instances:
+    """The instances of one bag: `features` [n, D] and where each lies, `xy0` int64 [n, 2], level-0 px."""
+
+    features: NDArray[np.float16] | NDArray[np.float32]
+    xy0: NDArray[np.int64]
+
+
+class BagSource(Protocol):
+    """Where bags come from, by slide id."""
+
+    def load(self, slide_id: str) -> Instances:
+        """The instances of one slide. Raises StoreError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochRecord:
+    """One line of metrics.jsonl. `terms` are the named terms of the training loss, means over the steps of the epoch."""
+
+    epoch: int
+    lr: float
+    train_loss: float
+    terms: Mapping[str, float]
+    val_loss: float
+    val_auroc: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitResult:
+    """How a run ended: all epochs, and the one (from 1) whose weights were kept."""
+
+    history: tuple[EpochRecord, ...]
+    kept_epoch: int
+    stopped_early: bool
+
+
+def fit(
+    source: BagSource,
+    cohort: Cohort,
+    *,
+    method: str,
+    method_config: Mapping[str, JsonValue],
+    config: FitConfig,
+    features: Provenance,
+    in_dim: int,
+    run: Path,
+    device: str = "cpu",
+    on_epoch: Callable[[EpochRecord], None] = lambda _: None,
+) -> FitResult:
+    """Train on the cohort's train split, watch its val split, and write the model into `run`.
+
+    `run` also gets metrics.jsonl, tensorboard/ and checkpoint/. Raises TrainingError where the loss is not finite or `run`
+    holds a run of another recipe, CohortError where a split is missing, ConfigError for a wrong method.
+    """
+    trainer = _Run(source, cohort, method, method_config, config, features, in_dim, run, device)
+    return trainer.go(on_epoch)
+
+
+class _Run:
+    def __init__(
+        self,
+        source: BagSource,
+        cohort: Cohort,
+        method: str,
+        method_config: Mapping[str, JsonValue],
+        config: FitConfig,
+        features: Provenance,
+        in_dim: int,
+        run: Path,
+        device: str,
+    ) -> None:
+        self.config, self.cohort, self.device, self.run, self.method, self.features = (
+            config,
+            cohort,
+            device,
+            run,
+            method,
+            features,
+        )
+        self.train, self.val = cohort.of("train"), cohort.of("val")
+        if not self.train or not self.val:
+            raise CohortError(
+                "training needs slides in the train and in the val split; draw them, or fill the split column"
+            )
+        check_writable(run)
+        self.cache = _Cache(source, config.cache_gb)
+        self.targets, self.val_targets = cohort.targets(self.train), cohort.targets(self.val)
+        classes = len(cohort.classes)
+        self.model = registry.build(method, method_config, in_dim=in_dim, num_classes=classes, seed=config.seed)
+        self.recipe: dict[str, Json] = {
+            "method": {"name": method, **self.model.config.model_dump(mode="json")},
+            "fit": config.model_dump(mode="json", exclude={"cache_gb"}),
+            "cohort": sha256_json({"table": cohort.to_csv(), "classes": list(cohort.classes)}),
+            "features": features.feature_digest,
+        }
+        weights = class_weights(self.targets, classes=classes).to(device) if config.balance == "class_weights" else None
+        self.criterion = CrossEntropy(class_weights=weights, label_smoothing=config.label_smoothing)
+        self.val_criterion = CrossEntropy(class_weights=weights)
+        self.generator = torch.Generator().manual_seed(config.seed)
+
+    def go(self, on_epoch: Callable[[EpochRecord], None]) -> FitResult:
+        saved = read_checkpoint(self.run)
+        if saved is not None:
+            self._refuse_other_recipe(saved)
+        elif self.config.standardize:
+            self.model.standardize.fit(self.cache.load(slide.slide_id).features for slide in self.train)
+        self.model.to(self.device)
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": group.parameters, "weight_decay": self.config.weight_decay if group.decay else 0.0}
+                for group in self.model.param_groups()
+            ],
+            lr=self.config.lr,
+        )
+        history: list[EpochRecord] = []
+        best: dict[str, torch.Tensor] = {}
+        best_epoch = 0
+        if saved is not None:
+            self.model.load_state_dict(part(saved.tensors, "model."))
+            load_optimizer(self.optimizer, saved.tensors)
+            self.generator.set_state(saved.tensors["generator"])
+            best = part(saved.tensors, "best.")
+            history = [EpochRecord(**record) for record in saved.facts["history"]]
+            best_epoch = saved.facts["best_epoch"]
+        stopped = self._is_over(history, best_epoch)
+        with _Board(self.run / "tensorboard", first=len(history)) as board:
+            while not stopped:
+                record = self._epoch(len(history))
+                history.append(record)
+                if best_epoch == 0 or record.val_loss < history[best_epoch - 1].val_loss:
+                    best_epoch = len(history)
+                    best = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+                self._checkpoint(history, best, best_epoch)
+                board.add(record)
+                on_epoch(record)
+                stopped = self._is_over(history, best_epoch)
+        kept = best_epoch if self.config.keep == "best" else len(history)
+        if self.config.keep == "best":
+            self.model.load_state_dict(best)
+        self._save(history[kept - 1], kept)
+        return FitResult(history=tuple(history), kept_epoch=kept, stopped_early=len(history) < self.config.epochs)
+
+    def _is_over(self, history: list[EpochRecord], best_epoch: int) -> bool:
+        patience = self.config.patience
+        waited = len(history) - best_epoch
+        return len(history) >= self.config.epochs or (patience is not None and waited >= patience)
+
+    def _epoch(self, epoch: int) -> EpochRecord:
+        began = time.perf_counter()
+        config = self.config
+        order = epoch_order(self.targets, balance=config.balance, generator=self.generator)
+        starts = range(0, len(order), config.batch_bags)
+        sums: dict[str, float] = {}
+        for number, start in enumerate(starts):
+            progress = (epoch * len(starts) + number) / (config.epochs * len(starts))
+            chosen = [self.train[index] for index in order[start : start + config.batch_bags]]
+            total, terms = self._step(chosen, progress, epoch=epoch, number=number)
+            for name, value in {"total": total, **terms}.items():
+                sums[name] = sums.get(name, 0.0) + value / len(starts)
+        val_loss, val_auroc = self._validate()
+        return EpochRecord(
+            epoch=epoch + 1,
+            lr=self.optimizer.param_groups[0]["lr"],
+            train_loss=sums.pop("total"),
+            terms=sums,
+            val_loss=val_loss,
+            val_auroc=val_auroc,
+            seconds=round(time.perf_counter() - began, 3),
+        )
+
+    def _step(
+        self, chosen: list[CohortSlide], progress: float, *, epoch: int, number: int
+    ) -> tuple[float, dict[str, float]]:
+        config = self.config
+        bags = self._pack(chosen, draw=True)
+        step = StepContext(generator=self.generator, progress=progress, criterion=self.criterion)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * lr_factor(progress, warmup=config.warmup)
+        terms = self.model.losses(bags, step)
+        total = terms.total
+        named = {name: float(term.detach()) for name, term in terms.terms.items()}
+        entropy = attention_entropy(terms.output, bags) if config.entropy else None
+        if entropy is not None:
+            total = total + config.entropy * entropy
+            named["attention_entropy"] = float(entropy.detach())
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        limit = config.clip_norm if config.clip_norm is not None else float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        if not (torch.isfinite(total) and torch.isfinite(norm)):
+            names = ", ".join(repr(slide.slide_id) for slide in chosen)
+            raise TrainingError(
+                f"the loss or its gradient is not finite in epoch {epoch + 1}, step {number + 1}, on {names}: loss"
+                f" {float(total.detach())}, terms {named}, gradient norm {float(norm)}. The checkpoint of epoch {epoch} in"
+                f" {self.run} is good; look at these slides' features, or lower fit.lr and start anew with --overwrite"
+            )
+        self.optimizer.step()
+        with torch.no_grad():
+            self.model.after_step(step)
+        return float(total.detach()), named
+
+    @torch.no_grad()
+    def _validate(self) -> tuple[float, float | None]:
+        logits = torch.cat([self.model(self._pack([slide], draw=False)).logits.cpu() for slide in self.val])
+        criterion = CrossEntropy(
+            class_weights=None if self.val_criterion.class_weights is None else self.val_criterion.class_weights.cpu()
+        )
+        loss = float(criterion(logits, torch.from_numpy(self.val_targets)))
+        return loss, auroc(self.val_targets, torch.softmax(logits.double(), dim=1).numpy())
+
+    def _pack(self, slides: list[CohortSlide], *, draw: bool) -> BagBatch:
+        parts = [self.cache.load(slide.slide_id) for slide in slides]
+        features, xy0 = [p.features for p in parts], [p.xy0 for p in parts]
+        if draw:
+            for index, bag in enumerate(parts):
+                rows = draw_instances(len(bag.xy0), self.config.max_instances, self.generator)
+                if rows is not None:
+                    features[index], xy0[index] = bag.features[rows.numpy()], bag.xy0[rows.numpy()]
+        targets = self.cohort.targets(slides).tolist()
+        return pack(features, xy0=xy0, slide_ids=[s.slide_id for s in slides], targets=targets).to(self.device)
+
+    def _checkpoint(self, history: list[EpochRecord], best: dict[str, torch.Tensor], best_epoch: int) -> None:
+        tensors = {
+            **{f"model.{name}": tensor for name, tensor in self.model.state_dict().items()},
+            **{f"best.{name}": tensor for name, tensor in best.items()},
+            **optimizer_tensors(self.optimizer),
+            "generator": self.generator.get_state(),
+        }
+        records = [asdict(record) for record in history]
+        facts = {"recipe": self.recipe, "history": records, "best_epoch": best_epoch}
+        write_checkpoint(self.run, Checkpoint(tensors=tensors, facts=facts))
+        write_text(self.run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+
+    def _refuse_other_recipe(self, saved: Checkpoint) -> None:
+        before = saved.facts["recipe"]
+        changed = []
+        for name, now in self.recipe.items():
+            then = before.get(name)
+            if isinstance(now, Mapping) and isinstance(then, Mapping):
+                changed += [
+                    f"{name}.{key}: {then.get(key)!r} -> {now.get(key)!r}"
+                    for key in now
+                    if then.get(key) != now.get(key)
+                ]
+            elif then != now:
+                changed.append(
+                    {"cohort": "the cohort or its splits", "features": "the kind of features"}.get(name, name)
+                )
+        if changed:
+            raise TrainingError(
+                f"{self.run} holds a run of another recipe, different in {'; '.join(changed)}; choose another output folder,"
+                " or replace the run with --overwrite"
+            )
+
+    def _save(self, record: EpochRecord, kept: int) -> None:
+        training: dict[str, Json] = {
+            "kept_epoch": kept,
+            "val_loss": record.val_loss,
+            "val_auroc": record.val_auroc,
+            "slides": {"train": len(self.train), "val": len(self.val)},
+            "recipe": self.recipe,
+        }
+        save_model(
+            self.run,
+            self.model,
+            method=self.method,
+            classes=self.cohort.classes,
+            features=self.features,
+            training=training,
+        )
+
+
+class _Cache:
+    """Instances that were loaded once stay, as long as they fit the budget."""
+
+    def __init__(self, source: BagSource, budget_gb: float) -> None:
+        self._source, self._left, self._kept = source, budget_gb * 1e9, dict[str, Instances]()
+
+    def load(self, slide_id: str) -> Instances:
+        if slide_id in self._kept:
+            return self._kept[slide_id]
+        instances = self._source.load(slide_id)
+        size = instances.features.nbytes + instances.xy0.nbytes
+        if size <= self._left:
+            self._left -= size
+            self._kept[slide_id] = instances
+        return instances
+
+
+class _Board:
+    """TensorBoard's view of the same records."""
+
+    def __init__(self, folder: Path, *, first: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first + 1)
+
+    def __enter__(self) -> _Board:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._writer.close()
+
+    def add(self, record: EpochRecord) -> None:
+        values = {"loss/train": record.train_loss, "loss/val": record.val_loss, "lr": record.lr}
+        values |= {f"terms/{name}": value for name, value in record.terms.items()}
+        if record.val_auroc is not None:
+            values["auroc/val"] = record.val_auroc
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, record.epoch)
+        self._writer.flush()

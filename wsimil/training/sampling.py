@@ -1,0 +1,34 @@
+"""Which bags an epoch sees, in which order, and which of their instances; all of it drawn from a generator."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+def epoch_order(
+    targets: NDArray[np.int64], *, balance: Literal["class_weights", "sampling", "none"], generator: torch.Generator
+) -> list[int]:
+    """Indices of bags, as many as there are: each once in random order, or, for "sampling", drawn so that classes are even."""
+    count = len(targets)
+    if balance != "sampling":
+        return torch.randperm(count, generator=generator).tolist()
+    frequency = np.bincount(targets)
+    weights = torch.from_numpy(1 / frequency[targets])
+    return torch.multinomial(weights, count, replacement=True, generator=generator).tolist()
+
+
+def class_weights(targets: NDArray[np.int64], *, classes: int) -> torch.Tensor:
+    """Weight of each class, float32 [C]: inverse to its frequency, 1 on average over the bags."""
+    frequency = np.bincount(targets, minlength=classes)
+    return torch.from_numpy((len(targets) / (classes * np.maximum(frequency, 1))).astype(np.float32))
+
+
+def draw_instances(count: int, most: int | None, generator: torch.Generator) -> torch.Tensor | None:
+    """Rows of a bag of `count` for one step, ascending; None for all."""
+    if most is None or count <= most:
+        return None
+    return torch.randperm(count, generator=generator)[:most].sort().values
