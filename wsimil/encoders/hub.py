@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 from wsimil.encoders.base import EncoderCard
 from wsimil.errors import EncoderError
+
+_TIMEOUT_S = 5.0
 
 
 def published_weights(card: EncoderCard) -> Path:
@@ -22,21 +22,18 @@ def published_weights(card: EncoderCard) -> Path:
         raise EncoderError(
             f"encoder {card.name!r}: no weights of it are published on the hub; give a file with --encoder-weights"
         )
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import try_to_load_from_cache
 
-    reason = ""
-    for local_only in (True, False):
-        for file in card.hub_files:
-            outcome = _attempt(
-                lambda file=file, local=local_only: hf_hub_download(  # type: ignore[misc]  # lambda with defaults
-                    card.hub_id, file, local_files_only=local, etag_timeout=5
-                )
-            )
-            if isinstance(outcome, Path):
-                return outcome
-            reason = outcome or reason
-            if reason and not local_only:
-                raise missing_weights(card, reason)
+    for file in card.hub_files:
+        cached = try_to_load_from_cache(card.hub_id, file)
+        if isinstance(cached, str):
+            return Path(cached)
+    for file in card.hub_files:
+        outcome = _download(card.hub_id, file)
+        if isinstance(outcome, Path):
+            return outcome
+        if outcome:
+            raise missing_weights(card, outcome)
     raise missing_weights(card, f"{card.hub_id} holds no file named {' or '.join(card.hub_files)}")
 
 
@@ -54,33 +51,39 @@ def missing_weights(card: EncoderCard, reason: str) -> EncoderError:
     )
 
 
-def _attempt(download: Callable[[], str]) -> Path | str:
+def _download(repo: str, file: str) -> Path | str:
     """The downloaded path, or why there is none; an empty reason where only this file name is absent."""
-    from huggingface_hub import errors
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     try:
-        return Path(download())
+        # Asked first because it answers at once: the download itself retries for half a minute before it gives up.
+        get_hf_file_metadata(hf_hub_url(repo, file), timeout=_TIMEOUT_S)
+        return Path(hf_hub_download(repo, file, etag_timeout=_TIMEOUT_S))
     except errors.GatedRepoError:
         return "the hub asks for an accepted license and a token"
     except errors.RepositoryNotFoundError:
         return "the hub knows no such repository, or hides it without a token that may see it"
-    except errors.LocalEntryNotFoundError:
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         return "the hub cannot be reached, or HF_HUB_OFFLINE is set"
     except errors.EntryNotFoundError:
         return ""
+    except errors.HfHubHTTPError as error:
+        return f"the hub answers: {_first_line(error)}"
     except _network_errors() as error:
+        return f"the hub cannot be reached: {_first_line(error)}"
+    except OSError as error:  # a full disk, and with older clients of the hub also no network
         return _first_line(error)
-    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
-        return _first_line(error)
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What the hub's HTTP client raises where there is no answer; it differs between versions of the hub."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return tuple(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception) and base is not OSError)
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def _network_errors() -> tuple[type[Exception], ...]:
-    # The hub client speaks through httpx since its 1.0, and lets some of its errors pass.
-    return (import_module("httpx").HTTPError,) if find_spec("httpx") else ()
 
 
 def _in_package(card: EncoderCard) -> Path:

@@ -46,17 +46,15 @@ def read_state(path: Path) -> State:
     ) as error:  # fmt: skip
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise EncoderError(f"weights file {path} cannot be read ({reason}); download it again") from None
-    for _ in range(2):
-        if (state := _as_state(tree)) is not None:
-            return state
+    while (state := _as_state(tree)) is None:
         inner = next((inner for key in _WRAPPERS if isinstance(inner := tree.get(key), Mapping)), None)
         if inner is None:
-            break
+            raise EncoderError(
+                f"weights file {path} holds no state dict: got keys {_some(sorted(map(str, tree)))}, wanted names of tensors,"
+                f" or one of {', '.join(_WRAPPERS)} around them"
+            )
         tree = inner
-    raise EncoderError(
-        f"weights file {path} holds no state dict: got keys {_some(sorted(map(str, tree)))}, wanted names of tensors, or"
-        f" one of {', '.join(_WRAPPERS)} around them"
-    )
+    return state
 
 
 def state_for(card: EncoderCard, path: Path, shapes: Shapes, *, classifier: Sequence[str] = ()) -> State:
