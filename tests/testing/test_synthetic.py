@@ -161,3 +161,10 @@ def test_several_islands_add_up() -> None:
     grid = _grid(size0_px=(100, 100))
     islands = shapely.MultiPolygon([shapely.box(0, 0, 10, 100), shapely.box(50, 0, 100, 50)])
     assert tile_truth(grid, islands) == pytest.approx([0.35])
+
+
+def test_the_truth_of_all_tiles_of_a_full_grid_adds_up_to_the_area(cohort: SyntheticCohort) -> None:
+    for made in cohort.slides:
+        grid = _grid(size0_px=(2600, 2600))
+        total = tile_truth(grid, made.tumor).sum(dtype=np.float64) * grid.size0**2
+        assert total == pytest.approx(made.tumor.area, rel=1e-6)
