@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from wsimil.ops.varlen import CuSeqlens, join_bags, split_bags
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 def packed_linear(

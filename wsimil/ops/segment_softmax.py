@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from wsimil.ops.varlen import CuSeqlens, join_bags, split_bags
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 def segment_softmax(scores: Float[Tensor, "T H"], cu_seqlens: CuSeqlens) -> Float[Tensor, "T H"]:

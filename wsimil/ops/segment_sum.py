@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from wsimil.ops.varlen import CuSeqlens, split_bags
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 _ROWS = 4096
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from jaxtyping import Int32, Int64
 from torch import Tensor
 
-_CACHE_LINE = 64
+if TYPE_CHECKING:
+    from jaxtyping import Int32, Int64
 
-CuSeqlens: TypeAlias = Int32[Tensor, " ends"]
+    CuSeqlens: TypeAlias = Int32[Tensor, " ends"]
+else:
+    CuSeqlens = Tensor
 """Where each of B bags begins and, last, the number of all rows: B + 1 ends, the first of them 0."""
+
+_CACHE_LINE = 64
 
 
 def cu_seqlens_of(lengths: Sequence[int], *, device: torch.device | str = "cpu") -> CuSeqlens:
