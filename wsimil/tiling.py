@@ -113,7 +113,7 @@ def _tissue(
             continue
         # Rounding takes away what cumulative sums leave: 1e-16 is no tissue, and 0.9999999 is all of it.
         share = np.round(box_means(strip, x, part - begin, side), _TISSUE_DECIMALS)
-        keep = (share > 0) & (share >= np.float32(spec.min_tissue))
+        keep = (share > 0) & (share >= spec.min_tissue)
         rows, columns = np.nonzero(keep)
         kept.append((rows.astype(np.int64) + first, columns.astype(np.int64), share[keep]))
     if not kept:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +115,11 @@ def test_tiles_at_a_fractional_downsample_are_nearer_to_the_stored_pixels_than_a
             ours.append(np.abs(tile - stored).mean())
             plain.append(np.abs(read - stored).mean())
     assert np.mean(ours) < 0.8 * np.mean(plain)
+
+
+def test_a_whole_pixel_of_a_level_is_asked_for_at_the_nearest_level_0_pixel() -> None:
+    assert [reader._level0_of(position, 4.0017) for position in (0, 1, 500, 1000)] == [0, 4, 2001, 4002]
+    assert [reader._level0_of(position, 2.0) for position in (-1, 63, 1000)] == [-2, 126, 2000]
 
 
 def test_outside_the_slide_is_white(slide: Slide, image: np.ndarray) -> None:
@@ -245,10 +251,17 @@ def test_slides_are_found_below_a_folder_in_order_and_companions_are_not(tmp_pat
     assert found == ["a.tiff", "b/1.ndpi", "b/2.SVS", "m.mrxs", "m2/3.dcm"]
 
 
+@pytest.mark.parametrize("change", [{"quickhash": "r"}, {"head": b"h"}, {"tail": b"t"}, {"size": 5}])
+def test_each_part_of_a_digest_counts(change: dict[str, Any]) -> None:
+    same = {"quickhash": "q", "head": b"head", "tail": b"tail", "size": 4}
+    assert reader._digest(Path("s.svs"), **same) != reader._digest(Path("s.svs"), **(same | change))
+
+
 def test_an_mrxs_digest_follows_the_files_of_its_data_folder(tmp_path: Path) -> None:
     path = tmp_path / "s.mrxs"
     (tmp_path / "s").mkdir()
     before = reader._digest(path, "q", b"head", b"tail", 4)
+    assert before == reader._digest(path, "q", b"head", b"tail", 4)
     (tmp_path / "s" / "Data0001.dat").write_bytes(b"12345")
     after = reader._digest(path, "q", b"head", b"tail", 4)
     assert before != after
