@@ -7,11 +7,13 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from wsimil.errors import OutputError
+from wsimil.provenance import Provenance
 from wsimil.store import Backend, open_store
 from wsimil.testing.store_laws import make_bag
 
@@ -61,13 +63,17 @@ def test_a_full_disk_keeps_the_older_bag(disk: Path, backend: Backend) -> None:
     assert len(store.read("slide-1")) == 1
 
 
-def test_every_amount_of_room_ends_in_a_whole_file_or_none(disk: Path) -> None:
+@pytest.mark.parametrize("notes", [0, 30_000, 500_000])
+def test_every_amount_of_room_ends_in_a_whole_file_or_none(disk: Path, notes: int) -> None:
     store = open_store(disk, mode="w", backend="hdf5")
+    bag = make_bag(n=63)
+    tree = bag.provenance.to_json() | {"pixels": {"notes": "x" * notes}}
+    bag = replace(bag, provenance=Provenance.from_json(tree))
     outcomes = set()
     for room in range(0, 65_536, 4096):
         (disk / "filler").write_bytes(b"\0" * (65_536 - room))
         try:
-            store.write(make_bag(n=63))
+            store.write(bag)
         except OutputError:
             assert store.ids() == []
             outcomes.add("refused")
@@ -76,7 +82,8 @@ def test_every_amount_of_room_ends_in_a_whole_file_or_none(disk: Path) -> None:
             store.path("slide-1").unlink()
             outcomes.add("written")
         (disk / "filler").unlink()
-    assert outcomes == {"refused", "written"}
+    assert outcomes == ({"refused"} if notes > 65_536 else {"refused", "written"})
+    assert not [handle for handle in handles() if handle.startswith(str(disk))]
 
 
 @pytest.mark.parametrize("backend", ["hdf5", "zarr"])

@@ -11,6 +11,7 @@ import zarr
 
 from wsimil.errors import StoreError
 from wsimil.store import FeatureStore, open_store
+from wsimil.store.zarr import chunk_rows
 from wsimil.testing.store_laws import make_bag
 
 
@@ -53,6 +54,14 @@ def test_both_backends_hold_the_same_attributes(store: FeatureStore, tmp_path: P
 @pytest.mark.parametrize(("n", "dim", "wanted"), [(0, 7, 4), (1, 7, 7), (1000, 7, 7), (20_000, 512, 8)])
 def test_a_slide_is_a_handful_of_files(store: FeatureStore, n: int, dim: int, wanted: int) -> None:
     assert files(store.write(make_bag(n=n, dim=dim))) == wanted
+
+
+@pytest.mark.parametrize("n", [1, 63, 1000, 100_000, 3_000_000])
+def test_the_largest_slides_have_no_more_than_64_chunks_and_small_ones_no_tiny_chunks(n: int) -> None:
+    features = np.broadcast_to(np.float16(0), (n, 2560))
+    rows = chunk_rows(features)
+    assert -(-n // rows) <= 64
+    assert rows == n or rows * 5120 > 16 * 2**20 - 5120
 
 
 def test_a_chunk_that_is_gone_is_not_read_as_zeros(store: FeatureStore) -> None:

@@ -85,38 +85,63 @@ class _Sink(io.RawIOBase):
     """A file for HDF5 that keeps the first error of the disk to itself.
 
     HDF5 told of a full disk leaves its file open and its handle leaked, and fails once more when the process ends. Told
-    nothing, it closes cleanly, and the caller raises `error` then.
+    nothing, it closes cleanly, and the caller raises `error` then. What comes after the error is held in memory until
+    then, because HDF5 reads some of its headers back.
     """
 
     def __init__(self, raw: io.FileIO) -> None:
         self._raw = raw
+        self._held: list[tuple[int, bytes]] = []
+        self._position = 0
         self.error: OSError | None = None
 
-    def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]  # narrower, as HDF5 calls it
-        return self._raw.readinto(buffer)
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # narrower, as HDF5 calls it
+        view = memoryview(buffer).cast("B")
+        self._raw.seek(self._position)
+        count = self._raw.readinto(view) or 0
+        for start, data in self._held:
+            offset = start - self._position
+            low, high = max(0, offset), min(len(view), offset + len(data))
+            if low < high:
+                view[low:high] = data[low - offset : high - offset]
+                count = max(count, high)
+        self._position += count
+        return count
 
     def write(self, data: memoryview) -> int:  # type: ignore[override]  # as above
         view = memoryview(data).cast("B")
-        try:
-            done = 0
-            while done < len(view):
-                done += self._raw.write(view[done:])
-        except OSError as error:
-            self.error = self.error or error
+        if self.error is None:
+            try:
+                self._write_through(view)
+            except OSError as error:
+                self.error = error
+        if self.error is not None:
+            self._held.append((self._position, bytes(view)))
+        self._position += len(view)
         return len(view)
 
+    def _write_through(self, view: memoryview) -> None:
+        self._raw.seek(self._position)
+        done = 0
+        while done < len(view):
+            done += self._raw.write(view[done:])
+
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._raw.seek(offset, whence)
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._end()}[whence]
+        self._position = base + offset
+        return self._position
 
     def tell(self) -> int:
-        return self._raw.tell()
+        return self._position
 
     def truncate(self, size: int | None = None) -> int:
-        try:
-            return self._raw.truncate(size)
-        except OSError as error:
-            self.error = self.error or error
-            return size or 0
+        wanted = self._position if size is None else size
+        if self.error is None:
+            try:
+                self._raw.truncate(wanted)
+            except OSError as error:
+                self.error = error
+        return wanted
 
     def readable(self) -> bool:
         return True
@@ -126,3 +151,6 @@ class _Sink(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
+
+    def _end(self) -> int:
+        return max([self._raw.seek(0, io.SEEK_END), *(start + len(data) for start, data in self._held)])

@@ -79,11 +79,7 @@ class Description:
 def encode(bag: FeatureBag) -> Content:
     """The bag as arrays and attributes; nothing in it names a folder of this machine."""
     grid, slide, spec = bag.grid, bag.grid.slide, bag.grid.spec
-    arrays: dict[str, Array] = {
-        "features": np.ascontiguousarray(bag.features),
-        "coords": np.ascontiguousarray(grid.xy0),
-        "tissue": np.ascontiguousarray(grid.tissue),
-    }
+    arrays: dict[str, Array] = {"features": bag.features, "coords": grid.xy0, "tissue": grid.tissue}
     encoder = bag.provenance.encoder
     names: dict[str, Attribute] = {"name": slide.slide_id, "savetodir": ""}
     coords: dict[str, Attribute] = {

@@ -40,7 +40,7 @@ class ZarrStore(FolderStore):
                     name,
                     shape=array.shape,
                     dtype=array.dtype,
-                    chunks=(_chunk_rows(array), *array.shape[1:]),
+                    chunks=(chunk_rows(array), *array.shape[1:]),
                     compressors=None,
                     attributes=dict(content.array_attributes[name]),
                     config={"write_empty_chunks": True},
@@ -76,7 +76,8 @@ class _ZarrFile:
         return array
 
 
-def _chunk_rows(array: Array) -> int:
+def chunk_rows(array: Array) -> int:
+    """Rows of one chunk: 16 MiB of them, or a 64th of the array if that is more."""
     rows = len(array)
     row_bytes = max(1, array.nbytes // max(1, rows))
     return min(max(1, rows), max(1, _CHUNK_BYTES // row_bytes, -(-rows // _MAX_CHUNKS)))
