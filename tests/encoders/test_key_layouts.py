@@ -33,7 +33,7 @@ def published(name: str, folder: Path, **changed: object) -> tuple[torch.nn.Modu
     model = getattr(transformers, f"{kind}Model")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(std=0.15)
+            parameter.normal_(std=0.5)
     model.save_pretrained(folder)
     return model, folder / "model.safetensors"
 
