@@ -76,7 +76,7 @@ def extract(
     out: Out,
     encoder: Annotated[
         str | None,
-        typer.Option("--encoder", "-e", help="See `wsimil list encoders`.", show_default="efficientnet_lite0"),
+        typer.Option("--encoder", "-e", help="See `wsimil list encoders`.", show_default="efficientnet_lite0_trunc"),
     ] = None,
     encoder_weights: Weights = None,
     tile_um: Annotated[
@@ -265,7 +265,7 @@ def demo(
 @app.command()
 def inspect(
     slide: Annotated[Path, typer.Argument(help="A slide file.")],
-    encoder: Annotated[str, typer.Option("--encoder", "-e", help="Whose tiles to lay.")] = "efficientnet_lite0",
+    encoder: Annotated[str, typer.Option("--encoder", "-e", help="Whose tiles to lay.")] = "efficientnet_lite0_trunc",
     tile_um: Annotated[
         float | None, typer.Option(help="Side of a tile in µm.", show_default="the encoder's, or 128")
     ] = None,

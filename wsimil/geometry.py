@@ -178,7 +178,8 @@ def grid_positions(extent0: float, stride0: float) -> NDArray[np.int64]:
     Level-0 px, int64 [n].
     """
     count = max(0, int(np.ceil(extent0 / stride0)))
-    return np.floor(np.arange(count, dtype=np.float64) * stride0 + 0.5).astype(np.int64)
+    positions = np.floor(np.arange(count, dtype=np.float64) * stride0 + 0.5).astype(np.int64)
+    return positions[positions < extent0]
 
 
 def box_means(

@@ -126,7 +126,9 @@ def test_bad_slides_are_recorded_and_the_run_goes_on(slides: Path, make_slide: M
         "cut": "failed", "empty": "failed", "glass": "done", "no_mpp": "failed", "text": "failed", "tiny": "done",
         "twice": "failed", "zz_good": "done",
     }  # fmt: skip
-    rows = {row["slide_id"]: row for row in csv.DictReader((out / "failures.csv").open(encoding="utf-8"))}
+    rows = {
+        row["slide_id"]: row for row in csv.DictReader((out / "failures.csv").read_text(encoding="utf-8").splitlines())
+    }
     assert set(rows) == {name for name, state in states.items() if state == "failed"}
     assert "no mpp" in rows["no_mpp"]["reason"]
     assert "--mpp-override" in rows["no_mpp"]["reason"]

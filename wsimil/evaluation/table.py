@@ -66,4 +66,5 @@ def _predicted(row: Row, classes: Sequence[str]) -> str:
 
 
 def _inert(text: str) -> str:
-    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    # csv leaves a lone carriage return unquoted, which readers take for the end of a line.
+    return ("'" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else "") + text.replace("\r", " ")

@@ -68,16 +68,17 @@ class ExtractConfig(FrozenConfig):
     `device`: "auto" takes CUDA where there is one. `precision`: of the encoder; "auto" is bf16 on CUDA, fp32 on a CPU.
     `dtype`: in which features are stored. `mpp_override`: µm per level-0 px for every slide, for slides that do not say.
     `readers`: threads that read tiles. `masks`: a folder of <slide_id>.geojson, used instead of the segmenter where present;
-    `mask_origin`: whether their coordinates count from the slide's corner or, as QuPath does, from its scanned bounds.
+    `mask_origin`: whether their coordinates count from the slide's corner ("level0") or, as QuPath does, from its scanned
+    bounds; null takes what a file of ours says, and "bounds" for others.
     `thumbnail_px`: longest side of the picture that overlays are drawn on.
     """
 
-    encoder: str = "efficientnet_lite0"
+    encoder: str = "efficientnet_lite0_trunc"
     encoder_weights: Path | None = None
     tile: TileConfig = TileConfig()
     tissue: TissueConfig = TissueConfig()
     masks: Path | None = None
-    mask_origin: Literal["level0", "bounds"] = "bounds"
+    mask_origin: Literal["level0", "bounds"] | None = None
     mpp_override: float | None = Field(None, gt=0)
     device: str = "auto"
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"

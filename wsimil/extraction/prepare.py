@@ -56,7 +56,7 @@ def prepare(
         if mask_file is None:
             tissue = segment(slide, config.tissue)
         else:
-            tissue = read_geojson(mask_file, slide.info, origin=config.mask_origin)
+            tissue = read_geojson(mask_file, slide.info, origin=config.mask_origin, config=config.tissue)
         return PreparedSlide(slide=slide, tissue=tissue, grid=tile(slide.info, tissue, spec), provenance=provenance)
     except BaseException:
         slide.close()

@@ -15,24 +15,27 @@ class FitConfig(FrozenConfig):
     `lr` is the peak of a cosine schedule with `warmup`, a share of all steps. `weight_decay` acts on matrices only.
     `batch_bags`: bags in a step, packed. `balance`: "class_weights" weighs each bag by the inverse frequency of its class,
     "sampling" draws classes equally often, "none" leaves the cohort as it is. `label_smoothing` in [0, 1).
-    `entropy`: weight of attention entropy, as a share of its maximum log n (AEM, arXiv:2406.15303); 0 turns it off.
+    `entropy`: weight of attention entropy maximization (AEM, arXiv:2406.15303) for methods that have attention, 0 for none.
     `clip_norm`: gradients are scaled to at most this norm. `max_instances`: instances of a bag drawn anew for each step, null
-    for all. `patience`: epochs without a better validation loss before training stops, null for never. `keep`: "best" keeps
-    the epoch with the lowest validation loss, "last" the last one. `standardize`: features by mean and deviation of the
-    training bags. `cache_gb`: memory for features that stay loaded. `seed` decides weights, order, dropout and draws.
+    for all. `monitor`: what is watched on the validation split, AUROC or loss, from the share `watch_from` of the epochs on; of
+    equal epochs the latest counts as best. `patience`: epochs without a best before training stops, null for never. `keep`:
+    "best" keeps the best watched epoch, "last" the last one. `standardize`: features by mean and deviation of the training
+    bags. `cache_gb`: memory for features that stay loaded. `seed` decides weights, order, dropout and draws.
     """
 
     epochs: int = Field(40, ge=1)
     lr: float = Field(3e-4, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
-    warmup: float = Field(0.05, ge=0, lt=1)
+    warmup: float = Field(0.0, ge=0, lt=1)
     batch_bags: int = Field(1, ge=1)
     balance: Literal["class_weights", "sampling", "none"] = "class_weights"
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-    entropy: float = Field(0.0, ge=0)
+    entropy: float = Field(0.04, ge=0)
     clip_norm: float | None = Field(5.0, gt=0)
     max_instances: int | None = Field(None, ge=1)
-    patience: int | None = Field(15, ge=1)
+    monitor: Literal["auroc", "loss"] = "auroc"
+    watch_from: float = Field(0.5, ge=0, lt=1)
+    patience: int | None = Field(10, ge=1)
     keep: Literal["best", "last"] = "best"
     standardize: bool = True
     cache_gb: float = Field(8.0, ge=0)

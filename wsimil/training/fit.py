@@ -174,7 +174,7 @@ class _Run:
             while not stopped:
                 record = self._epoch(len(history))
                 history.append(record)
-                if best_epoch == 0 or record.val_loss < history[best_epoch - 1].val_loss:
+                if self._is_best(history, best_epoch):
                     best_epoch = len(history)
                     best = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
                 self._checkpoint(history, best, best_epoch)
@@ -187,10 +187,20 @@ class _Run:
         self._save(history[kept - 1], kept)
         return FitResult(history=tuple(history), kept_epoch=kept, stopped_early=len(history) < self.config.epochs)
 
+    def _is_best(self, history: list[EpochRecord], best_epoch: int) -> bool:
+        if len(history) <= self.config.watch_from * self.config.epochs:
+            return False
+        return best_epoch == 0 or self._worth(history[-1]) >= self._worth(history[best_epoch - 1])
+
+    def _worth(self, record: EpochRecord) -> float:
+        if self.config.monitor == "auroc" and record.val_auroc is not None:
+            return record.val_auroc
+        return -record.val_loss
+
     def _is_over(self, history: list[EpochRecord], best_epoch: int) -> bool:
         patience = self.config.patience
-        waited = len(history) - best_epoch
-        return len(history) >= self.config.epochs or (patience is not None and waited >= patience)
+        out_of_patience = patience is not None and best_epoch > 0 and len(history) - best_epoch >= patience
+        return len(history) >= self.config.epochs or out_of_patience
 
     def _epoch(self, epoch: int) -> EpochRecord:
         began = time.perf_counter()

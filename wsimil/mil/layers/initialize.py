@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
+import torch
 from torch import nn
 
 Init: TypeAlias = Literal["torch", "xavier_normal", "kaiming_uniform"]
@@ -24,3 +25,10 @@ def initialize(module: nn.Module, init: Init) -> None:
                 nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def center(classifier: nn.Linear) -> None:
+    """Take from each row of a classifier the mean over its rows, and set its bias to 0."""
+    classifier.weight -= classifier.weight.mean(dim=0, keepdim=True)
+    nn.init.zeros_(classifier.bias)

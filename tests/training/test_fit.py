@@ -1,0 +1,300 @@
+"""Training learns, repeats itself to the bit, and goes on where it was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wsimil.cohort import Cohort, CohortSlide
+from wsimil.errors import ConfigError, ModelError, TrainingError
+from wsimil.mil import registry
+from wsimil.mil.saved import load_model
+from wsimil.provenance import Provenance
+from wsimil.training import FitConfig, FitResult, fit
+from wsimil.training.checkpoint import read_checkpoint
+from wsimil.training.fit import Instances
+from wsimil.training.sampling import class_weights, draw_instances, epoch_order
+from wsimil.training.schedule import lr_factor
+
+DIM = 12
+FEATURES = Provenance(
+    encoder={"name": "made up", "dim": DIM}, tiling={"size_px": 224}, pixels={}, slide={}, slide_digest="", version="0"
+)
+QUICK = FitConfig(epochs=6, lr=3e-3, batch_bags=2, watch_from=0.0, patience=None)
+
+
+@dataclass
+class MadeBags:
+    """Bags of noise; in those of class "t" a third of the instances is shifted in one feature."""
+
+    slides: tuple[CohortSlide, ...]
+    loads: int = 0
+
+    def load(self, slide_id: str) -> Instances:
+        self.loads += 1
+        index = next(i for i, slide in enumerate(self.slides) if slide.slide_id == slide_id)
+        rng = np.random.default_rng(index)
+        features = rng.normal(size=(9 + index % 5, DIM)).astype(np.float16)
+        if self.slides[index].label == "t":
+            features[: len(features) // 3, 0] += 4
+        return Instances(features=features, xy0=np.zeros((len(features), 2), np.int64))
+
+
+def made_cohort(count: int = 32) -> Cohort:
+    slides = tuple(
+        CohortSlide(slide_id=f"s{i}", patient_id=f"p{i}", label="nt"[i // 2 % 2], split=("train", "val")[i % 2])
+        for i in range(count)
+    )
+    return Cohort(slides=slides, classes=("n", "t"))
+
+
+def run(
+    folder: Path, *, config: FitConfig = QUICK, method: str = "abmil", cohort: Cohort | None = None, **given: object
+) -> FitResult:
+    cohort = cohort or made_cohort()
+    source = given.pop("source", MadeBags(cohort.slides))
+    return fit(
+        source,
+        cohort,
+        method=method,
+        method_config={},
+        config=config,
+        features=FEATURES,
+        in_dim=DIM,
+        run=folder,
+        **given,
+    )  # type: ignore[arg-type]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_model(folder).model.state_dict()
+
+
+def history(folder: Path) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("method", registry.names())
+def test_every_method_learns_what_can_be_learned(tmp_path: Path, method: str) -> None:
+    config = QUICK.model_copy(update={"epochs": 25, "lr": 1e-2})
+    result = run(tmp_path, config=config, method=method)
+    assert result.history[-1].train_loss < result.history[0].train_loss
+    assert max(record.val_auroc or 0 for record in result.history) > 0.95
+
+
+def test_the_same_seed_gives_the_same_bits_whatever_the_global_state(tmp_path: Path) -> None:
+    run(tmp_path / "a")
+    torch.manual_seed(123)
+    torch.rand(7)
+    run(tmp_path / "b")
+    first, second = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert history(tmp_path / "a") == history(tmp_path / "b")
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
+    run(tmp_path / "a")
+    run(tmp_path / "b", config=QUICK.model_copy(update={"seed": 1}))
+    assert not torch.equal(weights(tmp_path / "a")["classifier.weight"], weights(tmp_path / "b")["classifier.weight"])
+
+
+@pytest.mark.parametrize("balance", ["class_weights", "sampling"])
+@pytest.mark.parametrize("stop", [1, 4])
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, stop: int, balance: str) -> None:
+    config = QUICK.model_copy(update={"balance": balance, "max_instances": 7})
+    run(tmp_path / "whole", config=config)
+
+    def interrupt(record: object) -> None:
+        if record.epoch == stop:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", config=config, on_epoch=interrupt)
+    with pytest.raises(ModelError, match="its training is not finished"):
+        load_model(tmp_path / "cut")
+    run(tmp_path / "cut", config=config)
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert history(tmp_path / "whole") == history(tmp_path / "cut")
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import test_fit
+config = test_fit.QUICK.model_copy(update={"epochs": 60})
+test_fit.run(Path(sys.argv[1]), config=config, on_epoch=lambda record: print(record.epoch, flush=True))
+"""
+
+
+def test_after_kill_9_the_same_call_ends_with_the_same_bits(tmp_path: Path) -> None:
+    config = QUICK.model_copy(update={"epochs": 60})
+    run(tmp_path / "whole", config=config)
+    killed = 0
+    for lines in (1, 9, 30):
+        command = [sys.executable, "-c", _KILLED, str(tmp_path / "killed"), str(Path(__file__).parent)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        for _ in range(lines):
+            process.stdout.readline()
+        os.kill(process.pid, signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        process.stdout.close()
+    assert killed >= 1
+    run(tmp_path / "killed", config=config)
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert history(tmp_path / "whole") == history(tmp_path / "killed")
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    first = run(tmp_path)
+    seen: list[object] = []
+    again = run(tmp_path, on_epoch=seen.append)
+    assert seen == []
+    assert [replace(r, seconds=0) for r in again.history] == [replace(r, seconds=0) for r in first.history]
+
+
+def test_a_run_of_another_recipe_is_refused_by_name(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(TrainingError, match=r"fit.lr: 0.003 -> 0.1; .*--overwrite"):
+        run(tmp_path, config=QUICK.model_copy(update={"lr": 0.1}))
+    with pytest.raises(TrainingError, match="the cohort or its splits"):
+        run(tmp_path, cohort=made_cohort(28))
+
+
+def test_the_test_split_is_never_read(tmp_path: Path) -> None:
+    cohort = made_cohort()
+    tests = tuple(CohortSlide(slide_id=f"x{i}", patient_id=f"x{i}", label="nt"[i % 2], split="test") for i in range(4))
+
+    class NoTest(MadeBags):
+        def load(self, slide_id: str) -> Instances:
+            assert not slide_id.startswith("x")
+            return super().load(slide_id)
+
+    run(tmp_path, cohort=Cohort(slides=cohort.slides + tests, classes=cohort.classes), source=NoTest(cohort.slides))
+
+
+def test_the_scaler_is_fitted_on_training_bags_alone(tmp_path: Path) -> None:
+    cohort = made_cohort()
+    run(tmp_path, cohort=cohort)
+    bags = [MadeBags(cohort.slides).load(s.slide_id).features.astype(np.float64) for s in cohort.of("train")]
+    mean = np.mean([bag.mean(axis=0) for bag in bags], axis=0)
+    np.testing.assert_allclose(weights(tmp_path)["standardize.mean"].numpy(), mean, rtol=1e-5, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_names_the_bag_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    cohort = made_cohort()
+
+    class Poisoned(MadeBags):
+        def load(self, slide_id: str) -> Instances:
+            bag = super().load(slide_id)
+            if slide_id == "s4" and self.loads > len(self.slides):
+                bag = replace(bag, features=np.full_like(bag.features, np.nan))
+            return bag
+
+    with pytest.raises(TrainingError, match=r"'s4'.*checkpoint of epoch \d+"):
+        run(
+            tmp_path, source=Poisoned(cohort.slides), config=QUICK.model_copy(update={"cache_gb": 0.0, "batch_bags": 1})
+        )
+    saved = read_checkpoint(tmp_path)
+    assert saved is None or all(t.isfinite().all() for n, t in saved.tensors.items() if n.startswith("model."))
+
+
+def test_bags_within_the_budget_are_loaded_once(tmp_path: Path) -> None:
+    cohort = made_cohort()
+    source = MadeBags(cohort.slides)
+    run(tmp_path, source=source)
+    assert source.loads == len(cohort.slides)
+
+
+def test_training_stops_when_the_validation_split_gets_no_better(tmp_path: Path) -> None:
+    config = FitConfig(epochs=60, lr=0.05, batch_bags=4, monitor="loss", watch_from=0.0, patience=3)
+    result = run(tmp_path, config=config)
+    assert result.stopped_early
+    assert len(result.history) == result.kept_epoch + 3
+    losses = [record.val_loss for record in result.history]
+    assert losses[result.kept_epoch - 1] == min(losses)
+
+
+def test_of_equal_epochs_the_latest_watched_one_is_kept(tmp_path: Path) -> None:
+    result = run(tmp_path, config=FitConfig(epochs=12, lr=1e-2, watch_from=0.5, patience=None))
+    watched = [(record.val_auroc, record.epoch) for record in result.history if record.epoch > 6]
+    assert result.kept_epoch == max(watched)[1]
+
+
+def test_entropy_spreads_attention_and_is_logged(tmp_path: Path) -> None:
+    plain = run(tmp_path / "a", config=QUICK.model_copy(update={"entropy": 0.0, "epochs": 15}))
+    spread = run(tmp_path / "b", config=QUICK.model_copy(update={"entropy": 5.0, "epochs": 15}))
+    assert "attention_entropy" not in plain.history[-1].terms
+    assert spread.history[-1].terms["attention_entropy"] < -1.8  # -log n, with n from 9 to 13, is -2.2 to -2.6
+
+
+def test_an_unknown_method_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'abmil'"):
+        run(tmp_path, method="abmill")
+
+
+def test_tensorboard_holds_every_epoch_once(tmp_path: Path) -> None:
+    run(tmp_path)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("loss/val")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_sampling_evens_out_classes_and_weights_do_too() -> None:
+    targets = np.array([0] * 90 + [1] * 10)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [i for _ in range(20) for i in epoch_order(targets, balance="sampling", generator=generator)]
+    assert 0.45 < np.mean(targets[drawn]) < 0.55
+    assert sorted(epoch_order(targets, balance="none", generator=generator)) == list(range(100))
+    per_class = class_weights(targets, classes=2).numpy()
+    assert per_class[targets].mean() == pytest.approx(1)
+    assert per_class[0] * 90 == pytest.approx(per_class[1] * 10)
+
+
+def test_drawn_instances_are_distinct_and_ascending() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = draw_instances(50, 20, generator)
+    assert rows is not None
+    assert len(rows) == 20
+    assert (rows.diff() > 0).all()
+    assert draw_instances(20, 20, generator) is None
+
+
+def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
+    assert [lr_factor(p, warmup=0.2) for p in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+
+
+@pytest.mark.shared
+def test_the_classic_musk_bags_are_learned(shared_dir: Path, tmp_path: Path) -> None:
+    data = np.load(shared_dir / "data/bags/musk1.npz")
+    rows = {str(number): np.flatnonzero(data["bag"] == number) for number in np.unique(data["bag"])}
+    slides = tuple(
+        CohortSlide(slide_id=name, patient_id=name, label="nt"[int(data["bag_label"][int(name)] > 0)]) for name in rows
+    )
+    cohort = Cohort(slides=slides, classes=("n", "t")).with_splits(seed=0, val_fraction=0.3, test_fraction=0.0)
+
+    class Musk:
+        def load(self, slide_id: str) -> Instances:
+            features = data["X"][rows[slide_id]].astype(np.float32)
+            return Instances(features=features, xy0=np.zeros((len(features), 2), np.int64))
+
+    result = fit(
+        Musk(), cohort, method="abmil", method_config={}, config=FitConfig(epochs=25, keep="last", patience=None),
+        features=FEATURES, in_dim=data["X"].shape[1], run=tmp_path,
+    )  # fmt: skip
+    assert (result.history[-1].val_auroc or 0) > 0.75
