@@ -224,7 +224,13 @@ def _encoder_and_spec(config: ExtractConfig) -> tuple[Encoder, TileSpec]:
     if precision == "auto":
         precision = "bf16" if device.startswith("cuda") else "fp32"
     encoder = build_encoder(config.encoder, weights=config.encoder_weights, device=device, precision=precision)
-    return encoder, config.tile.spec(input_px=encoder.card.input_px, trained_mpp=encoder.card.mpp)
+    spec = config.tile.spec(input_px=encoder.card.input_px, trained_mpp=encoder.card.mpp)
+    if not encoder.card.accepts(spec.size_px):
+        raise ConfigError(
+            f"encoder {config.encoder!r} does not take tiles of {spec.size_px} px, wanted {encoder.card.input_px} px: leave out"
+            " --tile-px, and choose the physical size with --tile-um or --mpp alone"
+        )
+    return encoder, spec
 
 
 def _prepared_ahead(

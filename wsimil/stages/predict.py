@@ -102,8 +102,8 @@ def predict(
                 reporter.finish_item(f"{slide_id}: no tissue tile, no answer")
                 continue
             _export(prediction, features, out, options)
-        except OutputError:
-            raise
+        except (OutputError, ConfigError):
+            raise  # concerns every slide
         except WsimilError as error:
             failures[slide_id] = str(error)
             reporter.finish_item(f"{slide_id}: FAILED: {error}")
