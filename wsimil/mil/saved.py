@@ -42,7 +42,7 @@ class TrainedModel:
     @property
     def facts(self) -> dict[str, Json]:
         """What a prediction says of the model that made it."""
-        return {"method": self.method, "digest": self.digest, "wsimil_version": wsimil.__version__}
+        return {"method": self.method, "digest": self.digest}
 
     def check_features(self, provenance: Provenance, where: str) -> None:
         """Raises ModelError where features are of another kind than the model's, naming what differs in both."""

@@ -187,7 +187,7 @@ def plan(
                     if not measured and len(prepared.grid):
                         rate, measured = _measure(prepared, encoder, readers, config)
                     count = len(prepared.grid)
-                    size = count * (encoder.card.dim * np.dtype(config.dtype).itemsize + 20) + 16_384
+                    size = count * (encoder.card.dim * np.dtype(config.dtype).itemsize + 20) + 11_500
                     row = PlannedSlide(
                         slide_id=source.slide_id, status="to do", tiles=count, mpp=prepared.slide.info.mpp, bytes_=size
                     )
