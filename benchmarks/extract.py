@@ -1,6 +1,6 @@
 """Extraction against the plain loop that most projects use, in one run, in alternation.
 
-    python benchmarks/extract.py [SLIDE ...] [--rounds 5] [--encoder efficientnet_lite0] [--batch-size 32] [--json FILE]
+    python benchmarks/extract.py [SLIDE ...] [--rounds 5] [--encoder efficientnet_lite0_trunc] [--batch-size 32] [--json FILE]
 
 The plain loop is openslide `read_region` at level 0, Pillow to RGB, torchvision Resize + ToTensor + Normalize tile by tile, a
 DataLoader with 2 worker processes, the same timm model in float32, features gathered and saved with torch.save. Both see the
@@ -30,6 +30,8 @@ from torchvision.transforms import v2
 
 from wsimil.bags import FeatureBag
 from wsimil.encoders import build_encoder
+from wsimil.encoders.hub import published_weights
+from wsimil.encoders.timm_encoder import Pooled, load_backbone
 from wsimil.extraction.config import ExtractConfig
 from wsimil.extraction.engine import StageSeconds, encode_tiles
 from wsimil.extraction.prepare import prepare
@@ -80,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("slides", nargs="*", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--encoder", default="efficientnet_lite0")
+    parser.add_argument("--encoder", default="efficientnet_lite0_trunc")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--mpp-override", type=float)
     parser.add_argument("--json", type=Path)
@@ -105,7 +107,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, object]:
     encoder = build_encoder(args.encoder)
     card = encoder.card
     spec = config.tile.spec(input_px=card.input_px, trained_mpp=card.mpp)
-    model = encoder.model.eval()
+    model = Pooled(load_backbone(card, published_weights(card)), card).eval()  # as timm gives it: nothing folded
     slides = [prepare(SlideSource(slide_id=p.stem, path=p), encoder=encoder, spec=spec, config=config) for p in paths]
     level0 = [s for s in slides if s is not None and len(s.grid) and s.grid.read_level == 0]
     tiles = sum(len(s.grid) for s in level0)
