@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -236,10 +236,11 @@ def predict(
         from wsimil.stages import text
         from wsimil.stages.progress import reporter
 
-        if origin != "bounds" and origin != "level0":
+        origins: dict[str, Literal["bounds", "level0"]] = {"bounds": "bounds", "level0": "level0"}
+        if origin not in origins:
             raise ConfigError(f"--origin {origin!r}: wanted bounds or level0")
         options = stage.PredictOptions(
-            device=device, heatmaps=heatmaps, score=score, origin=origin, encoder_weights=encoder_weights,
+            device=device, heatmaps=heatmaps, score=score, origin=origins[origin], encoder_weights=encoder_weights,
             mpp_override=mpp_override, batch_size=batch_size, readers=readers,
         )  # fmt: skip
         with reporter(text.stderr(), quiet=quiet) as watch:
