@@ -74,7 +74,7 @@ CASES = [
         )
         for n in ("N2", "N37")
     ],
-    *[(f"abmil/mhim2_gated_{n}", "abmil", {}, MHIM_GATED) for n in ("N2", "N37")],
+    *[(f"abmil/mhim2_gated_{n}", "abmil", {"attention_dropout": 0.25}, MHIM_GATED) for n in ("N2", "N37")],
     *[(f"abmil/millab_abmil_{n}", "abmil", {"embed_dropout": 0.0}, MILLAB) for n in ("N2", "N37")],
     *[(f"pool/{pool}_{n}", "pooling", {"pool": pool}, HEAD) for pool in ("mean", "max") for n in ("N2", "N37")],
 ]

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +188,46 @@ def test_an_output_place_that_is_a_file_is_refused(slides: Path, tmp_path: Path)
     (tmp_path / "out").write_text("in the way")
     with pytest.raises(OutputError, match="a file stands where the output folder should be"):
         run(slides, tmp_path / "out")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 KiB: room for one slide or two, not for three."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"needs the right to mount a small disk: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_nothing_half_written(slides: Path, disk: Path) -> None:
+    with pytest.raises(OutputError, match="the disk is full: free space"):
+        run(slides, disk / "out", dtype="float32", thumbnail_px=8192, **{"tile.overlap": 0.8})
+    assert [p for p in disk.rglob("*") if ".wsimil-tmp" in p.name] == []
+    for path in disk.rglob("*.h5"):
+        assert len(open_store(disk / "out", mode="r").read(path.stem)) > 0
+
+
+def test_a_read_only_place_is_refused_before_any_work(slides: Path, disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(OutputError, match="the file system is read-only: choose another output folder"):
+        run(slides, disk / "out")
+    assert list(disk.iterdir()) == []
+
+
+def test_the_live_display_works_on_a_terminal(slides: Path, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m wsimil extract {slides} -o {tmp_path / 'out'} --device cpu"
+    words = ["script", "--quiet", "--return", "--command", command, "/dev/null"]
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "80", "TERM": "xterm"}
+    )
+    assert done.returncode == 0, done.stdout
+    assert "Traceback" not in done.stdout
+    assert "3 slides done" in done.stdout
+    assert "s2: " in done.stdout
 
 
 def test_an_absent_cuda_device_is_refused(slides: Path, tmp_path: Path) -> None:

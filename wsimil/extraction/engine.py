@@ -65,7 +65,8 @@ def encode_tiles(
         begin = time.perf_counter()
         batch = resample(torch.from_numpy(tiles), grid.spec.size_px)
         resampled = time.perf_counter()
-        embedded = _embed_finite(encoder, batch, grid, start).numpy().astype(dtype)
+        with np.errstate(over="ignore"):  # what overflows is refused by place in the next line
+            embedded = _embed_finite(encoder, batch, grid, start).numpy().astype(dtype)
         _refuse_overflow(embedded, grid, start)
         features[start : start + len(tiles)] = embedded
         seconds.transform += resampled - begin
