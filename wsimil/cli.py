@@ -362,8 +362,11 @@ def show_config(
 @contextmanager
 def _exits() -> Iterator[None]:
     """Turn errors into one message and an exit code."""
+    from wsimil.stages.interrupt import interrupt
+
     try:
-        yield
+        with interrupt.remembered():
+            yield
     except WsimilError as error:
         typer.secho(f"wsimil: {error}", fg="red", err=True)
         raise typer.Exit(1 if isinstance(error, SlideError) else 2) from None

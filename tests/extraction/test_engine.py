@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -125,3 +127,25 @@ def test_every_second_is_accounted_for(slide: Slide, grid: TileGrid) -> None:
     assert sum(counted) == len(grid)
     assert seconds.read > 0
     assert seconds.encode > 0
+
+
+def test_after_an_interrupt_nobody_reads_the_slide_any_more(slide: Slide, grid: TileGrid) -> None:
+    release = threading.Event()
+    main = threading.get_ident()
+
+    class Watched:
+        reading = 0
+
+        def read_tiles(self, grid: TileGrid, rows: np.ndarray) -> np.ndarray:
+            self.reading += 1
+            threading.Timer(0.1, release.set).start()
+            signal.pthread_kill(main, signal.SIGINT)
+            release.wait()
+            self.reading -= 1
+            return slide.read_tiles(grid, rows)
+
+    watched = Watched()
+    with ThreadPoolExecutor(1) as readers:
+        with pytest.raises(KeyboardInterrupt):
+            encode_tiles(watched, grid, Faulty(with_nan(0, ())), readers=readers, batch_size=1)  # type: ignore[arg-type]
+        assert watched.reading == 0

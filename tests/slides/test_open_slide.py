@@ -280,3 +280,42 @@ def test_declared_bounds_are_cut_to_the_slide(declared: tuple[str, ...], bounds:
     properties = {f"openslide.bounds-{k}": v for k, v in zip(("x", "y", "width", "height"), declared, strict=True)}
     assert reader._bounds0_px(properties, (1000, 630)) == bounds
     assert reader._bounds0_px({}, (1000, 630)) == (0, 0, 1000, 630)
+
+
+CLOSED_UNDER_READERS = """
+import sys, threading
+from pathlib import Path
+from wsimil.errors import SlideError
+from wsimil.slides import open_slide
+
+said = []
+for _ in range(2):
+    slide = open_slide(Path(sys.argv[1]))
+    started = threading.Barrier(4)
+
+    def read():
+        started.wait()
+        try:
+            while True:
+                slide.read_region((0.0, 0.0), slide.info.size0_px, slide.info.mpp)
+        except SlideError as error:
+            said.append(str(error))
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    started.wait()
+    slide.read_region((0.0, 0.0), slide.info.size0_px, slide.info.mpp)  # the others are in the midst of theirs
+    slide.close()
+    for thread in threads:
+        thread.join()
+assert len(said) == 6 and all("is closed" in text for text in said), said
+"""
+
+
+def test_closing_waits_for_readers_which_are_then_refused(make_slide: Callable[..., Path], tmp_path: Path) -> None:
+    path = make_slide(tmp_path / "a.tiff", size_px=(5000, 4000))  # more than OpenSlide's cache holds
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED_UNDER_READERS, str(path)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr

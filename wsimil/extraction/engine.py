@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,17 +62,18 @@ def encode_tiles(
     """
     seconds = seconds or StageSeconds()
     features = np.empty((len(grid), encoder.card.dim), dtype=dtype)
-    for start, tiles in _read_ahead(slide, grid, readers, batch_size, ahead, seconds):
-        begin = time.perf_counter()
-        batch = resample(torch.from_numpy(tiles), grid.spec.size_px)
-        resampled = time.perf_counter()
-        with np.errstate(over="ignore"):  # what overflows is refused by place in the next line
-            embedded = _embed_finite(encoder, batch, grid, start).numpy().astype(dtype)
-        _refuse_overflow(embedded, grid, start)
-        features[start : start + len(tiles)] = embedded
-        seconds.transform += resampled - begin
-        seconds.encode += time.perf_counter() - resampled
-        on_tiles(len(tiles))
+    with closing(_read_ahead(slide, grid, readers, batch_size, ahead, seconds)) as batches:
+        for start, tiles in batches:
+            begin = time.perf_counter()
+            batch = resample(torch.from_numpy(tiles), grid.spec.size_px)
+            resampled = time.perf_counter()
+            with np.errstate(over="ignore"):  # what overflows is refused by place in the next line
+                embedded = _embed_finite(encoder, batch, grid, start).numpy().astype(dtype)
+            _refuse_overflow(embedded, grid, start)
+            features[start : start + len(tiles)] = embedded
+            seconds.transform += resampled - begin
+            seconds.encode += time.perf_counter() - resampled
+            on_tiles(len(tiles))
     return features
 
 
@@ -89,8 +91,8 @@ def resample(tiles: torch.Tensor, size_px: int) -> torch.Tensor:
 
 def _read_ahead(
     slide: Slide, grid: TileGrid, readers: ThreadPoolExecutor, batch_size: int, ahead: int, seconds: StageSeconds
-) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Yield (first row, tiles) in row order, with up to `ahead` batches in flight."""
+) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
+    """Yield (first row, tiles) in row order, with up to `ahead` batches in flight; once closed, nobody reads any more."""
     in_flight: deque[tuple[int, Future[tuple[NDArray[np.uint8], float]]]] = deque()
     starts = iter(range(0, len(grid), batch_size))
 
@@ -104,9 +106,10 @@ def _read_ahead(
         for _ in range(ahead):
             submit()
         while in_flight:
-            start, future = in_flight.popleft()
+            start, future = in_flight[0]
             begin = time.perf_counter()
             tiles, read_s = future.result()
+            in_flight.popleft()
             seconds.wait += time.perf_counter() - begin
             seconds.read += read_s
             submit()
@@ -116,7 +119,7 @@ def _read_ahead(
             future.cancel()
         for _, future in in_flight:
             if not future.cancelled():
-                future.exception()  # the slide may be closed only after its last reader
+                future.exception()
 
 
 def _read(slide: Slide, grid: TileGrid, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], float]:

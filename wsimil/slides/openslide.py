@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ class OpenSlideSlide:
     def __init__(self, path: Path, *, slide_id: str, mpp_override: float | None) -> None:
         head, tail, size = _ends(path, slide_id)
         self._failure: str | None = None
+        self._readers, self._readers_left = 0, threading.Condition()
         self._handle = _open(path, slide_id, head=head)
         try:
             properties = dict(self._handle.properties)
@@ -106,8 +108,11 @@ class OpenSlideSlide:
 
     def close(self) -> None:
         """See `Slide.close`."""
-        self._failure = self._failure or f"slide {self._info.slide_id!r} is closed; open it again to read"
-        self._handle.close()
+        with self._readers_left:
+            self._failure = self._failure or f"slide {self._info.slide_id!r} is closed; open it again to read"
+            # OpenSlide aborts the process where a slide is closed under a reader.
+            self._readers_left.wait_for(lambda: self._readers == 0)
+            self._handle.close()
 
     def __enter__(self) -> Self:
         return self
@@ -157,8 +162,10 @@ class OpenSlideSlide:
 
     def _read_into(self, output: NDArray[np.uint8], x0: int, y0: int, level: int) -> None:
         """Fill `output` [h, w, 3] with px of a level, on white."""
-        if self._failure is not None:
-            raise SlideError(self._failure)
+        with self._readers_left:
+            if self._failure is not None:
+                raise SlideError(self._failure)
+            self._readers += 1
         try:
             region = self._handle.read_region((x0, y0), level, (output.shape[1], output.shape[0]))
         except openslide.OpenSlideError as error:
@@ -168,6 +175,10 @@ class OpenSlideSlide:
                 " the file is damaged or cut short: copy it again from its source, or drop the slide"
             )
             raise SlideError(self._failure) from error
+        finally:
+            with self._readers_left:
+                self._readers -= 1
+                self._readers_left.notify_all()
         rgba = np.asarray(region)
         alpha = rgba[..., 3:]
         if alpha.min() == 255:

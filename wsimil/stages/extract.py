@@ -30,6 +30,7 @@ from wsimil.files import check_writable, output_error, remove_stale, write_text
 from wsimil.geometry import TileSpec
 from wsimil.provenance import Provenance
 from wsimil.stages.device import resolve_device
+from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.store import FeatureStore, open_store
 
@@ -151,6 +152,7 @@ def extract(
             if outcome.status == "failed":
                 _write_failures(failures_csv, outcomes)
             reporter.finish_item(str(outcome))
+            interrupt.check()
     total = StageSeconds()
     for outcome in outcomes:
         total.add(outcome.stages)
@@ -202,6 +204,7 @@ def plan(
             reporter.finish_item(
                 f"{row.slide_id}: {row.reason or f'{row.tiles} tiles' if row.status != 'complete' else row.status}"
             )
+            interrupt.check()
     timed = tuple(
         PlannedSlide(
             slide_id=r.slide_id, status=r.status, tiles=r.tiles, mpp=r.mpp, bytes_=r.bytes_, reason=r.reason,
@@ -290,6 +293,10 @@ def _extract_one(
             seconds=time.perf_counter() - started, stages=seconds,
         )  # fmt: skip
 
+    def advance(tiles: int) -> None:
+        reporter.advance(tiles)
+        interrupt.check()
+
     reporter.item(source.slide_id, 0)
     try:
         if source.slide_id in refused:
@@ -302,7 +309,7 @@ def _extract_one(
         step = "encode"
         features = encode_tiles(
             prepared.slide, prepared.grid, encoder, readers=readers, batch_size=config.batch_size,
-            ahead=config.readers + 1, dtype=config.dtype, seconds=seconds, on_tiles=reporter.advance,
+            ahead=config.readers + 1, dtype=config.dtype, seconds=seconds, on_tiles=advance,
         )  # fmt: skip
         step = "write"
         begin = time.perf_counter()

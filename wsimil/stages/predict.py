@@ -28,6 +28,7 @@ from wsimil.mil.saved import TrainedModel, load_model
 from wsimil.stages.answers import Answer, estimate_splits, predict_one, write_answers
 from wsimil.stages.device import resolve_device
 from wsimil.stages.extract import extract
+from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.store import FeatureStore, open_store
 
@@ -93,6 +94,7 @@ def predict(
     answers: list[Answer] = []
     reporter.begin("slides", len(ids))
     for slide_id in ids:
+        interrupt.check()
         reporter.item(slide_id, 0)
         try:
             bag = store.read(slide_id)

@@ -20,6 +20,7 @@ from wsimil.mil.saved import FACTS, load_model
 from wsimil.stages.answers import answer, estimate_splits, write_answers
 from wsimil.stages.cohort_features import MatchedFeatures, StoredBags, match
 from wsimil.stages.device import resolve_device
+from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.store import FeatureStore, open_store
 from wsimil.training import EpochRecord, FitConfig, FitResult, fit
@@ -105,10 +106,15 @@ def train(
     cohort = matched.cohort
     device = resolve_device(config.device)
     reporter.begin("epochs", config.fit.epochs)
+
+    def on_epoch(record: EpochRecord) -> None:
+        reporter.finish_item(_line(record))
+        interrupt.check()
+
     result = fit(
         StoredBags(store=store), cohort, method=name, method_config=hyperparameters, config=config.fit,
         features=matched.header.provenance, in_dim=matched.header.dim, run=out, device=device,
-        on_epoch=lambda record: reporter.finish_item(_line(record)),
+        on_epoch=on_epoch,
     )  # fmt: skip
     resolved = registry.config_class(name).model_validate(hyperparameters).model_dump(mode="json")
     write_text(out / "config.yaml", config.model_copy(update={"method": {"name": name, **resolved}}).to_yaml())
