@@ -169,6 +169,26 @@ def test_a_fold_column_chooses_the_test_split(tmp_path: Path) -> None:
         whole.with_splits(seed=0, fold=7)
 
 
+def test_folds_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
+    lines = [f"s{i},p{i},{'xy'[i % 2]},{('train', 'val', 'test')[i // 2 % 3]},{i // 4}" for i in range(16)]
+    split = read_cohort(write(tmp_path, "slide_id,patient_id,label,split,x\n" + "\n".join(lines) + "\n"))
+    for asked in ({"folds": 3}, {"fold": 1}):
+        with pytest.raises(CohortError, match="the split column gives every slide its split already"):
+            split.with_splits(seed=0, **asked)
+    folds = read_cohort(write(tmp_path, "slide_id,patient_id,label,x,fold\n" + "\n".join(lines) + "\n"))
+    assert folds.with_splits(seed=0, folds=4).of("test")
+    with pytest.raises(CohortError, match="3 folds were asked for, the fold column holds 4"):
+        folds.with_splits(seed=0, folds=3)
+    with pytest.raises(CohortError, match="fold 1 was asked for without a number of folds"):
+        cohort({"n": 9, "t": 9}).with_splits(seed=0, fold=1)
+
+
+def test_patients_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "slide_id,patient_id,label\na,TCGA-1,x\nb,tcga-1,y\nc,p3,y\n")
+    with pytest.raises(CohortError, match="patient ids 'TCGA-1' and 'tcga-1' differ in case alone"):
+        read_cohort(path)
+
+
 def test_a_class_with_fewer_patients_than_folds_is_refused() -> None:
     with pytest.raises(CohortError, match="class 't' has 3 patients, fewer than the 5 folds"):
         cohort({"n": 9, "t": 3}).with_splits(seed=0, folds=5)

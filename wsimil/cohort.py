@@ -49,7 +49,7 @@ class Finding:
 class Cohort:
     """The labelled slides of a study, in the order of their file; `classes` sorted, at least two.
 
-    Raises CohortError for duplicate ids, one class only, or a patient in two splits or folds.
+    Raises CohortError for duplicate ids, one class only, a patient in two splits or folds, or ids that differ in case alone.
     """
 
     slides: tuple[CohortSlide, ...]
@@ -134,7 +134,8 @@ class Cohort:
         Without any in the file, patients are drawn at random within each class (a patient's class is the rarest label
         of its slides): into `folds` of equal size, fold number `fold` being the test split, or by `test_fraction`.
         `val_fraction` is the share of all patients; it is drawn from what is not test.
-        Raises CohortError where a class has too few patients, or some slides have a split and others have none.
+        Raises CohortError where a class has too few patients, where some slides have a split and others have none, or where
+        folds are asked for and the file has splits of its own.
         """
         slides = self.slides
         given = [s for s in slides if s.split is not None]
@@ -144,6 +145,15 @@ class Cohort:
             raise CohortError(
                 f"the split column is empty for {len(open_ids)} slides: {_some(open_ids)}; fill all or none"
             )
+        if given and (folds is not None or fold):
+            raise CohortError(
+                "folds were asked for, and the split column gives every slide its split already; drop the one or the other"
+            )
+        if in_folds and folds not in (None, len({s.fold for s in in_folds})):
+            count = len({s.fold for s in in_folds})
+            raise CohortError(f"{folds} folds were asked for, the fold column holds {count}; drop the one or the other")
+        if fold and folds is None and not in_folds:
+            raise CohortError(f"fold {fold} was asked for without a number of folds; set folds too")
         if given:
             splits: dict[str, Split] = {s.patient_id: s.split for s in given if s.split is not None}
         elif in_folds:
@@ -313,6 +323,16 @@ def _slide(path: Path, number: int, values: Mapping[str, str]) -> CohortSlide:
 
 
 def _refuse_shared_patients(slides: Iterable[CohortSlide]) -> None:
+    spellings: dict[str, set[str]] = defaultdict(set)
+    for slide in slides:
+        spellings[slide.patient_id.casefold()].add(slide.patient_id)
+    alike = sorted(sorted(names) for names in spellings.values() if len(names) > 1)
+    if alike:
+        raise CohortError(
+            f"patient ids {' and '.join(map(repr, alike[0]))} differ in case alone"
+            f"{f' ({len(alike)} such pairs)' if len(alike) > 1 else ''}; spell a patient one way, or name two patients apart,"
+            " so that none ends up in two splits"
+        )
     for kind in ("split", "fold"):
         seen: dict[str, set[object]] = defaultdict(set)
         for slide in slides:

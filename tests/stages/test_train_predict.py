@@ -180,6 +180,21 @@ def test_slides_that_were_learned_from_do_not_count(place: Path, tmp_path: Path)
     assert summary.metrics["all"]["auroc"].value == alone["auroc"]["value"]
 
 
+def test_new_slides_of_patients_that_were_learned_from_do_not_count(place: Path, tmp_path: Path) -> None:
+    learned = {row["slide_id"] for row in read_csv(place / "run/cohort.csv") if row["split"] in ("train", "val")}
+    tested = [row["slide_id"] for row in read_csv(place / "run/cohort.csv") if row["split"] == "test"]
+    rows = [f"{slide_id},{'p0' if slide_id == tested[0] else slide_id},small" for slide_id in [*tested, "s0"]]
+    table = write_cohort(tmp_path / "c.csv", [*rows, "absent,p98,big"], header="slide_id,patient_id,label")
+    summary = predict(
+        place / "run",
+        place / "features",
+        tmp_path / "out",
+        options=PredictOptions(device="cpu", heatmaps=False),
+        cohort_csv=table,
+    )
+    assert set(summary.seen) == {*learned, tested[0]}
+
+
 def test_slides_give_the_same_answers_as_their_features(place: Path, tmp_path: Path) -> None:
     run_predict(place, tmp_path / "a", heatmaps=False)
     summary = run_predict(place, tmp_path / "b", "slides", heatmaps=False)

@@ -55,7 +55,8 @@ class PredictOptions:
 class PredictSummary:
     """What was said: an answer a slide, failures by slide, and metrics where labels are known.
 
-    `seen` are slides that the model learned from or was chosen on; they do not count in `metrics`.
+    `seen` are slides that the model learned from or was chosen on, and other slides of their patients; they do not count in
+    `metrics`.
     """
 
     answers: tuple[Answer, ...]
@@ -192,15 +193,16 @@ def _conclude(
     out: Path,
 ) -> PredictSummary:
     learned = _learned_from(run)
-    seen = tuple(a.slide_id for a in answers if learned.get(a.slide_id) in ("train", "val"))
+    patients = {} if cohort is None else {slide.slide_id: slide.patient_id for slide in cohort.slides}
+    seen = tuple(a.slide_id for a in answers if learned.knows(a.slide_id, patients.get(a.slide_id)))
     if cohort is None:
-        write_answers(out, answers, classes=trained.classes, splits=learned)
+        write_answers(out, answers, classes=trained.classes, splits=learned.splits)
         metrics: Mapping[str, Mapping[str, Estimate]] = {}
     else:
-        write_answers(out, answers, classes=trained.classes, cohort=cohort, splits=learned)
+        write_answers(out, answers, classes=trained.classes, cohort=cohort, splits=learned.splits)
         blind = replace(cohort, slides=tuple(replace(s, split=None, fold=None) for s in cohort.slides))
         metrics = estimate_splits([a for a in answers if a.slide_id not in seen], blind)
-        about = {"not counted, because the model learned from them or was chosen on them": list(seen)}
+        about = {"not counted, because the model learned from these patients or was chosen on them": list(seen)}
         values = {split: {n: asdict(e) for n, e in found.items()} for split, found in metrics.items()}
         write_text(out / "metrics.json", json.dumps(values | about, indent=2) + "\n")
     _write_failures(out / "failures.csv", failures)
@@ -209,13 +211,28 @@ def _conclude(
     )
 
 
-def _learned_from(run: Path) -> dict[str, str]:
-    """Split of each slide of the run's own cohort; none where the table was not copied with the model."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Learned:
+    """The run's own cohort: `splits` by slide, and the patients that the model learned from or was chosen on."""
+
+    splits: Mapping[str, str]
+    patients: frozenset[str]
+
+    def knows(self, slide_id: str, patient_id: str | None) -> bool:
+        return self.splits.get(slide_id) in ("train", "val") or patient_id in self.patients
+
+
+def _learned_from(run: Path) -> _Learned:
+    """What the table of the run says; nothing where it was not copied with the model."""
     try:
         text = (run / "cohort.csv").read_text(encoding="utf-8")
     except FileNotFoundError:
-        return {}
-    return {row["slide_id"]: row["split"] for row in csv.DictReader(io.StringIO(text))}
+        return _Learned(splits={}, patients=frozenset())
+    rows = list(csv.DictReader(io.StringIO(text)))
+    return _Learned(
+        splits={row["slide_id"]: row["split"] for row in rows},
+        patients=frozenset(row["patient_id"] for row in rows if row["split"] in ("train", "val")),
+    )
 
 
 def _write_failures(path: Path, failures: Mapping[str, str]) -> None:

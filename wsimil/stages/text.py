@@ -181,7 +181,9 @@ def show_prediction(summary: PredictSummary, out: Path, *, as_json: bool) -> Non
     if summary.failures:
         table(["failed slide", "reason"], list(summary.failures.items()))
     if summary.metrics and summary.seen:
-        say(f"{len(summary.seen)} slides do not count below: the model learned from them, or was chosen on them.")
+        say(
+            f"{len(summary.seen)} slides do not count below: the model learned from their patients, or was chosen on them."
+        )
     _show_metrics(summary.metrics)
 
 
