@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--slides", type=int, default=48)
     parser.add_argument("--cohort-seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--encoder", default="efficientnet_lite0_trunc")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(own.split())
@@ -87,7 +88,7 @@ def main() -> None:
         run(sys.executable, args.tool, "--images", args.images, "--positive", args.positive, "--negative", args.negative,
             "--slides", str(args.slides), "--seed", str(args.cohort_seed), "--out", cohort)  # fmt: skip
     wsimil = (sys.executable, "-m", "wsimil")
-    extract_s = run(*wsimil, "extract", cohort / "slides", "-o", features, "-q")
+    extract_s = run(*wsimil, "extract", cohort / "slides", "-o", features, "--encoder", args.encoder, "-q")
     runs = []
     for seed in range(args.seeds):
         trained, predictions = args.work / f"run{seed}", args.work / f"predictions{seed}"
@@ -117,7 +118,7 @@ def main() -> None:
     result = {
         "what": "default recipe on make_cohort slides, test split, over training seeds",
         "cohort": {k: str(getattr(args, k)) for k in ("positive", "negative", "slides", "cohort_seed")},
-        "train_options": extra, "seeds": args.seeds, "extract_s": round(extract_s, 1), "summary": summary, "runs": runs,
+        "encoder": args.encoder, "train_options": extra, "seeds": args.seeds, "extract_s": round(extract_s, 1), "summary": summary, "runs": runs,
     }  # fmt: skip
     print(json.dumps({k: v for k, v in result.items() if k != "runs"}, indent=2))
     if args.json:

@@ -129,6 +129,7 @@ def test_every_second_is_accounted_for(slide: Slide, grid: TileGrid) -> None:
     assert seconds.encode > 0
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_after_an_interrupt_nobody_reads_the_slide_any_more(slide: Slide, grid: TileGrid) -> None:
     release = threading.Event()
     main = threading.get_ident()

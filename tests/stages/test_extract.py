@@ -306,6 +306,7 @@ def test_after_kill_9_at_22_random_moments_every_file_is_complete_and_equal(slid
     assert leftovers == []
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_exits_with_130_and_a_rerun_goes_on(slides: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "wsimil", "extract", str(slides), "-o", str(tmp_path), "--device", "cpu"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -10,6 +10,8 @@ import pytest
 
 from wsimil.stages.interrupt import interrupt
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")
+
 
 class PressedWhileDying:
     def __del__(self) -> None:
