@@ -1,7 +1,8 @@
 """Accuracy of the default recipe on slides of real tissue with known tumour regions, through the public commands.
 
     python benchmarks/accuracy.py --tool ../shared/tools/make_cohort.py --images ../shared/data/patches/lc25000_768 \\
-        --positive colon_aca --negative colon_n --slides 48 --seeds 5 --work /tmp/accuracy [--json FILE] [-- TRAIN OPTIONS]
+        --positive colon_aca --negative colon_n --slides 48 --seeds 5 --work /tmp/accuracy [--encoder NAME]
+        [--json FILE] [-- TRAIN OPTIONS]
 
 Makes the cohort, then runs `wsimil extract` once and `wsimil train` and `wsimil predict` for each seed. Reports, on the test
 split: slide AUROC; tile AUROC of the class contribution (all tiles of positive slides together, and the mean over slides), and
@@ -118,7 +119,8 @@ def main() -> None:
     result = {
         "what": "default recipe on make_cohort slides, test split, over training seeds",
         "cohort": {k: str(getattr(args, k)) for k in ("positive", "negative", "slides", "cohort_seed")},
-        "encoder": args.encoder, "train_options": extra, "seeds": args.seeds, "extract_s": round(extract_s, 1), "summary": summary, "runs": runs,
+        "encoder": args.encoder, "train_options": extra,
+        "seeds": args.seeds, "extract_s": round(extract_s, 1), "summary": summary, "runs": runs,
     }  # fmt: skip
     print(json.dumps({k: v for k, v in result.items() if k != "runs"}, indent=2))
     if args.json:
