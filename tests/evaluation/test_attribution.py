@@ -68,8 +68,10 @@ class TwoHeads(MILModel):
 
     Config = registry.config_class("abmil")
 
-    def _compute(self, bags, step):
-        x = self.standardize(bags.features)
+    def embed_instances(self, bags, step):
+        return self.standardize(bags.features)
+
+    def aggregate(self, x, bags, step):
         zeros = torch.zeros(len(bags), self.num_classes)
         return BagOutput(logits=zeros, embedding=zeros, attention_logits=x[:, :2])
 
@@ -77,7 +79,7 @@ class TwoHeads(MILModel):
 class Silent(TwoHeads):
     """A method that says nothing of its instances."""
 
-    def _compute(self, bags, step):
+    def aggregate(self, x, bags, step):
         zeros = torch.zeros(len(bags), self.num_classes)
         return BagOutput(logits=zeros, embedding=zeros)
 

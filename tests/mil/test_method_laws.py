@@ -21,6 +21,11 @@ VARIANTS = {
         },
         {"score_activation": "gelu", "hidden_dim": 17, "init": "kaiming_uniform"},
     ],
+    "acmil": [
+        {"attention": "multihead", "branches": 3, "hidden_dim": 40, "heads": 5},
+        {"branches": 1, "hidden_dim": 33, "top_k": 0},
+        {"attention": "multihead", "branches": 1, "hidden_dim": 32, "heads": 4, "top_k": 3, "drop": 1.0},
+    ],
     "pooling": [
         {"pool": pool, "level": level, "hidden_dim": hidden_dim}
         for pool in ("mean", "max")

@@ -23,7 +23,8 @@ class Attribution:
     """A model's output for a batch and K named scores of each instance.
 
     "attention" (or "attention:1" ... where there are several heads) is in [0, 1] and sums to 1 over a bag: how much the bag's
-    vector is made of an instance, which is not what the instance speaks for. "contribution:<class>" is what an instance adds
+    vector is made of an instance, which is not what the instance speaks for; where a method's attention is no softmax
+    (`BagOutput.attention`) it is as that method has it. "contribution:<class>" is what an instance adds
     to the logit of a class; over a bag it sums to the logit less `bias`, which is None where there are no contributions.
     "score:<class>" is an instance's own logit.
     """
@@ -51,10 +52,13 @@ def attribute(model: MILModel, bags: BagBatch, *, classes: Sequence[str]) -> Att
     output: BagOutput = model(bags) if split is None else split.output
     names: list[str] = []
     columns: list[Tensor] = []
+    attention = output.attention
     if output.attention_logits is not None:
-        heads = output.attention_logits.shape[1]
+        attention = segment_softmax(output.attention_logits, bags.cu_seqlens)
+    if attention is not None:
+        heads = attention.shape[1]
         names += ["attention"] if heads == 1 else [f"attention:{head}" for head in range(1, heads + 1)]
-        columns.append(segment_softmax(output.attention_logits, bags.cu_seqlens))
+        columns.append(attention)
     if split is not None:
         names += [f"contribution:{name}" for name in classes]
         columns.append(split.values)

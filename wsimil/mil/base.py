@@ -1,4 +1,5 @@
 """The contract of a method: packed bags in, logits, embeddings and terms of a loss out."""
+# ruff: noqa: F722  # jaxtyping's dimension strings are no forward references
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from wsimil.config import FrozenConfig
 from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LossTerms, StepContext
@@ -24,14 +26,18 @@ class ParamGroup:
 class MILModel(nn.Module, ABC):
     """A method. Hyperparameters are its `Config`; what the data knows, `in_dim` D and `num_classes` C, is given beside.
 
-    A method writes `_compute` and nothing else, unless its loss has more terms or it moves parameters of its own. It passes
+    A method writes `embed_instances` and `aggregate`, and `loss_terms` where its loss has more terms than the bag's. Between
+    the two lie the embedded instances h: whoever drops instances, or adds some, does it there. `embed_instances` passes
     `bags.features` through `self.standardize` first, which also brings them to its dtype. `nn.Module`'s train and eval modes
     have no meaning here: `forward` never drops or masks anything, `losses` does.
     """
 
     Config: ClassVar[type[FrozenConfig]]
-    without_gradient: ClassVar[frozenset[str]] = frozenset()
+    without_gradient: frozenset[str] = frozenset()
     """Names of parameters whose gradient is always zero, such as a bias before a softmax; every other one must learn."""
+
+    takes_masking: ClassVar[bool] = False
+    """Whether a training step's `masking` acts on the scores of this method; a run that asks others for it is refused."""
 
     def __init__(self, config: FrozenConfig, *, in_dim: int, num_classes: int) -> None:
         super().__init__()
@@ -42,14 +48,11 @@ class MILModel(nn.Module, ABC):
 
     def forward(self, bags: BagBatch) -> BagOutput:
         """Inference: deterministic, blind to targets. Raises ModelError where D is not that of the model."""
-        return self._compute(bags, None)
+        return self.aggregate(self.embed_instances(bags, None), bags, None)
 
     def losses(self, bags: BagBatch, step: StepContext) -> LossTerms:
-        """One training step's loss on bags with targets."""
-        if bags.targets is None:
-            raise ValueError("bags without targets have no loss; pack them with targets")
-        output = self._compute(bags, step)
-        return LossTerms(output=output, terms={"bag": step.criterion(output.logits, bags.targets)})
+        """One training step's loss. Raises ValueError for bags without targets."""
+        return self.loss_terms(self.embed_instances(bags, step), bags, step)
 
     def contributions(self, bags: BagBatch) -> Contributions | None:
         """How much each instance adds to each logit, where the method splits exactly; None where it does not."""
@@ -67,5 +70,17 @@ class MILModel(nn.Module, ABC):
         """Called without gradients after each step of the optimizer; a teacher moves here."""
 
     @abstractmethod
-    def _compute(self, bags: BagBatch, step: StepContext | None) -> BagOutput:
-        """The method itself; `step` is None at inference, and then nothing is drawn, dropped or masked."""
+    def embed_instances(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
+        """Each instance by itself, brought to the width that the method works in; `step` is None at inference."""
+
+    @abstractmethod
+    def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
+        """The method itself, on embedded instances of `bags`, whose features it does not read.
+
+        `step` is None at inference, and then nothing is drawn, dropped or masked.
+        """
+
+    def loss_terms(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext) -> LossTerms:
+        """The loss of a training step on embedded instances of `bags`, which have targets."""
+        output = self.aggregate(h, bags, step)
+        return LossTerms(output=output, terms={"bag": step.criterion(output.logits, bags.known_targets)})

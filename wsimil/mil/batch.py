@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -61,6 +62,13 @@ class BagBatch:
         """For each instance the number of its bag."""
         return bag_ids(self.cu_seqlens, total=len(self.features))
 
+    @property
+    def known_targets(self) -> Int64[Tensor, " B"]:
+        """The targets. Raises ValueError where there are none."""
+        if self.targets is None:
+            raise ValueError("bags without targets have no loss; pack them with targets")
+        return self.targets
+
     def to(self, device: torch.device | str | None = None, *, dtype: torch.dtype | None = None) -> BagBatch:
         """The same bags on another device; `dtype` is that of the features alone."""
         return replace(
@@ -108,12 +116,20 @@ def pack(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BagOutput:
-    """What a method says of each bag; H heads or branches. `attention_logits` are raw: before masking and softmax."""
+    """What a method says of each bag; H heads or branches.
+
+    `attention_logits` are raw: before masking and softmax. `masked` is True where a training step kept an instance from a
+    head. `attention` is that of methods whose weights are no softmax of scores, such as the class token's row of Nyström
+    attention: it need not sum to 1 and may be negative.
+    """
 
     logits: Float[Tensor, "B C"]
     embedding: Float[Tensor, "B E"]
     attention_logits: Float[Tensor, "T H"] | None = None
+    attention: Float[Tensor, "T H"] | None = None
     instance_logits: Float[Tensor, "T C"] | None = None
+    branch_logits: Float[Tensor, "B M C"] | None = None
+    masked: Bool[Tensor, "T H"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -125,9 +141,19 @@ class Contributions:
     bias: Float[Tensor, " C"]
 
 
+class ScoreMasking(Protocol):
+    """Chooses, from raw scores and the draws of a step, which instances each head does not see."""
+
+    def __call__(self, scores: Float[Tensor, "T H"], bags: BagBatch, step: StepContext) -> Bool[Tensor, "T H"]:
+        """True where the instance is masked."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepContext:
     """All that training tells a method about a step: where chance comes from, how far training is, what an error costs.
+
+    `masking` is applied by methods that take one and bring none of their own.
 
     A method draws through the functions here and nowhere else: a subclass that returns recorded draws replays a step.
     """
@@ -135,6 +161,7 @@ class StepContext:
     generator: torch.Generator
     progress: float
     criterion: Criterion = field(default_factory=CrossEntropy)
+    masking: ScoreMasking | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.progress <= 1:
@@ -147,6 +174,14 @@ class StepContext:
         words = torch.empty(-(-count // 4), dtype=torch.int64, device=self.generator.device)
         bits = words.random_(-(2**63), None, generator=self.generator).view(torch.int16)[:count]
         return (bits >= round(drop * 2**16) - 2**15).view(*shape).to(device)
+
+    def uniform(self, shape: Sequence[int], *, device: torch.device) -> Float[Tensor, "*shape"]:
+        """Numbers of [0, 1) in float32."""
+        return torch.rand(*shape, generator=self.generator, device=self.generator.device).to(device)
+
+    def permutation(self, count: int, *, device: torch.device) -> Int64[Tensor, " count"]:
+        """The numbers below `count` in random order."""
+        return torch.randperm(count, generator=self.generator, device=self.generator.device).to(device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -168,6 +203,13 @@ class LossTerms:
     def total(self) -> Float[Tensor, ""]:
         """The weighted sum of all terms."""
         return torch.stack([self.weights.get(name, 1.0) * term for name, term in self.terms.items()]).sum()
+
+
+def take(bags: BagBatch, rows: Int64[Tensor, " K"]) -> BagBatch:
+    """The bags with these rows of the pack alone, `rows` ascending and at least one of each bag."""
+    counts = torch.bincount(bags.bag_ids[rows], minlength=len(bags))
+    ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(torch.int32)
+    return replace(bags, features=bags.features[rows], xy0=bags.xy0[rows], cu_seqlens=ends)
 
 
 def _join(parts: Sequence[NDArray[np.generic] | Tensor]) -> Tensor:

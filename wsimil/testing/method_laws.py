@@ -24,6 +24,8 @@ from wsimil.mil.batch import BagBatch, BagOutput, LossTerms, StepContext, pack
 from wsimil.ops.segment_softmax import segment_softmax
 from wsimil.testing.live_bytes import LiveBytes
 
+_BY_INSTANCE = {"attention_logits", "attention", "instance_logits", "masked"}
+
 Build: TypeAlias = Callable[[int, int], MILModel]
 Law: TypeAlias = Callable[[Build], None]
 
@@ -58,7 +60,7 @@ def permuting_instances_changes_nothing(build: Build) -> None:
     plain = model(bags)
     moved = model(replace(bags, features=bags.features[order], xy0=bags.xy0[order]))
     for name, got, wanted in _pairs(moved, plain):
-        wanted = wanted[order] if name in {"attention_logits", "instance_logits"} else wanted
+        wanted = wanted[order] if name in _BY_INSTANCE else wanted
         _close(got, wanted, 1e-10, f"{name} of permuted bags")
 
 
@@ -69,7 +71,7 @@ def packing_changes_nothing(build: Build) -> None:
     for number, alone in enumerate(_singles(bags)):
         rows = slice(*bags.cu_seqlens[number : number + 2].tolist())
         for name, got, wanted in _pairs(model(alone), packed):
-            wanted = wanted[rows] if name in {"attention_logits", "instance_logits"} else wanted[number : number + 1]
+            wanted = wanted[rows] if name in _BY_INSTANCE else wanted[number : number + 1]
             _hold(torch.equal(got, wanted), f"{name} of bag {number} alone differs by {_gap(got, wanted):.2e} relative")
 
 
@@ -98,7 +100,8 @@ def every_parameter_learns(build: Build) -> None:
     model = build(DIM, CLASSES).double()
     gradients = _gradients(model, make_bags(dtype=torch.float64))
     parameters = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    _hold(parameters <= set(gradients), f"no gradient reaches {sorted(parameters - set(gradients))}")
+    unreached = parameters - set(gradients) - model.without_gradient
+    _hold(not unreached, f"no gradient reaches {sorted(unreached)}")
     scale = max(float(gradient.abs().max()) for gradient in gradients.values())
     for name, gradient in gradients.items():
         learns = float(gradient.abs().max()) > 1e-12 * scale

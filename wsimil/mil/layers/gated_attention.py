@@ -25,21 +25,29 @@ _ACTIVATIONS = {"tanh": torch.tanh_, "relu": F.relu_, "gelu": F.gelu}
 class GatedAttention(nn.Module):
     """`a = score(activation(value(h)) * sigmoid(gate(h)))`, or without the second factor where it is not gated.
 
-    State: `value.*` (V of the paper), `gate.*` (U), `score.*` (w).
+    Heads share value and gate. State: `value.*` (V of the paper), `gate.*` (U), `score.*` (w).
     """
 
     def __init__(
-        self, in_dim: int, attention_dim: int, *, gated: bool, activation: ScoreActivation, bias: bool, drop: float
+        self,
+        in_dim: int,
+        attention_dim: int,
+        *,
+        gated: bool,
+        activation: ScoreActivation,
+        bias: bool,
+        drop: float,
+        heads: int = 1,
     ) -> None:
         super().__init__()
         self.value = nn.Linear(in_dim, attention_dim, bias=bias)
         self.gate = nn.Linear(in_dim, attention_dim, bias=bias) if gated else None
-        self.score = nn.Linear(attention_dim, 1, bias=bias)
+        self.score = nn.Linear(attention_dim, heads, bias=bias)
         self.activation = activation
         self.drop = drop
 
-    def forward(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T 1"]:
-        """Raw scores of embedded instances; dropout falls on each factor."""
+    def forward(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T heads"]:
+        """Raw scores of embedded instances, [T, heads]; dropout falls on each factor."""
         ends = bags.cu_seqlens
         hidden = _ACTIVATIONS[self.activation](packed_linear(h, self.value.weight, self.value.bias, ends))
         hidden = dropout(hidden, self.drop, step)

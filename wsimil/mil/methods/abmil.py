@@ -16,8 +16,6 @@ Several heads go under this name. What differs between them, as config:
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
@@ -25,11 +23,11 @@ from torch import Tensor, nn
 from wsimil.config import FrozenConfig
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, BagOutput, Contributions, StepContext
+from wsimil.mil.layers.attend import Attention, attend
 from wsimil.mil.layers.embedding import Activation, InstanceEmbedding
 from wsimil.mil.layers.gated_attention import GatedAttention, ScoreActivation
 from wsimil.mil.layers.initialize import Init, center, initialize
 from wsimil.ops.packed_linear import packed_linear, row_linear
-from wsimil.ops.segment_softmax import segment_softmax
 from wsimil.ops.segment_sum import segment_sum
 
 
@@ -61,7 +59,8 @@ class ABMIL(MILModel):
     """
 
     Config = ABMILConfig
-    without_gradient: ClassVar[frozenset[str]] = frozenset({"attention.score.bias"})
+    takes_masking = True
+    without_gradient = frozenset({"attention.score.bias"})
 
     def __init__(self, config: ABMILConfig, *, in_dim: int, num_classes: int) -> None:
         super().__init__(config, in_dim=in_dim, num_classes=num_classes)
@@ -87,22 +86,26 @@ class ABMIL(MILModel):
 
     def contributions(self, bags: BagBatch) -> Contributions:
         """Instance i adds `softmax(a)_i * (w_c · h_i)` to logit c."""
-        h = self._embed(bags, None)
+        h = self.embed_instances(bags, None)
         scores = self.attention(h, bags, None)
-        attention = segment_softmax(scores, bags.cu_seqlens)
-        values = attention * packed_linear(h, self.classifier.weight, None, bags.cu_seqlens)
-        return Contributions(output=self._pool(h, scores, bags), values=values, bias=self.classifier.bias)
+        attention = attend(scores, bags, None)
+        values = attention.weights * packed_linear(h, self.classifier.weight, None, bags.cu_seqlens)
+        output = self._pool(h, scores, attention, bags)
+        return Contributions(output=output, values=values, bias=self.classifier.bias)
 
-    def _compute(self, bags: BagBatch, step: StepContext | None) -> BagOutput:
-        h = self._embed(bags, step)
-        return self._pool(h, self.attention(h, bags, step), bags)
-
-    def _embed(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
+    def embed_instances(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
+        """See `MILModel.embed_instances`."""
         h: Tensor = self.embed(self.standardize(bags.features), bags, step)
         return h
 
-    def _pool(self, h: Float[Tensor, "T L"], scores: Float[Tensor, "T 1"], bags: BagBatch) -> BagOutput:
-        attention = segment_softmax(scores, bags.cu_seqlens)
-        embedding = segment_sum(attention, h, bags.cu_seqlens)[:, 0]  # [B, L]
+    def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
+        """See `MILModel.aggregate`."""
+        scores = self.attention(h, bags, step)
+        return self._pool(h, scores, attend(scores, bags, step), bags)
+
+    def _pool(
+        self, h: Float[Tensor, "T L"], scores: Float[Tensor, "T 1"], attention: Attention, bags: BagBatch
+    ) -> BagOutput:
+        embedding = segment_sum(attention.weights, h, bags.cu_seqlens)[:, 0]  # [B, L]
         logits = row_linear(embedding, self.classifier.weight, self.classifier.bias)
-        return BagOutput(logits=logits, embedding=embedding, attention_logits=scores)
+        return BagOutput(logits=logits, embedding=embedding, attention_logits=scores, masked=attention.masked)

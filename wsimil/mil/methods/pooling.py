@@ -56,7 +56,7 @@ class Pooling(MILModel):
 
     def contributions(self, bags: BagBatch) -> Contributions:
         """A mean gives each instance its share, a maximum goes to the instance that reaches it; ties share it evenly."""
-        h = self._embed(bags, None)
+        h = self.embed_instances(bags, None)
         output = self._pool(h, bags)
         weight, bias, ends = self.classifier.weight, self.classifier.bias, bags.cu_seqlens
         if self.pool == "mean":
@@ -67,12 +67,14 @@ class Pooling(MILModel):
             values = _winners(output.instance_logits, output.logits, bags) * (output.instance_logits - bias)
         return Contributions(output=output, values=values, bias=bias)
 
-    def _compute(self, bags: BagBatch, step: StepContext | None) -> BagOutput:
-        return self._pool(self._embed(bags, step), bags)
-
-    def _embed(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
+    def embed_instances(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
+        """See `MILModel.embed_instances`."""
         h: Tensor = self.embed(self.standardize(bags.features), bags, step)
         return h
+
+    def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
+        """See `MILModel.aggregate`."""
+        return self._pool(h, bags)
 
     def _pool(self, h: Float[Tensor, "T L"], bags: BagBatch) -> BagOutput:
         if self.level == "feature":

@@ -1,0 +1,119 @@
+"""The replay of recorded steps: all that are there pass, and none passes that should not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsimil.testing.parity.__main__ import main
+from wsimil.testing.parity.replay import replay_file
+
+GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
+REPLAYED = ("abmil", "acmil", "pool")
+FILES = [path for folder in REPLAYED for path in sorted((GOLDEN / folder).glob("*.npz"))]
+STEP = "acmil/ga_train_t5k10d6_N37.npz"
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("path", FILES or [None], ids=lambda path: path and f"{path.parent.name}/{path.stem}")
+def test_a_recorded_step_of_the_official_code_is_replayed(shared_dir, path):
+    report = replay_file(path)
+    assert report.failures == []
+    assert report.errors["logits"] <= 1e-5
+    assert "gradients" in report.errors
+
+
+@pytest.fixture
+def altered(shared_dir, tmp_path):
+    def write(change, name=STEP):
+        with np.load(shared_dir / "golden" / name) as file:
+            arrays = {key: file[key] for key in file.files}
+        change(arrays)
+        np.savez(tmp_path / "altered.npz", **arrays)
+        return replay_file(tmp_path / "altered.npz").failures
+
+    return write
+
+
+def test_the_unaltered_file_passes_after_a_round_trip(altered):
+    assert altered(lambda arrays: None) == []
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "out.logits",
+        "out.sub_logits",
+        "out.loss",
+        "out.loss.diff",
+        "out.attn",
+        "grad.x",
+        "grad.state.attention.attention_V.0.weight",
+        "f64.grad.x",
+        "state.dimreduction.fc1.weight",
+        "in.x",
+    ],
+)
+def test_a_thousandth_on_any_quantity_fails(altered, key):
+    def change(arrays):
+        arrays[key] = (arrays[key] * 1.001).astype(arrays[key].dtype)
+
+    assert altered(change)
+
+
+def test_other_draws_fail(altered):
+    def change(arrays):
+        arrays["rng.rand.00"] = arrays["rng.rand.00"][:, ::-1].copy()
+
+    assert any("logits" in line for line in altered(change))
+
+
+def test_draws_that_are_missing_or_left_over_fail(altered):
+    def fewer(arrays):
+        arrays["rng.order"] = np.array("[]")
+
+    def more(arrays):
+        arrays["rng.rand.01"] = arrays["rng.rand.00"]
+        arrays["rng.order"] = np.array(json.dumps(["rand.00", "rand.01"]))
+
+    assert "no rand is left" in altered(fewer)[0]
+    assert "ours did not: {'rand': 1}" in altered(more)[0]
+
+
+def test_an_expectation_that_no_replay_compares_fails(altered):
+    def change(arrays):
+        arrays["out.something_new"] = np.zeros(3, np.float32)
+
+    assert altered(change) == ["nothing compared: out.something_new"]
+
+
+def test_an_unknown_source_and_a_foreign_file_fail(altered, tmp_path):
+    def change(arrays):
+        arrays["config"] = np.array(json.dumps({"repo": "somebody/else"}))
+
+    assert "no replay is known for 'somebody/else'" in altered(change)[0]
+    (tmp_path / "text.npz").write_text("no zip", encoding="ascii")
+    assert "is not a recording" in replay_file(tmp_path / "text.npz").failures[0]
+
+
+def test_the_command_prints_a_line_a_file_and_says_by_its_exit_code(shared_dir, tmp_path, capsys):
+    assert main([str(shared_dir / "golden" / "pool")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith(f"{shared_dir / 'golden/pool/max_N2.npz'}: ok: logits ")
+    (tmp_path / "bad.npz").write_bytes(b"")
+    assert main([str(tmp_path), str(shared_dir / "golden/pool/max_N2.npz")]) == 1
+    assert "2 files, 1 failed" in capsys.readouterr().out
+    assert main([str(tmp_path / "empty")]) == 1
+
+
+def test_the_module_runs_as_a_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "wsimil.testing.parity", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "Exits 1 if anything differs" in done.stdout

@@ -1,0 +1,98 @@
+"""The parts that replays of several sources share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wsimil.mil.base import MILModel
+from wsimil.mil.batch import BagBatch, LossTerms
+from wsimil.mil.checkpoints.base import OfficialModel
+from wsimil.testing.parity.recording import RecordedStep, Recording
+from wsimil.testing.parity.report import FLOAT32, FLOAT64, Bound, Report
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """A pass over the file: in which dtype, where its expectations lie, how close they must be."""
+
+    dtype: torch.dtype
+    prefix: str
+    bound: Bound
+
+
+def precisions(recording: Recording) -> list[Precision]:
+    """float32, and float64 where the file has it."""
+    found = [Precision(torch.float32, "", FLOAT32)]
+    if recording.keys("f64."):
+        found.append(Precision(torch.float64, "f64.", FLOAT64))
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A report on one file in one precision; keys are those of the file behind the precision's prefix."""
+
+    recording: Recording
+    report: Report
+    precision: Precision
+
+    def has(self, key: str) -> bool:
+        """Whether the file expects `key`."""
+        return self.precision.prefix + key in self.recording
+
+    def check(self, quantity: str, ours: Tensor | float, key: str, *, bound: Bound | None = None) -> None:
+        """Compare with `key` where the file has it, as closely as the precision allows unless `bound` says otherwise."""
+        if self.has(key):
+            theirs = self.recording.array(self.precision.prefix + key)
+            self.report.compare(quantity, ours, theirs, bound=bound or self.precision.bound, detail=key)
+
+    def gradients(self, model: MILModel, official: OfficialModel, *, prefix: str = "") -> None:
+        """Gradients of all parameters that the file has, in full or as norms."""
+        for kind in ("grad", "gradnorm"):
+            start = f"{self.precision.prefix}{prefix}{kind}.state."
+            for key in self.recording.keys(start):
+                name = official.names.get(key)
+                if name is None:
+                    self.report.fail(f"{kind}.state.{key}: no parameter of ours has this name")
+                    continue
+                parameter = model.get_parameter(name)
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                self.report.compare(
+                    "gradients",
+                    gradient if kind == "grad" else gradient.double().norm(),
+                    self.recording.array(start + key),
+                    bound=self.precision.bound,
+                    detail=name,
+                    zero_by_theory=name in model.without_gradient,
+                )
+
+
+def take_step(
+    model: MILModel,
+    bags: BagBatch,
+    step: RecordedStep,
+    *,
+    report: Report,
+    losses: Callable[[], LossTerms] | None = None,
+    total: Callable[[LossTerms], Tensor] = lambda terms: terms.total,
+) -> LossTerms:
+    """Losses and their gradients; draws that are left over are a failure."""
+    model.zero_grad(set_to_none=True)
+    bags.features.grad = None
+    terms = model.losses(bags, step) if losses is None else losses()
+    total(terms).backward()  # type: ignore[no-untyped-call]  # torch does not type it
+    if step.left():
+        report.fail(f"draws that the official code consumed and ours did not: {step.left()}")
+    return terms
+
+
+def without_dropout(official: OfficialModel, keys: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Config that turns off every dropout of a method."""
+    from wsimil.mil import registry
+
+    fields = registry.config_class(official.method).model_fields
+    return {name: 0.0 for name in fields if name.endswith("dropout")} | dict(keys or {})
