@@ -101,7 +101,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, object]:
     if not paths:
         from wsimil.testing.synthetic import make_cohort
 
-        make_cohort(scratch / "made", slides=4, seed=0)
+        make_cohort(scratch / "made", slides=8, seed=0)
         paths = sorted((scratch / "made" / "slides").iterdir())
     config = ExtractConfig(encoder=args.encoder, batch_size=args.batch_size, mpp_override=args.mpp_override)
     encoder = build_encoder(args.encoder)
