@@ -26,6 +26,11 @@ VARIANTS = {
         {"branches": 1, "hidden_dim": 33, "top_k": 0},
         {"attention": "multihead", "branches": 1, "hidden_dim": 32, "heads": 4, "top_k": 3, "drop": 1.0},
     ],
+    "dsmil": [
+        {"nonlinear": False, "query_dim": 17},
+        {"hidden_dim": 33, "value_layer": True, "value_dropout": 0.1, "embed_dropout": 0.25},
+    ],
+    "multihead": [{"hidden_dim": 30, "heads": 3, "embed_dropout": 0.25}],
     "pooling": [
         {"pool": pool, "level": level, "hidden_dim": hidden_dim}
         for pool in ("mean", "max")

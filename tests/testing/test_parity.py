@@ -14,7 +14,7 @@ from wsimil.testing.parity.__main__ import main
 from wsimil.testing.parity.replay import replay_file
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
-REPLAYED = ("abmil", "acmil", "pool")
+REPLAYED = ("abmil", "acmil", "aem", "dsmil", "pool")
 FILES = [path for folder in REPLAYED for path in sorted((GOLDEN / folder).glob("*.npz"))]
 STEP = "acmil/ga_train_t5k10d6_N37.npz"
 
@@ -64,6 +64,18 @@ def test_a_thousandth_on_any_quantity_fails(altered, key):
         arrays[key] = (arrays[key] * 1.001).astype(arrays[key].dtype)
 
     assert altered(change)
+
+
+def test_recorded_float32_that_is_far_from_its_own_float64_widens_the_bound_by_as_much(altered):
+    key, name = "grad.state.b_classifier.q.bias", "dsmil/lin_passv_C2_N37.npz"
+
+    def change(arrays, *keys):
+        for one in keys:
+            arrays[one] = arrays[one] + arrays[one].dtype.type(1e-8)  # 128 of them: a norm of 1.1e-7
+
+    assert altered(lambda arrays: change(arrays, key), name) == []
+    both = altered(lambda arrays: change(arrays, key, f"f64.{key}"), name)
+    assert any("query.bias: off by" in line for line in both)
 
 
 def test_other_draws_fail(altered):

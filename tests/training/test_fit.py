@@ -17,10 +17,12 @@ import torch
 from wsimil.cohort import Cohort, CohortSlide
 from wsimil.errors import ConfigError, ModelError, TrainingError
 from wsimil.mil import registry
+from wsimil.mil.regularizers.attention_entropy import AttentionEntropyConfig
 from wsimil.mil.saved import load_model
 from wsimil.provenance import Provenance
 from wsimil.training import FitConfig, FitResult, fit
 from wsimil.training.checkpoint import read_checkpoint
+from wsimil.training.config import TopKMaskingConfig
 from wsimil.training.fit import Instances
 from wsimil.training.sampling import class_weights, draw_instances, epoch_order
 from wsimil.training.schedule import lr_factor
@@ -234,9 +236,35 @@ def test_of_equal_epochs_the_latest_watched_one_is_kept(tmp_path: Path) -> None:
     assert result.kept_epoch == max(watched)[1]
 
 
+def test_masking_by_config_changes_training_of_attention_methods_and_is_refused_for_others(tmp_path: Path) -> None:
+    masking = QUICK.model_copy(update={"masking": TopKMaskingConfig(k=4, drop=0.5)})
+    plain, masked = run(tmp_path / "a"), run(tmp_path / "b", config=masking)
+    assert plain.history[0].train_loss != masked.history[0].train_loss
+    again = run(tmp_path / "c", config=masking)
+    assert [r.train_loss for r in masked.history] == [r.train_loss for r in again.history]
+    with pytest.raises(ConfigError, match=r"fit\.masking: method 'pooling' has no attention that could be masked"):
+        run(tmp_path / "d", config=masking, method="pooling")
+
+
+def test_an_annealed_entropy_weight_falls_to_nothing() -> None:
+    constant, falling = (AttentionEntropyConfig(weight=0.2, anneal=kind) for kind in ("none", "cosine"))
+    assert [constant.weight_at(p) for p in (0, 0.5, 1)] == [0.2, 0.2, 0.2]
+    assert [falling.weight_at(p) for p in (0, 0.5, 1)] == pytest.approx([0.2, 0.1, 0.0])
+
+
+def test_binary_cross_entropy_is_a_loss_to_train_with(tmp_path: Path) -> None:
+    result = run(tmp_path, config=QUICK.model_copy(update={"loss": "binary_cross_entropy"}), method="dsmil")
+    assert {"bag", "max"} <= set(result.history[0].terms)
+    assert result.history[-1].train_loss < result.history[0].train_loss
+
+
 def test_entropy_spreads_attention_and_is_logged(tmp_path: Path) -> None:
-    plain = run(tmp_path / "a", config=QUICK.model_copy(update={"entropy": 0.0, "epochs": 15}))
-    spread = run(tmp_path / "b", config=QUICK.model_copy(update={"entropy": 5.0, "epochs": 15}))
+    plain = run(
+        tmp_path / "a", config=QUICK.model_copy(update={"entropy": AttentionEntropyConfig(weight=0.0), "epochs": 15})
+    )
+    spread = run(
+        tmp_path / "b", config=QUICK.model_copy(update={"entropy": AttentionEntropyConfig(weight=5.0), "epochs": 15})
+    )
     assert "attention_entropy" not in plain.history[-1].terms
     assert spread.history[-1].terms["attention_entropy"] < -1.8  # -log n, with n from 9 to 13, is -2.2 to -2.6
 

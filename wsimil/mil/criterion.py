@@ -32,3 +32,22 @@ class CrossEntropy:
         weights = None if self.class_weights is None else self.class_weights.to(wide)
         cost = F.cross_entropy(wide, targets, weight=weights, reduction="none", label_smoothing=self.label_smoothing)
         return cost.mean()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BinaryCrossEntropy:
+    """`(class_weights[targets] * bce(logits, one_hot(targets)).mean(1)).mean()`, in float32 or wider: each class by itself.
+
+    `label_smoothing` in [0, 1) moves that share of the target evenly to all classes.
+    """
+
+    class_weights: Float[Tensor, " C"] | None = None
+    label_smoothing: float = 0.0
+
+    def __call__(self, logits: Float[Tensor, "B C"], targets: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
+        """The cost of `logits` where `targets` is right."""
+        wide = logits.float() if logits.dtype.itemsize < 4 else logits
+        share = self.label_smoothing
+        wanted = F.one_hot(targets, wide.shape[1]).to(wide) * (1 - share) + share / wide.shape[1]
+        cost = F.binary_cross_entropy_with_logits(wide, wanted, reduction="none").mean(dim=1)
+        return (cost if self.class_weights is None else cost * self.class_weights.to(wide)[targets]).mean()

@@ -7,6 +7,14 @@ from typing import Literal
 from pydantic import Field
 
 from wsimil.config import FrozenConfig
+from wsimil.mil.regularizers.attention_entropy import AttentionEntropyConfig
+
+
+class TopKMaskingConfig(FrozenConfig):
+    """STKIM: each head loses int(k * drop) of the k instances that it scores highest, drawn anew in each step."""
+
+    k: int = Field(10, ge=1)
+    drop: float = Field(0.6, ge=0, le=1)
 
 
 class FitConfig(FrozenConfig):
@@ -15,7 +23,9 @@ class FitConfig(FrozenConfig):
     `lr` is the peak of a cosine schedule with `warmup`, a share of all steps. `weight_decay` acts on matrices only.
     `batch_bags`: bags in a step, packed. `balance`: "class_weights" weighs each bag by the inverse frequency of its class,
     "sampling" draws classes equally often, "none" leaves the cohort as it is. `label_smoothing` in [0, 1).
-    `entropy`: weight of attention entropy maximization (AEM, arXiv:2406.15303) for methods that have attention, 0 for none.
+    `loss`: the criterion of bags, cross-entropy over classes or a binary cross-entropy for each class, as DSMIL has it.
+    `entropy`: attention entropy maximization (AEM, arXiv:2406.15303), for methods whose attention is a softmax.
+    `masking`: stochastic top-k instance masking (STKIM, ACMIL) for methods that have attention and bring no masking of their own.
     `clip_norm`: gradients are scaled to at most this norm. `max_instances`: instances of a bag drawn anew for each step, null
     for all. `monitor`: what is watched on the validation split, AUROC or loss, from the share `watch_from` of the epochs on; of
     equal epochs the latest counts as best. `patience`: epochs without a best before training stops, null for never. `keep`:
@@ -30,7 +40,9 @@ class FitConfig(FrozenConfig):
     batch_bags: int = Field(1, ge=1)
     balance: Literal["class_weights", "sampling", "none"] = "class_weights"
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-    entropy: float = Field(0.04, ge=0)
+    loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
+    entropy: AttentionEntropyConfig = AttentionEntropyConfig()
+    masking: TopKMaskingConfig | None = None
     clip_norm: float | None = Field(5.0, gt=0)
     max_instances: int | None = Field(None, ge=1)
     monitor: Literal["auroc", "loss"] = "auroc"

@@ -18,12 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from wsimil.cohort import Cohort, CohortSlide
-from wsimil.errors import CohortError, TrainingError
+from wsimil.errors import CohortError, ConfigError, TrainingError
 from wsimil.evaluation.metrics import auroc
 from wsimil.files import check_writable, write_text
 from wsimil.mil import registry
 from wsimil.mil.batch import BagBatch, StepContext, pack
-from wsimil.mil.criterion import CrossEntropy
+from wsimil.mil.criterion import BinaryCrossEntropy, CrossEntropy
+from wsimil.mil.masking import TopKMasking
 from wsimil.mil.regularizers.attention_entropy import attention_entropy
 from wsimil.mil.saved import save_model
 from wsimil.provenance import Json, Provenance, sha256_json
@@ -141,8 +142,12 @@ class _Run:
             "features": features.feature_digest,
         }
         weights = class_weights(self.targets, classes=classes).to(device) if config.balance == "class_weights" else None
-        self.criterion = CrossEntropy(class_weights=weights, label_smoothing=config.label_smoothing)
-        self.val_criterion = CrossEntropy(class_weights=weights)
+        kind = CrossEntropy if config.loss == "cross_entropy" else BinaryCrossEntropy
+        self.criterion = kind(class_weights=weights, label_smoothing=config.label_smoothing)
+        self.val_criterion = kind(class_weights=None if weights is None else weights.cpu())
+        self.masking = None if config.masking is None else TopKMasking(k=config.masking.k, drop=config.masking.drop)
+        if self.masking is not None and not self.model.takes_masking:
+            raise ConfigError(f"fit.masking: method {method!r} has no attention that could be masked; leave it out")
         self.generator = torch.Generator().manual_seed(config.seed)
 
     def go(self, on_epoch: Callable[[EpochRecord], None]) -> FitResult:
@@ -230,15 +235,16 @@ class _Run:
     ) -> tuple[float, dict[str, float]]:
         config = self.config
         bags = self._pack(chosen, draw=True)
-        step = StepContext(generator=self.generator, progress=progress, criterion=self.criterion)
+        step = StepContext(generator=self.generator, progress=progress, criterion=self.criterion, masking=self.masking)
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * lr_factor(progress, warmup=config.warmup)
         terms = self.model.losses(bags, step)
         total = terms.total
         named = {name: float(term.detach()) for name, term in terms.terms.items()}
-        entropy = attention_entropy(terms.output, bags) if config.entropy else None
+        weight = config.entropy.weight_at(progress)
+        entropy = attention_entropy(terms.output, bags, top_k=config.entropy.top_k) if weight else None
         if entropy is not None:
-            total = total + config.entropy * entropy
+            total = total + weight * entropy
             named["attention_entropy"] = float(entropy.detach())
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -260,10 +266,7 @@ class _Run:
     @torch.no_grad()
     def _validate(self) -> tuple[float, float | None]:
         logits = torch.cat([self.model(self._pack([slide], draw=False)).logits.cpu() for slide in self.val])
-        criterion = CrossEntropy(
-            class_weights=None if self.val_criterion.class_weights is None else self.val_criterion.class_weights.cpu()
-        )
-        loss = float(criterion(logits, torch.from_numpy(self.val_targets)))
+        loss = float(self.val_criterion(logits, torch.from_numpy(self.val_targets)))
         return loss, auroc(self.val_targets, torch.softmax(logits.double(), dim=1).numpy())
 
     def _pack(self, slides: list[CohortSlide], *, draw: bool) -> BagBatch:

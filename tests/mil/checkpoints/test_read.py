@@ -11,6 +11,8 @@ from wsimil.mil.checkpoints.base import build, describe, sources
 
 pytestmark = pytest.mark.shared
 FILES = {
+    "aem": ("aem/mha_l0.1_N2", "multihead"),
+    "dsmil": ("dsmil/nl_passv_C3_N37", "dsmil"),
     "attention_deep_mil": ("abmil/ilse_gated_N2", "abmil"),
     "acmil": ("acmil/mha_train_t5k10d6_N2", "acmil"),
     "mhim": ("abmil/mhim2_gated_N2", "abmil"),

@@ -6,23 +6,52 @@ AEM, Zhang et al. 2024, arXiv:2406.15303; https://github.com/dazhangyu123/AEM.
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
+from wsimil.config import FrozenConfig
 from wsimil.mil.batch import BagBatch, BagOutput
-from wsimil.ops.segment_softmax import segment_softmax
+from wsimil.ops.varlen import split_bags
 
 
-def attention_entropy(output: BagOutput, bags: BagBatch) -> Float[Tensor, ""] | None:
-    """Negative entropy of attention, mean over bags and heads, nats; None for a method without attention.
+class AttentionEntropyConfig(FrozenConfig):
+    """How much of AEM a run has, for any method whose attention is a softmax.
+
+    `weight` of the term, 0 for none. `top_k`: over the k largest weights of a bag alone, brought to a sum of 1 (null: all), as
+    the authors do since 2025 with k = 100. `anneal`: "cosine" lets the weight fall to 0 over training, as the abstract of the
+    paper's third version says and no released code does.
+    """
+
+    weight: float = Field(0.04, ge=0)
+    top_k: int | None = Field(None, ge=1)
+    anneal: Literal["none", "cosine"] = "none"
+
+    def weight_at(self, progress: float) -> float:
+        """The weight when `progress` in [0, 1] of training is done."""
+        return self.weight if self.anneal == "none" else self.weight * (1 + math.cos(math.pi * progress)) / 2
+
+
+def attention_entropy(output: BagOutput, bags: BagBatch, *, top_k: int | None = None) -> Float[Tensor, ""] | None:
+    """Negative entropy of attention, mean over bags and heads, nats; None for a method without such attention.
 
         a = softmax(attention_logits[bag], 0);  loss = (a * a.log()).sum(0).mean()
 
-    In [-log n, 0]; adding it with a positive weight spreads attention.
+    In [-log n, 0]; adding it with a positive weight spreads attention. With `top_k`, `a` is the min(k, n) largest weights over
+    their sum; a weight that underflows to 0 counts 0, where the official code has NaN. The attention is that of the scores
+    before any masking: what a step hides is spread too. As in the official code it is not divided by log n.
     """
     if output.attention_logits is None:
         return None
-    attention = segment_softmax(output.attention_logits, bags.cu_seqlens)
-    entropy: Tensor = torch.special.entr(attention).sum() / (len(bags) * attention.shape[1])
-    return -entropy
+    scores = output.attention_logits
+    total = scores.new_zeros((), dtype=torch.promote_types(scores.dtype, torch.float32))
+    for part in split_bags(scores.to(total.dtype), bags.cu_seqlens):
+        # Softmax of the largest scores is that of all, brought to a sum of 1. By logarithms, as p log p has no gradient at 0.
+        most = part if top_k is None else part.topk(min(top_k, len(part)), dim=0).values
+        log_weights = most.t().log_softmax(dim=-1)
+        total = total + (log_weights.exp() * log_weights).sum()
+    return total / (len(bags) * scores.shape[1])

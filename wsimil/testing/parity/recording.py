@@ -48,6 +48,10 @@ class Recording:
         self._asked.add(key)
         return self._arrays[key]
 
+    def peek(self, key: str) -> NDArray[Any]:
+        """One array, without counting it as compared."""
+        return self._arrays[key]
+
     def keys(self, prefix: str) -> list[str]:
         """All keys that begin with `prefix`, without it."""
         return [key.removeprefix(prefix) for key in self._arrays if key.startswith(prefix)]

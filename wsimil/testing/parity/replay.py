@@ -16,6 +16,8 @@ _SOURCES = {
     "mahmoodlab/MIL-Lab": "mil_lab",
     "dazhangyu123/ACMIL": "acmil",
     "DearCaat/MHIM-MIL": "mhim",
+    "binli123/dsmil-wsi": "dsmil",
+    "dazhangyu123/AEM": "aem",
 }
 """Repository, as a recording's configuration names it, to the module of `replays` that knows it."""
 

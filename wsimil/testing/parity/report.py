@@ -40,8 +40,14 @@ class Report:
         bound: Bound = FLOAT32,
         detail: str = "",
         zero_by_theory: bool = False,
+        own_rounding: float = 0.0,
     ) -> None:
-        """Compare two tensors of as many numbers; `zero_by_theory` marks gradients in which both hold rounding noise alone."""
+        """Compare two tensors of as many numbers.
+
+        `zero_by_theory` marks gradients in which both hold rounding noise alone. `own_rounding` is how far the recorded
+        numbers are from the same in float64, where the file has them: nobody can be asked to be closer than that. It
+        counts up to ten times the absolute bound, as no more than that is rounding.
+        """
         got = torch.as_tensor(ours).detach().double().reshape(-1)
         wanted = torch.from_numpy(np.array(theirs, dtype=np.float64)).reshape(-1)
         name = f"{quantity} {detail}".strip()
@@ -49,12 +55,13 @@ class Report:
             self.failures.append(f"{name}: {len(got)} numbers, {len(wanted)} recorded")
             return
         gap, norm = float((got - wanted).norm()), float(wanted.norm())
-        allowed = bound.relative * norm + bound.absolute
+        own_rounding = min(own_rounding, 10 * bound.absolute)
+        allowed = bound.relative * norm + bound.absolute + own_rounding
         noise = bound.absolute
         if zero_by_theory:  # what both hold is the rounding of sums of terms of size 1
             noise *= 10
             allowed = max(allowed, noise)
-        error = 0.0 if gap <= noise else gap / max(norm, noise)
+        error = 0.0 if gap <= noise + own_rounding else gap / max(norm, noise)
         self.errors[quantity] = max(self.errors.get(quantity, 0.0), error)
         if not gap <= allowed:
             self.failures.append(f"{name}: off by {gap:.2e}, {allowed:.2e} allowed (norm {norm:.2e})")

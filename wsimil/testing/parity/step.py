@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,7 +49,15 @@ class Comparison:
         """Compare with `key` where the file has it, as closely as the precision allows unless `bound` says otherwise."""
         if self.has(key):
             theirs = self.recording.array(self.precision.prefix + key)
-            self.report.compare(quantity, ours, theirs, bound=bound or self.precision.bound, detail=key)
+            bound = bound or self.precision.bound
+            self.report.compare(quantity, ours, theirs, bound=bound, detail=key, own_rounding=self._own_rounding(key))
+
+    def _own_rounding(self, key: str) -> float:
+        """How far the recorded float32 is from the recorded float64."""
+        if self.precision.prefix or f"f64.{key}" not in self.recording:
+            return 0.0
+        narrow, wide = self.recording.array(key), self.recording.peek(f"f64.{key}")
+        return float(np.linalg.norm(narrow.astype(np.float64) - wide))
 
     def gradients(self, model: MILModel, official: OfficialModel, *, prefix: str = "") -> None:
         """Gradients of all parameters that the file has, in full or as norms."""
@@ -68,6 +77,7 @@ class Comparison:
                     bound=self.precision.bound,
                     detail=name,
                     zero_by_theory=name in model.without_gradient,
+                    own_rounding=self._own_rounding(f"{prefix}{kind}.state.{key}"),
                 )
 
 

@@ -1,0 +1,142 @@
+"""DSMIL: the instance that speaks loudest for a class, and attention to all that resemble it.
+
+Li, Li & Eliceiri 2021, "Dual-stream Multiple Instance Learning Network for Whole Slide Image Classification with Self-supervised
+Contrastive Learning", CVPR, arXiv:2011.08939; https://github.com/binli123/dsmil-wsi.
+
+The official loss is a binary cross-entropy for each class (`fit.loss: binary_cross_entropy`); AEM's is a cross-entropy. Which
+instance is critical is not differentiated, its query is. Of equal instances the first is critical.
+"""
+# ruff: noqa: F722  # jaxtyping's dimension strings are no forward references
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wsimil.config import FrozenConfig
+from wsimil.mil.base import MILModel
+from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LossTerms, StepContext
+from wsimil.mil.layers.attend import attend
+from wsimil.mil.layers.dropout import dropout
+from wsimil.mil.layers.embedding import Activation, InstanceEmbedding
+from wsimil.ops.packed_linear import packed_linear, row_linear
+from wsimil.ops.segment_max import segment_max
+from wsimil.ops.segment_sum import segment_sum
+from wsimil.ops.varlen import join_bags, split_bags
+
+
+class DSMILConfig(FrozenConfig):
+    """Hyperparameters of DSMIL; `hidden_dim` null, the official choice, works on the features themselves.
+
+    `nonlinear`: queries are tanh(Linear(relu(Linear(h)))), otherwise Linear(h), of `query_dim`. `value_layer`: what is pooled is
+    relu(Linear(dropout(h))), otherwise h. `max_weight` is the share of the loss of the highest instance logits.
+    """
+
+    hidden_dim: int | None = Field(None, ge=1)
+    activation: Activation = "relu"
+    embed_dropout: float = Field(0.0, ge=0, lt=1)
+    query_dim: int = Field(128, ge=1)
+    nonlinear: bool = True
+    value_layer: bool = False
+    value_dropout: float = Field(0.0, ge=0, lt=1)
+    max_weight: float = Field(0.5, ge=0, le=1)
+
+
+class DSMIL(MILModel):
+    """`c = instance(h); i_k = argmax c_k; a_k = softmax(q(h) · q(h[i_k]) / sqrt(Q)); z_k = a_k value(h); logits = bag([z])`.
+
+    State: `standardize.*`, `embed.linear.*` where there is one, `instance.*`, `query.{0,2}.*` or `query.*`, `value.*` where there
+    is one, `bag.weight` [C, C, L] and `bag.bias`.
+    """
+
+    Config = DSMILConfig
+    takes_masking = True
+
+    def __init__(self, config: DSMILConfig, *, in_dim: int, num_classes: int) -> None:
+        super().__init__(config, in_dim=in_dim, num_classes=num_classes)
+        self.embed = InstanceEmbedding(
+            in_dim, config.hidden_dim, bias=True, activation=config.activation, drop=config.embed_dropout
+        )
+        width, query = self.embed.out_dim, config.query_dim
+        self.instance = nn.Linear(width, num_classes)
+        self.query: nn.Module = nn.Linear(width, query)
+        if config.nonlinear:
+            self.query = nn.Sequential(nn.Linear(width, query), nn.ReLU(), nn.Linear(query, query), nn.Tanh())
+        self.value = nn.Linear(width, width) if config.value_layer else None
+        self.bag = nn.Conv1d(num_classes, num_classes, kernel_size=width)
+        self.value_dropout, self.max_weight = config.value_dropout, config.max_weight
+
+    def contributions(self, bags: BagBatch) -> Contributions:
+        """Instance i adds `sum_k a_ki (w_ck · value(h_i))` to logit c: every class reads the pooled vectors of all classes."""
+        h = self.embed_instances(bags, None)
+        output = self.aggregate(h, bags, None)
+        scores = output.attention_logits
+        if scores is None:
+            raise TypeError("DSMIL always has attention")
+        weights = attend(scores, bags, None).weights  # [T, C]
+        classes = self.num_classes
+        reads = packed_linear(self._values(h, bags, None), self.bag.weight.flatten(0, 1), None, bags.cu_seqlens)
+        values = (reads.view(-1, classes, classes) * weights[:, None, :].to(reads.dtype)).sum(dim=2)
+        return Contributions(output=output, values=values, bias=self._bias)
+
+    def embed_instances(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
+        """See `MILModel.embed_instances`."""
+        h: Tensor = self.embed(self.standardize(bags.features), bags, step)
+        return h
+
+    def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
+        """See `MILModel.aggregate`."""
+        ends = bags.cu_seqlens
+        instances = packed_linear(h, self.instance.weight, self.instance.bias, ends)
+        critical = segment_max(instances.detach(), ends).rows  # [B, C]
+        scores = self._scores(h, critical, bags)
+        attention = attend(scores, bags, step)
+        pooled = segment_sum(attention.weights, self._values(h, bags, step), ends)  # [B, C, L]
+        embedding = pooled.flatten(1)
+        return BagOutput(
+            logits=row_linear(embedding, self.bag.weight.flatten(1), self._bias),
+            embedding=embedding,
+            attention_logits=scores,
+            instance_logits=instances,
+            masked=attention.masked,
+        )
+
+    def loss_terms(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext) -> LossTerms:
+        """See `MILModel.loss_terms`; "max" is the criterion on the highest instance logit of each class."""
+        output = self.aggregate(h, bags, step)
+        if output.instance_logits is None:
+            raise TypeError("DSMIL always has instance logits")
+        highest = segment_max(output.instance_logits, bags.cu_seqlens).values
+        terms = {
+            "bag": step.criterion(output.logits, bags.known_targets),
+            "max": step.criterion(highest, bags.known_targets),
+        }
+        return LossTerms(output=output, terms=terms, weights={"bag": 1 - self.max_weight, "max": self.max_weight})
+
+    @property
+    def _bias(self) -> Tensor:
+        if self.bag.bias is None:
+            raise TypeError("DSMIL's bag layer has a bias")
+        return self.bag.bias
+
+    def _scores(self, h: Float[Tensor, "T L"], critical: Int64[Tensor, "B C"], bags: BagBatch) -> Float[Tensor, "T C"]:
+        ends = bags.cu_seqlens
+        layers = [layer for layer in self.query.modules() if isinstance(layer, nn.Linear)]
+        queries = packed_linear(h, layers[0].weight, layers[0].bias, ends)
+        if len(layers) > 1:
+            queries = torch.tanh(packed_linear(F.relu(queries), layers[1].weight, layers[1].bias, ends))
+        scale = queries.shape[1] ** 0.5
+        parts = [
+            part @ queries[rows].t() / scale for part, rows in zip(split_bags(queries, ends), critical, strict=True)
+        ]
+        return join_bags(parts)
+
+    def _values(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
+        if self.value is None:
+            return h
+        return F.relu(
+            packed_linear(dropout(h, self.value_dropout, step), self.value.weight, self.value.bias, bags.cu_seqlens)
+        )
