@@ -217,3 +217,20 @@ def test_a_config_cannot_be_changed() -> None:
 def test_a_part_is_checked_with_the_prefix_of_the_whole() -> None:
     with pytest.raises(ConfigError, match=r"^train\.yaml: method\.fit\.epochs: .*, got 'x'$"):
         parse_config(RunConfig, {"fit": {"epochs": "x"}}, source="train.yaml", prefix="method")
+
+
+def test_truth_is_no_number_and_a_date_that_is_none_is_text(tmp_path: Path) -> None:
+    class Sizes(FrozenConfig):
+        side: float = 1.0
+        count: int | None = None
+        name: str = ""
+        on: bool = True
+
+    for key in ("side", "count"):
+        with pytest.raises(ConfigError, match=rf"{key}: wanted a number, got True"):
+            load_config(Sizes, overrides=[f"{key}=yes"])
+    assert load_config(Sizes, overrides=["on=no", "name=2026-13-45"]) == Sizes(on=False, name="2026-13-45")
+    path = tmp_path / "c.yaml"
+    path.write_text("name: 2026-13-45", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is not valid YAML: month must be in"):
+        load_config(Sizes, path)

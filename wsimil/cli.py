@@ -40,7 +40,8 @@ Sets = Annotated[
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:<n>.", show_default="auto")]
 Weights = Annotated[Path | None, typer.Option(help="Local weights file of the encoder.", show_default=False)]
 MppOverride = Annotated[
-    float | None, typer.Option(min=0, help="µm per level-0 pixel, for slides that do not say.", show_default=False)
+    float | None,
+    typer.Option(help="µm per level-0 pixel of every slide, whatever its metadata say.", show_default=False),
 ]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Tiles the encoder gets at once.", show_default="32")]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would be done; write nothing.")]
@@ -126,7 +127,7 @@ def extract(
             "batch_size": batch_size, "readers": readers,
         }  # fmt: skip
         resolved = load_config(ExtractConfig, config, overrides=sets or (), given=given)
-        part = Shard.parse(shard) if shard else None
+        part = None if shard is None else Shard.parse(shard)
         sources = list_sources(slides)
         from wsimil.stages import extract as stage
         from wsimil.stages import text
@@ -278,6 +279,7 @@ def inspect(
 ) -> None:
     """Show what a slide is, where its µm per pixel comes from, and how it would be tiled."""
     with _exits():
+        from wsimil.config import load_config
         from wsimil.encoders import card
         from wsimil.extraction.config import TileConfig
         from wsimil.stages import text
@@ -286,7 +288,7 @@ def inspect(
         wanted = card(encoder)
         report = look(
             slide,
-            tiles=TileConfig(tile_um=tile_um, mpp=mpp),
+            tiles=load_config(TileConfig, given={"tile_um": tile_um, "mpp": mpp}),
             input_px=wanted.input_px,
             trained_mpp=wanted.mpp,
             mpp_override=mpp_override,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, ValidationInfo, field_validator
 
 from wsimil.errors import ConfigError
 
@@ -19,6 +19,14 @@ class FrozenConfig(BaseModel):
     """Base of every config: immutable, an unknown key is an error, numbers are finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_as_number(cls, value: object, info: ValidationInfo) -> object:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and ({int, float} & {annotation, *get_args(annotation)}):
+            raise ValueError("wanted a number")
+        return value
 
     def to_yaml(self) -> str:
         """The resolved config as YAML, keys in the order of their declaration."""
@@ -76,7 +84,7 @@ def _read_yaml(path: Path) -> dict[str, JsonValue]:
         raise ConfigError(f"config file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
         raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         return {}
@@ -111,7 +119,7 @@ def _split_override(text: str) -> tuple[str, JsonValue]:
         raise ConfigError(f"--set {text!r}: wanted key=value, for example --set fit.epochs=20")
     try:
         parsed: JsonValue = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: what looks like a date and is none
         parsed = value
     return key.strip(), parsed
 

@@ -132,6 +132,11 @@ def output_error(target: Path, error: OSError) -> OutputError:
     return OutputError(f"cannot write {target}: {reason}")
 
 
+def printable(text: str) -> str:
+    """`text` with bytes of file names that are no UTF-8 written as escapes, so that it can be encoded."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _host() -> str:
     return socket.gethostname().replace(".", "-") or "host"
 

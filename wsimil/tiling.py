@@ -44,8 +44,9 @@ def plan_read(info: SlideInfo, spec: TileSpec) -> ReadPlan:
     if coarse > spec.mpp:
         raise SlideError(
             f"slide {info.slide_id!r}: it has {info.mpp:g} µm per pixel (from {info.mpp_detail}), coarser than the"
-            f" {spec.mpp:g} µm per pixel asked for, and enlarging would invent detail; use a larger --mpp (at least {coarse:.3g})"
-            f" or --tile-um (at least {coarse * spec.size_px:.0f} for tiles of {spec.size_px} px), or drop the slide"
+            f" {spec.mpp:g} µm per pixel asked for, and enlarging would invent detail; use a larger"
+            f" --mpp (at least {math.ceil(coarse * 1000) / 1000:g})"
+            f" or --tile-um (at least {math.ceil(coarse * spec.size_px)} for tiles of {spec.size_px} px), or drop the slide"
         )
     sides = [_side(info, spec, level) for level in range(len(info.level_downsamples))]
     fit = [level for level, (px, error) in enumerate(sides) if px >= spec.size_px and error <= _LEVEL_SIZE_ERROR]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -132,22 +132,31 @@ def test_every_second_is_accounted_for(slide: Slide, grid: TileGrid) -> None:
 @pytest.mark.usefixtures("ctrl_c")
 def test_after_an_interrupt_nobody_reads_the_slide_any_more(slide: Slide, grid: TileGrid) -> None:
     release = threading.Event()
-    main = threading.get_ident()
 
     class Watched:
         reading = 0
 
         def read_tiles(self, grid: TileGrid, rows: np.ndarray) -> np.ndarray:
             self.reading += 1
-            if rows[0] == 0:
-                threading.Timer(0.1, release.set).start()
-                signal.pthread_kill(main, signal.SIGINT)
-                release.wait()
+            release.wait()
             self.reading -= 1
             return slide.read_tiles(grid, rows)
 
+    class PressedWhileWaiting(ThreadPoolExecutor):
+        def submit(self, *work: object) -> Future:  # type: ignore[override,type-arg]
+            future = super().submit(*work)  # type: ignore[arg-type]
+            wait = future.result
+
+            def result() -> object:
+                threading.Timer(0.1, release.set).start()
+                signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+                return wait()
+
+            future.result = result  # type: ignore[method-assign,assignment]
+            return future
+
     watched = Watched()
-    with ThreadPoolExecutor(1) as readers:
+    with PressedWhileWaiting(1) as readers:
         with pytest.raises(KeyboardInterrupt):
             encode_tiles(watched, grid, Faulty(with_nan(0, ())), readers=readers, batch_size=1)  # type: ignore[arg-type]
         assert watched.reading == 0

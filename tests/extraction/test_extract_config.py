@@ -53,7 +53,7 @@ def test_an_impossible_mpp_is_a_config_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [{}, {"tile_um": 100.0, "overlap": 0.3}, {"size_px": 50, "mpp": 4.0, "min_tissue": 0.6}]
+    "asked", [{}, {"tile_um": 100.0, "overlap": 0.3}, {"size_px": 50, "mpp": 4.0, "min_tissue": 0.6}, {"overlap": 0.95}]
 )
 def test_an_extraction_can_be_repeated_from_its_provenance(asked: dict[str, float]) -> None:
     config = ExtractConfig.model_validate({"tile": asked, "tissue": {"min_tissue_um2": 12_345.0}})
@@ -61,7 +61,7 @@ def test_an_extraction_can_be_repeated_from_its_provenance(asked: dict[str, floa
     provenance = Provenance(
         encoder={"name": "some"},
         tiling=tiling_recipe(spec),
-        pixels={"tissue": config.tissue.model_dump(mode="json")},
+        pixels={"tissue": config.tissue.model_dump(mode="json"), "dtype": "float32"},
         slide={},
         slide_digest="x",
         version="0",
@@ -69,4 +69,5 @@ def test_an_extraction_can_be_repeated_from_its_provenance(asked: dict[str, floa
     again = config_from_provenance(provenance)
     assert again.encoder == "some"
     assert again.tissue == config.tissue
+    assert again.dtype == "float32"
     assert again.tile.spec(input_px=999, trained_mpp=(9.0,)) == spec

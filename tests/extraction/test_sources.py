@@ -27,9 +27,33 @@ def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:
         list_sources(tmp_path)
 
 
-def test_a_single_file_is_one_slide_even_if_it_is_missing(tmp_path: Path) -> None:
-    path = tmp_path / "absent.svs"
-    assert list_sources(path) == [SlideSource(slide_id="absent", path=path)]
+def test_a_single_file_is_one_slide_and_a_missing_one_a_wrong_command(tmp_path: Path) -> None:
+    path = tmp_path / "a.svs"
+    with pytest.raises(
+        ConfigError, match=r"a\.svs does not exist; give a slide, a folder of slides, or a CSV manifest"
+    ):
+        list_sources(path)
+    path.touch()
+    assert list_sources(path) == [SlideSource(slide_id="a", path=path)]
+
+
+@pytest.mark.parametrize("mpp", ["0", "-0.25", "nan", "inf", "0,25"])
+def test_an_mpp_that_cannot_be_is_refused_by_line(tmp_path: Path, mpp: str) -> None:
+    (tmp_path / "m.csv").write_text(f'path,mpp\na.svs,0.5\nb.svs,"{mpp}"\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"line 3: mpp .* wanted a number of µm per pixel"):
+        list_sources(tmp_path / "m.csv")
+
+
+def test_a_field_without_an_end_is_a_message(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text('path\n"a.svs\n' + "x" * 200_000, encoding="utf-8")
+    with pytest.raises(ConfigError, match="cannot be read: field larger than field limit"):
+        list_sources(tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize("text", ["", "²/3", "1/", "a/2", "1.0/2"])
+def test_a_shard_that_is_no_fraction_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="wanted i/n"):
+        Shard.parse(text)
 
 
 def test_a_manifest_gives_ids_mpp_and_masks_relative_to_itself(tmp_path: Path) -> None:

@@ -212,6 +212,60 @@ def test_memory_stays_flat_over_many_slides(tmp_path: Path, make_slide: Make) ->
     assert resident_mb[-1] - resident_mb[4] < 30, resident_mb
 
 
+def test_a_file_name_that_is_no_text_is_an_ordinary_slide_of_the_run(tmp_path: Path, make_slide: Make) -> None:
+    make_slide(tmp_path / "in/good.tiff")
+    odd = os.fsencode(tmp_path / "in") + b"/a\xff.tiff"
+    Path(os.fsdecode(odd)).write_bytes(b"no slide")
+    summary = run(tmp_path / "in", tmp_path / "out")
+    assert (summary.count("done"), summary.count("failed")) == (1, 1)
+    assert r"a\udcff" in (tmp_path / "out/failures.csv").read_text(encoding="utf-8")
+
+
+def test_an_override_that_contradicts_a_slide_is_said(tmp_path: Path, make_slide: Make) -> None:
+    told: list[str] = []
+
+    class Listening(Quiet):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    make_slide(tmp_path / "in/a.tiff", mpp=0.5)
+    config = load_config(ExtractConfig, given={"device": "cpu", "mpp_override": 0.4})
+    for stage in (plan, extract):
+        stage(config, list_sources(tmp_path / "in"), tmp_path / "out", reporter=Listening())
+    assert len(told) == 2
+    assert "a: taken as 0.4 µm per pixel, override; metadata disagree: 0.5" in told[0]
+
+
+def test_a_folder_of_masks_that_is_not_there_is_refused(slides: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"masks: .* is not a folder"):
+        run(slides, tmp_path / "out", masks=str(tmp_path / "typo"))
+
+
+def test_a_failure_says_that_older_features_are_still_there(tmp_path: Path, make_slide: Make) -> None:
+    path = make_slide(tmp_path / "in/a.tiff")
+    run(tmp_path / "in", tmp_path / "out")
+    path.write_bytes(b"no slide any more")
+    (failure,) = run(tmp_path / "in", tmp_path / "out").failures
+    assert "An older feature file of it is still there" in failure.reason
+
+
+def test_failures_of_another_division_of_the_work_are_forgotten(slides: Path, features: Path) -> None:
+    for name in ("failures.2-of-2.csv", "failures.1-of-3.csv"):
+        (features / name).write_text("slide_id,path,step,reason\n", encoding="utf-8")
+    run(slides, features, shard=Shard(index=1, count=2))
+    assert {path.name for path in features.glob("failures*")} == {"failures.2-of-2.csv"}
+    run(slides, features)
+    assert list(features.glob("failures*")) == []
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path, make_slide: Make) -> None:
+    make_slide(tmp_path / "elsewhere/a.tiff")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "in")
+    assert [source.slide_id for source in list_sources(tmp_path / "in")] == ["a"]
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 400 KiB: room for one slide or two, not for three."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from PIL import Image
 
 from wsimil.bags import FeatureBag
 from wsimil.config import load_config
-from wsimil.errors import CohortError, ConfigError, ModelError, SlideError, StoreError, TrainingError
+from wsimil.errors import CohortError, ConfigError, ModelError, StoreError, TrainingError
 from wsimil.export.scores import read_scores
 from wsimil.extraction.config import ExtractConfig
 from wsimil.extraction.sources import list_sources
@@ -244,8 +246,76 @@ def test_a_slide_that_cannot_be_read_is_a_failure_beside_the_answers(
     statuses = {row["slide_id"]: row["status"] for row in read_csv(tmp_path / "out/predictions.csv")}
     assert statuses["good"] == "ok"
     assert statuses["no_mpp"].startswith("failed: ")
-    with pytest.raises(SlideError, match=r"no slide of .* could be extracted"):
-        predict(place / "run", tmp_path / "in/no_mpp.tiff", tmp_path / "out2", options=PredictOptions(device="cpu"))
+    nothing = predict(place / "run", tmp_path / "in/no_mpp.tiff", tmp_path / "o", options=PredictOptions(device="cpu"))
+    assert set(nothing.failures) == {"no_mpp"}
+    assert [row["slide_id"] for row in read_csv(tmp_path / "o/predictions.csv")] == ["no_mpp"]
+
+
+def test_a_second_prediction_into_one_folder_leaves_nothing_of_the_first(
+    place: Path, tmp_path: Path, make_slide: Make
+) -> None:
+    options = PredictOptions(device="cpu")
+    for name in ("a", "b"):
+        make_slide(tmp_path / f"in/{name}.tiff")
+    table = write_cohort(tmp_path / "c.csv", ["a,x,big", "b,y,small"], header="slide_id,patient_id,label")
+    first = predict(place / "run", tmp_path / "in", tmp_path / "out", options=options, cohort_csv=table)
+    assert {answer.slide_id for answer in first.answers} == {"a", "b"}
+    assert (tmp_path / "out/metrics.json").exists()
+    (tmp_path / "in/a.tiff").write_bytes(b"no slide any more")
+    second = predict(place / "run", tmp_path / "in", tmp_path / "out", options=options)
+    assert set(second.failures) == {"a"}
+    rows = {row["slide_id"]: row["status"] for row in read_csv(tmp_path / "out/predictions.csv")}
+    assert rows["b"] == "ok"
+    assert rows["a"].startswith("failed: ")
+    for folder in ("scores", "qupath", "overlays"):
+        assert [path.stem for path in (tmp_path / "out" / folder).iterdir()] == ["b"]
+    assert not (tmp_path / "out/metrics.json").exists()
+    third = predict(place / "run", tmp_path / "in/b.tiff", tmp_path / "out", options=options)
+    assert [answer.slide_id for answer in third.answers] == ["b"]
+
+
+def test_a_damaged_feature_file_is_one_failure_wherever_it_lies(place: Path, tmp_path: Path) -> None:
+    for path in (place / "features").glob("*.h5"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    first = min(tmp_path.glob("*.h5"))
+    first.write_bytes(b"nothing")
+    summary = predict(place / "run", tmp_path, tmp_path / "out", options=PredictOptions(device="cpu", heatmaps=False))
+    assert set(summary.failures) == {first.stem}
+
+
+def test_a_thumbnail_that_is_cut_short_costs_the_picture_alone(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "features", tmp_path / "features")
+    picture = tmp_path / "features/thumbnails/s0.jpg"
+    picture.write_bytes(picture.read_bytes()[:2000])
+    summary = predict(place / "run", tmp_path / "features", tmp_path / "out", options=PredictOptions(device="cpu"))
+    assert summary.failures == {}
+    assert (tmp_path / "out/overlays/s0.png").exists()
+
+
+def test_weights_of_another_encoder_are_refused_before_any_slide(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "run", tmp_path / "run")
+    facts = json.loads((tmp_path / "run/model.json").read_text(encoding="utf-8"))
+    facts["features"]["encoder"]["weights_sha256"] = "0" * 64
+    (tmp_path / "run/model.json").write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(ModelError, match="give the weights that the model's features were made with"):
+        predict(tmp_path / "run", place / "slides", tmp_path / "out", options=PredictOptions(device="cpu"))
+    assert not list((tmp_path / "out/features").glob("*.h5"))
+
+
+def test_a_run_can_be_read_by_whom_the_folder_lets(place: Path) -> None:
+    mask = os.umask(0)
+    os.umask(mask)
+    for name in ("model.safetensors", "checkpoint/last.safetensors", "model.json"):
+        assert (place / "run" / name).stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_features_of_slides_that_failed_lately_are_a_counted_line(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "features", tmp_path / "features")
+    (tmp_path / "features/failures.csv").write_text("slide_id,path,step,reason\ns1,s1.tiff,open,x\n", encoding="utf-8")
+    config = load_config(TrainConfig, given={"device": "cpu", "fit.epochs": 1})
+    summary = train(config, tmp_path / "features", place / "cohort.csv", tmp_path / "run")
+    lines = [str(finding) for finding in summary.cohort.findings]
+    assert "1 slides failed in the last extraction, and are used with the features of an earlier one: 's1'" in lines
 
 
 def test_a_score_that_the_method_does_not_give_is_refused_at_once(place: Path, tmp_path: Path) -> None:

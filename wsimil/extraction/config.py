@@ -29,7 +29,7 @@ class TileConfig(FrozenConfig):
     tile_um: float | None = Field(None, gt=0)
     size_px: int | None = Field(None, ge=8)
     mpp: float | None = Field(None, gt=0)
-    overlap: float = Field(0.0, ge=0, le=0.95)
+    overlap: float = Field(0.0, ge=0, le=0.99)
     min_tissue: float = Field(0.25, ge=0, le=1)
 
     @model_validator(mode="after")
@@ -114,5 +114,6 @@ def config_from_provenance(provenance: Provenance) -> ExtractConfig:
                 "min_tissue": tiling["min_tissue"],
             },
             "tissue": provenance.pixels["tissue"],
+            "dtype": provenance.pixels["dtype"],
         }
     )

@@ -46,7 +46,8 @@ def prepare(
 
     Raises SlideError.
     """
-    slide = open_slide(source.path, slide_id=source.slide_id, mpp_override=source.mpp or config.mpp_override)
+    mpp = config.mpp_override if source.mpp is None else source.mpp
+    slide = open_slide(source.path, slide_id=source.slide_id, mpp_override=mpp)
     try:
         mask_file = _mask_file(source, config)
         provenance = _recipe(source, slide, mask_file, encoder, spec, config)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,10 +41,10 @@ class Shard:
     @classmethod
     def parse(cls, text: str) -> Shard:
         """Read "3/8". Raises ConfigError."""
-        index, slash, count = text.partition("/")
-        if not (slash and index.strip().isdigit() and count.strip().isdigit()):
+        match = re.fullmatch(r"\s*([0-9]+)\s*/\s*([0-9]+)\s*", text)
+        if match is None:
             raise ConfigError(f"shard {text!r}: wanted i/n, for example 3/8")
-        return cls(index=int(index), count=int(count))
+        return cls(index=int(match[1]), count=int(match[2]))
 
     def take(self, sources: list[SlideSource]) -> list[SlideSource]:
         """Every count-th slide; the shards of a list are disjoint and together the whole list."""
@@ -56,6 +58,8 @@ def list_sources(source: Path) -> list[SlideSource]:
     its suffix), `mpp` (µm per level-0 px) and `mask` (GeoJSON); other columns are ignored.
     Raises ConfigError where nothing is found or the manifest is broken. Two slides of one id are both returned: see `clashes`.
     """
+    if not source.exists():
+        raise ConfigError(f"{source} does not exist; give a slide, a folder of slides, or a CSV manifest")
     if source.is_dir() and source.suffix.lower() not in SLIDE_SUFFIXES:
         found = [SlideSource(slide_id=path.stem, path=path) for path in find_slides(source)]
         if not found:
@@ -79,7 +83,7 @@ def _read_manifest(manifest: Path) -> list[SlideSource]:
     try:
         reader = csv.DictReader(io.StringIO(manifest.read_text(encoding="utf-8-sig")))
         rows = [{(key or "").strip(): (value or "").strip() for key, value in row.items()} for row in reader]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"manifest {manifest} cannot be read: {error}") from None
     except AttributeError:
         raise ConfigError(f"manifest {manifest}: a line has more values than the header has columns") from None
@@ -100,7 +104,9 @@ def _row(manifest: Path, number: int, row: dict[str, str]) -> SlideSource:
         try:
             mpp = float(row["mpp"])
         except ValueError:
-            raise ConfigError(f"{where}: mpp {row['mpp']!r}, wanted a number of µm per pixel, such as 0.2527") from None
+            mpp = math.nan
+        if not (math.isfinite(mpp) and mpp > 0):
+            raise ConfigError(f"{where}: mpp {row['mpp']!r}, wanted a number of µm per pixel, such as 0.2527")
     path = manifest.parent / row["path"]
     mask = manifest.parent / row["mask"] if row.get("mask") else None
     return SlideSource(slide_id=row.get("slide_id") or path.stem, path=path, mpp=mpp, mask=mask)

@@ -67,7 +67,7 @@ def save_model(
     """Write model.safetensors, then model.json, which names the digest of the former. Raises OutputError."""
     state = {name: tensor.detach().to("cpu").contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(run / WEIGHTS) as temporary:
-        safetensors.torch.save_file(state, temporary)
+        temporary.write_bytes(safetensors.torch.save(state))  # save_file would leave a file for its owner alone
     facts: dict[str, Json] = {
         "format_version": FORMAT_VERSION,
         "wsimil_version": wsimil.__version__,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from wsimil.errors import SlideError
 from wsimil.slides.base import Slide
 
 __all__ = ["SLIDE_SUFFIXES", "Slide", "find_slides", "open_slide"]
@@ -28,9 +29,22 @@ def open_slide(path: Path, *, slide_id: str | None = None, mpp_override: float |
 
 
 def find_slides(folder: Path) -> list[Path]:
-    """Every slide below `folder`, sorted by path; hidden entries and the data folders beside .mrxs files are left out."""
+    """Every slide below `folder`, sorted by path; hidden entries and the data folders beside .mrxs files are left out.
+
+    Links to folders are followed, each folder once. Raises SlideError for a folder that cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise SlideError(f"folder {error.filename} cannot be listed: {error.strerror}; check its permissions")
+
     found: list[Path] = []
-    for root, folders, names in os.walk(folder):
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(root)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         visible = [Path(root, name) for name in names if not name.startswith(".")]
         companions = {path.stem for path in visible if path.suffix.lower() == ".mrxs"}
         folders[:] = [name for name in folders if name not in companions and not name.startswith(".")]

@@ -25,6 +25,9 @@ from xml.parsers import expat
 from wsimil.errors import SlideError
 from wsimil.geometry import MAX_ANISOTROPY, MAX_MPP, MIN_MPP, MppSource
 
+METADATA_DISAGREE = "metadata disagree"
+"""Stands in the detail of an override that is more than 1 % off what the slide says."""
+
 _REMEDY = "give it in the manifest's mpp column or with --mpp-override, or drop the slide"
 _UM_PER_INCH, _UM_PER_CM = 25_400.0, 10_000.0
 _PLACEHOLDER_DPI = (72, 96, 150, 300)
@@ -103,7 +106,7 @@ def _overridden(override: float, stated: MetadataMpp | None, slide_id: str) -> R
         detail = "override; no mpp in metadata"
     elif max(abs(stated.x / override - 1), abs(stated.y / override - 1)) > MAX_ANISOTROPY:
         values = f"{stated.x:g}" if stated.x == stated.y else f"{stated.x:g} by {stated.y:g}"
-        detail = f"override; metadata disagree: {values} ({stated.detail})"
+        detail = f"override; {METADATA_DISAGREE}: {values} ({stated.detail})"
     else:
         detail = "override; metadata agree within 1 %"
     return ResolvedMpp(mpp=override, source="override", detail=detail)

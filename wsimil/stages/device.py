@@ -18,6 +18,8 @@ def resolve_device(name: str) -> str:
         kind = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"device {name!r}: wanted auto, cpu, cuda or cuda:<number>") from None
+    if kind.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r}: wanted auto, cpu, cuda or cuda:<number>")
     count = torch.cuda.device_count()
     if kind.type == "cuda" and (kind.index or 0) >= count:
         raise ConfigError(

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -21,18 +21,20 @@ import numpy as np
 
 from wsimil.bags import FeatureBag
 from wsimil.encoders import Encoder, build_encoder
-from wsimil.errors import ConfigError, OutputError, StoreError, WsimilError
-from wsimil.extraction.config import ExtractConfig
+from wsimil.errors import ConfigError, ModelError, OutputError, StoreError, WsimilError
+from wsimil.extraction.config import ExtractConfig, tiling_recipe
 from wsimil.extraction.engine import StageSeconds, encode_tiles
 from wsimil.extraction.prepare import PreparedSlide, prepare, write_pictures
 from wsimil.extraction.sources import Shard, SlideSource, clashes
-from wsimil.files import check_writable, output_error, remove_stale, write_text
+from wsimil.files import check_writable, output_error, printable, remove_stale, write_text
 from wsimil.geometry import TileSpec
 from wsimil.provenance import Provenance
+from wsimil.slides.mpp import METADATA_DISAGREE
 from wsimil.stages.device import resolve_device
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.store import FeatureStore, open_store
+from wsimil.store.base import slide_path
 
 Status = Literal["done", "skipped", "failed"]
 
@@ -118,12 +120,14 @@ def extract(
     out: Path,
     *,
     shard: Shard | None = None,
+    wanted: Provenance | None = None,
     reporter: Reporter | None = None,
 ) -> ExtractSummary:
     """Write a feature file for each slide of `sources` into `out`, and config.yaml, extract.jsonl, failures.csv beside them.
 
-    A slide whose file carries the same recipe is skipped. Raises ConfigError, EncoderError or OutputError for what concerns
-    all slides; what concerns one slide is in the summary.
+    A slide whose file carries the same recipe is skipped. `wanted` is the kind of features that a model needs: an encoder or a
+    tiling that would give others raises ModelError before the first slide. Raises ConfigError, EncoderError or OutputError for
+    what concerns all slides; what concerns one slide is in the summary.
     """
     reporter = reporter or Quiet()
     started = time.perf_counter()
@@ -133,19 +137,25 @@ def extract(
         if folder.is_dir():
             remove_stale(folder)
     encoder, spec = _encoder_and_spec(config)
+    if wanted is not None:
+        _refuse_another_kind(wanted, encoder, spec)
+    _refuse_lost_masks(config)
     suffix = f".{shard.index}-of-{shard.count}" if shard else ""
     write_text(out / f"config{suffix}.yaml", config.to_yaml())
     mine = shard.take(list(sources)) if shard else list(sources)
     refused = clashes(sources)
     failures_csv = out / f"failures{suffix}.csv"
     failures_csv.unlink(missing_ok=True)
+    for old in out.glob("failures.*-of-*.csv"):  # of another division of the work
+        if shard is None or not old.name.endswith(f"-of-{shard.count}.csv"):
+            old.unlink()
     outcomes: list[SlideOutcome] = []
     reporter.begin("slides", len(mine))
     with (
         _log(out / f"extract{suffix}.jsonl") as log,
         ThreadPoolExecutor(config.readers, thread_name_prefix="read") as readers,
     ):
-        for source, future in _prepared_ahead(mine, refused, encoder, spec, config, store):
+        for source, future in _prepared_ahead(mine, refused, encoder, spec, config, store, out):
             outcome = _extract_one(source, future, refused, encoder, readers, config, store, out, reporter)
             outcomes.append(outcome)
             log(outcome)
@@ -172,20 +182,21 @@ def plan(
     """What `extract` would do: tissue and tiles of every slide, without writing; the rate is measured on up to 64 tiles."""
     reporter = reporter or Quiet()
     encoder, spec = _encoder_and_spec(config)
+    _refuse_lost_masks(config)
     store = open_store(out, mode="r", backend=config.store) if out.is_dir() else None
     mine, refused = shard.take(list(sources)) if shard else list(sources), clashes(sources)
     rows: list[PlannedSlide] = []
     rate, measured = 0.0, 0
     reporter.begin("slides", len(mine))
     with ThreadPoolExecutor(config.readers) as readers:
-        for source, future in _prepared_ahead(mine, refused, encoder, spec, config, store):
+        for source, future in _prepared_ahead(mine, refused, encoder, spec, config, store, out):
             reporter.item(source.slide_id, 0)
             prepared: PreparedSlide | None = None
             try:
                 if source.slide_id in refused:
-                    raise ConfigError(_clash(source, refused))
-                prepared = future.result()
-                if prepared is not None:
+                    row = PlannedSlide(slide_id=source.slide_id, status="failed", reason=_clash(source, refused))
+                elif (prepared := future.result()) is not None:
+                    _tell_mpp(prepared, reporter)
                     if not measured and len(prepared.grid):
                         rate, measured = _measure(prepared, encoder, readers, config)
                     count = len(prepared.grid)
@@ -197,6 +208,9 @@ def plan(
                     row = PlannedSlide(slide_id=source.slide_id, status="complete")
             except WsimilError as error:
                 row = PlannedSlide(slide_id=source.slide_id, status="failed", reason=str(error))
+            except Exception as error:  # noqa: BLE001 - as in a run: one bad slide never stops the others
+                reason = f"unexpected {type(error).__name__}: {error}"
+                row = PlannedSlide(slide_id=source.slide_id, status="failed", reason=reason)
             finally:
                 if prepared is not None:
                     prepared.slide.close()
@@ -243,12 +257,12 @@ def _prepared_ahead(
     spec: TileSpec,
     config: ExtractConfig,
     store: FeatureStore | None,
+    out: Path,
 ) -> Iterator[tuple[SlideSource, Future[PreparedSlide | None]]]:
     """Yield every source with its preparation; the next slide is prepared while the caller works on the current one."""
 
     def work(source: SlideSource) -> PreparedSlide | None:
-        if store is not None:
-            store.path(source.slide_id)  # refuses an id that cannot be a file name, before any work
+        slide_path(out, source.slide_id, "")  # refuses an id that cannot be a file name, before any work
         return prepare(
             source,
             encoder=encoder,
@@ -288,6 +302,11 @@ def _extract_one(
     prepared: PreparedSlide | None = None
 
     def outcome(status: Status, *, tiles: int = 0, step: str = "", reason: str = "", trace: str = "") -> SlideOutcome:
+        if status == "failed" and source.slide_id in store:
+            reason += (
+                f". An older feature file of it is still there, of another recipe or of another content: remove"
+                f" {store.path(source.slide_id)} unless you want it"
+            )
         return SlideOutcome(
             slide_id=source.slide_id, path=source.path, status=status, tiles=tiles, step=step, reason=reason, trace=trace,
             seconds=time.perf_counter() - started, stages=seconds,
@@ -306,6 +325,7 @@ def _extract_one(
         if prepared is None:
             return outcome("skipped")
         reporter.item(source.slide_id, len(prepared.grid))
+        _tell_mpp(prepared, reporter)
         step = "encode"
         features = encode_tiles(
             prepared.slide, prepared.grid, encoder, readers=readers, batch_size=config.batch_size,
@@ -327,6 +347,27 @@ def _extract_one(
     finally:
         if prepared is not None:
             prepared.slide.close()
+
+
+def _refuse_another_kind(wanted: Provenance, encoder: Encoder, spec: TileSpec) -> None:
+    made = replace(wanted, encoder=encoder.provenance, tiling=tiling_recipe(spec))
+    differences = wanted.kind_differences(made)
+    if differences:
+        raise ModelError(
+            f"the model was trained on features that this extraction would not make (model != here): {'; '.join(differences)};"
+            " give the weights that the model's features were made with by --encoder-weights"
+        )
+
+
+def _refuse_lost_masks(config: ExtractConfig) -> None:
+    if config.masks is not None and not config.masks.is_dir():
+        raise ConfigError(f"masks: {config.masks} is not a folder; give the folder that holds <slide_id>.geojson")
+
+
+def _tell_mpp(prepared: PreparedSlide, reporter: Reporter) -> None:
+    info = prepared.slide.info
+    if METADATA_DISAGREE in info.mpp_detail:
+        reporter.note(f"{info.slide_id}: taken as {info.mpp:g} µm per pixel, {info.mpp_detail}")
 
 
 def _is_done(store: FeatureStore | None, slide_id: str, recipe: Provenance) -> bool:
@@ -382,7 +423,7 @@ def _log(path: Path) -> Iterator[Callable[[SlideOutcome], None]]:
                 "trace": outcome.trace,
             }
             try:
-                handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+                handle.write(json.dumps(line) + "\n")
                 handle.flush()
             except OSError as error:
                 raise output_error(path, error) from error
@@ -395,4 +436,4 @@ def _write_failures(path: Path, outcomes: Sequence[SlideOutcome]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["slide_id", "path", "step", "reason"])
     writer.writerows([o.slide_id, o.path, o.step, o.reason] for o in outcomes if o.status == "failed")
-    write_text(path, text.getvalue())
+    write_text(path, printable(text.getvalue()))

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from wsimil.cohort import Cohort, read_cohort
-from wsimil.errors import ConfigError, OutputError, SlideError, WsimilError
+from wsimil.config import parse_config
+from wsimil.errors import ConfigError, OutputError, StoreError, WsimilError
+from wsimil.evaluation.attribution import attribute
 from wsimil.evaluation.bootstrap import Estimate
 from wsimil.evaluation.prediction import Prediction
 from wsimil.export.geojson import Origin, write_geojson
@@ -24,6 +26,7 @@ from wsimil.export.scores import score_table, write_scores
 from wsimil.extraction.config import ExtractConfig, config_from_provenance
 from wsimil.extraction.sources import list_sources
 from wsimil.files import check_writable, write_text
+from wsimil.mil.batch import pack
 from wsimil.mil.saved import TrainedModel, load_model
 from wsimil.stages.answers import Answer, estimate_splits, predict_one, write_answers
 from wsimil.stages.device import resolve_device
@@ -77,7 +80,8 @@ def predict(
 ) -> PredictSummary:
     """Predict every slide of `source`, a feature folder, or slides that are extracted first into `out`/features.
 
-    Writes predictions.csv and .parquet, scores/<id>.parquet and, with heatmaps, qupath/<id>.geojson and overlays/<id>.png;
+    What an earlier prediction left in `out` is replaced. Writes predictions.csv and .parquet, scores/<id>.parquet and, with
+    heatmaps, qupath/<id>.geojson and overlays/<id>.png;
     metrics.json where `cohort_csv` gives labels. A slide that fails stands in failures.csv and the rest goes on.
     Raises WsimilError for what concerns all slides.
     """
@@ -87,11 +91,10 @@ def predict(
     cohort = read_cohort(cohort_csv, classes=trained.classes) if cohort_csv else None
     check_writable(out)
     failures: dict[str, str] = {}
-    features, store = _features(source, out, trained, options, reporter, failures)
-    ids = store.ids()
-    for slide_id in ids:
-        trained.check_features(store.header(slide_id).provenance, f"slide {slide_id!r}")
-        break  # a wrong folder is refused at once; each slide is checked again when it is read
+    _refuse_unknown_score(trained, options)
+    features, store, ids = _features(source, out, trained, options, reporter, failures)
+    _refuse_wrong_folder(trained, store, ids)
+    _remove_earlier_results(out)
     answers: list[Answer] = []
     reporter.begin("slides", len(ids))
     for slide_id in ids:
@@ -130,29 +133,63 @@ def _features(
     options: PredictOptions,
     reporter: Reporter,
     failures: dict[str, str],
-) -> tuple[Path, FeatureStore]:
+) -> tuple[Path, FeatureStore, list[str]]:
+    """The folder of the features, the store in it, and the slides to answer for."""
     if _is_feature_folder(source):
         if options.mpp_override is not None:
             raise ConfigError("--mpp-override is for slides; these features were extracted with an mpp of their own")
-        return source, open_store(source, mode="r")
+        store = open_store(source, mode="r")
+        return source, store, store.ids()
     wanted = config_from_provenance(trained.features)
-    config = ExtractConfig.model_validate(
-        wanted.model_dump()
+    config = parse_config(
+        ExtractConfig,
+        wanted.model_dump(mode="json")
         | {
-            "encoder_weights": options.encoder_weights,
+            "encoder_weights": None if options.encoder_weights is None else str(options.encoder_weights),
             "mpp_override": options.mpp_override,
             "device": options.device,
             "batch_size": options.batch_size,
             "readers": options.readers,
-        }
+        },
+        source="command line",
     )
     folder = out / "features"
-    summary = extract(config, list_sources(source), folder, reporter=reporter)
+    summary = extract(config, list_sources(source), folder, wanted=trained.features, reporter=reporter)
     failures |= {failure.slide_id: failure.reason for failure in summary.failures}
-    if len(summary.failures) == len(summary.outcomes):
-        first = summary.failures[0]
-        raise SlideError(f"no slide of {source} could be extracted; the first failure is: {first.reason}")
-    return folder, open_store(folder, mode="r")
+    extracted = [outcome.slide_id for outcome in summary.outcomes if outcome.status != "failed"]
+    return folder, open_store(folder, mode="w", backend=config.store), extracted
+
+
+def _refuse_unknown_score(trained: TrainedModel, options: PredictOptions) -> None:
+    """Ask the model, on two made-up instances, which scores it gives. Raises ConfigError."""
+    if options.score is None:
+        return
+    two = np.zeros((2, trained.model.in_dim), np.float32)
+    device = next(trained.model.parameters()).device
+    bags = pack([two], xy0=[np.array([[0, 0], [1, 0]])], slide_ids=["made up"]).to(device)
+    names = attribute(trained.model, bags, classes=trained.classes).names
+    if options.score not in names:
+        raise ConfigError(f"score {options.score!r} is not given by this model; it gives {', '.join(names)}")
+
+
+def _refuse_wrong_folder(trained: TrainedModel, store: FeatureStore, ids: Sequence[str]) -> None:
+    """Look at the first file that can be read: a wrong folder is refused at once, each slide is checked again later."""
+    for slide_id in ids:
+        try:
+            provenance = store.header(slide_id).provenance
+        except StoreError:
+            continue
+        trained.check_features(provenance, f"slide {slide_id!r}")
+        return
+
+
+def _remove_earlier_results(out: Path) -> None:
+    """Results of an earlier prediction into the same folder would stand beside the new ones as if they were of one model."""
+    for name in ("predictions.csv", "predictions.parquet", "metrics.json", "failures.csv"):
+        (out / name).unlink(missing_ok=True)
+    for folder, suffix in (("scores", ".parquet"), ("qupath", ".geojson"), ("overlays", ".png")):
+        for path in (out / folder).glob(f"*{suffix}"):
+            path.unlink()
 
 
 def _is_feature_folder(source: Path) -> bool:
@@ -168,8 +205,6 @@ def _export(prediction: Prediction, features: Path, out: Path, options: PredictO
         return
     table = score_table(prediction)
     name = options.score or table.main_score
-    if name not in table.score_names:
-        raise ConfigError(f"score {name!r} is not given by this method; it gives {', '.join(table.score_names)}")
     write_geojson(out / "qupath" / f"{slide_id}.geojson", table, origin=options.origin)
     thumbnail = _thumbnail(features / "thumbnails" / f"{slide_id}.jpg")
     write_png(out / "overlays" / f"{slide_id}.png", table, raw_heatmap(table, name), thumbnail=thumbnail)
@@ -180,7 +215,7 @@ def _thumbnail(path: Path) -> NDArray[np.uint8] | None:
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
-    except (FileNotFoundError, UnidentifiedImageError):
+    except OSError:  # absent, or cut short
         return None
 
 

@@ -19,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from wsimil.files import printable
+
 
 class Reporter(Protocol):
     """What a stage tells to whoever watches."""
@@ -71,7 +73,7 @@ class Lines(Quiet):
 
     def note(self, text: str) -> None:
         """Write the line."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, what: str, total: int) -> None:
         """Count from here."""
@@ -114,7 +116,7 @@ class Live(AbstractContextManager["Live"]):
 
     def note(self, text: str) -> None:
         """Write the line above the bars."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, what: str, total: int) -> None:
         """Show the bar of the run."""

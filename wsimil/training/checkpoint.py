@@ -32,7 +32,8 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     """Replace the run's checkpoint, atomically: one file, the facts in its header. Raises OutputError."""
     tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in checkpoint.tensors.items()}
     with atomic_path(run / FOLDER / "last.safetensors") as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={_KEY: canonical_json(dict(checkpoint.facts))})
+        facts = {_KEY: canonical_json(dict(checkpoint.facts))}
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata=facts))  # save_file: for its owner alone
 
 
 def read_checkpoint(run: Path) -> Checkpoint | None:
