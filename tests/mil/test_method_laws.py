@@ -37,6 +37,10 @@ VARIANTS = {
         for level in ("feature", "logit")
         for hidden_dim in (63, None)
     ],
+    "transmil": [
+        {"hidden_dim": 48, "heads": 3, "landmarks": 7, "kernel": 5, "attention_layer": 2, "embed_dropout": 0.25},
+        {"hidden_dim": 32, "heads": 4, "iterations": 2, "shifted_output": True},
+    ],
 }
 CASES = [
     pytest.param(name, config, law, id=f"{name}-{config or 'defaults'}-{law.__name__}")

@@ -15,6 +15,7 @@ FILES = {
     "dsmil": ("dsmil/nl_passv_C3_N37", "dsmil"),
     "attention_deep_mil": ("abmil/ilse_gated_N2", "abmil"),
     "acmil": ("acmil/mha_train_t5k10d6_N2", "acmil"),
+    "transmil": ("transmil/transmil_N2", "transmil"),
     "mhim": ("abmil/mhim2_gated_N2", "abmil"),
     "mil_lab": ("abmil/millab_abmil_N2", "abmil"),
 }

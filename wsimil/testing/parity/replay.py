@@ -15,6 +15,7 @@ _SOURCES = {
     "AMLab-Amsterdam/AttentionDeepMIL": "attention_deep_mil",
     "mahmoodlab/MIL-Lab": "mil_lab",
     "dazhangyu123/ACMIL": "acmil",
+    "szc19990412/TransMIL": "transmil",
     "DearCaat/MHIM-MIL": "mhim",
     "binli123/dsmil-wsi": "dsmil",
     "dazhangyu123/AEM": "aem",
@@ -41,5 +42,7 @@ def _replay_of(recording: Recording) -> Callable[[Recording, Report], None]:
     repository = str(recording.config.get("repo", "")).partition("@")[0]
     if repository not in _SOURCES:
         raise WsimilError(f"no replay is known for {repository!r}; known are {', '.join(_SOURCES)}")
-    module = import_module(f"wsimil.testing.parity.replays.{_SOURCES[repository]}")
+    # ACMIL's repository holds a copy of TransMIL.
+    name = "transmil" if "transMIL" in str(recording.config.get("cls")) else _SOURCES[repository]
+    module = import_module(f"wsimil.testing.parity.replays.{name}")
     return cast("Callable[[Recording, Report], None]", module.replay)

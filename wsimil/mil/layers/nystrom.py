@@ -1,0 +1,118 @@
+"""Attention among all tokens of a bag at a cost linear in their number, and the positional convolution of TransMIL.
+
+Nyström attention: Xiong et al. 2021, AAAI, arXiv:2102.03902, as the package `nystrom-attention` has it from version 0.0.11 on.
+The three softmaxes are never held: A3 v and A1 (Z (A3 v)) are streamed, so memory is linear with a small factor. The product is
+associated from the right, which gives the official numbers with 22 % fewer operations.
+"""
+# ruff: noqa: F722  # jaxtyping's dimension strings are no forward references
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wsimil.mil.batch import StepContext
+
+_CHUNK = 8192
+
+
+class NystromAttention(nn.Module):
+    """Multi-head Nyström attention with a depthwise convolution over values. State: `to_qkv.weight`, `to_out.*`, `conv.weight`.
+
+    Tokens are padded in front with zero rows to a multiple of `landmarks`; these rows are not masked, each takes weight exp(0),
+    and they count in the landmarks' means, as in the official code. `shifted` returns the first rows in place of the last, an
+    error of versions up to 0.0.10 with which checkpoints were trained.
+    """
+
+    def __init__(
+        self, dim: int, *, heads: int, landmarks: int, iterations: int, kernel: int, drop: float, shifted: bool = False
+    ) -> None:
+        super().__init__()
+        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.to_out = nn.Linear(dim, dim)
+        # Along tokens alone, so in one dimension: torch 2.15 on CPU gives wrong gradients of a (33, 1) kernel in float32.
+        self.conv = nn.Conv1d(heads, heads, kernel, padding=kernel // 2, groups=heads, bias=False)
+        self.heads, self.landmarks, self.iterations = heads, landmarks, iterations
+        self.drop, self.shifted = drop, shifted
+
+    def draw(self, count: int, step: StepContext | None, *, device: torch.device) -> Bool[Tensor, "padded L"] | None:
+        """Which numbers of the output of `count` tokens stay, padding included; None where all do."""
+        if step is None or self.drop == 0:
+            return None
+        shape = (count + -count % self.landmarks, self.to_out.out_features)
+        return step.keep_mask(shape, drop=self.drop, device=device)
+
+    def forward(self, x: Float[Tensor, "T L"], keep: Bool[Tensor, "padded L"] | None) -> Float[Tensor, "T L"]:
+        """Each token's mixture of all tokens; `keep` is what `draw` gave. Nothing is drawn here, so it may be recomputed."""
+        q, k, v = self._project(x)
+        q_marks, k_marks = self._marks(q), self._marks(k)
+        inverse = self._inverse(q_marks, k_marks)
+        gathered = inverse @ _attend(q_marks, k, v)  # [heads, m, d]
+        mixed = _attend(q, k_marks, gathered) + self.conv(v.permute(2, 0, 1)).permute(1, 2, 0)
+        out: Tensor = self.to_out(mixed.transpose(0, 1).flatten(1))
+        if keep is not None:
+            out = out * keep / (1 - self.drop)
+        return out[: len(x)] if self.shifted else out[len(out) - len(x) :]
+
+    @torch.no_grad()
+    def row(self, x: Float[Tensor, "T L"], token: int) -> Float[Tensor, "heads T"]:
+        """The weights that one token gives to all: a row of A1 Z A3, which need not sum to 1 and may be negative."""
+        q, k, _ = self._project(x)
+        q_marks, k_marks = self._marks(q), self._marks(k)
+        padding = q.shape[1] - len(x)
+        first = (q[:, padding + token, None] @ k_marks.transpose(1, 2)).softmax(dim=-1)  # [heads, 1, m]
+        shares = first @ self._inverse(q_marks, k_marks)
+        parts = torch.split(k, _CHUNK, dim=1)
+        sums = torch.stack([(q_marks @ part.transpose(1, 2)).logsumexp(dim=-1) for part in parts]).logsumexp(dim=0)
+        weights = [shares @ (q_marks @ part.transpose(1, 2) - sums[..., None]).exp() for part in parts]
+        return torch.cat(weights, dim=2)[:, 0, padding:]
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        padding = -len(x) % self.landmarks
+        qkv = F.pad(self.to_qkv(x), (0, 0, padding, 0))  # a zero row gives a zero query, key and value
+        q, k, v = qkv.view(len(qkv), 3, self.heads, -1).permute(1, 2, 0, 3).unbind(0)  # [heads, T', d]
+        return q * q.shape[2] ** -0.5, k, v
+
+    def _marks(self, x: Tensor) -> Tensor:
+        heads, count, dim = x.shape
+        return x.reshape(heads, self.landmarks, count // self.landmarks, dim).mean(dim=2)
+
+    def _inverse(self, q_marks: Tensor, k_marks: Tensor) -> Tensor:
+        """The pseudoinverse of the landmarks' attention by the iteration of Razavi et al. 2014."""
+        a = (q_marks @ k_marks.transpose(1, 2)).softmax(dim=-1)
+        # The start is scaled by maxima over all heads together.
+        z = a.transpose(1, 2) / (a.sum(dim=2).max() * a.sum(dim=1).max())
+        eye = torch.eye(self.landmarks, dtype=a.dtype, device=a.device)
+        for _ in range(self.iterations):
+            az = a @ z
+            z = 0.25 * z @ (13 * eye - az @ (15 * eye - az @ (7 * eye - az)))
+        return z
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q[None], k[None], v[None], scale=1.0)[0]
+
+
+class PPEG(nn.Module):
+    """Depthwise convolutions of 7, 5 and 3 over tokens laid out as a square image, added to them. State: `conv{7,5,3}.*`.
+
+    One convolution does all three: the smaller kernels lie in the middle of the larger, and the identity in theirs.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv7, self.conv5, self.conv3 = (
+            nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim) for kernel in (7, 5, 3)
+        )
+
+    def forward(self, x: Float[Tensor, "S L"], side: int) -> Float[Tensor, "S L"]:
+        """`x` holds `side` * `side` tokens, row by row."""
+        weight = self.conv7.weight + F.pad(self.conv5.weight, (1, 1, 1, 1)) + F.pad(self.conv3.weight, (2, 2, 2, 2))
+        bias = torch.stack([conv.bias for conv in (self.conv7, self.conv5, self.conv3) if conv.bias is not None]).sum(
+            dim=0
+        )
+        image = x.t().reshape(1, -1, side, side)
+        mixed = F.conv2d(image, weight, bias, padding=3, groups=len(weight)) + image
+        return mixed[0].flatten(1).t()
