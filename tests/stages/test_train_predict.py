@@ -274,6 +274,17 @@ def test_a_second_prediction_into_one_folder_leaves_nothing_of_the_first(
     assert [answer.slide_id for answer in third.answers] == ["b"]
 
 
+def test_predictions_are_not_laid_over_a_run_or_over_features(place: Path) -> None:
+    options = PredictOptions(device="cpu", heatmaps=False)
+    before = (place / "run/metrics.json").read_bytes()
+    for name in ("run", "features", "slides"):
+        with pytest.raises(ConfigError, match="a folder of their own"):
+            predict(
+                place / "run", place / ("slides" if name == "slides" else "features"), place / name, options=options
+            )
+    assert (place / "run/metrics.json").read_bytes() == before
+
+
 def test_a_damaged_feature_file_is_one_failure_wherever_it_lies(place: Path, tmp_path: Path) -> None:
     for path in (place / "features").glob("*.h5"):
         (tmp_path / path.name).write_bytes(path.read_bytes())

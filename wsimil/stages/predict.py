@@ -27,7 +27,7 @@ from wsimil.extraction.config import ExtractConfig, config_from_provenance
 from wsimil.extraction.sources import list_sources
 from wsimil.files import check_writable, write_text
 from wsimil.mil.batch import pack
-from wsimil.mil.saved import TrainedModel, load_model
+from wsimil.mil.saved import FACTS, TrainedModel, load_model
 from wsimil.stages.answers import Answer, estimate_splits, predict_one, write_answers
 from wsimil.stages.device import resolve_device
 from wsimil.stages.extract import extract
@@ -86,6 +86,7 @@ def predict(
     Raises WsimilError for what concerns all slides.
     """
     reporter = reporter or Quiet()
+    _refuse_foreign_folder(source, out)
     device = resolve_device(options.device)
     trained = load_model(run, device=device)
     cohort = read_cohort(cohort_csv, classes=trained.classes) if cohort_csv else None
@@ -181,6 +182,17 @@ def _refuse_wrong_folder(trained: TrainedModel, store: FeatureStore, ids: Sequen
             continue
         trained.check_features(provenance, f"slide {slide_id!r}")
         return
+
+
+def _refuse_foreign_folder(source: Path, out: Path) -> None:
+    """What stands in `out` under the names of results is removed: it must not be a run's or an extraction's."""
+    if (out / FACTS).exists() or _is_feature_folder(out):
+        kind = "a trained model" if (out / FACTS).exists() else "features"
+        raise ConfigError(
+            f"{out} holds {kind}; predictions replace files of the same names, so give them a folder of their own"
+        )
+    if source.is_dir() and out.resolve() == source.resolve():
+        raise ConfigError(f"{out} is also what is predicted; give predictions a folder of their own")
 
 
 def _remove_earlier_results(out: Path) -> None:
