@@ -26,6 +26,11 @@ VARIANTS = {
         {"branches": 1, "hidden_dim": 33, "top_k": 0},
         {"attention": "multihead", "branches": 1, "hidden_dim": 32, "heads": 4, "top_k": 3, "drop": 1.0},
     ],
+    "clam": [
+        {"hidden_dim": 33, "attention_dim": 17, "subtyping": True, "k_sample": 3},
+        {"branches": "multi", "hidden_dim": 40, "gated": False, "instance_loss": "svm"},
+        {"branches": "multi", "hidden_dim": 24, "subtyping": True, "embed_dropout": 0.0},
+    ],
     "dsmil": [
         {"nonlinear": False, "query_dim": 17},
         {"hidden_dim": 33, "value_layer": True, "value_dropout": 0.1, "embed_dropout": 0.25},

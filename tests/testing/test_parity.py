@@ -14,7 +14,7 @@ from wsimil.testing.parity.__main__ import main
 from wsimil.testing.parity.replay import replay_file
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
-REPLAYED = ("abmil", "acmil", "aem", "dsmil", "pool", "transmil")
+REPLAYED = ("abmil", "acmil", "aem", "clam", "dsmil", "pool", "transmil")
 FILES = [path for folder in REPLAYED for path in sorted((GOLDEN / folder).glob("*.npz"))]
 STEP = "acmil/ga_train_t5k10d6_N37.npz"
 
@@ -24,8 +24,10 @@ STEP = "acmil/ga_train_t5k10d6_N37.npz"
 def test_a_recorded_step_of_the_official_code_is_replayed(shared_dir, path):
     report = replay_file(path)
     assert report.failures == []
-    assert report.errors["logits"] <= 1e-5
-    assert "gradients" in report.errors
+    for quantity in ("logits", "gradient"):
+        found = [error for name, error in report.errors.items() if name.startswith(quantity)]
+        assert found
+        assert max(found) <= 1e-5
 
 
 @pytest.fixture

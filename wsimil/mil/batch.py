@@ -186,11 +186,15 @@ class StepContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LossTerms:
-    """The output of a training step and the named terms of its loss, each a scalar; a term without a weight has weight 1."""
+    """The output of a training step and the named terms of its loss, each a scalar; a term without a weight has weight 1.
+
+    `details` are what a method chose or computed on the way, under names of its own, for whoever looks into a step.
+    """
 
     output: BagOutput
     terms: Mapping[str, Float[Tensor, ""]]
     weights: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.terms or set(self.weights) - set(self.terms):

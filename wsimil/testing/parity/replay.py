@@ -19,6 +19,7 @@ _SOURCES = {
     "DearCaat/MHIM-MIL": "mhim",
     "binli123/dsmil-wsi": "dsmil",
     "dazhangyu123/AEM": "aem",
+    "mahmoodlab/CLAM": "clam",
 }
 """Repository, as a recording's configuration names it, to the module of `replays` that knows it."""
 

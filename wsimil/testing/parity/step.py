@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wsimil.mil.base import MILModel
-from wsimil.mil.batch import BagBatch, LossTerms
+from wsimil.mil.batch import BagBatch, BagOutput, LossTerms
 from wsimil.mil.checkpoints.base import OfficialModel
 from wsimil.testing.parity.recording import RecordedStep, Recording
 from wsimil.testing.parity.report import FLOAT32, FLOAT64, Bound, Report
@@ -51,6 +51,21 @@ class Comparison:
             theirs = self.recording.array(self.precision.prefix + key)
             bound = bound or self.precision.bound
             self.report.compare(quantity, ours, theirs, bound=bound, detail=key, own_rounding=self._own_rounding(key))
+
+    def answers(self, output: BagOutput, *, prefix: str = "out.", name: str = "") -> None:
+        """Compare logits, and attention where scores are its logits: as they are and after softmax. `name` follows quantities."""
+        self.check(f"logits{name}", output.logits, f"{prefix}logits")
+        if output.attention_logits is not None:
+            scores = output.attention_logits.T  # [H, N]
+            self.check(f"attention{name}", scores, f"{prefix}attn_raw")
+            self.check(f"attention{name}", scores.softmax(dim=1), f"{prefix}attn")
+
+    def features_gradient(self, bags: BagBatch, key: str = "grad.x") -> None:
+        """Compare the gradient of the features."""
+        if bags.features.grad is None:
+            self.report.fail(f"{key}: no gradient reaches the features")
+        else:
+            self.check("gradient of x", bags.features.grad, key)
 
     def _own_rounding(self, key: str) -> float:
         """How far the recorded float32 is from the recorded float64."""

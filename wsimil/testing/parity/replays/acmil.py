@@ -59,8 +59,7 @@ def replay(recording: Recording, report: Report) -> None:
             comparison.check("loss", terms.total, "out.loss", bound=FLOAT32)
         else:
             comparison.check("loss", terms.terms["slide"] if only_slide else terms.total, "out.loss")
-        if bags.features.grad is not None:
-            comparison.check("gradient of x", bags.features.grad, "grad.x")
+        comparison.features_gradient(bags)
         comparison.gradients(model, official)
 
 

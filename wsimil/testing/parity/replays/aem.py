@@ -41,10 +41,7 @@ def replay(recording: Recording, report: Report) -> None:
             report.fail(f"draws that the official code consumed and ours did not: {step.left()}")
         comparison = Comparison(recording=recording, report=report, precision=precision)
         output = terms.output
-        comparison.check("logits", output.logits, "out.logits")
-        if output.attention_logits is not None:
-            comparison.check("attention", output.attention_logits.T, "out.attn_raw")
-            comparison.check("attention", output.attention_logits.softmax(dim=0).T, "out.attn")
+        comparison.answers(output)
         if output.instance_logits is not None:
             comparison.check("instance logits", output.instance_logits, "out.ins_logits")
         comparison.check("loss.bag", terms.total, "out.loss.bag")

@@ -30,8 +30,7 @@ def replay(recording: Recording, report: Report) -> None:
             comparison.check("attention", scores.T, "out.attn_raw")
             comparison.check("attention", scores.softmax(dim=0).T, "out.attn")
         comparison.check("loss", terms.total, "out.loss")
-        if bags.features.grad is not None:
-            comparison.check("gradient of x", bags.features.grad, "grad.h")
+        comparison.features_gradient(bags, "grad.h")
         comparison.gradients(model, official)
 
 

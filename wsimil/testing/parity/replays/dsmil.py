@@ -43,6 +43,5 @@ def replay(recording: Recording, report: Report) -> None:
         comparison.check("loss.bag", terms.terms["bag"], "out.loss.bag")
         comparison.check("loss.max", terms.terms["max"], "out.loss.max")
         comparison.check("loss", terms.total, "out.loss")
-        if bags.features.grad is not None:
-            comparison.check("gradient of x", bags.features.grad, "grad.x")
+        comparison.features_gradient(bags)
         comparison.gradients(model, official)

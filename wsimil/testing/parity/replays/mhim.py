@@ -34,16 +34,12 @@ def replay(recording: Recording, report: Report) -> None:
         terms = take_step(model, bags, replace(recording.step(), draws={}), report=report)
         output = terms.output
         comparison = Comparison(recording=recording, report=report, precision=precision)
-        comparison.check("logits", output.logits, "out.logits")
+        comparison.answers(output)
         comparison.check("loss", terms.total, "out.loss")
-        if output.attention_logits is not None:
-            comparison.check("attention", output.attention_logits.T, "out.attn_raw")
-            comparison.check("attention", output.attention_logits.softmax(dim=0).T, "out.attn")
         if output.instance_logits is not None and "out.argmax" in recording:
             rows = segment_max(output.instance_logits, bags.cu_seqlens).rows
             report.compare("rows of the maxima", rows, recording.array("out.argmax"))
-        if bags.features.grad is not None:
-            comparison.check("gradient of x", bags.features.grad, "grad.x")
+        comparison.features_gradient(bags)
         comparison.gradients(model, official)
         if precision.dtype == torch.float32 and "train.out.logits" in recording:
             model = build(official, state, config=config)
@@ -51,5 +47,4 @@ def replay(recording: Recording, report: Report) -> None:
             terms = take_step(model, bags, recording.step(), report=report)
             comparison.check("logits of a step", terms.output.logits, "train.out.logits")
             comparison.check("loss of a step", terms.total, "train.out.loss")
-            if bags.features.grad is not None:
-                comparison.check("gradient of x", bags.features.grad, "train.grad.x")
+            comparison.features_gradient(bags, "train.grad.x")

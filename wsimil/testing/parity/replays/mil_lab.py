@@ -23,14 +23,10 @@ def replay(recording: Recording, report: Report) -> None:
         terms = take_step(model, bags, replace(recording.step(), draws={}), report=report)
         output = terms.output
         comparison = Comparison(recording=recording, report=report, precision=precision)
-        comparison.check("logits", output.logits, "out.logits")
+        comparison.answers(output)
         comparison.check("embedding", output.embedding, "out.slide_feats")
-        if output.attention_logits is not None:
-            comparison.check("attention", output.attention_logits.T, "out.attn_raw")
-            comparison.check("attention", output.attention_logits.softmax(dim=0).T, "out.attn")
         comparison.check("loss", terms.total, "out.loss")
-        if bags.features.grad is not None:
-            comparison.check("gradient of x", bags.features.grad, "grad.x")
+        comparison.features_gradient(bags)
         comparison.gradients(model, official)
         if "batch.mask" in recording:
             # The second bag holds the first rows of the first at half their size, as the note of the file says.

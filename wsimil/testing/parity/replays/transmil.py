@@ -37,8 +37,7 @@ def replay(recording: Recording, report: Report) -> None:
         comparison.check("embedded instances", model.embed_instances(bags, None), "mid.fc1")
         for quantity, value in seen.items():
             comparison.check(quantity, value, _KEYS[quantity])
-        if bags.features.grad is not None:
-            comparison.check("gradient of x", bags.features.grad, "grad.x")
+        comparison.features_gradient(bags)
         comparison.gradients(model, official)
         if precision.prefix:
             continue
@@ -52,8 +51,7 @@ def replay(recording: Recording, report: Report) -> None:
             terms = take_step(model, bags, recording.step(), report=report)
             comparison.check("logits of a step", terms.output.logits, "train.out.logits")
             comparison.check("loss of a step", terms.total, "train.out.loss")
-            if bags.features.grad is not None:
-                comparison.check("gradient of x", bags.features.grad, "train.grad.x")
+            comparison.features_gradient(bags, "train.grad.x")
             comparison.gradients(model, official, prefix="train.")
 
 

@@ -1,0 +1,181 @@
+"""CLAM: attention that also sorts its instances, the most and the least attended, by a classifier of their own.
+
+Lu, Williamson, Chen, Chen, Barbieri & Mahmood 2021, "Data-efficient and weakly supervised computational pathology on whole-slide
+images", Nature Biomedical Engineering, arXiv:2004.09666; https://github.com/mahmoodlab/CLAM.
+
+Where a bag has fewer than `k_sample` instances the official code raises, and below 2 * `k_sample` one instance is labelled both
+positive and negative. Here k is then n // 2, and a bag of one has no instance loss; `compat: official` does as the official code.
+"""
+# ruff: noqa: F722  # jaxtyping's dimension strings are no forward references
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wsimil.config import FrozenConfig
+from wsimil.errors import ModelError
+from wsimil.mil.base import MILModel
+from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LossTerms, StepContext
+from wsimil.mil.layers.attend import Attention, attend
+from wsimil.mil.layers.embedding import InstanceEmbedding
+from wsimil.mil.layers.gated_attention import GatedAttention
+from wsimil.ops.packed_linear import packed_linear, row_linear
+from wsimil.ops.segment_sum import segment_sum
+from wsimil.ops.varlen import split_bags
+
+
+class CLAMConfig(FrozenConfig):
+    """Hyperparameters of CLAM.
+
+    `branches`: "single" (CLAM-SB) has one attention for all classes, "multi" (CLAM-MB) one for each. The official network is
+    "small" with these widths and "big" with `attention_dim` 384; its attention drops 0.25 wherever its embedding drops anything.
+    `k_sample`: how many of the most and of the least attended instances get a label. `subtyping`: the most attended instances of
+    the other classes are negatives too. `instance_loss`: cross_entropy, the official default, or svm, the smooth top-1 SVM of
+    Berrada, Zisserman & Kumar 2018, arXiv:1802.07595, of the official README. `bag_weight`: share of the bag's term in the loss.
+    """
+
+    branches: Literal["single", "multi"] = "single"
+    hidden_dim: int = Field(512, ge=1)
+    attention_dim: int = Field(256, ge=1)
+    gated: bool = True
+    embed_dropout: float = Field(0.25, ge=0, lt=1)
+    attention_dropout: float = Field(0.25, ge=0, lt=1)
+    k_sample: int = Field(8, ge=1)
+    subtyping: bool = False
+    instance_loss: Literal["cross_entropy", "svm"] = "cross_entropy"
+    bag_weight: float = Field(0.7, ge=0, le=1)
+    compat: Literal["wsimil", "official"] = "wsimil"
+
+
+class CLAM(MILModel):
+    """`h = embed(x); p_c = softmax(attention(h)_c); z_c = p_c h; logits_c = classifier_c(z_c)`, one p for all c where single.
+
+    For the class c of the bag, the instances that p_c weighs most are to be 1, the least 0, by an instance classifier of c.
+    `LossTerms.details`: `instance_labels` and `instance_logits` of those, bag by bag. State: `standardize.*`, `embed.linear.*`,
+    `attention.{value,gate,score}.*`, `classifier.*` (single) or `classifiers.<c>.*` (multi), `instance_classifiers.<c>.*`.
+    """
+
+    Config = CLAMConfig
+    takes_masking = True
+    without_gradient = frozenset({"attention.score.bias"})
+
+    def __init__(self, config: CLAMConfig, *, in_dim: int, num_classes: int) -> None:
+        super().__init__(config, in_dim=in_dim, num_classes=num_classes)
+        width, multi = config.hidden_dim, config.branches == "multi"
+        self.embed = InstanceEmbedding(in_dim, width, bias=True, activation="relu", drop=config.embed_dropout)
+        self.attention = GatedAttention(
+            width,
+            config.attention_dim,
+            heads=num_classes if multi else 1,
+            gated=config.gated,
+            activation="tanh",
+            bias=True,
+            drop=config.attention_dropout,
+        )
+        self.classifier = None if multi else nn.Linear(width, num_classes)
+        self.classifiers = nn.ModuleList(nn.Linear(width, 1) for _ in range(num_classes)) if multi else None
+        self.instance_classifiers = nn.ModuleList(nn.Linear(width, 2) for _ in range(num_classes))
+        self.k_sample, self.subtyping, self.official = (
+            config.k_sample,
+            config.subtyping,
+            config.compat == "official",
+        )
+        self.svm, self.bag_weight = config.instance_loss == "svm", config.bag_weight
+
+    def contributions(self, bags: BagBatch) -> Contributions:
+        """Instance i adds `p_ci * (w_c · h_i)` to logit c."""
+        h = self.embed_instances(bags, None)
+        scores = self.attention(h, bags, None)
+        attention = attend(scores, bags, None)
+        weight, bias = self._head()
+        values = attention.weights * packed_linear(h, weight, None, bags.cu_seqlens)
+        return Contributions(output=self._pool(h, scores, attention, bags), values=values, bias=bias)
+
+    def embed_instances(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
+        """See `MILModel.embed_instances`."""
+        h: Tensor = self.embed(self.standardize(bags.features), bags, step)
+        return h
+
+    def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
+        """See `MILModel.aggregate`."""
+        scores = self.attention(h, bags, step)
+        return self._pool(h, scores, attend(scores, bags, step), bags)
+
+    def loss_terms(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext) -> LossTerms:
+        """See `MILModel.loss_terms`; "instance" is the mean over bags. Raises ModelError for a bag too small for `compat`."""
+        output = self.aggregate(h, bags, step)
+        scores = output.attention_logits
+        if scores is None:
+            raise TypeError("CLAM always has attention")
+        labels, logits = [], []
+        term = output.logits.new_zeros(())
+        parts = zip(split_bags(h, bags.cu_seqlens), split_bags(scores.detach(), bags.cu_seqlens), strict=True)
+        for number, ((rows, score), target) in enumerate(zip(parts, bags.known_targets.tolist(), strict=True)):
+            k = self._k(len(rows), bags.slide_ids[number])
+            for label in range(self.num_classes) if self.subtyping else [target]:
+                chosen, truth = self._sample(score, label, k, positive=label == target)
+                if k == 0:
+                    continue
+                judge = self.instance_classifiers[label]
+                logits.append(judge(rows[chosen]))
+                labels.append(truth)
+                term = term + self._judge(logits[-1], truth) / (self.num_classes if self.subtyping else 1)
+        return LossTerms(
+            output=output,
+            terms={"bag": step.criterion(output.logits, bags.known_targets), "instance": term / len(bags)},
+            weights={"bag": self.bag_weight, "instance": 1 - self.bag_weight},
+            details={
+                "instance_labels": torch.cat(labels) if labels else bags.known_targets[:0],
+                "instance_logits": torch.cat(logits) if logits else h.new_zeros(0, 2),
+            },
+        )
+
+    def _pool(self, h: Tensor, scores: Tensor, attention: Attention, bags: BagBatch) -> BagOutput:
+        pooled = segment_sum(attention.weights, h, bags.cu_seqlens)  # [B, H, L]
+        weight, bias = self._head()
+        if self.classifier is not None:
+            logits = row_linear(pooled[:, 0], weight, bias)
+        else:
+            columns = [row_linear(pooled[:, c], weight[c : c + 1], bias[c : c + 1]) for c in range(self.num_classes)]
+            logits = torch.cat(columns, dim=1)
+        return BagOutput(logits=logits, embedding=pooled.flatten(1), attention_logits=scores, masked=attention.masked)
+
+    def _head(self) -> tuple[Float[Tensor, "C L"], Float[Tensor, " C"]]:
+        if self.classifier is not None:
+            return self.classifier.weight, self.classifier.bias
+        heads = [head for head in self.classifiers or () if isinstance(head, nn.Linear)]
+        return torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
+
+    def _k(self, count: int, slide_id: str) -> int:
+        if not self.official:
+            return min(self.k_sample, count // 2)
+        if count < self.k_sample:
+            raise ModelError(
+                f"slide {slide_id!r}: {count} instances, and the official CLAM needs {self.k_sample}; leave the slide out, lower"
+                " method.k_sample, or set method.compat to wsimil"
+            )
+        return self.k_sample
+
+    def _sample(
+        self, scores: Float[Tensor, "n H"], label: int, k: int, *, positive: bool
+    ) -> tuple[Int64[Tensor, " S"], Int64[Tensor, " S"]]:
+        """Rows of one bag that class `label` judges, and what it is to say of them."""
+        column = scores[:, label if self.classifier is None else 0]
+        most = column.topk(k).indices
+        if not positive:
+            return most, torch.zeros_like(most)
+        least = column.topk(k, largest=False).indices
+        return torch.cat([most, least]), torch.cat([torch.ones_like(most), torch.zeros_like(least)])
+
+    def _judge(self, logits: Float[Tensor, "S 2"], labels: Int64[Tensor, " S"]) -> Float[Tensor, ""]:
+        if not self.svm:
+            return F.cross_entropy(logits, labels)
+        # The smooth top-1 SVM of two classes, at margin and temperature 1.
+        margin = (logits[:, 1] - logits[:, 0]) * (2 * labels - 1)
+        return F.softplus(1 - margin).mean()
