@@ -35,6 +35,11 @@ VARIANTS = {
         {"nonlinear": False, "query_dim": 17},
         {"hidden_dim": 33, "value_layer": True, "value_dropout": 0.1, "embed_dropout": 0.25},
     ],
+    "dtfd": [
+        {"distill": "maxs", "distilled": 12, "hidden_dim": 33, "end_to_end": True},
+        {"distill": "maxmins", "pseudo_bags": 3, "hidden_dim": 40, "attention_dim": 17},
+        {"pseudo_bags": 2, "hidden_dim": 24, "embed_dropout": 0.25},
+    ],
     "multihead": [{"hidden_dim": 30, "heads": 3, "embed_dropout": 0.25}],
     "pooling": [
         {"pool": pool, "level": level, "hidden_dim": hidden_dim}

@@ -53,7 +53,7 @@ def attribute(model: MILModel, bags: BagBatch, *, classes: Sequence[str]) -> Att
     names: list[str] = []
     columns: list[Tensor] = []
     attention = output.attention
-    if output.attention_logits is not None:
+    if attention is None and output.attention_logits is not None:
         attention = segment_softmax(output.attention_logits, bags.cu_seqlens)
     if attention is not None:
         heads = attention.shape[1]

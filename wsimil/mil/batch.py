@@ -119,8 +119,8 @@ class BagOutput:
     """What a method says of each bag; H heads or branches.
 
     `attention_logits` are raw: before masking and softmax. `masked` is True where a training step kept an instance from a
-    head. `attention` is that of methods whose weights are no softmax of scores, such as the class token's row of Nyström
-    attention: it need not sum to 1 and may be negative.
+    head. `attention` is that of methods whose weights are no softmax of these over the bag, such as the class token's row of
+    Nyström attention: it need not sum to 1 and may be negative.
     """
 
     logits: Float[Tensor, "B C"]

@@ -11,6 +11,7 @@ from wsimil.mil.checkpoints.base import build, describe, sources
 
 pytestmark = pytest.mark.shared
 FILES = {
+    "dtfd": ("dtfd/afs_g4_N7", "dtfd"),
     "clam": ("clam/mb_drop0.25_N37", "clam"),
     "aem": ("aem/mha_l0.1_N2", "multihead"),
     "dsmil": ("dsmil/nl_passv_C3_N37", "dsmil"),

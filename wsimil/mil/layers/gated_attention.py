@@ -13,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsimil.mil.batch import BagBatch, StepContext
+from wsimil.mil.batch import StepContext
 from wsimil.mil.layers.dropout import dropout
 from wsimil.ops.packed_linear import packed_linear
+from wsimil.ops.varlen import CuSeqlens
 
 ScoreActivation: TypeAlias = Literal["tanh", "relu", "gelu"]
 
@@ -46,12 +47,13 @@ class GatedAttention(nn.Module):
         self.activation = activation
         self.drop = drop
 
-    def forward(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T heads"]:
+    def forward(
+        self, h: Float[Tensor, "T L"], cu_seqlens: CuSeqlens, step: StepContext | None
+    ) -> Float[Tensor, "T heads"]:
         """Raw scores of embedded instances, [T, heads]; dropout falls on each factor."""
-        ends = bags.cu_seqlens
-        hidden = _ACTIVATIONS[self.activation](packed_linear(h, self.value.weight, self.value.bias, ends))
+        hidden = _ACTIVATIONS[self.activation](packed_linear(h, self.value.weight, self.value.bias, cu_seqlens))
         hidden = dropout(hidden, self.drop, step)
         if self.gate is not None:
-            gate = torch.sigmoid_(packed_linear(h, self.gate.weight, self.gate.bias, ends))
+            gate = torch.sigmoid_(packed_linear(h, self.gate.weight, self.gate.bias, cu_seqlens))
             hidden = hidden * dropout(gate, self.drop, step)
-        return packed_linear(hidden, self.score.weight, self.score.bias, ends)
+        return packed_linear(hidden, self.score.weight, self.score.bias, cu_seqlens)

@@ -87,7 +87,7 @@ class ABMIL(MILModel):
     def contributions(self, bags: BagBatch) -> Contributions:
         """Instance i adds `softmax(a)_i * (w_c · h_i)` to logit c."""
         h = self.embed_instances(bags, None)
-        scores = self.attention(h, bags, None)
+        scores = self.attention(h, bags.cu_seqlens, None)
         attention = attend(scores, bags, None)
         values = attention.weights * packed_linear(h, self.classifier.weight, None, bags.cu_seqlens)
         output = self._pool(h, scores, attention, bags)
@@ -100,7 +100,7 @@ class ABMIL(MILModel):
 
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`."""
-        scores = self.attention(h, bags, step)
+        scores = self.attention(h, bags.cu_seqlens, step)
         return self._pool(h, scores, attend(scores, bags, step), bags)
 
     def _pool(

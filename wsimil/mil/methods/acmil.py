@@ -140,7 +140,7 @@ class ACMIL(MILModel):
     def _scores(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T H"]:
         """Raw scores, branch by branch and in each head by head."""
         if self.heads == 1:
-            scores: Tensor = self.attention(h, bags, step)
+            scores: Tensor = self.attention(h, bags.cu_seqlens, step)
             return scores
         keys, offsets = fold_queries(self.queries, self._branch_pools())
         return packed_linear(h, keys, offsets, bags.cu_seqlens)

@@ -91,7 +91,7 @@ class CLAM(MILModel):
     def contributions(self, bags: BagBatch) -> Contributions:
         """Instance i adds `p_ci * (w_c · h_i)` to logit c."""
         h = self.embed_instances(bags, None)
-        scores = self.attention(h, bags, None)
+        scores = self.attention(h, bags.cu_seqlens, None)
         attention = attend(scores, bags, None)
         weight, bias = self._head()
         values = attention.weights * packed_linear(h, weight, None, bags.cu_seqlens)
@@ -104,7 +104,7 @@ class CLAM(MILModel):
 
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`."""
-        scores = self.attention(h, bags, step)
+        scores = self.attention(h, bags.cu_seqlens, step)
         return self._pool(h, scores, attend(scores, bags, step), bags)
 
     def loss_terms(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext) -> LossTerms:

@@ -20,6 +20,7 @@ _SOURCES = {
     "binli123/dsmil-wsi": "dsmil",
     "dazhangyu123/AEM": "aem",
     "mahmoodlab/CLAM": "clam",
+    "hrzhang1123/DTFD-MIL": "dtfd",
 }
 """Repository, as a recording's configuration names it, to the module of `replays` that knows it."""
 

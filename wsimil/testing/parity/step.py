@@ -77,23 +77,26 @@ class Comparison:
     def gradients(self, model: MILModel, official: OfficialModel, *, prefix: str = "") -> None:
         """Gradients of all parameters that the file has, in full or as norms."""
         for kind in ("grad", "gradnorm"):
-            start = f"{self.precision.prefix}{prefix}{kind}.state."
-            for key in self.recording.keys(start):
-                name = official.names.get(key)
-                if name is None:
-                    self.report.fail(f"{kind}.state.{key}: no parameter of ours has this name")
-                    continue
-                parameter = model.get_parameter(name)
-                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                self.report.compare(
-                    "gradients",
-                    gradient if kind == "grad" else gradient.double().norm(),
-                    self.recording.array(start + key),
-                    bound=self.precision.bound,
-                    detail=name,
-                    zero_by_theory=name in model.without_gradient,
-                    own_rounding=self._own_rounding(f"{prefix}{kind}.state.{key}"),
-                )
+            self.gradients_below(f"{prefix}{kind}.state.", model, official)
+
+    def gradients_below(self, start: str, model: MILModel, official: OfficialModel) -> None:
+        """Gradients of the parameters whose official names follow `start`; norms where it says "gradnorm"."""
+        for key in self.recording.keys(self.precision.prefix + start):
+            name = official.names.get(key)
+            if name is None:
+                self.report.fail(f"{start}{key}: no parameter of ours has this name")
+                continue
+            parameter = model.get_parameter(name)
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            self.report.compare(
+                "gradients",
+                gradient.double().norm() if "gradnorm" in start else gradient,
+                self.recording.array(self.precision.prefix + start + key),
+                bound=self.precision.bound,
+                detail=name,
+                zero_by_theory=name in model.without_gradient,
+                own_rounding=self._own_rounding(start + key),
+            )
 
 
 def take_step(
