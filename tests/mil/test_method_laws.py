@@ -47,6 +47,11 @@ VARIANTS = {
         for level in ("feature", "logit")
         for hidden_dim in (63, None)
     ],
+    "rrt": [
+        {"hidden_dim": 48, "heads": 3, "cross_heads": 2, "region_side": 2, "epeg_kernel": 5, "phi_mlp": True},
+        {"hidden_dim": 24, "layers": 2, "heads": 2, "region_side": 3, "epeg_kernel": None, "shortcut": True},
+        {"hidden_dim": 32, "layers": 0, "region_side": 1, "representatives": 1, "activation": "gelu"},
+    ],
     "transmil": [
         {"hidden_dim": 48, "heads": 3, "landmarks": 7, "kernel": 5, "attention_layer": 2, "embed_dropout": 0.25},
         {"hidden_dim": 32, "heads": 4, "iterations": 2, "shifted_output": True},

@@ -14,7 +14,7 @@ from wsimil.testing.parity.__main__ import main
 from wsimil.testing.parity.replay import replay_file
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
-REPLAYED = ("abmil", "acmil", "aem", "clam", "dsmil", "dtfd", "pool", "transmil")
+REPLAYED = ("abmil", "acmil", "aem", "clam", "dsmil", "dtfd", "pool", "rrt", "transmil")
 FILES = [path for folder in REPLAYED for path in sorted((GOLDEN / folder).glob("*.npz"))]
 STEP = "acmil/ga_train_t5k10d6_N37.npz"
 

@@ -39,6 +39,9 @@ class MILModel(nn.Module, ABC):
     takes_masking: ClassVar[bool] = False
     """Whether a training step's `masking` acts on the scores of this method; a run that asks others for it is refused."""
 
+    mixes_instances: ClassVar[bool] = False
+    """Whether an instance is changed by others and by its place among them: equal instances may then weigh differently."""
+
     def __init__(self, config: FrozenConfig, *, in_dim: int, num_classes: int) -> None:
         super().__init__()
         self.config = config

@@ -13,7 +13,8 @@ from wsimil.ops.varlen import CuSeqlens, split_bags
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-_ROWS = 4096
+_ROWS = {"cpu": 256}
+_MOST_ROWS = 1 << 16
 
 
 def segment_sum(
@@ -26,10 +27,11 @@ def segment_sum(
 
 def _sum(weights: Tensor, values: Tensor) -> Tensor:
     wide = torch.promote_types(torch.promote_types(weights.dtype, values.dtype), torch.float32)
-    # A library may add 100 000 rows one after the other; sums of blocks keep the rounding error of a short sum,
-    # and narrow values are widened a block at a time.
+    # A CPU library adds 100 000 rows one after the other; sums of short blocks keep the rounding error of a short sum, at a
+    # third more time. Narrow values are widened a block at a time.
+    rows = _ROWS.get(values.device.type, _MOST_ROWS)
     blocks = [
         weight.to(wide).t() @ value.to(wide)
-        for weight, value in zip(torch.split(weights, _ROWS), torch.split(values, _ROWS), strict=True)
+        for weight, value in zip(torch.split(weights, rows), torch.split(values, rows), strict=True)
     ]
     return blocks[0] if len(blocks) == 1 else torch.stack(blocks).sum(dim=0)

@@ -11,6 +11,7 @@ from wsimil.mil.checkpoints.base import build, describe, sources
 
 pytestmark = pytest.mark.shared
 FILES = {
+    "rrt": ("rrt/epeg13_k3_mlp_h1_short_N37", "rrt"),
     "dtfd": ("dtfd/afs_g4_N7", "dtfd"),
     "clam": ("clam/mb_drop0.25_N37", "clam"),
     "aem": ("aem/mha_l0.1_N2", "multihead"),

@@ -89,6 +89,7 @@ class TransMIL(MILModel):
     """
 
     Config = TransMILConfig
+    mixes_instances = True
 
     def __init__(self, config: TransMILConfig, *, in_dim: int, num_classes: int) -> None:
         super().__init__(config, in_dim=in_dim, num_classes=num_classes)

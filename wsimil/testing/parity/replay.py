@@ -21,6 +21,7 @@ _SOURCES = {
     "dazhangyu123/AEM": "aem",
     "mahmoodlab/CLAM": "clam",
     "hrzhang1123/DTFD-MIL": "dtfd",
+    "DearCaat/RRT-MIL": "rrt",
 }
 """Repository, as a recording's configuration names it, to the module of `replays` that knows it."""
 

@@ -72,6 +72,8 @@ class Comparison:
         if self.precision.prefix or f"f64.{key}" not in self.recording:
             return 0.0
         narrow, wide = self.recording.array(key), self.recording.peek(f"f64.{key}")
+        if narrow.shape != wide.shape:  # a norm
+            return 0.0
         return float(np.linalg.norm(narrow.astype(np.float64) - wide))
 
     def gradients(self, model: MILModel, official: OfficialModel, *, prefix: str = "") -> None:
@@ -80,7 +82,7 @@ class Comparison:
             self.gradients_below(f"{prefix}{kind}.state.", model, official)
 
     def gradients_below(self, start: str, model: MILModel, official: OfficialModel) -> None:
-        """Gradients of the parameters whose official names follow `start`; norms where it says "gradnorm"."""
+        """Gradients of the parameters whose official names follow `start`; where one number is recorded, it is the norm."""
         for key in self.recording.keys(self.precision.prefix + start):
             name = official.names.get(key)
             if name is None:
@@ -88,10 +90,11 @@ class Comparison:
                 continue
             parameter = model.get_parameter(name)
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            theirs = self.recording.array(self.precision.prefix + start + key)
             self.report.compare(
                 "gradients",
-                gradient.double().norm() if "gradnorm" in start else gradient,
-                self.recording.array(self.precision.prefix + start + key),
+                gradient.double().norm() if theirs.ndim == 0 else gradient,
+                theirs,
                 bound=self.precision.bound,
                 detail=name,
                 zero_by_theory=name in model.without_gradient,

@@ -1,0 +1,162 @@
+"""Attention within the regions of a square of tokens, and between these regions.
+
+Tang, Zhou, Li, Huang, Zhang, Huang & Liu 2024, "Feature Re-Embedding: Towards Foundation Model-Level Performance in Computational
+Pathology", CVPR, arXiv:2402.17228; https://github.com/DearCaat/RRT-MIL.
+
+EPEG convolves attention logits along their queries. A logit is linear in its query, so the queries are convolved instead, and the
+convolution's bias, which is the same for all keys, leaves the softmax as it is: the same numbers without a table of logits.
+"""
+# ruff: noqa: F722  # jaxtyping's dimension strings are no forward references
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from wsimil.mil.batch import StepContext
+
+_EPS = 1e-8
+
+
+class Regions:
+    """How N tokens, row by row in the smallest square that `side` divides, fall into `side` * `side` regions of n tokens each.
+
+    The square is filled up with zeros, which nothing masks.
+    """
+
+    def __init__(self, count: int, side: int) -> None:
+        self.count, self.side = count, side
+        self.width = -(-(math.isqrt(count - 1) + 1) // side)
+
+    @property
+    def number(self) -> int:
+        """W, the regions."""
+        return self.side**2
+
+    @property
+    def size(self) -> int:
+        """n, the tokens of a region."""
+        return self.width**2
+
+    def cut(self, x: Float[Tensor, "N L"]) -> Float[Tensor, "W n L"]:
+        """The tokens of each region."""
+        side, width = self.side, self.width
+        square = F.pad(x, (0, 0, 0, (side * width) ** 2 - self.count))
+        cells = square.view(side, width, side, width, -1).transpose(1, 2)
+        return cells.reshape(side * side, width * width, -1)
+
+    def join(self, regions: Float[Tensor, "W n L"]) -> Float[Tensor, "N L"]:
+        """The inverse of `cut`."""
+        side, width = self.side, self.width
+        cells = regions.view(side, side, width, width, -1).transpose(1, 2)
+        return cells.reshape((side * width) ** 2, -1)[: self.count]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention within each of several sequences, with EPEG where it has a kernel.
+
+    State: `qkv.*`, `proj.*`, `epeg.*`; the gradient of `epeg.bias` is zero.
+    """
+
+    def __init__(self, dim: int, *, heads: int, kernel: int | None, drop: float) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.epeg = None if kernel is None else nn.Conv1d(heads, heads, kernel, padding=kernel // 2, groups=heads)
+        self.heads, self.drop = heads, drop
+
+    def draw(
+        self, sequences: int, count: int, step: StepContext | None, *, device: torch.device
+    ) -> Bool[Tensor, "W n L"] | None:
+        """Which numbers of the output of so many sequences of `count` tokens stay; None where all do."""
+        if step is None or self.drop == 0:
+            return None
+        return step.keep_mask((sequences, count, self.proj.out_features), drop=self.drop, device=device)
+
+    def forward(self, x: Float[Tensor, "W n L"], keep: Bool[Tensor, "W n L"] | None) -> Float[Tensor, "W n L"]:
+        """Each token's mixture of those of its sequence; `keep` is what `draw` gave. Nothing is drawn here."""
+        sequences, count, _ = x.shape
+        q, k, v = (
+            self.qkv(x).view(sequences, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        )  # [W, heads, n, d]
+        q = q * q.shape[3] ** -0.5
+        if self.epeg is not None:
+            columns = q.permute(0, 3, 1, 2).flatten(0, 1)  # [W * d, heads, n]
+            moved = F.conv1d(columns, self.epeg.weight, None, padding=self.epeg.padding, groups=self.heads)
+            q = q + moved.view(sequences, -1, self.heads, count).permute(0, 2, 3, 1)
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        if keep is not None:
+            out = out * keep / (1 - self.drop)
+        return out
+
+
+class RegionLayer(nn.Module):
+    """R-MSA: `x + attention(norm(x))` within each region. State: `norm.*`, `attention.*`."""
+
+    def __init__(self, dim: int, *, heads: int, kernel: int | None, drop: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.attention = SelfAttention(dim, heads=heads, kernel=kernel, drop=drop)
+
+    def forward(self, x: Float[Tensor, "N L"], regions: Regions, step: StepContext | None) -> Float[Tensor, "N L"]:
+        """The tokens, each with what it took from its region."""
+        keep = self.attention.draw(regions.number, regions.size, step, device=x.device)
+        return _recomputed(self._mix, x, regions, keep, step)
+
+    def _mix(self, x: Tensor, regions: Regions, keep: Tensor | None) -> Tensor:
+        mixed: Tensor = self.attention(regions.cut(self.norm(x)), keep)
+        return x + regions.join(mixed)
+
+
+class CrossRegionLayer(nn.Module):
+    """CR-MSA: each region sends K representatives, these attend to those of the other regions, and hand back what they found.
+
+    State: `norm.*`, `phi` [L, K] or `phi.{0,2}.weight`, `attention.*`.
+    """
+
+    def __init__(self, dim: int, *, heads: int, representatives: int, mlp: bool, drop: float) -> None:
+        super().__init__()
+        self.norm, self.representatives = nn.LayerNorm(dim), representatives
+        if mlp:
+            self.phi: nn.Module | nn.Parameter = nn.Sequential(
+                nn.Linear(dim, dim // 4, bias=False), nn.Tanh(), nn.Linear(dim // 4, representatives, bias=False)
+            )
+        else:
+            self.phi = nn.Parameter(torch.empty(dim, representatives))
+            nn.init.kaiming_uniform_(self.phi, a=math.sqrt(5))
+        self.attention = SelfAttention(dim, heads=heads, kernel=None, drop=drop)
+
+    def forward(self, x: Float[Tensor, "N L"], regions: Regions, step: StepContext | None) -> Float[Tensor, "N L"]:
+        """The tokens, each with what it took from other regions."""
+        keep = self.attention.draw(self.representatives, regions.number, step, device=x.device)
+        return _recomputed(self._mix, x, regions, keep, step)
+
+    def _mix(self, x: Tensor, regions: Regions, keep: Tensor | None) -> Tensor:
+        tokens = regions.cut(self.norm(x))  # [W, n, L]
+        logits = tokens @ self.phi if isinstance(self.phi, nn.Parameter) else self.phi(tokens)
+        logits = logits.transpose(1, 2)  # [W, K, n]
+        sent = logits.softmax(dim=2) @ tokens  # [W, K, L]
+        found = self.attention(sent.transpose(0, 1), keep).transpose(0, 1)  # among the regions, for each representative
+        low, high = logits.amin(dim=2, keepdim=True), logits.amax(dim=2, keepdim=True)
+        shares = (logits - low) / (high - low + _EPS) * logits.softmax(dim=1)
+        return x + regions.join(shares.transpose(1, 2) @ found)
+
+
+def _recomputed(
+    layer: Callable[[Tensor, Regions, Tensor | None], Tensor],
+    x: Tensor,
+    regions: Regions,
+    keep: Tensor | None,
+    step: StepContext | None,
+) -> Tensor:
+    """`layer(x, regions, keep)`; a training step keeps `x` alone and computes the rest again in the backward pass."""
+    if step is None:
+        return layer(x, regions, keep)
+    again: Tensor = checkpoint(layer, x, regions, keep, use_reentrant=False, preserve_rng_state=False)
+    return again
