@@ -59,7 +59,7 @@ class MILModel(nn.Module, ABC):
 
     def contributions(self, bags: BagBatch) -> Contributions | None:
         """How much each instance adds to each logit, where the method splits exactly; None where it does not."""
-        return None
+        return self.split(self.embed_instances(bags, None), bags, None)
 
     def param_groups(self) -> list[ParamGroup]:
         """What the optimizer moves; matrices decay, biases and other vectors do not."""
@@ -82,6 +82,10 @@ class MILModel(nn.Module, ABC):
 
         `step` is None at inference, and then nothing is drawn, dropped or masked.
         """
+
+    def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions | None:
+        """`aggregate` with its logits split over the instances; None where the method does not split exactly."""
+        return None
 
     def loss_terms(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext) -> LossTerms:
         """The loss of a training step on embedded instances of `bags`, which have targets."""

@@ -140,12 +140,13 @@ class CrossRegionLayer(nn.Module):
     def _mix(self, x: Tensor, regions: Regions, keep: Tensor | None) -> Tensor:
         tokens = regions.cut(self.norm(x))  # [W, n, L]
         logits = tokens @ self.phi if isinstance(self.phi, nn.Parameter) else self.phi(tokens)
-        logits = logits.transpose(1, 2)  # [W, K, n]
-        sent = logits.softmax(dim=2) @ tokens  # [W, K, L]
+        # In half precision the small number that keeps the range from 0 would be 0 itself.
+        logits = logits.transpose(1, 2).to(torch.promote_types(logits.dtype, torch.float32))  # [W, K, n]
+        sent = logits.softmax(dim=2).to(tokens.dtype) @ tokens  # [W, K, L]
         found = self.attention(sent.transpose(0, 1), keep).transpose(0, 1)  # among the regions, for each representative
         low, high = logits.amin(dim=2, keepdim=True), logits.amax(dim=2, keepdim=True)
         shares = (logits - low) / (high - low + _EPS) * logits.softmax(dim=1)
-        return x + regions.join(shares.transpose(1, 2) @ found)
+        return x + regions.join(shares.transpose(1, 2).to(found.dtype) @ found)
 
 
 def _recomputed(

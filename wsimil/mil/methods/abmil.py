@@ -84,11 +84,10 @@ class ABMIL(MILModel):
         if config.centered_classifier:
             center(self.classifier)
 
-    def contributions(self, bags: BagBatch) -> Contributions:
+    def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions:
         """Instance i adds `softmax(a)_i * (w_c · h_i)` to logit c."""
-        h = self.embed_instances(bags, None)
-        scores = self.attention(h, bags.cu_seqlens, None)
-        attention = attend(scores, bags, None)
+        scores = self.attention(h, bags.cu_seqlens, step)
+        attention = attend(scores, bags, step)
         values = attention.weights * packed_linear(h, self.classifier.weight, None, bags.cu_seqlens)
         output = self._pool(h, scores, attention, bags)
         return Contributions(output=output, values=values, bias=self.classifier.bias)

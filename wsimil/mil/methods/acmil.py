@@ -101,16 +101,15 @@ class ACMIL(MILModel):
         self.drop = config.out_dropout
         self.weights = {"branches": config.branch_weight, "diversity": config.diversity_weight}
 
-    def contributions(self, bags: BagBatch) -> Contributions | None:
+    def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions | None:
         """Gated: instance i adds the mean over branches of its attention, times `w_c · h_i`; multi-head: no exact split."""
         if self.heads > 1:
             return None
-        h = self.embed_instances(bags, None)
-        scores = self._scores(h, bags, None)
-        attention = attend(scores, bags, None)
+        scores = self._scores(h, bags, step)
+        attention = attend(scores, bags, step, self.masking)
         values = packed_linear(h, self.classifier.weight, None, bags.cu_seqlens)
         values = attention.weights.mean(dim=1, keepdim=True) * values
-        output = self._answer(h, scores, attention, bags, None)
+        output = self._answer(h, scores, attention, bags, step)
         return Contributions(output=output, values=values, bias=self.classifier.bias)
 
     def embed_instances(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:

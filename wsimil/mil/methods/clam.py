@@ -88,11 +88,10 @@ class CLAM(MILModel):
         )
         self.svm, self.bag_weight = config.instance_loss == "svm", config.bag_weight
 
-    def contributions(self, bags: BagBatch) -> Contributions:
+    def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions:
         """Instance i adds `p_ci * (w_c · h_i)` to logit c."""
-        h = self.embed_instances(bags, None)
-        scores = self.attention(h, bags.cu_seqlens, None)
-        attention = attend(scores, bags, None)
+        scores = self.attention(h, bags.cu_seqlens, step)
+        attention = attend(scores, bags, step)
         weight, bias = self._head()
         values = attention.weights * packed_linear(h, weight, None, bags.cu_seqlens)
         return Contributions(output=self._pool(h, scores, attention, bags), values=values, bias=bias)

@@ -10,6 +10,8 @@ instance is critical is not differentiated, its query is. Of equal instances the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int64
 from pydantic import Field
@@ -19,7 +21,7 @@ from torch.nn import functional as F
 from wsimil.config import FrozenConfig
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LossTerms, StepContext
-from wsimil.mil.layers.attend import attend
+from wsimil.mil.layers.attend import Attention, attend
 from wsimil.mil.layers.dropout import dropout
 from wsimil.mil.layers.embedding import Activation, InstanceEmbedding
 from wsimil.ops.packed_linear import packed_linear, row_linear
@@ -69,18 +71,13 @@ class DSMIL(MILModel):
         self.bag = nn.Conv1d(num_classes, num_classes, kernel_size=width)
         self.value_dropout, self.max_weight = config.value_dropout, config.max_weight
 
-    def contributions(self, bags: BagBatch) -> Contributions:
+    def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions:
         """Instance i adds `sum_k a_ki (w_ck · value(h_i))` to logit c: every class reads the pooled vectors of all classes."""
-        h = self.embed_instances(bags, None)
-        output = self.aggregate(h, bags, None)
-        scores = output.attention_logits
-        if scores is None:
-            raise TypeError("DSMIL always has attention")
-        weights = attend(scores, bags, None).weights  # [T, C]
+        passed = self._pass(h, bags, step)
         classes = self.num_classes
-        reads = packed_linear(self._values(h, bags, None), self.bag.weight.flatten(0, 1), None, bags.cu_seqlens)
-        values = (reads.view(-1, classes, classes) * weights[:, None, :].to(reads.dtype)).sum(dim=2)
-        return Contributions(output=output, values=values, bias=self._bias)
+        reads = packed_linear(passed.values, self.bag.weight.flatten(0, 1), None, bags.cu_seqlens)
+        values = (reads.view(-1, classes, classes) * passed.attention.weights[:, None, :].to(reads.dtype)).sum(dim=2)
+        return Contributions(output=passed.output, values=values, bias=self._bias)
 
     def embed_instances(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
         """See `MILModel.embed_instances`."""
@@ -89,20 +86,7 @@ class DSMIL(MILModel):
 
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`."""
-        ends = bags.cu_seqlens
-        instances = packed_linear(h, self.instance.weight, self.instance.bias, ends)
-        critical = segment_max(instances.detach(), ends).rows  # [B, C]
-        scores = self._scores(h, critical, bags)
-        attention = attend(scores, bags, step)
-        pooled = segment_sum(attention.weights, self._values(h, bags, step), ends)  # [B, C, L]
-        embedding = pooled.flatten(1)
-        return BagOutput(
-            logits=row_linear(embedding, self.bag.weight.flatten(1), self._bias),
-            embedding=embedding,
-            attention_logits=scores,
-            instance_logits=instances,
-            masked=attention.masked,
-        )
+        return self._pass(h, bags, step).output
 
     def loss_terms(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext) -> LossTerms:
         """See `MILModel.loss_terms`; "max" is the criterion on the highest instance logit of each class."""
@@ -115,6 +99,23 @@ class DSMIL(MILModel):
             "max": step.criterion(highest, bags.known_targets),
         }
         return LossTerms(output=output, terms=terms, weights={"bag": 1 - self.max_weight, "max": self.max_weight})
+
+    def _pass(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> _Pass:
+        ends = bags.cu_seqlens
+        instances = packed_linear(h, self.instance.weight, self.instance.bias, ends)
+        critical = segment_max(instances.detach(), ends).rows  # [B, C]
+        scores = self._scores(h, critical, bags)
+        attention = attend(scores, bags, step)
+        values = self._values(h, bags, step)
+        embedding = segment_sum(attention.weights, values, ends).flatten(1)  # [B, C * L]
+        output = BagOutput(
+            logits=row_linear(embedding, self.bag.weight.flatten(1), self._bias),
+            embedding=embedding,
+            attention_logits=scores,
+            instance_logits=instances,
+            masked=attention.masked,
+        )
+        return _Pass(output=output, attention=attention, values=values)
 
     @property
     def _bias(self) -> Tensor:
@@ -140,3 +141,10 @@ class DSMIL(MILModel):
         return F.relu(
             packed_linear(dropout(h, self.value_dropout, step), self.value.weight, self.value.bias, bags.cu_seqlens)
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Pass:
+    output: BagOutput
+    attention: Attention
+    values: Float[Tensor, "T L"]

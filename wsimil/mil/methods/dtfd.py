@@ -77,10 +77,9 @@ class DTFD(MILModel):
         self.pseudo_bags, self.distill, self.end_to_end = config.pseudo_bags, config.distill, config.end_to_end
         self.share = max(config.distilled // config.pseudo_bags, 1)
 
-    def contributions(self, bags: BagBatch) -> Contributions:
+    def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions:
         """Instance i adds what it weighs in the bag's vector, over both tiers, times `w_c · h_i`."""
-        h = self.embed_instances(bags, None)
-        output = self.aggregate(h, bags, None)
+        output = self.aggregate(h, bags, step)
         if output.attention is None:
             raise TypeError("DTFD-MIL always has attention")
         values = output.attention * packed_linear(h, self.second_classifier.weight, None, bags.cu_seqlens)

@@ -54,9 +54,8 @@ class Pooling(MILModel):
         self.level = config.level
         initialize(self, config.init)
 
-    def contributions(self, bags: BagBatch) -> Contributions:
+    def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions:
         """A mean gives each instance its share, a maximum goes to the instance that reaches it; ties share it evenly."""
-        h = self.embed_instances(bags, None)
         output = self._pool(h, bags)
         weight, bias, ends = self.classifier.weight, self.classifier.bias, bags.cu_seqlens
         if self.pool == "mean":

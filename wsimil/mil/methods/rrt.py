@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from wsimil.config import FrozenConfig
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, BagOutput, Contributions, StepContext
-from wsimil.mil.layers.attend import attend
+from wsimil.mil.layers.attend import Attention, attend
 from wsimil.mil.layers.embedding import Activation, InstanceEmbedding
 from wsimil.mil.layers.gated_attention import GatedAttention, ScoreActivation
 from wsimil.mil.layers.initialize import initialize
@@ -103,16 +103,15 @@ class RRT(MILModel):
         if config.epeg_kernel is not None:
             self.without_gradient = frozenset(f"layers.{i}.attention.epeg.bias" for i in range(config.layers))
 
-    def contributions(self, bags: BagBatch) -> Contributions:
+    def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions:
         """Instance i adds `softmax(pool(t))_i * (w_c · t_i)` to logit c, where t_i has seen its region and the others."""
-        h = self.embed_instances(bags, None)
-        output = self.aggregate(h, bags, None)
-        tokens = self._mix(h, bags, None)
-        if output.attention_logits is None:
-            raise TypeError("RRT-MIL always has attention")
-        weights = attend(output.attention_logits, bags, None).weights
-        values = weights * packed_linear(tokens, self.classifier.weight, None, bags.cu_seqlens)
-        return Contributions(output=output, values=values, bias=self.classifier.bias)
+        tokens = self._mix(h, bags, step)
+        scores = self.pool(tokens, bags.cu_seqlens, step)
+        attention = attend(scores, bags, step)
+        values = attention.weights * packed_linear(tokens, self.classifier.weight, None, bags.cu_seqlens)
+        return Contributions(
+            output=self._pool(tokens, scores, attention, bags), values=values, bias=self.classifier.bias
+        )
 
     def embed_instances(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
         """See `MILModel.embed_instances`."""
@@ -123,7 +122,9 @@ class RRT(MILModel):
         """See `MILModel.aggregate`."""
         tokens = self._mix(h, bags, step)
         scores = self.pool(tokens, bags.cu_seqlens, step)
-        attention = attend(scores, bags, step)
+        return self._pool(tokens, scores, attend(scores, bags, step), bags)
+
+    def _pool(self, tokens: Tensor, scores: Tensor, attention: Attention, bags: BagBatch) -> BagOutput:
         embedding = segment_sum(attention.weights, tokens, bags.cu_seqlens)[:, 0]
         return BagOutput(
             logits=row_linear(embedding, self.classifier.weight, self.classifier.bias),
