@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from wsimil.errors import ModelError
 from wsimil.mil import registry
 from wsimil.mil.batch import StepContext, take
-from wsimil.mil.masking import TopKMasking
+from wsimil.mil.masking import RankMasking, TopKMasking
 from wsimil.testing.method_laws import CLASSES, DIM, make_bags
 
 
@@ -59,5 +62,52 @@ def test_any_attention_method_takes_the_masking_of_a_step():
 
 
 def test_impossible_shares_are_refused():
-    with pytest.raises(ValueError, match=r"drop lies in \[0, 1\]"):
+    with pytest.raises(ValueError, match="less than or equal to 1"):
         TopKMasking(k=1, drop=1.5)
+
+
+def test_rank_masking_masks_shares_of_whole_bags_for_all_heads():
+    bags = make_bags((63, 200))
+    scores = torch.randn(263, 3, generator=torch.Generator().manual_seed(1))
+    masked = RankMasking(random=0.1, low=0.2, high=0.05, fusion="max")(scores, bags, step())
+    assert torch.equal(masked, masked[:, :1].expand_as(masked))
+    for part, of in zip(masked[:, 0].split([63, 200]), scores.split([63, 200]), strict=True):
+        highest = of.amax(dim=1)
+        n = len(of)
+        assert part[highest.topk(math.ceil(n * 0.05)).indices].all()
+        assert part[highest.topk(math.ceil(n * 0.2), largest=False).indices].all()
+        assert math.ceil(n * 0.25) <= int(part.sum()) <= math.ceil(n * 0.2) + math.ceil(n * 0.05) + math.ceil(n * 0.1)
+
+
+def test_a_mask_that_would_take_all_takes_none_but_officially():
+    scores = torch.tensor([[0.3], [0.7]])
+    mask = RankMasking(high=0.9)
+    assert not mask.choose(scores, step()).any()
+    assert mask.choose(scores, step(), official=True).all()
+
+
+def test_a_mask_after_one_that_took_one_instance_raises_officially():
+    scores = torch.rand(5, 1)
+    mask = RankMasking(low=0.2, high=0.02)
+    assert mask.choose(scores, step()).sum() == 2
+    with pytest.raises(ModelError, match="raises where a first mask takes exactly one"):
+        mask.choose(scores, step(), official=True)
+
+
+def test_the_high_share_is_drawn_from_as_many_more():
+    scores = torch.arange(100.0)[:, None]
+    mask = RankMasking(high=0.1, high_share=0.5)
+    seen = torch.stack([mask.choose(scores, step(seed)) for seed in range(300)]).double().mean(dim=0)
+    assert (seen[:80] == 0).all()
+    assert (seen[80:] - 0.5).abs().max() < 5 * (0.25 / 300) ** 0.5
+
+
+def test_the_high_share_decays_to_nothing():
+    scores = torch.arange(100.0)[:, None]
+    mask = RankMasking(high=0.1, decay=True)
+    counts = [int(mask.choose(scores, step_at(p)).sum()) for p in (0.0, 0.5, 0.999, 1.0)]
+    assert counts == [10, 5, 1, 0]
+
+
+def step_at(progress):
+    return StepContext(generator=torch.Generator().manual_seed(0), progress=progress)

@@ -40,6 +40,30 @@ VARIANTS = {
         {"distill": "maxmins", "pseudo_bags": 3, "hidden_dim": 40, "attention_dim": 17},
         {"pseudo_bags": 2, "hidden_dim": 24, "embed_dropout": 0.25},
     ],
+    "mhim": [
+        {"base": {"name": "transmil", "hidden_dim": 32, "heads": 4, "filling": "ppeg", "init": "xavier_normal"}},
+        {
+            "base": {"name": "abmil", "hidden_dim": 40, "activation": "gelu", "attention_dropout": 0.25},
+            "score": "class",
+            "recycle": {"tokens": 3, "heads": 2, "head_dim": 8},
+            "mask": {"high": 0.1},
+        },
+        {
+            "base": {"name": "transmil", "hidden_dim": 32, "heads": 4},
+            "score": "class",
+            "recycle": {"tokens": 2, "heads": 2, "head_dim": 8, "at_inference": True},
+            "teacher_dropout": False,
+        },
+        {"base": {"name": "dsmil", "hidden_dim": 24, "value_layer": True}, "score": "instance", "mask": {"low": 0.5}},
+        {"base": {"name": "acmil", "attention": "multihead", "hidden_dim": 24, "heads": 3}, "mask": {"high": 0.3}},
+        {"base": {"name": "clam", "branches": "multi", "hidden_dim": 24}, "mask": {"random": 0.3, "fusion": "mean"}},
+        {
+            "base": {"name": "rrt", "hidden_dim": 24, "region_side": 2},
+            "score": "class",
+            "mask": {"invert": True, "low": 0.5},
+        },
+        {"base": {"name": "dtfd", "hidden_dim": 24}, "mask": {"high": 0.2, "high_share": 0.5, "decay": True}},
+    ],
     "multihead": [{"hidden_dim": 30, "heads": 3, "embed_dropout": 0.25}],
     "pooling": [
         {"pool": pool, "level": level, "hidden_dim": hidden_dim}

@@ -14,8 +14,8 @@ from wsimil.testing.parity.__main__ import main
 from wsimil.testing.parity.replay import replay_file
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
-REPLAYED = ("abmil", "acmil", "aem", "clam", "dsmil", "dtfd", "pool", "rrt", "transmil")
-FILES = [path for folder in REPLAYED for path in sorted((GOLDEN / folder).glob("*.npz"))]
+FILES = sorted(GOLDEN.rglob("*.npz"))
+PARTS = ("masks", "ema", "scoring")  # of a method, without a step
 STEP = "acmil/ga_train_t5k10d6_N37.npz"
 
 
@@ -24,7 +24,8 @@ STEP = "acmil/ga_train_t5k10d6_N37.npz"
 def test_a_recorded_step_of_the_official_code_is_replayed(shared_dir, path):
     report = replay_file(path)
     assert report.failures == []
-    for quantity in ("logits", "gradient"):
+    assert report.errors
+    for quantity in () if path.stem.startswith(PARTS) else ("logits", "gradient"):
         found = [error for name, error in report.errors.items() if name.startswith(quantity)]
         assert found
         assert max(found) <= 1e-5

@@ -17,12 +17,12 @@ import torch
 from wsimil.cohort import Cohort, CohortSlide
 from wsimil.errors import ConfigError, ModelError, TrainingError
 from wsimil.mil import registry
+from wsimil.mil.masking import TopKMasking
 from wsimil.mil.regularizers.attention_entropy import AttentionEntropyConfig
 from wsimil.mil.saved import load_model
 from wsimil.provenance import Provenance
 from wsimil.training import FitConfig, FitResult, fit
 from wsimil.training.checkpoint import read_checkpoint
-from wsimil.training.config import TopKMaskingConfig
 from wsimil.training.fit import Instances
 from wsimil.training.sampling import class_weights, draw_instances, epoch_order
 from wsimil.training.schedule import lr_factor
@@ -237,7 +237,7 @@ def test_of_equal_epochs_the_latest_watched_one_is_kept(tmp_path: Path) -> None:
 
 
 def test_masking_by_config_changes_training_of_attention_methods_and_is_refused_for_others(tmp_path: Path) -> None:
-    masking = QUICK.model_copy(update={"masking": TopKMaskingConfig(k=4, drop=0.5)})
+    masking = QUICK.model_copy(update={"masking": TopKMasking(k=4, drop=0.5)})
     plain, masked = run(tmp_path / "a"), run(tmp_path / "b", config=masking)
     assert plain.history[0].train_loss != masked.history[0].train_loss
     again = run(tmp_path / "c", config=masking)

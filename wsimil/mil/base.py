@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from wsimil.config import FrozenConfig
-from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LossTerms, StepContext
+from wsimil.errors import ModelError
+from wsimil.mil.batch import BagBatch, BagOutput, ClassScores, Contributions, LossTerms, StepContext
 from wsimil.mil.layers.standardize import Standardize
 
 
@@ -36,10 +37,13 @@ class MILModel(nn.Module, ABC):
     without_gradient: frozenset[str] = frozenset()
     """Names of parameters whose gradient is always zero, such as a bias before a softmax; every other one must learn."""
 
-    takes_masking: ClassVar[bool] = False
+    takes_masking: bool = False
     """Whether a training step's `masking` acts on the scores of this method; a run that asks others for it is refused."""
 
-    mixes_instances: ClassVar[bool] = False
+    embedding_parts: int = 1
+    """Of how many vectors, one after another, `BagOutput.embedding` is made: of one for each class in some methods."""
+
+    mixes_instances: bool = False
     """Whether an instance is changed by others and by its place among them: equal instances may then weigh differently."""
 
     def __init__(self, config: FrozenConfig, *, in_dim: int, num_classes: int) -> None:
@@ -60,6 +64,17 @@ class MILModel(nn.Module, ABC):
     def contributions(self, bags: BagBatch) -> Contributions | None:
         """How much each instance adds to each logit, where the method splits exactly; None where it does not."""
         return self.split(self.embed_instances(bags, None), bags, None)
+
+    def warm_start(self, other: MILModel) -> None:
+        """Take the weights of a trained model to begin with. Raises ModelError for one that is not built alike."""
+        ours, theirs = ({name: tuple(value.shape) for name, value in m.state_dict().items()} for m in (self, other))
+        if ours != theirs:
+            different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+            raise ModelError(
+                f"a warm start needs a model built like this {type(self).__name__}, got a {type(other).__name__}; these weights"
+                f" do not fit: {', '.join(different[:6])}"
+            )
+        self.load_state_dict(other.state_dict())
 
     def param_groups(self) -> list[ParamGroup]:
         """What the optimizer moves; matrices decay, biases and other vectors do not."""
@@ -86,6 +101,15 @@ class MILModel(nn.Module, ABC):
     def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions | None:
         """`aggregate` with its logits split over the instances; None where the method does not split exactly."""
         return None
+
+    def class_scores(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> ClassScores | None:
+        """`aggregate` with how each instance alone speaks for each class: its part of the logits, where these split."""
+        split = self.split(h, bags, step)
+        return None if split is None else ClassScores(output=split.output, values=split.values)
+
+    def of_nothing(self, h: Float[Tensor, "0 L"], step: StepContext | None) -> BagOutput:
+        """What official code answers for a bag whose every instance was masked. Raises ModelError for a method that cannot."""
+        raise ModelError(f"{type(self).__name__} has no answer for a bag whose every instance is masked; mask fewer")
 
     def loss_terms(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext) -> LossTerms:
         """The loss of a training step on embedded instances of `bags`, which have targets."""

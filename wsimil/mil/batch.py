@@ -141,6 +141,14 @@ class Contributions:
     bias: Float[Tensor, " C"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ClassScores:
+    """An output, and how each instance alone speaks for each class, in logits up to a constant of its class."""
+
+    output: BagOutput
+    values: Float[Tensor, "T C"]
+
+
 class ScoreMasking(Protocol):
     """Chooses, from raw scores and the draws of a step, which instances each head does not see."""
 
@@ -188,13 +196,15 @@ class StepContext:
 class LossTerms:
     """The output of a training step and the named terms of its loss, each a scalar; a term without a weight has weight 1.
 
-    `details` are what a method chose or computed on the way, under names of its own, for whoever looks into a step.
+    `details` are what a method chose or computed on the way, under names of its own, for whoever looks into a step. `seen` are
+    the bags that the output speaks of, where a method showed itself other instances than it was given.
     """
 
     output: BagOutput
     terms: Mapping[str, Float[Tensor, ""]]
     weights: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, Tensor] = field(default_factory=dict)
+    seen: BagBatch | None = None
 
     def __post_init__(self) -> None:
         if not self.terms or set(self.weights) - set(self.terms):
@@ -209,8 +219,42 @@ class LossTerms:
         return torch.stack([self.weights.get(name, 1.0) * term for name, term in self.terms.items()]).sum()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowStep(StepContext):
+    """A step for some rows of a pack: an instance's draws are those it has in a step for all `total` rows."""
+
+    whole: StepContext
+    rows: Int64[Tensor, " K"]
+    total: int
+
+    def keep_mask(self, shape: Sequence[int], *, drop: float, device: torch.device) -> Bool[Tensor, "*shape"]:
+        """The mask of all rows, at these."""
+        return self.whole.keep_mask((self.total, *shape[1:]), drop=drop, device=device)[self.rows]
+
+    def uniform(self, shape: Sequence[int], *, device: torch.device) -> Float[Tensor, "*shape"]:
+        """The numbers of all rows, at these."""
+        return self.whole.uniform((self.total, *shape[1:]), device=device)[self.rows]
+
+    def permutation(self, count: int, *, device: torch.device) -> Int64[Tensor, " count"]:
+        """Never asked for: what is drawn for an instance has no order. Raises TypeError."""
+        raise TypeError("rows of a pack have no permutation of their own")
+
+
+def rows_of(step: StepContext, rows: Int64[Tensor, " K"], *, total: int) -> RowStep:
+    """The step for these rows of a pack of `total`, for what is drawn instance by instance."""
+    return RowStep(
+        generator=step.generator,
+        progress=step.progress,
+        criterion=step.criterion,
+        masking=step.masking,
+        whole=step,
+        rows=rows,
+        total=total,
+    )
+
+
 def take(bags: BagBatch, rows: Int64[Tensor, " K"]) -> BagBatch:
-    """The bags with these rows of the pack alone, `rows` ascending and at least one of each bag."""
+    """The bags with these rows of the pack alone, bag by bag and at least one of each."""
     counts = torch.bincount(bags.bag_ids[rows], minlength=len(bags))
     ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(torch.int32)
     return replace(bags, features=bags.features[rows], xy0=bags.xy0[rows], cu_seqlens=ends)

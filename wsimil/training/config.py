@@ -7,14 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from wsimil.config import FrozenConfig
+from wsimil.mil.masking import Masking
 from wsimil.mil.regularizers.attention_entropy import AttentionEntropyConfig
-
-
-class TopKMaskingConfig(FrozenConfig):
-    """STKIM: each head loses int(k * drop) of the k instances that it scores highest, drawn anew in each step."""
-
-    k: int = Field(10, ge=1)
-    drop: float = Field(0.6, ge=0, le=1)
 
 
 class FitConfig(FrozenConfig):
@@ -25,7 +19,8 @@ class FitConfig(FrozenConfig):
     "sampling" draws classes equally often, "none" leaves the cohort as it is. `label_smoothing` in [0, 1).
     `loss`: the criterion of bags, cross-entropy over classes or a binary cross-entropy for each class, as DSMIL has it.
     `entropy`: attention entropy maximization (AEM, arXiv:2406.15303), for methods whose attention is a softmax.
-    `masking`: stochastic top-k instance masking (STKIM, ACMIL) for methods that have attention and bring no masking of their own.
+    `masking`: instances that a step keeps from methods that have attention and bring no masking of their own, by their scores;
+    kind "top_k" (STKIM, ACMIL) or "rank" (the masks of MHIM-MIL).
     `clip_norm`: gradients are scaled to at most this norm. `max_instances`: instances of a bag drawn anew for each step, null
     for all. `monitor`: what is watched on the validation split, AUROC or loss, from the share `watch_from` of the epochs on; of
     equal epochs the latest counts as best. `patience`: epochs without a best before training stops, null for never. `keep`:
@@ -42,7 +37,7 @@ class FitConfig(FrozenConfig):
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
     entropy: AttentionEntropyConfig = AttentionEntropyConfig()
-    masking: TopKMaskingConfig | None = None
+    masking: Masking | None = None
     clip_norm: float | None = Field(5.0, gt=0)
     max_instances: int | None = Field(None, ge=1)
     monitor: Literal["auroc", "loss"] = "auroc"

@@ -24,7 +24,6 @@ from wsimil.files import check_writable, write_text
 from wsimil.mil import registry
 from wsimil.mil.batch import BagBatch, StepContext, pack
 from wsimil.mil.criterion import BinaryCrossEntropy, CrossEntropy
-from wsimil.mil.masking import TopKMasking
 from wsimil.mil.regularizers.attention_entropy import attention_entropy
 from wsimil.mil.saved import save_model
 from wsimil.provenance import Json, Provenance, sha256_json
@@ -145,8 +144,7 @@ class _Run:
         kind = CrossEntropy if config.loss == "cross_entropy" else BinaryCrossEntropy
         self.criterion = kind(class_weights=weights, label_smoothing=config.label_smoothing)
         self.val_criterion = kind(class_weights=None if weights is None else weights.cpu())
-        self.masking = None if config.masking is None else TopKMasking(k=config.masking.k, drop=config.masking.drop)
-        if self.masking is not None and not self.model.takes_masking:
+        if config.masking is not None and not self.model.takes_masking:
             raise ConfigError(f"fit.masking: method {method!r} has no attention that could be masked; leave it out")
         self.generator = torch.Generator().manual_seed(config.seed)
 
@@ -235,14 +233,16 @@ class _Run:
     ) -> tuple[float, dict[str, float]]:
         config = self.config
         bags = self._pack(chosen, draw=True)
-        step = StepContext(generator=self.generator, progress=progress, criterion=self.criterion, masking=self.masking)
+        step = StepContext(
+            generator=self.generator, progress=progress, criterion=self.criterion, masking=config.masking
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * lr_factor(progress, warmup=config.warmup)
         terms = self.model.losses(bags, step)
         total = terms.total
         named = {name: float(term.detach()) for name, term in terms.terms.items()}
         weight = config.entropy.weight_at(progress)
-        entropy = attention_entropy(terms.output, bags, top_k=config.entropy.top_k) if weight else None
+        entropy = attention_entropy(terms.output, terms.seen or bags, top_k=config.entropy.top_k) if weight else None
         if entropy is not None:
             total = total + weight * entropy
             named["attention_entropy"] = float(entropy.detach())

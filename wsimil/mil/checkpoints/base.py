@@ -26,7 +26,8 @@ class OfficialModel:
     """A method of ours that computes what an official checkpoint computes.
 
     `config` is what tensors tell of the hyperparameters. `names` gives our name for each of theirs; a tensor may have another
-    shape with us, of as many numbers in the same order. `aliases` are theirs that repeat another of theirs.
+    shape with us, of as many numbers in the same order. `aliases` are theirs that nothing reads, or that repeat another;
+    `repeats` are ours that they lack, each with the one of ours that it begins as.
     """
 
     method: str
@@ -35,6 +36,7 @@ class OfficialModel:
     num_classes: int
     names: Mapping[str, str]
     aliases: frozenset[str] = field(default=frozenset())
+    repeats: Mapping[str, str] = field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -78,7 +80,8 @@ def build(
     ours = model.state_dict()
     unexpected = sorted(set(state) - set(official.names) - official.aliases)
     taken = {official.names[name]: tensor for name, tensor in state.items() if name in official.names}
-    missing = sorted(name for name in ours if name not in taken and not name.startswith("standardize."))
+    taken |= {name: taken[source] for name, source in official.repeats.items() if source in taken}
+    missing = sorted(name for name in ours if name not in taken and "standardize." not in name)
     strange = sorted(set(taken) - set(ours))
     if unexpected or missing or strange:
         raise ModelError(

@@ -27,11 +27,20 @@ class NystromAttention(nn.Module):
     """
 
     def __init__(
-        self, dim: int, *, heads: int, landmarks: int, iterations: int, kernel: int, drop: float, shifted: bool = False
+        self,
+        dim: int,
+        *,
+        heads: int,
+        head_dim: int,
+        landmarks: int,
+        iterations: int,
+        kernel: int,
+        drop: float,
+        shifted: bool = False,
     ) -> None:
         super().__init__()
-        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.to_out = nn.Linear(dim, dim)
+        self.to_qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
+        self.to_out = nn.Linear(heads * head_dim, dim)
         # Along tokens alone, so in one dimension: torch 2.15 on CPU gives wrong gradients of a (33, 1) kernel in float32.
         self.conv = nn.Conv1d(heads, heads, kernel, padding=kernel // 2, groups=heads, bias=False)
         self.heads, self.landmarks, self.iterations = heads, landmarks, iterations
@@ -44,6 +53,12 @@ class NystromAttention(nn.Module):
         shape = (count + -count % self.landmarks, self.to_out.out_features)
         return step.keep_mask(shape, drop=self.drop, device=device)
 
+    def draw_rows(self, count: int, step: StepContext | None, *, device: torch.device) -> Bool[Tensor, "T L"] | None:
+        """The like for `count` rows without padding, as `spoken` takes it."""
+        if step is None or self.drop == 0:
+            return None
+        return step.keep_mask((count, self.to_out.out_features), drop=self.drop, device=device)
+
     def forward(self, x: Float[Tensor, "T L"], keep: Bool[Tensor, "padded L"] | None) -> Float[Tensor, "T L"]:
         """Each token's mixture of all tokens; `keep` is what `draw` gave. Nothing is drawn here, so it may be recomputed."""
         q, k, v = self._project(x)
@@ -55,6 +70,24 @@ class NystromAttention(nn.Module):
         if keep is not None:
             out = out * keep / (1 - self.drop)
         return out[: len(x)] if self.shifted else out[len(out) - len(x) :]
+
+    @torch.no_grad()
+    def spoken(
+        self, x: Float[Tensor, "T L"], weights: Float[Tensor, "heads T"], keep: Bool[Tensor, "T L"] | None
+    ) -> Float[Tensor, "T L"]:
+        """What each token would add to another that gives it `weights`: its weighed values, projected out."""
+        _, _, v = self._project(x)
+        return self.said(v[:, v.shape[1] - len(x) :], weights, keep)
+
+    def said(
+        self,
+        values: Float[Tensor, "heads T d"],
+        weights: Float[Tensor, "heads T"],
+        keep: Bool[Tensor, "T L"] | None,
+    ) -> Float[Tensor, "T L"]:
+        """Weighed values, projected out."""
+        out: Tensor = self.to_out((values * weights[..., None]).transpose(0, 1).flatten(1))
+        return out if keep is None else out * keep / (1 - self.drop)
 
     @torch.no_grad()
     def row(self, x: Float[Tensor, "T L"], token: int) -> Float[Tensor, "heads T"]:

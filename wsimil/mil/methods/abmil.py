@@ -16,6 +16,7 @@ Several heads go under this name. What differs between them, as config:
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
@@ -101,6 +102,13 @@ class ABMIL(MILModel):
         """See `MILModel.aggregate`."""
         scores = self.attention(h, bags.cu_seqlens, step)
         return self._pool(h, scores, attend(scores, bags, step), bags)
+
+    def of_nothing(self, h: Float[Tensor, "0 L"], step: StepContext | None) -> BagOutput:
+        """See `MILModel.of_nothing`: a vector of zeros."""
+        scores = self.attention(h, torch.zeros(2, dtype=torch.int32, device=h.device), step)
+        embedding = scores.softmax(dim=0).t() @ h
+        logits = row_linear(embedding, self.classifier.weight, self.classifier.bias)
+        return BagOutput(logits=logits, embedding=embedding)
 
     def _pool(
         self, h: Float[Tensor, "T L"], scores: Float[Tensor, "T 1"], attention: Attention, bags: BagBatch

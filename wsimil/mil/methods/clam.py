@@ -81,6 +81,7 @@ class CLAM(MILModel):
         self.classifier = None if multi else nn.Linear(width, num_classes)
         self.classifiers = nn.ModuleList(nn.Linear(width, 1) for _ in range(num_classes)) if multi else None
         self.instance_classifiers = nn.ModuleList(nn.Linear(width, 2) for _ in range(num_classes))
+        self.embedding_parts = num_classes if multi else 1
         self.k_sample, self.subtyping, self.official = (
             config.k_sample,
             config.subtyping,

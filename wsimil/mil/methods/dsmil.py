@@ -10,7 +10,7 @@ instance is critical is not differentiated, its query is. Of equal instances the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -34,7 +34,8 @@ class DSMILConfig(FrozenConfig):
     """Hyperparameters of DSMIL; `hidden_dim` null, the official choice, works on the features themselves.
 
     `nonlinear`: queries are tanh(Linear(relu(Linear(h)))), otherwise Linear(h), of `query_dim`. `value_layer`: what is pooled is
-    relu(Linear(dropout(h))), otherwise h. `max_weight` is the share of the loss of the highest instance logits.
+    relu(Linear(dropout(h))), otherwise h. `max_weight` is the share of the loss of the highest instance logits; with
+    `joined_loss`, as MHIM-MIL's second version has it, the share is one of logits, and the loss is that of their mean.
     """
 
     hidden_dim: int | None = Field(None, ge=1)
@@ -45,6 +46,7 @@ class DSMILConfig(FrozenConfig):
     value_layer: bool = False
     value_dropout: float = Field(0.0, ge=0, lt=1)
     max_weight: float = Field(0.5, ge=0, le=1)
+    joined_loss: bool = False
 
 
 class DSMIL(MILModel):
@@ -69,7 +71,9 @@ class DSMIL(MILModel):
             self.query = nn.Sequential(nn.Linear(width, query), nn.ReLU(), nn.Linear(query, query), nn.Tanh())
         self.value = nn.Linear(width, width) if config.value_layer else None
         self.bag = nn.Conv1d(num_classes, num_classes, kernel_size=width)
+        self.embedding_parts = num_classes
         self.value_dropout, self.max_weight = config.value_dropout, config.max_weight
+        self.joined_loss = config.joined_loss
 
     def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions:
         """Instance i adds `sum_k a_ki (w_ck · value(h_i))` to logit c: every class reads the pooled vectors of all classes."""
@@ -94,6 +98,10 @@ class DSMIL(MILModel):
         if output.instance_logits is None:
             raise TypeError("DSMIL always has instance logits")
         highest = segment_max(output.instance_logits, bags.cu_seqlens).values
+        if self.joined_loss:
+            logits = (1 - self.max_weight) * output.logits + self.max_weight * highest
+            terms = {"bag": step.criterion(logits, bags.known_targets)}
+            return LossTerms(output=replace(output, logits=logits), terms=terms)
         terms = {
             "bag": step.criterion(output.logits, bags.known_targets),
             "max": step.criterion(highest, bags.known_targets),

@@ -7,49 +7,61 @@ The order of instances matters: they are laid out as a square image, row by row,
 that of the file; here it is by (y, x), which is the order of our files: a bag's answer does not hang on the order of its rows.
 The square is filled up with the first instances, which so count twice. `shifted_output` reproduces nystrom-attention 0.0.9, which
 the official requirements pin: its rows are shifted by the padding, and the class token reads a row of padding.
+
+The encoder that MHIM-MIL calls TransMIL or "selfattn" (https://github.com/DearCaat/MHIM-MIL) differs: `filling: ppeg`,
+`embed_dropout: 0.25` and `init: xavier_normal`.
 """
 # ruff: noqa: F722  # jaxtyping's dimension strings are no forward references
 
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from wsimil.config import FrozenConfig
 from wsimil.mil.base import MILModel
-from wsimil.mil.batch import BagBatch, BagOutput, StepContext
-from wsimil.mil.layers.embedding import InstanceEmbedding
+from wsimil.mil.batch import BagBatch, BagOutput, ClassScores, StepContext
+from wsimil.mil.layers.embedding import Activation, InstanceEmbedding
+from wsimil.mil.layers.initialize import Init, initialize
 from wsimil.mil.layers.nystrom import PPEG, NystromAttention
 from wsimil.mil.layers.raster import raster_order
 from wsimil.ops.packed_linear import row_linear
 from wsimil.ops.varlen import join_bags, split_bags
 
+_SMALLEST_SIDE = 7
+
 
 class TransMILConfig(FrozenConfig):
-    """Hyperparameters of TransMIL; `landmarks` null are half of `hidden_dim`, which `heads` divide.
+    """Hyperparameters of TransMIL; `landmarks` null are half of `hidden_dim`, `head_dim` null is `hidden_dim` / `heads`.
 
-    `attention_layer`: the layer, 1 or 2, whose class token's weights are given as attention.
+    `attention_layer`: the layer, 1 or 2, whose class token's weights are given as attention. `filling`: instances fill up the
+    "square" before everything, as in TransMIL, or for the positional convolution alone and then up to 7 by 7 with zeros ("ppeg").
     """
 
     hidden_dim: int = Field(512, ge=2)
+    activation: Activation = "relu"
     heads: int = Field(8, ge=1)
+    head_dim: int | None = Field(None, ge=1)
     landmarks: int | None = Field(None, ge=1)
     iterations: int = Field(6, ge=1)
     kernel: int = Field(33, ge=1)
     embed_dropout: float = Field(0.0, ge=0, lt=1)
     out_dropout: float = Field(0.1, ge=0, lt=1)
     attention_layer: int = Field(1, ge=1, le=2)
+    filling: Literal["square", "ppeg"] = "square"
+    init: Init = "torch"
     shifted_output: bool = False
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
-        if self.hidden_dim % self.heads:
+        if self.head_dim is None and self.hidden_dim % self.heads:
             raise ValueError(f"hidden_dim {self.hidden_dim} is no multiple of heads {self.heads}")
         return self
 
@@ -63,6 +75,7 @@ class Layer(nn.Module):
         self.attention = NystromAttention(
             config.hidden_dim,
             heads=config.heads,
+            head_dim=config.head_dim or config.hidden_dim // config.heads,
             landmarks=config.landmarks or config.hidden_dim // 2,
             iterations=config.iterations,
             kernel=config.kernel,
@@ -94,13 +107,16 @@ class TransMIL(MILModel):
     def __init__(self, config: TransMILConfig, *, in_dim: int, num_classes: int) -> None:
         super().__init__(config, in_dim=in_dim, num_classes=num_classes)
         width = config.hidden_dim
-        self.embed = InstanceEmbedding(in_dim, width, bias=True, activation="relu", drop=config.embed_dropout)
+        self.embed = InstanceEmbedding(
+            in_dim, width, bias=True, activation=config.activation, drop=config.embed_dropout
+        )
         self.class_token = nn.Parameter(torch.randn(1, width))
         self.layer1, self.layer2 = Layer(config), Layer(config)
         self.ppeg = PPEG(width)
         self.norm = nn.LayerNorm(width)
         self.classifier = nn.Linear(width, num_classes)
-        self.attention_layer = config.attention_layer
+        initialize(self, config.init)
+        self.attention_layer, self.filling = config.attention_layer, config.filling
 
     def embed_instances(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
         """See `MILModel.embed_instances`."""
@@ -108,37 +124,68 @@ class TransMIL(MILModel):
         return h
 
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
-        """See `MILModel.aggregate`; attention is given at inference alone."""
-        embeddings, rows = [], []
+        """See `MILModel.aggregate`; attention is given where no gradient is asked for, and at inference."""
+        return self._bags(h, bags, step, spoken=False).output
+
+    def class_scores(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> ClassScores:
+        """See `MILModel.class_scores`: what the class token takes from an instance, as the classifier would read it.
+
+        MHIM-MIL v2's score, in the layer `attention_layer`; a transformer's logits do not split over instances.
+        """
+        return self._bags(h, bags, step, spoken=True)
+
+    def of_nothing(self, h: Float[Tensor, "0 L"], step: StepContext | None) -> BagOutput:
+        """See `MILModel.of_nothing`: the class token alone."""
+        embedding = self._bag(h, step)[0][None]
+        logits = row_linear(embedding, self.classifier.weight, self.classifier.bias)
+        return BagOutput(logits=logits, embedding=embedding)
+
+    def _bags(self, h: Tensor, bags: BagBatch, step: StepContext | None, *, spoken: bool) -> ClassScores:
+        embeddings, rows, values = [], [], []
+        wants_row = step is None or spoken or not torch.is_grad_enabled()
         for part, xy0 in zip(split_bags(h, bags.cu_seqlens), split_bags(bags.xy0, bags.cu_seqlens), strict=True):
             order = raster_order(xy0)
-            embedding, row = self._bag(part if order is None else part[order], step)
+            embedding, layer, tokens = self._bag(part if order is None else part[order], step)
             embeddings.append(embedding)
-            rows.append(row if order is None or row is None else torch.empty_like(row).index_copy_(0, order, row))
+            if not wants_row:
+                continue
+            row = layer.row(tokens)[:, 1:]  # [heads, tokens]
+            if spoken:
+                keep = layer.attention.draw_rows(len(part), step, device=h.device)
+                said = layer.attention.spoken(layer.norm(tokens[1 : len(part) + 1]), row[:, : len(part)], keep)
+                values.append(_as_given(F.linear(said, self.classifier.weight), order))
+            rows.append(_as_given(_fold(row.t(), len(part)), order))
         embedding = torch.stack(embeddings)
-        given = [row for row in rows if row is not None]
-        return BagOutput(
+        output = BagOutput(
             logits=row_linear(embedding, self.classifier.weight, self.classifier.bias),
             embedding=embedding,
-            attention=join_bags(given) if given else None,
+            attention=join_bags(rows) if rows else None,
         )
+        return ClassScores(output=output, values=join_bags(values) if values else output.logits[:0])
 
-    def _bag(self, h: Float[Tensor, "N L"], step: StepContext | None) -> tuple[Tensor, Tensor | None]:
+    def _bag(self, h: Float[Tensor, "N L"], step: StepContext | None) -> tuple[Tensor, Layer, Tensor]:
+        """The bag's vector, and the layer whose attention is given with the tokens that it saw."""
         count = len(h)
-        side = math.isqrt(count - 1) + 1
-        filling = side * side - count
-        tokens = torch.cat([self.class_token, h, h[:filling]])
-        first = self._layer(self.layer1, tokens, step)
-        second = torch.cat([first[:1], self.ppeg(first[1:], side)])
-        third = self._layer(self.layer2, second, step)
-        embedding: Tensor = self.norm(third[0])
-        if step is not None:
-            return embedding, None
-        row = self.layer1.row(tokens) if self.attention_layer == 1 else self.layer2.row(second)
-        row = row[:, 1:].t()  # [side * side, heads]
-        weights = row[:count].clone()
-        weights[:filling] += row[count:]
-        return embedding, weights
+        side = math.isqrt(count - 1) + 1 if count else 0
+        square = torch.cat([h, h[: side * side - count]]) if self.filling == "square" else h
+        first = torch.cat([self.class_token, square])
+        second = self._layer(self.layer1, first, step)
+        third = torch.cat([second[:1], self._placed(second[1:], side)])
+        last = self._layer(self.layer2, third, step)
+        embedding: Tensor = self.norm(last[0])
+        return (embedding, self.layer1, first) if self.attention_layer == 1 else (embedding, self.layer2, third)
+
+    def _placed(self, tokens: Tensor, side: int) -> Tensor:
+        """The positional convolution on tokens that fill a square, or with `filling` ppeg are made to."""
+        count = len(tokens)
+        if count == side * side and (self.filling == "square" or side >= _SMALLEST_SIDE):
+            square: Tensor = self.ppeg(tokens, side)
+            return square
+        tokens = torch.cat([tokens, tokens[: side * side - count]])
+        side = max(side, _SMALLEST_SIDE)
+        tokens = F.pad(tokens, (0, 0, 0, side * side - len(tokens)))
+        placed: Tensor = self.ppeg(tokens, side)
+        return placed[:count]
 
     @staticmethod
     def _layer(layer: Layer, tokens: Tensor, step: StepContext | None) -> Tensor:
@@ -149,3 +196,14 @@ class TransMIL(MILModel):
         # Recomputed in the backward pass: what a layer would hold is some thirty times its input.
         again: Tensor = checkpoint(layer, tokens, keep, use_reentrant=False, preserve_rng_state=False)
         return again
+
+
+def _fold(row: Float[Tensor, "tokens heads"], count: int) -> Float[Tensor, "N heads"]:
+    """Weights of the first `count` tokens, those that fill up a square added to the instances that they repeat."""
+    weights = row[:count].clone()
+    weights[: len(row) - count] += row[count:]
+    return weights
+
+
+def _as_given(values: Tensor, order: Tensor | None) -> Tensor:
+    return values if order is None else torch.empty_like(values).index_copy_(0, order, values)

@@ -66,12 +66,13 @@ class Report:
         if not gap <= allowed:
             self.failures.append(f"{name}: off by {gap:.2e}, {allowed:.2e} allowed (norm {norm:.2e})")
 
-    def compare_sets(self, quantity: str, ours: Tensor, theirs: NDArray[Any]) -> None:
+    def compare_sets(self, quantity: str, ours: Tensor, theirs: NDArray[Any], *, detail: str = "") -> None:
         """Compare two collections of whole numbers whatever their order."""
         got, wanted = set(ours.reshape(-1).tolist()), set(np.asarray(theirs).reshape(-1).astype(np.int64).tolist())
         self.errors[quantity] = max(self.errors.get(quantity, 0.0), float(got != wanted))
         if got != wanted:
-            self.failures.append(f"{quantity}: {len(got - wanted)} too many, {len(wanted - got)} missing")
+            name = f"{quantity} {detail}".strip()
+            self.failures.append(f"{name}: {len(got - wanted)} too many, {len(wanted - got)} missing")
 
     def fail(self, message: str) -> None:
         """Note what cannot be expressed as an error."""

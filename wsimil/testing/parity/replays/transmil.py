@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from wsimil.mil.checkpoints.base import build, describe
-from wsimil.mil.layers.nystrom import NystromAttention
 from wsimil.mil.methods.transmil import TransMIL
 from wsimil.testing.parity.recording import Recording
 from wsimil.testing.parity.report import Report
-from wsimil.testing.parity.step import Comparison, precisions, take_step
+from wsimil.testing.parity.step import Comparison, convolve_as_recorded, precisions, take_step
 
 
 def replay(recording: Recording, report: Report) -> None:
@@ -26,7 +23,7 @@ def replay(recording: Recording, report: Report) -> None:
         official = describe("transmil", state)
         model = build(official, state, config={**sizes, "out_dropout": 0.0})
         if precision.dtype == torch.float32:
-            _convolve_as_recorded(model)
+            convolve_as_recorded(model)
         bags = recording.bag(dtype=precision.dtype)
         seen = _watch(model)
         terms = take_step(model, bags, replace(recording.step(), draws={}), report=report)
@@ -46,7 +43,7 @@ def replay(recording: Recording, report: Report) -> None:
             comparison.check("logits of 0.0.9", shifted(bags).logits, "legacy009.out.logits")
         if "train.out.logits" in recording:
             model = build(official, state, config=sizes)
-            _convolve_as_recorded(model)
+            convolve_as_recorded(model)
             bags = recording.bag()
             terms = take_step(model, bags, recording.step(), report=report)
             comparison.check("logits of a step", terms.output.logits, "train.out.logits")
@@ -63,24 +60,6 @@ _KEYS = {
     "class token of layer 1": "out.cls_attn_layer1",
     "class token of layer 2": "out.cls_attn_layer2",
 }
-
-
-def _convolve_as_recorded(model: torch.nn.Module) -> None:
-    """Let the convolution over values go through the two-dimensional kernel that the official code calls.
-
-    Its gradient in float32 is wrong in torch 2.15 on CPU, and stands so in recordings; ours goes through one dimension, whose
-    gradient is right. In float64 both are, and there ours is compared as it is.
-    """
-    for module in model.modules():
-        if isinstance(module, NystromAttention):
-            conv = module.conv
-            conv.forward = partial(_two_dimensional, conv)  # type: ignore[method-assign]
-
-
-def _two_dimensional(conv: torch.nn.Conv1d, x: Tensor) -> Tensor:
-    image, kernel = x.permute(1, 2, 0)[None], conv.weight[..., None]
-    mixed = F.conv2d(image, kernel, padding=(kernel.shape[2] // 2, 0), groups=conv.groups)
-    return mixed[0].permute(2, 0, 1)
 
 
 def _watch(model: torch.nn.Module) -> dict[str, Tensor]:
