@@ -24,8 +24,9 @@ from wsimil.provenance import Provenance
 from wsimil.training import FitConfig, FitResult, fit
 from wsimil.training.checkpoint import read_checkpoint
 from wsimil.training.fit import Instances
+from wsimil.training.optimizer import Lookahead
 from wsimil.training.sampling import class_weights, draw_instances, epoch_order
-from wsimil.training.schedule import lr_factor
+from wsimil.training.schedule import ScheduleConfig
 
 DIM = 12
 FEATURES = Provenance(
@@ -68,7 +69,7 @@ def run(
         source,
         cohort,
         method=method,
-        method_config={},
+        method_config=given.pop("method_config", {}),
         config=config,
         features=FEATURES,
         in_dim=DIM,
@@ -86,10 +87,17 @@ def history(folder: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
+NARROW = {
+    "rrt": {"hidden_dim": 64, "heads": 4, "cross_heads": 4, "region_side": 2},
+    "transmil": {"hidden_dim": 64, "heads": 4},
+}
+"""What costs seconds a step at its official width."""
+
+
 @pytest.mark.parametrize("method", registry.names())
 def test_every_method_learns_what_can_be_learned(tmp_path: Path, method: str) -> None:
     config = QUICK.model_copy(update={"epochs": 25, "lr": 1e-2})
-    result = run(tmp_path, config=config, method=method)
+    result = run(tmp_path, config=config, method=method, method_config=NARROW.get(method, {}))
     assert result.history[-1].train_loss < result.history[0].train_loss
     assert max(record.val_auroc or 0 for record in result.history) > 0.95
 
@@ -304,7 +312,109 @@ def test_drawn_instances_are_distinct_and_ascending() -> None:
 
 
 def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
-    assert [lr_factor(p, warmup=0.2) for p in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    schedule = ScheduleConfig(warmup=0.2)
+    assert [schedule.factor_at(p) for p in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        (ScheduleConfig(end=0.2), [1, 0.6, 0.2]),
+        (ScheduleConfig(kind="constant"), [1, 1, 1]),
+        (ScheduleConfig(kind="steps", at=(0.5, 0.9), factor=0.1), [1, 0.1, 0.01]),
+    ],
+)
+def test_schedules_end_where_they_say(schedule: ScheduleConfig, factors: list[float]) -> None:
+    assert [schedule.factor_at(p) for p in (0.0, 0.5, 1.0)] == pytest.approx(factors)
+
+
+def test_a_schedule_by_epoch_moves_between_epochs_alone(tmp_path: Path) -> None:
+    config = QUICK.model_copy(update={"schedule": ScheduleConfig(by="epoch"), "epochs": 4})
+    lrs = [record.lr for record in run(tmp_path, config=config).history]
+    wanted = [3e-3 * 0.5 * (1 + np.cos(np.pi * epoch / 4)) for epoch in range(4)]
+    assert lrs == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "radam", "lookahead_radam"])
+def test_every_optimizer_learns_and_goes_on_with_the_same_bits(tmp_path: Path, optimizer: str) -> None:
+    config = QUICK.model_copy(update={"optimizer": optimizer, "lr": 2e-2, "epochs": 8, "accumulate": 3})
+    result = run(tmp_path / "whole", config=config)
+    assert result.history[-1].train_loss < result.history[0].train_loss
+
+    def interrupt(record: object) -> None:
+        if record.epoch == 3:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", config=config, on_epoch=interrupt)
+    run(tmp_path / "cut", config=config)
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_lookahead_keeps_weights_between_slow_and_fast() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    lookahead = Lookahead([parameter])
+    for number in range(1, 13):
+        with torch.no_grad():
+            parameter.add_(1)
+        lookahead.step()
+        assert parameter.tolist() == [{6: 3.0, 12: 6.0}.get(number, number % 6 + 3.0 * (number > 6))] * 3
+
+
+def test_accumulated_steps_move_weights_as_a_pack_does(tmp_path: Path) -> None:
+    calm = {"embed_dropout": 0.0}
+    for name, update in {"pack": {"batch_bags": 4}, "apart": {"batch_bags": 1, "accumulate": 4}}.items():
+        run(tmp_path / name, config=QUICK.model_copy(update={**update, "epochs": 2}), method_config=calm)
+    first, second = weights(tmp_path / "pack"), weights(tmp_path / "apart")
+    for name in set(first) - {"attention.score.bias"}:  # whose gradient is rounding alone, which Adam makes a step of
+        torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5)
+
+
+def test_decay_acts_on_vectors_where_asked(tmp_path: Path) -> None:
+    strong = {"weight_decay": 0.5, "lr": 1e-2}
+    run(tmp_path / "matrices", config=QUICK.model_copy(update=strong))
+    run(tmp_path / "all", config=QUICK.model_copy(update={**strong, "decay_vectors": True}))
+    name = "attention.value.bias"
+    assert weights(tmp_path / "all")[name].norm() < weights(tmp_path / "matrices")[name].norm()
+
+
+def test_bfloat16_learns_with_weights_in_float32(tmp_path: Path) -> None:
+    result = run(tmp_path, config=QUICK.model_copy(update={"precision": "bfloat16", "epochs": 10, "lr": 1e-2}))
+    assert max(record.val_auroc or 0 for record in result.history) > 0.95
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path).values())
+
+
+def test_a_warm_start_begins_with_the_weights_of_a_run(tmp_path: Path) -> None:
+    run(tmp_path / "first")
+    still = QUICK.model_copy(update={"warm_start": tmp_path / "first", "lr": 1e-12, "weight_decay": 0.0, "epochs": 1})
+    run(tmp_path / "second", config=still)
+    first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-9)
+
+
+def test_a_warm_start_refuses_other_classes_and_other_sizes(tmp_path: Path) -> None:
+    run(tmp_path / "first")
+    config = QUICK.model_copy(update={"warm_start": tmp_path / "first"})
+    cohort = made_cohort()
+    turned = replace(cohort, classes=("t", "n"))
+    with pytest.raises(ModelError, match=r"its classes are n, t, those of the cohort t, n"):
+        run(tmp_path / "second", config=config, cohort=turned)
+    with pytest.raises(ModelError, match=r"a warm start needs a model built like this DSMIL, got a ABMIL"):
+        run(tmp_path / "third", config=config, method="dsmil")
+
+
+def test_mhim_begins_from_a_trained_base(tmp_path: Path) -> None:
+    base = {"hidden_dim": 16, "attention_dim": 8}
+    run(tmp_path / "base", method_config=base)
+    config = QUICK.model_copy(update={"warm_start": tmp_path / "base", "lr": 1e-12, "epochs": 1, "weight_decay": 0.0})
+    run(tmp_path / "mhim", config=config, method="mhim", method_config={"base": {"name": "abmil", **base}})
+    taught, trained = weights(tmp_path / "mhim"), weights(tmp_path / "base")
+    for name, value in trained.items():
+        mine = name if name.startswith("standardize.") else f"teacher.method.{name}"
+        torch.testing.assert_close(taught[mine], value, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(taught["student.method.embed.linear.weight"], trained["embed.linear.weight"])
 
 
 @pytest.mark.shared

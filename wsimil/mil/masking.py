@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from torch import Tensor
 
 from wsimil.config import FrozenConfig
@@ -126,5 +126,12 @@ class RankMasking(FrozenConfig):
         return votes.sum(dim=0).topk(k, sorted=False).indices
 
 
-Masking: TypeAlias = Annotated[TopKMasking | RankMasking, Field(discriminator="kind")]
+def _kind(value: object) -> str:
+    kind = value.get("kind", "top_k") if isinstance(value, dict) else getattr(value, "kind", "top_k")
+    return str(kind)
+
+
+Masking: TypeAlias = Annotated[
+    Annotated[TopKMasking, Tag("top_k")] | Annotated[RankMasking, Tag("rank")], Discriminator(_kind)
+]
 """Any masking, as a config names it by its `kind`."""

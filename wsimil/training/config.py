@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -9,14 +10,20 @@ from pydantic import Field
 from wsimil.config import FrozenConfig
 from wsimil.mil.masking import Masking
 from wsimil.mil.regularizers.attention_entropy import AttentionEntropyConfig
+from wsimil.training.optimizer import OptimizerName
+from wsimil.training.schedule import ScheduleConfig
 
 
 class FitConfig(FrozenConfig):
     """Optimizer, schedule, sampling and stopping.
 
-    `lr` is the peak of a cosine schedule with `warmup`, a share of all steps. `weight_decay` acts on matrices only.
-    `batch_bags`: bags in a step, packed. `balance`: "class_weights" weighs each bag by the inverse frequency of its class,
-    "sampling" draws classes equally often, "none" leaves the cohort as it is. `label_smoothing` in [0, 1).
+    `optimizer`: "adamw", "adam" (decay in the gradient), "sgd" with momentum, "radam", or "lookahead_radam", which is TransMIL's.
+    `betas` of the Adam family, the first also SGD's momentum. `lr` is the peak of `schedule`. `weight_decay` acts on matrices
+    only, with `decay_vectors` on biases and norms too. `warm_start`: a finished run whose weights this one begins with.
+    `batch_bags`: bags in a step, packed. `accumulate`: steps whose gradients are averaged before weights move. `precision`:
+    "bfloat16" computes layers in it, by torch's autocast; weights stay in float32.
+    `balance`: "class_weights" weighs each bag by the inverse frequency of its class, "sampling" draws classes equally often,
+    "none" leaves the cohort as it is. `label_smoothing` in [0, 1).
     `loss`: the criterion of bags, cross-entropy over classes or a binary cross-entropy for each class, as DSMIL has it.
     `entropy`: attention entropy maximization (AEM, arXiv:2406.15303), for methods whose attention is a softmax.
     `masking`: instances that a step keeps from methods that have attention and bring no masking of their own, by their scores;
@@ -29,10 +36,16 @@ class FitConfig(FrozenConfig):
     """
 
     epochs: int = Field(40, ge=1)
+    optimizer: OptimizerName = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
     lr: float = Field(3e-4, gt=0)
+    schedule: ScheduleConfig = ScheduleConfig()
     weight_decay: float = Field(1e-2, ge=0)
-    warmup: float = Field(0.0, ge=0, lt=1)
+    decay_vectors: bool = False
+    warm_start: Path | None = None
     batch_bags: int = Field(1, ge=1)
+    accumulate: int = Field(1, ge=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
     balance: Literal["class_weights", "sampling", "none"] = "class_weights"
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"

@@ -18,14 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from wsimil.cohort import Cohort, CohortSlide
-from wsimil.errors import CohortError, ConfigError, TrainingError
+from wsimil.errors import CohortError, ConfigError, ModelError, TrainingError
 from wsimil.evaluation.metrics import auroc
 from wsimil.files import check_writable, write_text
 from wsimil.mil import registry
 from wsimil.mil.batch import BagBatch, StepContext, pack
 from wsimil.mil.criterion import BinaryCrossEntropy, CrossEntropy
 from wsimil.mil.regularizers.attention_entropy import attention_entropy
-from wsimil.mil.saved import save_model
+from wsimil.mil.saved import load_model, save_model
 from wsimil.provenance import Json, Provenance, sha256_json
 from wsimil.training.checkpoint import (
     Checkpoint,
@@ -36,8 +36,8 @@ from wsimil.training.checkpoint import (
     write_checkpoint,
 )
 from wsimil.training.config import FitConfig
+from wsimil.training.optimizer import Lookahead, make_optimizer
 from wsimil.training.sampling import class_weights, draw_instances, epoch_order
-from wsimil.training.schedule import lr_factor
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -152,22 +152,30 @@ class _Run:
         saved = read_checkpoint(self.run)
         if saved is not None:
             self._refuse_other_recipe(saved)
+        elif self.config.warm_start is not None:
+            self._warm_start(self.config.warm_start)
         elif self.config.standardize:
             self.model.standardize.fit(self.cache.load(slide.slide_id).features for slide in self.train)
         self.model.to(self.device)
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": group.parameters, "weight_decay": self.config.weight_decay if group.decay else 0.0}
-                for group in self.model.param_groups()
-            ],
+        groups = self.model.param_groups()
+        self.parameters = [parameter for group in groups for parameter in group.parameters]
+        self.optimizer = make_optimizer(
+            self.config.optimizer,
+            groups,
             lr=self.config.lr,
+            weight_decay=self.config.weight_decay,
+            decay_vectors=self.config.decay_vectors,
+            betas=self.config.betas,
         )
+        self.lookahead = Lookahead(self.parameters) if self.config.optimizer == "lookahead_radam" else None
         history: list[EpochRecord] = []
         best: dict[str, torch.Tensor] = {}
         best_epoch = 0
         if saved is not None:
             self.model.load_state_dict(part(saved.tensors, "model."))
             load_optimizer(self.optimizer, saved.tensors)
+            if self.lookahead is not None:
+                self.lookahead.load(saved.tensors)
             self.generator.set_state(saved.tensors["generator"])
             best = part(saved.tensors, "best.")
             history = [EpochRecord(**record) for record in saved.facts["history"]]
@@ -189,6 +197,16 @@ class _Run:
             self.model.load_state_dict(best)
         self._save(history[kept - 1], kept)
         return FitResult(history=tuple(history), kept_epoch=kept, stopped_early=len(history) < self.config.epochs)
+
+    def _warm_start(self, run: Path) -> None:
+        other = load_model(run)
+        other.check_features(self.features, f"fit.warm_start {run}")
+        if other.classes != self.cohort.classes:
+            raise ModelError(
+                f"fit.warm_start {run}: its classes are {', '.join(other.classes)}, those of the cohort"
+                f" {', '.join(self.cohort.classes)}; a model begins with weights for the same classes in the same order"
+            )
+        self.model.warm_start(other.model)
 
     def _is_best(self, history: list[EpochRecord], best_epoch: int) -> bool:
         if len(history) <= self.config.watch_from * self.config.epochs:
@@ -214,7 +232,8 @@ class _Run:
         for number, start in enumerate(starts):
             progress = (epoch * len(starts) + number) / (config.epochs * len(starts))
             chosen = [self.train[index] for index in order[start : start + config.batch_bags]]
-            total, terms = self._step(chosen, progress, epoch=epoch, number=number)
+            last = number + 1 == len(starts)
+            total, terms = self._step(chosen, progress, epoch=epoch, number=number, last=last)
             for name, value in {"total": total, **terms}.items():
                 sums[name] = sums.get(name, 0.0) + value / len(starts)
         val_loss, val_auroc = self._validate()
@@ -229,16 +248,21 @@ class _Run:
         )
 
     def _step(
-        self, chosen: list[CohortSlide], progress: float, *, epoch: int, number: int
+        self, chosen: list[CohortSlide], progress: float, *, epoch: int, number: int, last: bool
     ) -> tuple[float, dict[str, float]]:
         config = self.config
         bags = self._pack(chosen, draw=True)
         step = StepContext(
             generator=self.generator, progress=progress, criterion=self.criterion, masking=config.masking
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * lr_factor(progress, warmup=config.warmup)
-        terms = self.model.losses(bags, step)
+        place = number % config.accumulate
+        if place == 0:
+            moved = progress if config.schedule.by == "step" else epoch / config.epochs
+            for group in self.optimizer.param_groups:
+                group["lr"] = config.lr * config.schedule.factor_at(moved)
+        kind = torch.device(self.device).type
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
+            terms = self.model.losses(bags, step)
         total = terms.total
         named = {name: float(term.detach()) for name, term in terms.terms.items()}
         weight = config.entropy.weight_at(progress)
@@ -246,11 +270,12 @@ class _Run:
         if entropy is not None:
             total = total + weight * entropy
             named["attention_entropy"] = float(entropy.detach())
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        limit = config.clip_norm if config.clip_norm is not None else float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        if place == 0:
+            self.optimizer.zero_grad(set_to_none=True)
+        (total / config.accumulate).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        moves = last or place + 1 == config.accumulate
+        limit = config.clip_norm if config.clip_norm is not None and moves else float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
         if not (torch.isfinite(total) and torch.isfinite(norm)):
             names = ", ".join(repr(slide.slide_id) for slide in chosen)
             raise TrainingError(
@@ -258,9 +283,12 @@ class _Run:
                 f" {float(total.detach())}, terms {named}, gradient norm {float(norm)}. The checkpoint of epoch {epoch} in"
                 f" {self.run} is good; look at these slides' features, or lower fit.lr and start anew with --overwrite"
             )
-        self.optimizer.step()
-        with torch.no_grad():
-            self.model.after_step(step)
+        if moves:
+            self.optimizer.step()
+            if self.lookahead is not None:
+                self.lookahead.step()
+            with torch.no_grad():
+                self.model.after_step(step)
         return float(total.detach()), named
 
     @torch.no_grad()
@@ -285,6 +313,7 @@ class _Run:
             **{f"model.{name}": tensor for name, tensor in self.model.state_dict().items()},
             **{f"best.{name}": tensor for name, tensor in best.items()},
             **optimizer_tensors(self.optimizer),
+            **({} if self.lookahead is None else self.lookahead.tensors()),
             "generator": self.generator.get_state(),
         }
         records = [asdict(record) for record in history]
