@@ -25,8 +25,8 @@ PAPER = {
     },
 }  # fmt: skip
 RECIPE = {
-    "epochs": 60, "lr": 1e-3, "batch_bags": 4, "weight_decay": 5e-3, "label_smoothing": 0.0, "entropy": {"weight": 0.0}, "balance": "none",
-    "keep": "last", "patience": None,
+    "epochs": 60, "lr": 1e-3, "batch_bags": 4, "weight_decay": 5e-3, "label_smoothing": 0.0, "entropy": {"weight": 0.0},
+    "balance": "none", "keep": "last", "patience": None,
 }  # fmt: skip
 REPEATS, FOLDS = 5, 10
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from wsimil.cli import app
 
 Make = Callable[..., Path]
-COMMANDS = ["extract", "train", "predict", "demo", "inspect", "doctor", "list", "config"]
+COMMANDS = ["extract", "train", "predict", "import-checkpoint", "demo", "inspect", "doctor", "list", "config"]
 
 
 def run(*arguments: str | Path) -> tuple[int, str, str]:
@@ -239,3 +239,10 @@ def test_every_shipped_config_is_valid() -> None:
         else:
             method = dict(load_config(TrainConfig, path).method)
             registry.config_class(str(method.pop("name"))).model_validate(method)
+
+
+def test_help_of_the_import_names_every_source() -> None:
+    from wsimil.mil.checkpoints.base import sources
+
+    _, out, _ = run("import-checkpoint", "--help")
+    assert all(source in " ".join(out.split()) for source in sources())

@@ -251,6 +251,40 @@ def predict(
 
 
 @app.command()
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="What torch.save wrote of a state_dict, or a .safetensors file.")],
+    source: Annotated[str, typer.Option("--from", help="Whose code: see the names above.", show_default=False)],
+    out: Out,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Names of the logits in their order, with commas.", show_default="negative,positive"),
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Feature folder of the kind that the checkpoint was trained on.", show_default=False),
+    ] = None,
+    sets: Sets = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model in the output folder.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a run for `wsimil predict` of weights that official code trained.
+
+    Sources: acmil, aem, attention_deep_mil, clam, dsmil, dtfd, mhim, mil_lab, rrt, transmil, xmil.
+    """
+    with _exits():
+        from wsimil.config import load_config
+        from wsimil.stages import import_checkpoint as stage
+        from wsimil.stages import text
+
+        names = None if classes is None else tuple(name.strip() for name in classes.split(","))
+        config = load_config(stage.ImportConfig, overrides=sets or ())
+        summary = stage.import_checkpoint(
+            file, source, out, config=config, classes=names, features=features, overwrite=overwrite
+        )
+        text.show_import(summary, out, as_json=as_json)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("demo"),
     slides: Annotated[int, typer.Option(min=8, help="How many slides to draw.")] = 24,

@@ -29,13 +29,14 @@ FORMAT_VERSION = 1
 class TrainedModel:
     """A model with what it takes to use it: the names of its classes, and the kind of features that it was trained on.
 
-    `digest` is of the weights; `training` says where it came from, as plain JSON.
+    `features` is None where a model was imported and nobody said of which kind they were. `digest` is of the weights;
+    `training` says where it came from, as plain JSON.
     """
 
     model: MILModel
     method: str
     classes: tuple[str, ...]
-    features: Provenance
+    features: Provenance | None
     training: Mapping[str, Json]
     digest: str
 
@@ -46,6 +47,11 @@ class TrainedModel:
 
     def check_features(self, provenance: Provenance, where: str) -> None:
         """Raises ModelError where features are of another kind than the model's, naming what differs in both."""
+        if self.features is None:
+            width = provenance.encoder.get("dim")
+            if width is not None and width != self.model.in_dim:
+                raise ModelError(f"{where}: {width} features an instance, the imported model takes {self.model.in_dim}")
+            return
         differences = self.features.kind_differences(provenance)
         if differences:
             raise ModelError(
@@ -61,7 +67,7 @@ def save_model(
     *,
     method: str,
     classes: tuple[str, ...],
-    features: Provenance,
+    features: Provenance | None,
     training: Mapping[str, Json],
 ) -> None:
     """Write model.safetensors, then model.json, which names the digest of the former. Raises OutputError."""
@@ -77,7 +83,7 @@ def save_model(
         "classes": list(classes),
         "decision": "the class with the highest probability",
         "weights_digest": _digest(state),
-        "features": features.to_json(),
+        "features": None if features is None else features.to_json(),
         "training": dict(training),
     }
     write_text(run / FACTS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
@@ -106,7 +112,7 @@ def load_model(run: Path, *, device: str = "cpu") -> TrainedModel:
             model=model.to(device),
             method=method,
             classes=classes,
-            features=Provenance.from_json(facts["features"]),
+            features=None if facts["features"] is None else Provenance.from_json(facts["features"]),
             training=MappingProxyType(facts["training"]),
             digest=str(facts["weights_digest"]),
         )

@@ -59,7 +59,7 @@ class PredictSummary:
     """What was said: an answer a slide, failures by slide, and metrics where labels are known.
 
     `seen` are slides that the model learned from or was chosen on, and other slides of their patients; they do not count in
-    `metrics`.
+    `metrics`. `notes` are for whoever reads the answers.
     """
 
     answers: tuple[Answer, ...]
@@ -67,6 +67,7 @@ class PredictSummary:
     metrics: Mapping[str, Mapping[str, Estimate]]
     seen: tuple[str, ...]
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def predict(
@@ -141,6 +142,11 @@ def _features(
             raise ConfigError("--mpp-override is for slides; these features were extracted with an mpp of their own")
         store = open_store(source, mode="r")
         return source, store, store.ids()
+    if trained.features is None:
+        raise ConfigError(
+            "this model was imported without saying on which features it was trained, so slides cannot be prepared for it; give a"
+            " feature folder, or import it again with --features"
+        )
     wanted = config_from_provenance(trained.features)
     config = parse_config(
         ExtractConfig,
@@ -254,7 +260,22 @@ def _conclude(
         write_text(out / "metrics.json", json.dumps(values | about, indent=2) + "\n")
     _write_failures(out / "failures.csv", failures)
     return PredictSummary(
-        answers=tuple(answers), failures=failures, metrics=metrics, seen=seen, classes=trained.classes
+        answers=tuple(answers),
+        failures=failures,
+        metrics=metrics,
+        seen=seen,
+        classes=trained.classes,
+        notes=_notes(trained),
+    )
+
+
+def _notes(trained: TrainedModel) -> tuple[str, ...]:
+    """What the answers do not say of themselves."""
+    if trained.features is not None:
+        return ()
+    return (
+        "the model was imported without saying on which features it was trained: that these have as many"
+        f" ({trained.model.in_dim}) is all that was checked; answers are void unless encoder, tile size and mpp are the same",
     )
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from wsimil.stages.demo import DemoResult
     from wsimil.stages.doctor import Check
     from wsimil.stages.extract import ExtractPlan, ExtractSummary
+    from wsimil.stages.import_checkpoint import ImportSummary
     from wsimil.stages.inspect import SlideReport
     from wsimil.stages.predict import PredictSummary
     from wsimil.stages.train import TrainPlan, TrainSummary
@@ -172,12 +173,15 @@ def show_prediction(summary: PredictSummary, out: Path, *, as_json: bool) -> Non
                 "answered": len(answered),
                 "failures": dict(summary.failures),
                 "not_counted_in_metrics": list(summary.seen),
+                "notes": list(summary.notes),
                 "metrics": _metrics_json(summary.metrics),
             }
         )
         return
     empty = len(summary.answers) - len(answered) - len(summary.failures)
     say(f"{len(answered)} slides answered, {empty} without tissue, {len(summary.failures)} failed -> {out}")
+    for note in summary.notes:
+        say(f"note: {note}")
     if summary.failures:
         table(["failed slide", "reason"], list(summary.failures.items()))
     if summary.metrics and summary.seen:
@@ -185,6 +189,26 @@ def show_prediction(summary: PredictSummary, out: Path, *, as_json: bool) -> Non
             f"{len(summary.seen)} slides do not count below: the model learned from their patients, or was chosen on them."
         )
     _show_metrics(summary.metrics)
+
+
+def show_import(summary: ImportSummary, out: Path, *, as_json: bool) -> None:
+    """What became of a checkpoint."""
+    if as_json:
+        say_json(
+            {
+                "method": summary.method,
+                "config": summary.config.model_dump(mode="json"),
+                "in_dim": summary.in_dim,
+                "classes": list(summary.classes),
+                "features": None if summary.features is None else dict(summary.features.encoder),
+            }
+        )
+        return
+    say(f"{summary.method}, {summary.in_dim} features an instance, classes {', '.join(summary.classes)} -> {out}")
+    if summary.features is None:
+        say(
+            "note: on which features it was trained is not known; say it with --features, so that predictions can check"
+        )
 
 
 def show_demo(result: DemoResult, out: Path) -> None:

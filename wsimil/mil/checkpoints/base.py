@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -47,9 +47,17 @@ class Source(Protocol):
         ...
 
 
+_OTHERS = ("__init__", "base", "file")
+_SINGLE_LOGIT = {
+    "abmil": {"classifier.weight": (1, 0), "classifier.bias": (1, 0)},
+    "dsmil": {"instance.weight": (1, 0), "instance.bias": (1, 0), "bag.weight": (1, 1), "bag.bias": (1, 0)},
+}
+"""Tensors of methods that may have one logit, and how many rows and columns of zeros come before what they hold."""
+
+
 def sources() -> list[str]:
     """Names of all sources, sorted: the files of this package."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "base"))
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _OTHERS)
 
 
 def describe(source: str, state: Mapping[str, Tensor]) -> OfficialModel:
@@ -96,6 +104,30 @@ def build(
         model = model.double()
     model.load_state_dict(taken, strict=False)
     return model
+
+
+def with_two_classes(official: OfficialModel, state: Mapping[str, Tensor]) -> tuple[OfficialModel, dict[str, Tensor]]:
+    """A model of one logit as one of two classes, the first with logit 0; any other as it is.
+
+    The softmax of (0, logit) is the sigmoid of the logit. Raises ModelError for a method of which no such model is known.
+    """
+    if official.num_classes > 1:
+        return official, dict(state)
+    if official.method not in _SINGLE_LOGIT:
+        raise ModelError(f"a {official.method!r} of one logit is not known; a model needs two classes or more")
+    widened = dict(state)
+    for theirs, ours in official.names.items():
+        rows, columns = _SINGLE_LOGIT[official.method].get(ours, (0, 0))
+        if rows:
+            tensor = widened[theirs]
+            wide = tensor.new_zeros((tensor.shape[0] + rows, *tensor.shape[1:]))
+            if columns:
+                wide = tensor.new_zeros((tensor.shape[0] + rows, tensor.shape[1] + columns, *tensor.shape[2:]))
+                wide[rows:, columns:] = tensor
+            else:
+                wide[rows:] = tensor
+            widened[theirs] = wide
+    return replace(official, num_classes=2), widened
 
 
 def names_of(state: Mapping[str, Tensor], layers: Mapping[str, str], *, source: str) -> dict[str, str]:

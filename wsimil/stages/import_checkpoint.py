@@ -1,0 +1,99 @@
+"""import-checkpoint: weights of official code become a run that predicts."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, JsonValue
+
+from wsimil.config import FrozenConfig
+from wsimil.errors import ConfigError, ModelError
+from wsimil.files import check_writable
+from wsimil.mil.checkpoints import base
+from wsimil.mil.checkpoints.file import read_state
+from wsimil.mil.saved import FACTS, save_model
+from wsimil.provenance import Provenance
+from wsimil.store import open_store
+
+
+class ImportConfig(FrozenConfig):
+    """Hyperparameters that tensors do not tell, such as `method.activation`."""
+
+    method: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportSummary:
+    """What became of a checkpoint: the method, its hyperparameters, and what it takes and answers."""
+
+    method: str
+    config: FrozenConfig
+    in_dim: int
+    classes: tuple[str, ...]
+    features: Provenance | None
+
+
+def import_checkpoint(
+    file: Path,
+    source: str,
+    out: Path,
+    *,
+    config: ImportConfig,
+    classes: tuple[str, ...] | None = None,
+    features: Path | None = None,
+    overwrite: bool = False,
+) -> ImportSummary:
+    """Write model.safetensors and model.json into `out` from a checkpoint of official code.
+
+    `classes` name its logits in their order; a checkpoint of one logit becomes two classes, the first of which has logit 0, so
+    that the probability of the second is the sigmoid it was trained with. `features`, a feature folder, says of which kind the
+    features are that the checkpoint was trained on; without it a prediction can only check their number.
+    Raises ModelError for a checkpoint that is not whole, ConfigError for what does not fit it.
+    """
+    if (out / FACTS).exists() and not overwrite:
+        raise ConfigError(f"{out} holds a model already; choose another folder, or replace it with --overwrite")
+    state = read_state(file)
+    official, state = base.with_two_classes(base.describe(source, state), state)
+    model = base.build(official, state, config=config.method).float()
+    names = _classes(classes, official.num_classes)
+    provenance = None if features is None else _provenance(features, official.in_dim)
+    check_writable(out)
+    save_model(
+        out,
+        model,
+        method=official.method,
+        classes=names,
+        features=provenance,
+        training={"imported": {"file": file.name, "source": source, "sha256": _sha256(file)}},
+    )
+    return ImportSummary(
+        method=official.method, config=model.config, in_dim=model.in_dim, classes=names, features=provenance
+    )
+
+
+def _classes(given: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
+    if given is None:
+        return ("negative", "positive") if count == 2 else tuple(f"class {number}" for number in range(count))
+    if len(given) != count or len(set(given)) != count:
+        raise ConfigError(
+            f"--classes: got {', '.join(given)}; wanted {count} different names, in the order of the logits"
+        )
+    return given
+
+
+def _provenance(features: Path, in_dim: int) -> Provenance:
+    store = open_store(features, mode="r")
+    ids = store.ids()
+    if not ids:
+        raise ConfigError(f"--features {features}: no feature file there")
+    header = store.header(ids[0])
+    if header.dim != in_dim:
+        raise ModelError(f"--features {features}: {header.dim} features an instance, the checkpoint takes {in_dim}")
+    return header.provenance
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
