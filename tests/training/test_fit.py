@@ -335,6 +335,27 @@ def test_a_schedule_by_epoch_moves_between_epochs_alone(tmp_path: Path) -> None:
     assert lrs == pytest.approx(wanted)
 
 
+def test_patience_waits_for_the_share_of_epochs_before_which_nothing_stops(tmp_path: Path) -> None:
+    cohort = made_cohort()
+    other = {"n": "t", "t": "n"}
+    wrong = tuple(
+        replace(s, label=other[s.label]) if s.split == "val" else s for s in cohort.slides
+    )  # so no epoch is better
+    update = {"epochs": 10, "patience": 1, "monitor": "loss"}
+    counts = [
+        len(
+            run(
+                tmp_path / str(share),
+                config=QUICK.model_copy(update={**update, "stop_from": share}),
+                cohort=replace(cohort, slides=wrong),
+                source=MadeBags(cohort.slides),
+            ).history
+        )
+        for share in (0.0, 0.5)
+    ]
+    assert counts == [2, 6]
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "radam", "lookahead_radam"])
 def test_every_optimizer_learns_and_goes_on_with_the_same_bits(tmp_path: Path, optimizer: str) -> None:
     config = QUICK.model_copy(update={"optimizer": optimizer, "lr": 2e-2, "epochs": 8, "accumulate": 3})

@@ -30,9 +30,10 @@ class FitConfig(FrozenConfig):
     kind "top_k" (STKIM, ACMIL) or "rank" (the masks of MHIM-MIL).
     `clip_norm`: gradients are scaled to at most this norm. `max_instances`: instances of a bag drawn anew for each step, null
     for all. `monitor`: what is watched on the validation split, AUROC or loss, from the share `watch_from` of the epochs on; of
-    equal epochs the latest counts as best. `patience`: epochs without a best before training stops, null for never. `keep`:
-    "best" keeps the best watched epoch, "last" the last one. `standardize`: features by mean and deviation of the training
-    bags. `cache_gb`: memory for features that stay loaded. `seed` decides weights, order, dropout and draws.
+    equal epochs the latest counts as best. `patience`: epochs without a best before training stops, null for never, and not
+    before the share `stop_from` of the epochs. `keep`: "best" keeps the best watched epoch, "last" the last one. `standardize`:
+    features by mean and deviation of the training bags. `cache_gb`: memory for features that stay loaded. `seed` decides
+    weights, order, dropout and draws.
     """
 
     epochs: int = Field(40, ge=1)
@@ -56,6 +57,7 @@ class FitConfig(FrozenConfig):
     monitor: Literal["auroc", "loss"] = "auroc"
     watch_from: float = Field(0.5, ge=0, lt=1)
     patience: int | None = Field(10, ge=1)
+    stop_from: float = Field(0.0, ge=0, lt=1)
     keep: Literal["best", "last"] = "best"
     standardize: bool = True
     cache_gb: float = Field(8.0, ge=0)

@@ -221,7 +221,8 @@ class _Run:
     def _is_over(self, history: list[EpochRecord], best_epoch: int) -> bool:
         patience = self.config.patience
         out_of_patience = patience is not None and best_epoch > 0 and len(history) - best_epoch >= patience
-        return len(history) >= self.config.epochs or out_of_patience
+        may_stop = len(history) > self.config.stop_from * self.config.epochs
+        return len(history) >= self.config.epochs or (out_of_patience and may_stop)
 
     def _epoch(self, epoch: int) -> EpochRecord:
         began = time.perf_counter()

@@ -24,6 +24,7 @@ from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LossTerms, Step
 from wsimil.mil.layers.attend import Attention, attend
 from wsimil.mil.layers.dropout import dropout
 from wsimil.mil.layers.embedding import Activation, InstanceEmbedding
+from wsimil.mil.layers.initialize import Init, initialize
 from wsimil.ops.packed_linear import packed_linear, row_linear
 from wsimil.ops.segment_max import segment_max
 from wsimil.ops.segment_sum import segment_sum
@@ -47,6 +48,7 @@ class DSMILConfig(FrozenConfig):
     value_dropout: float = Field(0.0, ge=0, lt=1)
     max_weight: float = Field(0.5, ge=0, le=1)
     joined_loss: bool = False
+    init: Init = "torch"
 
 
 class DSMIL(MILModel):
@@ -71,6 +73,7 @@ class DSMIL(MILModel):
             self.query = nn.Sequential(nn.Linear(width, query), nn.ReLU(), nn.Linear(query, query), nn.Tanh())
         self.value = nn.Linear(width, width) if config.value_layer else None
         self.bag = nn.Conv1d(num_classes, num_classes, kernel_size=width)
+        initialize(self, config.init)
         self.embedding_parts = num_classes
         self.value_dropout, self.max_weight = config.value_dropout, config.max_weight
         self.joined_loss = config.joined_loss
