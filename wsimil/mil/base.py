@@ -46,6 +46,9 @@ class MILModel(nn.Module, ABC):
     mixes_instances: bool = False
     """Whether an instance is changed by others and by its place among them: equal instances may then weigh differently."""
 
+    picks_instances: bool = False
+    """Whether an answer rests on a few instances picked by rank: rounding may then pick others."""
+
     def __init__(self, config: FrozenConfig, *, in_dim: int, num_classes: int) -> None:
         super().__init__()
         self.config = config

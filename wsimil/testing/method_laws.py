@@ -157,6 +157,25 @@ def float32_agrees_with_float64(build: Build) -> None:
         _close(gradients[name].double(), wide_gradients[name], 1e-5, f"gradient of {name} in float32", floor=floor)
 
 
+def autocast_agrees_with_float64(build: Build) -> None:
+    """With layers in bfloat16 logits are off by ten roundings to it at most, and a step's loss and gradients are finite.
+
+    Between a feature and a logit lie up to ten layers, each of which rounds once; sums are wider. Whoever declares
+    `picks_instances` may answer from other instances, and is only asked for finite answers.
+    """
+    model, bags = build(DIM, CLASSES), make_bags()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = model(bags).logits.double()
+        total = model.losses(bags, _step()).total
+    total.backward()  # type: ignore[no-untyped-call]  # torch does not type it
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    finite = bool(total.isfinite()) and all(bool(gradient.isfinite().all()) for gradient in gradients)
+    _hold(finite and bool(got.isfinite().all()), "a step or an answer with layers in bfloat16 holds NaN or infinity")
+    if not model.picks_instances:
+        wanted = model.double()(bags.to(dtype=torch.float64)).logits
+        _close(got, wanted, 10 * torch.finfo(torch.bfloat16).eps / 2, "logits with layers in bfloat16")
+
+
 def contributions_are_complete(build: Build) -> None:
     """Where a method splits its logits over instances, bias and parts sum to them, and its output is that of `forward`."""
     model, bags = build(DIM, CLASSES).double(), make_bags(dtype=torch.float64)
@@ -215,6 +234,7 @@ LAWS: tuple[Law, ...] = (
     extreme_features_stay_finite,
     narrow_features_are_only_widened,
     float32_agrees_with_float64,
+    autocast_agrees_with_float64,
     contributions_are_complete,
     state_survives_safetensors,
     another_width_is_refused,

@@ -75,6 +75,7 @@ class DTFD(MILModel):
         )
         self.classifier, self.second_classifier = nn.Linear(width, num_classes), nn.Linear(width, num_classes)
         self.pseudo_bags, self.distill, self.end_to_end = config.pseudo_bags, config.distill, config.end_to_end
+        self.picks_instances = config.distill != "afs"
         self.share = max(config.distilled // config.pseudo_bags, 1)
 
     def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions:
