@@ -171,3 +171,23 @@ def test_wrong_names_and_taken_folders_are_refused(shared_dir, tmp_path):
         bring(path, "xmil", tmp_path / "run")
     bring(path, "xmil", tmp_path / "run", overwrite=True)
     assert load_model(tmp_path / "run").classes == ("negative", "positive")
+
+
+def test_what_tensors_do_not_tell_is_said_and_can_be_set(shared_dir, tmp_path):
+    state = state_of(recorded(shared_dir, "rrt/epeg21_k5_N37"))
+    torch.save(state, tmp_path / "rrt.pth")
+    summary = bring(tmp_path / "rrt.pth", "rrt", tmp_path / "run", method={"shortcut": True})
+    assert summary.assumed == {"cross_heads": 8, "region_side": 8, "score_activation": "tanh"}
+    assert json.loads((tmp_path / "run/model.json").read_text())["training"]["imported"]["assumed"] == summary.assumed
+    pair = state_of(recorded(shared_dir, "mhim_v2/step_attn_k5r0.8_N37"))
+    torch.save(
+        {k.removeprefix("student."): v for k, v in pair.items() if k.startswith("student.")}, tmp_path / "mhim.pth"
+    )
+    assert bring(tmp_path / "mhim.pth", "mhim", tmp_path / "a").assumed == {
+        "base.activation": "relu",
+        "base.score_activation": "relu",
+    }
+    given = bring(tmp_path / "mhim.pth", "mhim", tmp_path / "b", method={"base": {"activation": "gelu"}})
+    assert given.assumed == {"base.score_activation": "relu"}
+    assert given.config.base["activation"] == "gelu"
+    assert given.config.base["hidden_dim"] == 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from wsimil.files import check_writable
 from wsimil.mil.checkpoints import base
 from wsimil.mil.checkpoints.file import read_state
 from wsimil.mil.saved import FACTS, save_model
-from wsimil.provenance import Provenance
+from wsimil.provenance import Json, Provenance
 from wsimil.store import open_store
 
 
@@ -26,13 +27,17 @@ class ImportConfig(FrozenConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportSummary:
-    """What became of a checkpoint: the method, its hyperparameters, and what it takes and answers."""
+    """What became of a checkpoint: the method, its hyperparameters, and what it takes and answers.
+
+    `assumed` are hyperparameters, with their values, that tensors do not tell and nobody gave.
+    """
 
     method: str
     config: FrozenConfig
     in_dim: int
     classes: tuple[str, ...]
     features: Provenance | None
+    assumed: Mapping[str, Json]
 
 
 def import_checkpoint(
@@ -59,6 +64,7 @@ def import_checkpoint(
     model = base.build(official, state, config=config.method).float()
     names = _classes(classes, official.num_classes)
     provenance = None if features is None else _provenance(features, official.in_dim)
+    assumed = _assumed(official, model.config, config.method)
     check_writable(out)
     save_model(
         out,
@@ -66,11 +72,30 @@ def import_checkpoint(
         method=official.method,
         classes=names,
         features=provenance,
-        training={"imported": {"file": file.name, "source": source, "sha256": _sha256(file)}},
+        training={"imported": {"file": file.name, "source": source, "sha256": _sha256(file), "assumed": assumed}},
     )
     return ImportSummary(
-        method=official.method, config=model.config, in_dim=model.in_dim, classes=names, features=provenance
+        method=official.method,
+        config=model.config,
+        in_dim=model.in_dim,
+        classes=names,
+        features=provenance,
+        assumed=assumed,
     )
+
+
+def _assumed(official: base.OfficialModel, config: FrozenConfig, given: Mapping[str, JsonValue]) -> dict[str, Json]:
+    resolved = config.model_dump(mode="json")
+    values: dict[str, Json] = {}
+    for name in official.untold:
+        where, told = resolved, given
+        *groups, leaf = name.split(".")
+        for group in groups:
+            inner = told.get(group)
+            where, told = where[group], inner if isinstance(inner, Mapping) else {}
+        if leaf not in told:
+            values[name] = where[leaf]
+    return values
 
 
 def _classes(given: tuple[str, ...] | None, count: int) -> tuple[str, ...]:

@@ -201,10 +201,17 @@ def show_import(summary: ImportSummary, out: Path, *, as_json: bool) -> None:
                 "in_dim": summary.in_dim,
                 "classes": list(summary.classes),
                 "features": None if summary.features is None else dict(summary.features.encoder),
+                "assumed": dict(summary.assumed),
             }
         )
         return
     say(f"{summary.method}, {summary.in_dim} features an instance, classes {', '.join(summary.classes)} -> {out}")
+    if summary.assumed:
+        found = ", ".join(f"{name}={json.dumps(value)}" for name, value in summary.assumed.items())
+        say(
+            f"note: its tensors do not tell, so these are the official defaults: {found}. If it was trained otherwise its answers"
+            " are wrong; set them: --set method.<name>=<value>"
+        )
     if summary.features is None:
         say(
             "note: on which features it was trained is not known; say it with --features, so that predictions can check"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -31,7 +32,9 @@ def describe(state: Mapping[str, Tensor]) -> OfficialModel:
     if "q" in state:
         names = names_of(state, _MHA | _HEADS, source="ACMIL")
         branches = state["q"].shape[1]
-        return _model(state, "acmil", {"attention": "multihead", "branches": branches}, names)
+        return replace(
+            _model(state, "acmil", {"attention": "multihead", "branches": branches}, names), untold=("heads",)
+        )
     if "Slide_classifier.fc.weight" in state:
         names = names_of(state, _GATED | _HEADS, source="ACMIL")
         branches = len(state["attention.attention_weights.weight"])

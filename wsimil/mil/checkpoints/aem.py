@@ -29,6 +29,7 @@ def describe(state: Mapping[str, Tensor]) -> OfficialModel:
             in_dim=embed.shape[1],
             num_classes=len(state["classifier.fc.weight"]),
             names=names,
+            untold=("heads",),
         )
     if "i_classifier.fc.0.weight" in state:
         return dsmil.describe(state)

@@ -27,7 +27,8 @@ class OfficialModel:
 
     `config` is what tensors tell of the hyperparameters. `names` gives our name for each of theirs; a tensor may have another
     shape with us, of as many numbers in the same order. `aliases` are theirs that nothing reads, or that repeat another;
-    `repeats` are ours that they lack, each with the one of ours that it begins as.
+    `repeats` are ours that they lack, each with the one of ours that it begins as. `untold` are hyperparameters that an answer
+    hangs on and tensors do not tell: theirs are the official defaults unless they are given.
     """
 
     method: str
@@ -37,6 +38,7 @@ class OfficialModel:
     names: Mapping[str, str]
     aliases: frozenset[str] = field(default=frozenset())
     repeats: Mapping[str, str] = field(default_factory=dict)
+    untold: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -80,7 +82,7 @@ def build(
     """
     model = registry.build(
         official.method,
-        {**official.config, **(config or {})},
+        _laid_over(official.config, config or {}),
         in_dim=official.in_dim,
         num_classes=official.num_classes,
         source="import",
@@ -104,6 +106,15 @@ def build(
         model = model.double()
     model.load_state_dict(taken, strict=False)
     return model
+
+
+def _laid_over(below: Mapping[str, JsonValue], above: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """`above` wins, key by key also in sections."""
+    merged = dict(below)
+    for name, value in above.items():
+        under = merged.get(name)
+        merged[name] = _laid_over(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def with_two_classes(official: OfficialModel, state: Mapping[str, Tensor]) -> tuple[OfficialModel, dict[str, Tensor]]:

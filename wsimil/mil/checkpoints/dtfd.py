@@ -1,7 +1,4 @@
-"""DTFD-MIL (https://github.com/hrzhang1123/DTFD-MIL): four groups of tensors, as its checkpoints hold them.
-
-Tensors do not tell what is distilled, nor how many pseudo-bags there were: set `method.distill` and `method.pseudo_bags`.
-"""
+"""DTFD-MIL (https://github.com/hrzhang1123/DTFD-MIL): four groups of tensors, as its checkpoints hold them."""
 
 from __future__ import annotations
 
@@ -31,4 +28,5 @@ def describe(state: Mapping[str, Tensor]) -> OfficialModel:
         in_dim=embed.shape[1],
         num_classes=len(state["classifier.fc.weight"]),
         names=names,
+        untold=("distill", "pseudo_bags", "distilled"),
     )

@@ -1,8 +1,7 @@
 """MHIM-MIL (https://github.com/DearCaat/MHIM-MIL), branches v1 and master: its models, and its baselines.
 
 A file of student and teacher, {"model": ..., "teacher": ...}, is read as MHIM; the student alone as its encoder, which answers
-the same, or as MHIM where it has a recycle network. Tensors tell no activation, no mean from max pooling and nothing of masks:
-set `method.activation`, or `method.base.activation` (the v2 configs use gelu), and `method.pool`.
+the same, or as MHIM where it has a recycle network. The configs of version 2 use gelu, those of version 1 relu.
 """
 
 from __future__ import annotations
@@ -77,6 +76,7 @@ def describe(state: Mapping[str, Tensor]) -> OfficialModel:
             num_classes=alone.num_classes,
             names=names,
             aliases=frozenset(name.removeprefix("student.") for name in alone.aliases),
+            untold=alone.untold,
             repeats={ours.replace("student.", "teacher.", 1): ours for ours in names.values()},
         )
     return _encoder(state)
@@ -90,6 +90,7 @@ def _pooling(state: Mapping[str, Tensor]) -> OfficialModel:
         in_dim=embed.shape[1],
         num_classes=len(head),
         names=names_of(state, _POOLING, source=_NAME),
+        untold=("pool", "activation"),
     )
 
 
@@ -110,6 +111,7 @@ def _baseline(state: Mapping[str, Tensor], *, gated: bool) -> OfficialModel:
         in_dim=embed.shape[1],
         num_classes=len(state["classifier.0.weight" if gated else "classifier.weight"]),
         names=names,
+        untold=("activation", "score_activation"),
     )
 
 
@@ -144,6 +146,7 @@ def _pair(state: Mapping[str, Tensor]) -> OfficialModel:
         num_classes=student.num_classes,
         names=names,
         aliases=frozenset(aliases),
+        untold=tuple(f"base.{name}" for name in student.untold),
     )
 
 
@@ -153,12 +156,14 @@ def _encoder(state: Mapping[str, Tensor]) -> OfficialModel:
     ends = {feature: "embed.linear", "predictor": "classifier"}
     embed = state[f"{feature}.weight"]
     config: dict[str, JsonValue] = {"hidden_dim": len(embed), "embed_dropout": 0.25}
+    untold: tuple[str, ...] = ("activation",)
     aliases: frozenset[str] = frozenset()
     if f"{_ENCODER}cls_token" in state:
         method = "transmil"
         inner = transmil.config_of(state, prefix=_ENCODER)
         names = names_of(state, ends | transmil.layers(prefix=_ENCODER, ppeg="pos_embedding"), source=_NAME)
         config |= {**inner, "filling": "ppeg", "init": "xavier_normal"}
+        untold += ("landmarks", "iterations")
     elif f"{_ENCODER}i_classifier.0.weight" in state:
         method = "dsmil"
         # The predictor of this encoder is never asked.
@@ -179,6 +184,7 @@ def _encoder(state: Mapping[str, Tensor]) -> OfficialModel:
             "init": "xavier_normal",
             "centered_classifier": False,
         }
+        untold += ("score_activation",)
     return OfficialModel(
         method=method,
         config=config,
@@ -186,4 +192,5 @@ def _encoder(state: Mapping[str, Tensor]) -> OfficialModel:
         num_classes=len(state["predictor.weight" if method != "dsmil" else f"{_ENCODER}b_classifier.fcc.weight"]),
         names=names,
         aliases=aliases,
+        untold=untold,
     )

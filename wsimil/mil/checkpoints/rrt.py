@@ -1,8 +1,4 @@
-"""RRT-MIL (https://github.com/DearCaat/RRT-MIL).
-
-Tensors do not tell heads, the number of regions, the shortcut or the activation of the pooling: set `method.heads`,
-`method.cross_heads`, `method.region_side`, `method.shortcut` and `method.score_activation` where they are not the defaults.
-"""
+"""RRT-MIL (https://github.com/DearCaat/RRT-MIL)."""
 
 from __future__ import annotations
 
@@ -56,4 +52,5 @@ def describe(state: Mapping[str, Tensor]) -> OfficialModel:
         in_dim=embed.shape[1],
         num_classes=len(state["predictor.weight"]),
         names=names,
+        untold=("cross_heads", "region_side", "shortcut", "score_activation", *(("heads",) if kernel is None else ())),
     )

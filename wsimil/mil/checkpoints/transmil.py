@@ -1,7 +1,7 @@
 """TransMIL (https://github.com/szc19990412/TransMIL), also as ACMIL's repository has it with widths as arguments.
 
-Heads are those of the convolution over values; landmarks and iterations are not in the tensors (official: half the width, and
-6). A checkpoint trained with nystrom-attention 0.0.9, which the official requirements pin, needs `method.shifted_output=true`.
+Heads are those of the convolution over values. A checkpoint trained with nystrom-attention 0.0.9, which the official requirements
+pin, needs `method.shifted_output=true`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def describe(state: Mapping[str, Tensor]) -> OfficialModel:
         in_dim=embed.shape[1],
         num_classes=len(state["_fc2.weight"]),
         names=names,
+        untold=("landmarks", "iterations", "shifted_output"),
     )
 
 
