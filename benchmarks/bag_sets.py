@@ -81,7 +81,8 @@ def places(count: int) -> NDArray[np.int64]:
 
 def read_bags(path: Path) -> BagSet:
     """The set of one file."""
-    with np.load(path) as data:
+    with np.load(path) as file:
+        data = {name: file[name] for name in file.files}  # each look into the file decompresses anew
         numbers = np.arange(len(data["bag_label"]))
         order = [np.flatnonzero(data["bag"] == number) for number in numbers]
         truth = data["instance_label"] > 0 if "instance_label" in data else None
