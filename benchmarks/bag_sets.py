@@ -28,6 +28,9 @@ from wsimil.provenance import Provenance
 from wsimil.training import FitConfig, fit
 from wsimil.training.fit import Instances
 
+SHARED = Path(__file__).resolve().parents[2] / "shared/data/bags"
+"""Where the sets lie beside a checkout."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BagSet:

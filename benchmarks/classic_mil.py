@@ -1,6 +1,6 @@
 """Accuracy of ABMIL and gated ABMIL on the classic bags, beside the figures of their paper.
 
-    python benchmarks/classic_mil.py --data ../shared/data/bags [--processes 2] [--work FILE] [--json FILE]
+    python benchmarks/classic_mil.py [--data ../shared/data/bags] [--processes 2] [--work FILE] [--json FILE]
 
 Ilse et al. 2018 (arXiv:1802.04712), Table 1: 10-fold cross-validation, repeated 5 times. One recipe for all sets, that of
 `RECIPE`, chosen before the first run; every model is that of its last epoch, so nothing is selected by a fold's answers. The
@@ -15,7 +15,7 @@ import math
 from pathlib import Path
 
 import numpy as np
-from bag_sets import Task, run_all
+from bag_sets import SHARED, Task, run_all
 
 SETS = ("musk1", "musk2", "tiger", "elephant")
 PAPER = {
@@ -34,7 +34,7 @@ REPEATS, FOLDS = 5, 10
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=SHARED)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("classic_mil.jsonl"))
     parser.add_argument("--json", type=Path)

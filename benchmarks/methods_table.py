@@ -1,7 +1,7 @@
 """Every method and its useful compositions on sets of bags, cross-validated by patient.
 
-    python benchmarks/methods_table.py --data ../shared/data/bags/idc_mil_bags.npz [MORE.npz ...] [--seeds 5]
-        [--recipes NAME ...] [--processes 2] [--work FILE] [--json FILE]
+    python benchmarks/methods_table.py [--data ../shared/data/bags/idc_mil_bags.npz ...] [--seeds 5] [--recipes NAME ...]
+        [--processes 2] [--work FILE] [--json FILE]
 
 For each recipe 5-fold cross-validation for each of 5 seeds, which draw folds and weights: bag AUROC; AUROC of instance scores
 (contribution and attention) over all instances of positive test bags, where the set knows the truth; entropy of attention as a
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bag_sets import Task, corrected_interval, places, read_bags, run_all
+from bag_sets import SHARED, Task, corrected_interval, places, read_bags, run_all
 
 from wsimil.mil import registry
 from wsimil.mil.batch import StepContext, pack
@@ -145,7 +145,7 @@ _SCORES = ("instance_auroc_contribution", "instance_auroc_attention", "entropy")
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, nargs="+", required=True)
+    parser.add_argument("--data", type=Path, nargs="+", default=[SHARED / "idc_mil_bags.npz"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--processes", type=int, default=2)
