@@ -17,6 +17,7 @@ def replay(recording: Recording, report: Report) -> None:
         "k_sample": facts["k_sample"],
         "subtyping": facts["subtyping"],
         "bag_weight": facts["bag_weight"],
+        "instance_loss": "svm" if "svm" in str(facts["inst_loss"]).lower() else "cross_entropy",
         "embed_dropout": facts["dropout"],
         "attention_dropout": 0.25 if facts["dropout"] else 0.0,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
@@ -37,6 +38,7 @@ _RANKS = {
     "mask_ratio_h": "high",
     "mask_ratio_hr": "high_share",
     "select_inv": "invert",
+    "msa_fusion": "fusion",
 }
 
 
@@ -174,6 +176,8 @@ def _step(recording: Recording, report: Report) -> None:
         }
         if "act" in facts:
             base["activation"] = facts["act"]
+        if "attn_layer" in kwargs:
+            base["attention_layer"] = range(1, 3)[kwargs["attn_layer"]]
         if kwargs.get("attn2score") is False:
             config["score"] = "attention"
             if base["name"] == "dsmil":
@@ -226,7 +230,8 @@ def _step(recording: Recording, report: Report) -> None:
             )
         # Adam as its recipe has it, on all that learns.
         learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        torch.optim.Adam(learned, lr=2e-4, weight_decay=1e-5).step()
+        rates = {name: float(value) for name, value in re.findall(r"(\w+)=([\d.e-]+)", facts["optimizer"])}
+        torch.optim.Adam(learned, lr=rates["lr"], weight_decay=rates["weight_decay"]).step()
         model.after_step(step)
         _weights(model, official, recording, comparison)
 
