@@ -48,7 +48,9 @@ def test_gradients_in_float32_are_those_of_float64_also_where_most_rows_are_padd
         gradients = []
         for dtype in (torch.float32, torch.float64):
             torch.manual_seed(0)
-            layer = NystromAttention(64, heads=8, head_dim=8, landmarks=256, iterations=6, kernel=33, drop=0.0).to(dtype)
+            layer = NystromAttention(64, heads=8, head_dim=8, landmarks=256, iterations=6, kernel=33, drop=0.0).to(
+                dtype
+            )
             layer(x.to(dtype), None).square().sum().backward()
             gradients.append([parameter.grad.double() for parameter in layer.parameters()])
         for got, wanted in zip(*gradients, strict=True):

@@ -11,15 +11,14 @@ convolution's bias, which is the same for all keys, leaves the softmax as it is:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from wsimil.mil.batch import StepContext
+from wsimil.mil.layers.recompute import recomputed
 
 _EPS = 1e-8
 
@@ -107,7 +106,7 @@ class RegionLayer(nn.Module):
     def forward(self, x: Float[Tensor, "N L"], regions: Regions, step: StepContext | None) -> Float[Tensor, "N L"]:
         """The tokens, each with what it took from its region."""
         keep = self.attention.draw(regions.number, regions.size, step, device=x.device)
-        return _recomputed(self._mix, x, regions, keep, step)
+        return recomputed(self._mix, x, regions, keep, step=step)
 
     def _mix(self, x: Tensor, regions: Regions, keep: Tensor | None) -> Tensor:
         mixed: Tensor = self.attention(regions.cut(self.norm(x)), keep)
@@ -135,7 +134,7 @@ class CrossRegionLayer(nn.Module):
     def forward(self, x: Float[Tensor, "N L"], regions: Regions, step: StepContext | None) -> Float[Tensor, "N L"]:
         """The tokens, each with what it took from other regions."""
         keep = self.attention.draw(self.representatives, regions.number, step, device=x.device)
-        return _recomputed(self._mix, x, regions, keep, step)
+        return recomputed(self._mix, x, regions, keep, step=step)
 
     def _mix(self, x: Tensor, regions: Regions, keep: Tensor | None) -> Tensor:
         tokens = regions.cut(self.norm(x))  # [W, n, L]
@@ -147,17 +146,3 @@ class CrossRegionLayer(nn.Module):
         low, high = logits.amin(dim=2, keepdim=True), logits.amax(dim=2, keepdim=True)
         shares = (logits - low) / (high - low + _EPS) * logits.softmax(dim=1)
         return x + regions.join(shares.transpose(1, 2).to(found.dtype) @ found)
-
-
-def _recomputed(
-    layer: Callable[[Tensor, Regions, Tensor | None], Tensor],
-    x: Tensor,
-    regions: Regions,
-    keep: Tensor | None,
-    step: StepContext | None,
-) -> Tensor:
-    """`layer(x, regions, keep)`; a training step keeps `x` alone and computes the rest again in the backward pass."""
-    if step is None:
-        return layer(x, regions, keep)
-    again: Tensor = checkpoint(layer, x, regions, keep, use_reentrant=False, preserve_rng_state=False)
-    return again

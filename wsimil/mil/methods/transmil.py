@@ -23,7 +23,6 @@ from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from wsimil.config import FrozenConfig
 from wsimil.mil.base import MILModel
@@ -32,6 +31,7 @@ from wsimil.mil.layers.embedding import Activation, InstanceEmbedding
 from wsimil.mil.layers.initialize import Init, initialize
 from wsimil.mil.layers.nystrom import PPEG, NystromAttention
 from wsimil.mil.layers.raster import raster_order
+from wsimil.mil.layers.recompute import recomputed
 from wsimil.ops.packed_linear import row_linear
 from wsimil.ops.varlen import join_bags, split_bags
 
@@ -190,12 +190,7 @@ class TransMIL(MILModel):
     @staticmethod
     def _layer(layer: Layer, tokens: Tensor, step: StepContext | None) -> Tensor:
         keep = layer.attention.draw(len(tokens), step, device=tokens.device)
-        if step is None:
-            plain: Tensor = layer(tokens, keep)
-            return plain
-        # Recomputed in the backward pass: what a layer would hold is some thirty times its input.
-        again: Tensor = checkpoint(layer, tokens, keep, use_reentrant=False, preserve_rng_state=False)
-        return again
+        return recomputed(layer, tokens, keep, step=step)
 
 
 def _fold(row: Float[Tensor, "tokens heads"], count: int) -> Float[Tensor, "N heads"]:
