@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from wsimil.config import FrozenConfig
 from wsimil.errors import ModelError
 from wsimil.mil.batch import BagBatch, BagOutput, ClassScores, Contributions, LossTerms, StepContext
+from wsimil.mil.layers.embedding import InstanceEmbedding
 from wsimil.mil.layers.standardize import Standardize
 
 
@@ -27,13 +28,14 @@ class ParamGroup:
 class MILModel(nn.Module, ABC):
     """A method. Hyperparameters are its `Config`; what the data knows, `in_dim` D and `num_classes` C, is given beside.
 
-    A method writes `embed_instances` and `aggregate`, and `loss_terms` where its loss has more terms than the bag's. Between
-    the two lie the embedded instances h: whoever drops instances, or adds some, does it there. `embed_instances` passes
-    `bags.features` through `self.standardize` first, which also brings them to its dtype. `nn.Module`'s train and eval modes
-    have no meaning here: `forward` never drops or masks anything, `losses` does.
+    A method makes its `embed`, and writes `aggregate`, and `loss_terms` where its loss has more terms than the bag's. Between
+    `embed_instances` and `aggregate` lie the embedded instances h: whoever drops instances, or adds some, does it there.
+    Standardization also brings features to the dtype of the model. `nn.Module`'s train and eval modes have no meaning here:
+    `forward` never drops or masks anything, `losses` does.
     """
 
     Config: ClassVar[type[FrozenConfig]]
+    embed: InstanceEmbedding
     without_gradient: frozenset[str] = frozenset()
     """Names of parameters whose gradient is always zero, such as a bias before a softmax; every other one must learn."""
 
@@ -90,9 +92,13 @@ class MILModel(nn.Module, ABC):
     def after_step(self, step: StepContext) -> None:
         """Called without gradients after each step of the optimizer; a teacher moves here."""
 
-    @abstractmethod
     def embed_instances(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
-        """Each instance by itself, brought to the width that the method works in; `step` is None at inference."""
+        """Each instance by itself, brought to the width that the method works in; `step` is None at inference.
+
+        Here `embed` on standardized features; a method that does otherwise passes them through `standardize` too.
+        """
+        h: Tensor = self.embed(self.standardize(bags.features), bags, step)
+        return h
 
     @abstractmethod
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:

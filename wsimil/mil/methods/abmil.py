@@ -93,11 +93,6 @@ class ABMIL(MILModel):
         output = self._pool(h, scores, attention, bags)
         return Contributions(output=output, values=values, bias=self.classifier.bias)
 
-    def embed_instances(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
-        """See `MILModel.embed_instances`."""
-        h: Tensor = self.embed(self.standardize(bags.features), bags, step)
-        return h
-
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`."""
         scores = self.attention(h, bags.cu_seqlens, step)

@@ -97,11 +97,6 @@ class CLAM(MILModel):
         values = attention.weights * packed_linear(h, weight, None, bags.cu_seqlens)
         return Contributions(output=self._pool(h, scores, attention, bags), values=values, bias=bias)
 
-    def embed_instances(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
-        """See `MILModel.embed_instances`."""
-        h: Tensor = self.embed(self.standardize(bags.features), bags, step)
-        return h
-
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`."""
         scores = self.attention(h, bags.cu_seqlens, step)

@@ -86,11 +86,6 @@ class DSMIL(MILModel):
         values = (reads.view(-1, classes, classes) * passed.attention.weights[:, None, :].to(reads.dtype)).sum(dim=2)
         return Contributions(output=passed.output, values=values, bias=self._bias)
 
-    def embed_instances(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
-        """See `MILModel.embed_instances`."""
-        h: Tensor = self.embed(self.standardize(bags.features), bags, step)
-        return h
-
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`."""
         return self._pass(h, bags, step).output

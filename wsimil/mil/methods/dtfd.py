@@ -86,11 +86,6 @@ class DTFD(MILModel):
         values = output.attention * packed_linear(h, self.second_classifier.weight, None, bags.cu_seqlens)
         return Contributions(output=output, values=values, bias=self.second_classifier.bias)
 
-    def embed_instances(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
-        """See `MILModel.embed_instances`."""
-        h: Tensor = self.embed(self.standardize(bags.features), bags, step)
-        return h
-
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`."""
         return self._second_tier(self._first_tier(h, bags, step))

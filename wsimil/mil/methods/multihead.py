@@ -59,11 +59,6 @@ class MultiHead(MILModel):
         self.classifier = nn.Linear(width, num_classes)
         self.drop = config.out_dropout
 
-    def embed_instances(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
-        """See `MILModel.embed_instances`."""
-        h: Tensor = self.embed(self.standardize(bags.features), bags, step)
-        return h
-
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`."""
         keys, offsets = fold_queries(self.query, [self.attention])

@@ -66,11 +66,6 @@ class Pooling(MILModel):
             values = _winners(output.instance_logits, output.logits, bags) * (output.instance_logits - bias)
         return Contributions(output=output, values=values, bias=bias)
 
-    def embed_instances(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
-        """See `MILModel.embed_instances`."""
-        h: Tensor = self.embed(self.standardize(bags.features), bags, step)
-        return h
-
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`."""
         return self._pool(h, bags)

@@ -113,11 +113,6 @@ class RRT(MILModel):
             output=self._pool(tokens, scores, attention, bags), values=values, bias=self.classifier.bias
         )
 
-    def embed_instances(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
-        """See `MILModel.embed_instances`."""
-        h: Tensor = self.embed(self.standardize(bags.features), bags, step)
-        return h
-
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`."""
         tokens = self._mix(h, bags, step)

@@ -118,11 +118,6 @@ class TransMIL(MILModel):
         initialize(self, config.init)
         self.attention_layer, self.filling = config.attention_layer, config.filling
 
-    def embed_instances(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
-        """See `MILModel.embed_instances`."""
-        h: Tensor = self.embed(self.standardize(bags.features), bags, step)
-        return h
-
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`; attention is given where no gradient is asked for, and at inference."""
         return self._bags(h, bags, step, spoken=False).output
