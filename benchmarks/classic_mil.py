@@ -4,7 +4,8 @@
 
 Ilse et al. 2018 (arXiv:1802.04712), Table 1: 10-fold cross-validation, repeated 5 times. One recipe for all sets, that of
 `RECIPE`, chosen before the first run; every model is that of its last epoch, so nothing is selected by a fold's answers. The
-figure is the mean over the 5 repetitions of the accuracy over all bags, with its standard error over the 50 folds, as theirs.
+figure is the mean over the 5 repetitions of the accuracy over all bags; the spread is the standard deviation of the 50 folds over
+the root of 10, the error of one repetition.
 """
 
 from __future__ import annotations

@@ -127,6 +127,18 @@ def test_keys_too_many_or_too_few_are_named_and_nothing_is_written(shared_dir, t
     assert not (tmp_path / "run").exists()
 
 
+def test_weights_that_are_not_finite_or_of_another_rrt_are_refused(shared_dir, tmp_path):
+    state = state_of(recorded(shared_dir, "rrt/epeg21_k5_N37"))
+    torch.save({**state, "predictor.bias": state["predictor.bias"] / 0}, tmp_path / "nan.pth")
+    with pytest.raises(ModelError, match=r"classifier\.bias: NaN or infinity"):
+        bring(tmp_path / "nan.pth", "rrt", tmp_path / "run")
+    pe = "online_encoder.layers.0.attn.attn.pe"
+    values = {f"{pe}.weight": torch.zeros(64, 1, 21, 1), f"{pe}.bias": torch.zeros(64)}
+    torch.save({**state, **values}, tmp_path / "values.pth")
+    with pytest.raises(ModelError, match="EPEG works on values"):
+        bring(tmp_path / "values.pth", "rrt", tmp_path / "run")
+
+
 def test_a_pickled_model_is_never_loaded(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pth")
     with pytest.raises(ModelError, match=r"cannot be read as tensors.*it must be a state_dict"):
@@ -184,10 +196,12 @@ def test_what_tensors_do_not_tell_is_said_and_can_be_set(shared_dir, tmp_path):
         {k.removeprefix("student."): v for k, v in pair.items() if k.startswith("student.")}, tmp_path / "mhim.pth"
     )
     assert bring(tmp_path / "mhim.pth", "mhim", tmp_path / "a").assumed == {
-        "base.activation": "relu",
+        "base.activation": "gelu",
         "base.score_activation": "relu",
+        "recycle.heads": 8,
+        "recycle.at_inference": False,
     }
-    given = bring(tmp_path / "mhim.pth", "mhim", tmp_path / "b", method={"base": {"activation": "gelu"}})
-    assert given.assumed == {"base.score_activation": "relu"}
-    assert given.config.base["activation"] == "gelu"
+    given = bring(tmp_path / "mhim.pth", "mhim", tmp_path / "b", method={"base": {"activation": "relu"}})
+    assert set(given.assumed) == {"base.score_activation", "recycle.heads", "recycle.at_inference"}
+    assert given.config.base["activation"] == "relu"
     assert given.config.base["hidden_dim"] == 32

@@ -88,7 +88,7 @@ def history(folder: Path) -> list[dict[str, object]]:
 
 
 NARROW = {
-    "rrt": {"hidden_dim": 64, "heads": 4, "cross_heads": 4, "region_side": 2},
+    "rrt": {"hidden_dim": 64, "heads": 4, "cross_heads": 4, "region_side": 2, "cross_region_side": 2},
     "transmil": {"hidden_dim": 64, "heads": 4},
 }
 """What costs seconds a step at its official width."""
@@ -328,6 +328,11 @@ def test_schedules_end_where_they_say(schedule: ScheduleConfig, factors: list[fl
     assert [schedule.factor_at(p) for p in (0.0, 0.5, 1.0)] == pytest.approx(factors)
 
 
+def test_warmup_by_epoch_is_refused() -> None:
+    with pytest.raises(ValueError, match="warmup rises by step"):
+        ScheduleConfig(by="epoch", warmup=0.1)
+
+
 def test_a_schedule_by_epoch_moves_between_epochs_alone(tmp_path: Path) -> None:
     config = QUICK.model_copy(update={"schedule": ScheduleConfig(by="epoch"), "epochs": 4})
     lrs = [record.lr for record in run(tmp_path, config=config).history]
@@ -424,6 +429,37 @@ def test_a_warm_start_refuses_other_classes_and_other_sizes(tmp_path: Path) -> N
         run(tmp_path / "second", config=config, cohort=turned)
     with pytest.raises(ModelError, match=r"a warm start needs a model built like this DSMIL, got a ABMIL"):
         run(tmp_path / "third", config=config, method="dsmil")
+
+
+def test_a_warm_start_refuses_a_run_on_other_splits(tmp_path: Path) -> None:
+    run(tmp_path / "first")
+    cohort = made_cohort()
+    swapped = {"train": "val", "val": "train"}
+    other = replace(cohort, slides=tuple(replace(s, split=swapped[s.split]) for s in cohort.slides))
+    with pytest.raises(
+        ModelError, match="trained on another cohort or other splits, so it may have learned from slides"
+    ):
+        run(tmp_path / "second", config=QUICK.model_copy(update={"warm_start": tmp_path / "first"}), cohort=other)
+
+
+def test_a_warm_start_refuses_hyperparameters_that_answers_hang_on(tmp_path: Path) -> None:
+    run(tmp_path / "first", method_config={"activation": "gelu"})
+    config = QUICK.model_copy(update={"warm_start": tmp_path / "first", "epochs": 1})
+    with pytest.raises(ModelError, match="these differ: activation 'gelu' -> 'relu'"):
+        run(tmp_path / "second", config=config)
+    run(tmp_path / "third", config=config, method_config={"activation": "gelu", "embed_dropout": 0.5})
+
+
+def test_a_group_cut_short_by_the_end_of_an_epoch_is_averaged_too(tmp_path: Path) -> None:
+    calm = {"embed_dropout": 0.0}
+    cohort = made_cohort(12)  # six bags an epoch
+    for name, update in {"pack": {"batch_bags": 4}, "apart": {"batch_bags": 1, "accumulate": 4}}.items():
+        still = {"epochs": 1, "optimizer": "sgd", "clip_norm": None, "schedule": ScheduleConfig(kind="constant")}
+        config = QUICK.model_copy(update={**update, **still})
+        run(tmp_path / name, config=config, method_config=calm, cohort=cohort)
+    first, second = weights(tmp_path / "pack"), weights(tmp_path / "apart")
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-6)
 
 
 def test_mhim_begins_from_a_trained_base(tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ class MILModel(nn.Module, ABC):
     takes_masking: bool = False
     """Whether a training step's `masking` acts on the scores of this method; a run that asks others for it is refused."""
 
+    in_training_only: ClassVar[frozenset[str]] = frozenset({"init"})
+    """Hyperparameters that change no answer, beside all dropouts and weights of losses."""
+
     embedding_parts: int = 1
     """Of how many vectors, one after another, `BagOutput.embedding` is made: of one for each class in some methods."""
 
@@ -71,7 +74,8 @@ class MILModel(nn.Module, ABC):
         return self.split(self.embed_instances(bags, None), bags, None)
 
     def warm_start(self, other: MILModel) -> None:
-        """Take the weights of a trained model to begin with. Raises ModelError for one that is not built alike."""
+        """Take the weights of a trained model to begin with. Raises ModelError for one that answers otherwise or is built so."""
+        self.check_answers_alike(other)
         ours, theirs = ({name: tuple(value.shape) for name, value in m.state_dict().items()} for m in (self, other))
         if ours != theirs:
             different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
@@ -80,6 +84,19 @@ class MILModel(nn.Module, ABC):
                 f" do not fit: {', '.join(different[:6])}"
             )
         self.load_state_dict(other.state_dict())
+
+    def check_answers_alike(self, other: MILModel) -> None:
+        """Raises ModelError where the same weights would answer otherwise: another method, or hyperparameters that matter."""
+        if type(self) is not type(other):
+            raise ModelError(
+                f"a warm start needs a model built like this {type(self).__name__}, got a {type(other).__name__}"
+            )
+        ours, theirs = (_of_answers(m.config, self.in_training_only) for m in (self, other))
+        different = [f"{name} {theirs[name]!r} -> {ours[name]!r}" for name in ours if ours[name] != theirs[name]]
+        if different:
+            raise ModelError(
+                f"a warm start needs a {type(self).__name__} of the same hyperparameters; these differ: {', '.join(different)}"
+            )
 
     def param_groups(self) -> list[ParamGroup]:
         """What the optimizer moves; matrices decay, biases and other vectors do not."""
@@ -124,3 +141,12 @@ class MILModel(nn.Module, ABC):
         """The loss of a training step on embedded instances of `bags`, which have targets."""
         output = self.aggregate(h, bags, step)
         return LossTerms(output=output, terms={"bag": step.criterion(output.logits, bags.known_targets)})
+
+
+def _of_answers(config: FrozenConfig, in_training_only: frozenset[str]) -> dict[str, object]:
+    """The hyperparameters that an answer hangs on."""
+    return {
+        name: value
+        for name, value in config.model_dump(mode="json").items()
+        if name not in in_training_only and not name.endswith(("dropout", "_weight"))
+    }

@@ -32,8 +32,8 @@ class FitConfig(FrozenConfig):
     for all. `monitor`: what is watched on the validation split, AUROC or loss, from the share `watch_from` of the epochs on; of
     equal epochs the latest counts as best. `patience`: epochs without a best before training stops, null for never, and not
     before the share `stop_from` of the epochs. `keep`: "best" keeps the best watched epoch, "last" the last one. `standardize`:
-    features by mean and deviation of the training bags. `cache_gb`: memory for features that stay loaded. `seed` decides
-    weights, order, dropout and draws.
+    features by mean and deviation of the training bags, or, with a warm start, as its run has it. `cache_gb`: memory for
+    features that stay loaded. `seed` decides weights, order, dropout and draws.
     """
 
     epochs: int = Field(40, ge=1)

@@ -25,7 +25,7 @@ from wsimil.mil import registry
 from wsimil.mil.batch import BagBatch, StepContext, pack
 from wsimil.mil.criterion import BinaryCrossEntropy, CrossEntropy
 from wsimil.mil.regularizers.attention_entropy import attention_entropy
-from wsimil.mil.saved import load_model, save_model
+from wsimil.mil.saved import TrainedModel, load_model, save_model
 from wsimil.provenance import Json, Provenance, sha256_json
 from wsimil.training.checkpoint import (
     Checkpoint,
@@ -140,6 +140,8 @@ class _Run:
             "cohort": sha256_json({"table": cohort.to_csv(), "classes": list(cohort.classes)}),
             "features": features.feature_digest,
         }
+        if config.warm_start is not None:
+            self.recipe["warm_start"] = load_model(config.warm_start).digest
         weights = class_weights(self.targets, classes=classes).to(device) if config.balance == "class_weights" else None
         kind = CrossEntropy if config.loss == "cross_entropy" else BinaryCrossEntropy
         self.criterion = kind(class_weights=weights, label_smoothing=config.label_smoothing)
@@ -153,7 +155,7 @@ class _Run:
         if saved is not None:
             self._refuse_other_recipe(saved)
         elif self.config.warm_start is not None:
-            self._warm_start(self.config.warm_start)
+            self._warm_start(self.config.warm_start, load_model(self.config.warm_start))
         elif self.config.standardize:
             self.model.standardize.fit(self.cache.load(slide.slide_id).features for slide in self.train)
         self.model.to(self.device)
@@ -198,13 +200,18 @@ class _Run:
         self._save(history[kept - 1], kept)
         return FitResult(history=tuple(history), kept_epoch=kept, stopped_early=len(history) < self.config.epochs)
 
-    def _warm_start(self, run: Path) -> None:
-        other = load_model(run)
+    def _warm_start(self, run: Path, other: TrainedModel) -> None:
         other.check_features(self.features, f"fit.warm_start {run}")
         if other.classes != self.cohort.classes:
             raise ModelError(
                 f"fit.warm_start {run}: its classes are {', '.join(other.classes)}, those of the cohort"
                 f" {', '.join(self.cohort.classes)}; a model begins with weights for the same classes in the same order"
+            )
+        before = other.training.get("recipe")
+        if isinstance(before, Mapping) and before.get("cohort") != self.recipe["cohort"]:
+            raise ModelError(
+                f"fit.warm_start {run}: it was trained on another cohort or other splits, so it may have learned from slides that"
+                " are held out here; train it with the same cohort file, split and fold"
             )
         self.model.warm_start(other.model)
 
@@ -233,8 +240,7 @@ class _Run:
         for number, start in enumerate(starts):
             progress = (epoch * len(starts) + number) / (config.epochs * len(starts))
             chosen = [self.train[index] for index in order[start : start + config.batch_bags]]
-            last = number + 1 == len(starts)
-            total, terms = self._step(chosen, progress, epoch=epoch, number=number, last=last)
+            total, terms = self._step(chosen, progress, epoch=epoch, number=number, steps=len(starts))
             for name, value in {"total": total, **terms}.items():
                 sums[name] = sums.get(name, 0.0) + value / len(starts)
         val_loss, val_auroc = self._validate()
@@ -249,7 +255,7 @@ class _Run:
         )
 
     def _step(
-        self, chosen: list[CohortSlide], progress: float, *, epoch: int, number: int, last: bool
+        self, chosen: list[CohortSlide], progress: float, *, epoch: int, number: int, steps: int
     ) -> tuple[float, dict[str, float]]:
         config = self.config
         bags = self._pack(chosen, draw=True)
@@ -273,8 +279,8 @@ class _Run:
             named["attention_entropy"] = float(entropy.detach())
         if place == 0:
             self.optimizer.zero_grad(set_to_none=True)
-        (total / config.accumulate).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        moves = last or place + 1 == config.accumulate
+        (total / min(config.accumulate, steps - number + place)).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        moves = number + 1 == steps or place + 1 == config.accumulate
         limit = config.clip_norm if config.clip_norm is not None and moves else float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
         if not (torch.isfinite(total) and torch.isfinite(norm)):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from wsimil.config import FrozenConfig
 
@@ -24,6 +24,12 @@ class ScheduleConfig(FrozenConfig):
     end: float = Field(0.0, ge=0, le=1)
     at: tuple[float, ...] = (0.5,)
     factor: float = Field(0.1, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _warm_by_step(self) -> Self:
+        if self.warmup and self.by == "epoch":
+            raise ValueError("warmup rises by step; with by: epoch the first epoch would have no learning rate at all")
+        return self
 
     def factor_at(self, progress: float) -> float:
         """Share of the peak learning rate at `progress` in [0, 1]."""

@@ -129,7 +129,7 @@ def test_a_warm_start_gives_the_teacher_a_trained_base():
                 continue
             assert torch.equal(model.teacher.method.state_dict()[name], value)
             assert torch.equal(model.student.method.state_dict()[name], value) == name.startswith(same)
-    with pytest.raises(ModelError, match=r"a warm start needs a model of the base, ABMIL with its widths.*attention"):
+    with pytest.raises(ModelError, match=r"ABMIL of the same hyperparameters; these differ: attention_dim 128 -> 8$"):
         model.warm_start(registry.build("abmil", {"hidden_dim": 16}, in_dim=DIM, num_classes=CLASSES))
 
 

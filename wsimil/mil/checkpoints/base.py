@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class OfficialModel:
     """A method of ours that computes what an official checkpoint computes.
 
-    `config` is what tensors tell of the hyperparameters. `names` gives our name for each of theirs; a tensor may have another
-    shape with us, of as many numbers in the same order. `aliases` are theirs that nothing reads, or that repeat another;
+    `config` is what tensors tell of the hyperparameters. `names` gives our name for each of theirs; a tensor may have more or
+    fewer axes of length 1 with us. `aliases` are theirs that nothing reads, or that repeat another;
     `repeats` are ours that they lack, each with the one of ours that it begins as. `untold` are hyperparameters that an answer
     hangs on and tensors do not tell: theirs are the official defaults unless they are given.
     """
@@ -78,7 +78,7 @@ def build(
 ) -> MILModel:
     """The model with the weights of `state`; `config` is laid over what was inferred.
 
-    Raises ModelError that names every key which is missing, unexpected, or of another shape.
+    Raises ModelError that names every key which is missing, unexpected, of another shape, or not finite.
     """
     model = registry.build(
         official.method,
@@ -99,8 +99,10 @@ def build(
             f" {strange or 'nothing'}, missing {missing or 'nothing'}"
         )
     for name, tensor in taken.items():
-        if tensor.numel() != ours[name].numel():
+        if [n for n in tensor.shape if n > 1] != [n for n in ours[name].shape if n > 1]:
             raise ModelError(f"{name}: {list(tensor.shape)} in the checkpoint, wanted {list(ours[name].shape)}")
+        if not bool(tensor.isfinite().all()):
+            raise ModelError(f"{name}: NaN or infinity in the checkpoint")
         taken[name] = tensor.to(torch.promote_types(tensor.dtype, torch.float32)).reshape(ours[name].shape)
     if any(tensor.dtype == torch.float64 for tensor in taken.values()):
         model = model.double()

@@ -1,7 +1,8 @@
 """MHIM-MIL (https://github.com/DearCaat/MHIM-MIL), branches v1 and master: its models, and its baselines.
 
 A file of student and teacher, {"model": ..., "teacher": ...}, is read as MHIM; the student alone as its encoder, which answers
-the same, or as MHIM where it has a recycle network. The configs of version 2 use gelu, those of version 1 relu.
+the same, or as MHIM where it has a recycle network. Activations are assumed as their configs have them: gelu in version 2, relu
+in version 1.
 """
 
 from __future__ import annotations
@@ -146,7 +147,10 @@ def _pair(state: Mapping[str, Tensor]) -> OfficialModel:
         num_classes=student.num_classes,
         names=names,
         aliases=frozenset(aliases),
-        untold=tuple(f"base.{name}" for name in student.untold),
+        untold=(
+            *(f"base.{name}" for name in student.untold),
+            *(("recycle.heads", "recycle.at_inference") if recycle else ()),
+        ),
     )
 
 
@@ -155,7 +159,11 @@ def _encoder(state: Mapping[str, Tensor]) -> OfficialModel:
     feature = "feature.0" if "feature.0.weight" in state else "patch_to_emb.0"
     ends = {feature: "embed.linear", "predictor": "classifier"}
     embed = state[f"{feature}.weight"]
-    config: dict[str, JsonValue] = {"hidden_dim": len(embed), "embed_dropout": 0.25}
+    config: dict[str, JsonValue] = {
+        "hidden_dim": len(embed),
+        "embed_dropout": 0.25,
+        "activation": "gelu" if feature == "feature.0" else "relu",
+    }
     untold: tuple[str, ...] = ("activation",)
     aliases: frozenset[str] = frozenset()
     if f"{_ENCODER}cls_token" in state:

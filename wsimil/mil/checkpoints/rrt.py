@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from wsimil.errors import ModelError
 from wsimil.mil.checkpoints.base import OfficialModel, names_of
 
 _LAYERS = {
@@ -26,6 +27,10 @@ def describe(state: Mapping[str, Tensor]) -> OfficialModel:
     inner = [key.split(".")[2] for key in state if key.startswith("online_encoder.layers.")]
     count = len(set(inner))
     kernel = state.get("online_encoder.layers.0.attn.attn.pe.weight")
+    if kernel is not None and len(kernel) == len(state["patch_to_emb.0.weight"]):
+        raise ModelError(
+            "the checkpoint is an RRT-MIL whose EPEG works on values (--epeg_type value_bf or value_af), which is not ours"
+        )
     if count:
         layers |= {"online_encoder.layers.*.norm": "layers.*.norm"}
         parts = {"qkv": "qkv", "proj": "proj"} | ({"pe": "epeg"} if kernel is not None else {})

@@ -60,6 +60,7 @@ class ABMIL(MILModel):
     """
 
     Config = ABMILConfig
+    in_training_only = frozenset({"centered_classifier", "init"})
     takes_masking = True
     without_gradient = frozenset({"attention.score.bias"})
 

@@ -69,6 +69,7 @@ class ACMIL(MILModel):
     """
 
     Config = ACMILConfig
+    in_training_only = frozenset({"drop", "top_k"})
     takes_masking = True
     attention: GatedAttention
     bag: MultiHeadPool

@@ -62,6 +62,7 @@ class CLAM(MILModel):
     """
 
     Config = CLAMConfig
+    in_training_only = frozenset({"compat", "instance_loss", "k_sample", "subtyping"})
     takes_masking = True
     without_gradient = frozenset({"attention.score.bias"})
 

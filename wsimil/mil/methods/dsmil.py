@@ -59,6 +59,7 @@ class DSMIL(MILModel):
     """
 
     Config = DSMILConfig
+    in_training_only = frozenset({"init", "joined_loss"})
     takes_masking = True
 
     def __init__(self, config: DSMILConfig, *, in_dim: int, num_classes: int) -> None:

@@ -62,6 +62,7 @@ class DTFD(MILModel):
     """
 
     Config = DTFDConfig
+    in_training_only = frozenset({"end_to_end"})
     takes_masking = True
     without_gradient = frozenset({"attention.score.bias", "second_attention.score.bias"})
 

@@ -121,6 +121,12 @@ class MHIM(MILModel):
     """
 
     Config = MHIMConfig
+    in_training_only = frozenset(
+        {
+            "mask", "score", "momentum", "momentum_schedule", "teacher_temperature", "student_temperature", "student_init",
+            "compat",
+        }
+    )  # fmt: skip
 
     def __init__(self, config: MHIMConfig, *, in_dim: int, num_classes: int) -> None:
         super().__init__(config, in_dim=in_dim, num_classes=num_classes)
@@ -209,6 +215,7 @@ class MHIM(MILModel):
         if isinstance(other, MHIM):
             super().warm_start(other)
             return
+        self.teacher.method.check_answers_alike(other)
         self.standardize.load_state_dict(other.standardize.state_dict())
         state = {name: value for name, value in other.state_dict().items() if not name.startswith("standardize.")}
         networks = {"embedding": [self.teacher], "all": [self.teacher, self.student], "nothing": [self.teacher]}
@@ -285,11 +292,11 @@ class MHIM(MILModel):
     def _recycle(
         self, network: RecycleNetwork, h: Float[Tensor, "K L"], bags: BagBatch, step: StepContext
     ) -> tuple[Tensor, BagBatch]:
-        """Some instances of each bag, and tokens for the others; a bag of which none would go on keeps one."""
+        """Some instances of each bag, and tokens for the others; of a bag of one the tokens alone go on."""
         options = self.options.recycle
         if options is None:
             raise TypeError("a recycle network has options")
-        self._recycled, kept, tokens, begin = [], [], [], 0
+        kept, tokens, begin = [], [], 0
         for part in split_bags(h, bags.cu_seqlens):
             order = step.uniform((len(part),), device=h.device).argsort()
             count = int(len(part) * options.keep)

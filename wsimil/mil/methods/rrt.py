@@ -37,8 +37,9 @@ class RRTConfig(FrozenConfig):
     """Hyperparameters of RRT-MIL.
 
     `layers` of attention within regions, of which there are `region_side` squared; `epeg_kernel` null for no positional encoding.
-    Then one layer between regions, with `representatives` of each (`cross_heads` heads; `phi_mlp`: a small network chooses them).
-    `shortcut` adds the embedded instances to what comes out. `score_activation` and `attention_dim` are those of the pooling.
+    Then one layer between `cross_region_side` squared regions (officially always 64), with `representatives` of each
+    (`cross_heads` heads; `phi_mlp`: a small network chooses them). `shortcut` adds the embedded instances to what comes out.
+    `score_activation` and `attention_dim` are those of the pooling.
     """
 
     hidden_dim: int = Field(512, ge=4)
@@ -50,6 +51,7 @@ class RRTConfig(FrozenConfig):
     epeg_kernel: int | None = Field(15, ge=1)
     representatives: int = Field(3, ge=1)
     cross_heads: int = Field(8, ge=1)
+    cross_region_side: int = Field(8, ge=1)
     phi_mlp: bool = False
     shortcut: bool = False
     out_dropout: float = Field(0.1, ge=0, lt=1)
@@ -99,7 +101,7 @@ class RRT(MILModel):
         )
         self.classifier = nn.Linear(width, num_classes)
         initialize(self, "xavier_normal")
-        self.side, self.shortcut = config.region_side, config.shortcut
+        self.side, self.cross_side, self.shortcut = config.region_side, config.cross_region_side, config.shortcut
         if config.epeg_kernel is not None:
             self.without_gradient = frozenset(f"layers.{i}.attention.epeg.bias" for i in range(config.layers))
 
@@ -140,6 +142,6 @@ class RRT(MILModel):
         tokens = start
         for layer in self.layers:
             tokens = layer(tokens, regions, step)
-        tokens = self.cross(tokens, regions, step)
+        tokens = self.cross(tokens, Regions(len(start), self.cross_side), step)
         tokens = self.norm(tokens + start if self.shortcut else tokens)
         return tokens if order is None else torch.empty_like(tokens).index_copy(0, order, tokens)
