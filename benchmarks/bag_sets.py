@@ -6,11 +6,13 @@ A file holds `X` [instances, D], `bag` (the number of each instance's bag) and `
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from wsimil.cohort import Cohort, CohortSlide
 from wsimil.evaluation.attribution import attribute
 from wsimil.mil.batch import BagBatch, pack
 from wsimil.mil.saved import load_model
-from wsimil.provenance import Provenance
+from wsimil.provenance import Provenance, sha256_json
 from wsimil.training import FitConfig, fit
 from wsimil.training.fit import Instances
 
@@ -75,6 +77,11 @@ class Task:
     def key(self) -> str:
         """What names its result."""
         return f"{Path(self.file).stem}/{self.recipe}/{self.seed}/{self.fold}"
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides its result but the code: a result of another recipe or other data is not taken for its own."""
+        return sha256_json({**asdict(self), "file": _sha256(Path(self.file))})
 
 
 def places(count: int) -> NDArray[np.int64]:
@@ -133,6 +140,7 @@ def run_task(task: Task) -> dict[str, Any]:
     targets = bags.targets[rows]
     answer: dict[str, Any] = {
         "key": task.key,
+        "task": task.digest,
         "auroc": float(roc_auc_score(targets, probability)),
         "accuracy": float(accuracy_score(targets, probability > 0.5)),
         "epochs": len(result.history),
@@ -154,9 +162,14 @@ def one_bag(bags: BagSet, number: int) -> BagBatch:
 
 
 def run_all(tasks: Iterable[Task], results: Path, *, processes: int) -> dict[str, dict[str, Any]]:
-    """All tasks' results by key; those that the file `results` holds are not computed again."""
-    done = {line["key"]: line for line in _lines(results)}
-    left = [task for task in tasks if task.key not in done]
+    """All tasks' results by key; those that the file `results` holds are not computed again.
+
+    Delete that file after a change of code that changes results.
+    """
+    wanted = list(tasks)
+    known = {line["task"]: line for line in _lines(results)}
+    done = {task.key: known[task.digest] for task in wanted if task.digest in known}
+    left = [task for task in wanted if task.key not in done]
     if left:
         results.parent.mkdir(parents=True, exist_ok=True)
         with get_context("spawn").Pool(processes) as pool, results.open("a", encoding="utf-8") as file:
@@ -181,6 +194,11 @@ def corrected_interval(differences: NDArray[np.float64], *, test_share: float) -
     spread = math.sqrt((1 / n + test_share) * differences.var(ddof=1))
     middle, reach = float(differences.mean()), float(t.ppf(0.975, n - 1)) * spread
     return middle - reach, middle + reach
+
+
+@cache
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
