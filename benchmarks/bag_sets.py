@@ -144,6 +144,7 @@ def run_task(task: Task) -> dict[str, Any]:
         "auroc": float(roc_auc_score(targets, probability)),
         "accuracy": float(accuracy_score(targets, probability > 0.5)),
         "epochs": len(result.history),
+        "validation_auroc": result.history[result.kept_epoch - 1].val_auroc,
         "seconds_per_epoch": float(np.median([record.seconds for record in result.history])),
         "test_bags": len(rows),
         "train_bags": len(cohort.of("train")),
