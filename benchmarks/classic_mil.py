@@ -2,9 +2,10 @@
 
     python benchmarks/classic_mil.py [--data ../shared/data/bags] [--processes 2] [--work FILE] [--json FILE]
 
-Ilse et al. 2018 (arXiv:1802.04712), Table 1: 10-fold cross-validation, repeated 5 times. One recipe for all sets, that of
-`RECIPE`, chosen before the first run; every model is that of its last epoch, so nothing is selected by a fold's answers. The
-figure is the mean over the 5 repetitions of the accuracy over all bags; the spread is the standard deviation of the 50 folds over
+Ilse et al. 2018 (arXiv:1802.04712), Table 1: 10-fold cross-validation, repeated 5 times. One recipe, that of `RECIPE`, chosen
+before the first run, but for Tiger: with it Tiger came out below the paper, so there one of nine was taken by the AUROC of 20
+validation splits of 40 bags, cut from the training folds (0.911, against 0.888): the paper's own learning rate and decay for Tiger,
+and a dropout of a half. Every model is that of its last epoch, so nothing is selected by a fold's answers. The figure is the mean over the 5 repetitions of the accuracy over all bags; the spread is the standard deviation of the 50 folds over
 the root of 10, the error of one repetition.
 """
 
@@ -29,6 +30,8 @@ RECIPE = {
     "epochs": 60, "lr": 1e-3, "batch_bags": 4, "weight_decay": 5e-3, "label_smoothing": 0.0, "entropy": {"weight": 0.0},
     "balance": "none", "keep": "last", "patience": None,
 }  # fmt: skip
+RECIPES = {"tiger": {**RECIPE, "epochs": 100, "optimizer": "adam", "lr": 1e-4, "batch_bags": 1, "weight_decay": 1e-2}}
+MODELS: dict[str, dict[str, float]] = {"tiger": {"embed_dropout": 0.5}}
 REPEATS, FOLDS = 5, 10
 
 
@@ -43,8 +46,8 @@ def main() -> None:
     tasks = [
         Task(
             file=str(given.data / f"{name}.npz"), recipe=method, method="abmil",
-            method_config={"gated": method == "gated_abmil"}, fit_config=RECIPE, seed=seed, folds=FOLDS, fold=fold,
-            val_fraction=0.05,
+            method_config={"gated": method == "gated_abmil", **MODELS.get(name, {})},
+            fit_config=RECIPES.get(name, RECIPE), seed=seed, folds=FOLDS, fold=fold, val_fraction=0.05,
         )
         for seed in range(REPEATS) for name in SETS for method in PAPER for fold in range(FOLDS)
     ]  # fmt: skip
@@ -66,6 +69,8 @@ def main() -> None:
     if given.json:
         report = {
             "recipe": RECIPE,
+            "recipes": RECIPES,
+            "models": MODELS,
             "repeats": REPEATS,
             "folds": FOLDS,
             "device": "cpu",
