@@ -1,0 +1,39 @@
+"""What is drawn for masks and for dropout, by which counters: the same on every backend."""
+# ruff: noqa: F722  # jaxtyping's dimension strings are no forward references
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from wsimil.ops.gated_attention_pool.contract import PoolSpec
+from wsimil.ops.philox import philox
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int64
+
+LEVELS = 65536
+"""Of a draw for dropout, which has 16 bits."""
+
+
+def mask_words(
+    seed: Int64[Tensor, 1], instances: Int64[Tensor, "... k"], *, branch: Tensor | int, bag_id: Tensor, stream: int
+) -> Int64[Tensor, "... k"]:
+    """One word for each instance of a bag: the lowest of a bag and branch are masked."""
+    return philox(seed, (instances, branch, bag_id, 2 * stream))[0]
+
+
+def gate_factors(
+    seed: Int64[Tensor, 1], *, begin: int, end: int, bag_id: Tensor, width: int, spec: PoolSpec
+) -> tuple[Float[Tensor, "n L"], Float[Tensor, "n L"]]:
+    """What the two factors of the gate are multiplied by, 0 or 1 / (1 - p), for instances `begin` to `end` of a bag."""
+    device = seed.device
+    instances = torch.arange(begin, end, device=device)[:, None]
+    columns = torch.arange(-(-width // 4), device=device)
+    words = torch.stack(philox(seed, (instances, columns, bag_id, 2 * spec.drop_stream + 1)), dim=2)
+    words = words.flatten(1)[:, :width]
+    scale = 1 / (1 - spec.drop_of_65536 / LEVELS)
+    value, gate = ((half >= spec.drop_of_65536) * scale for half in (words & (LEVELS - 1), words >> 16))
+    return value, gate

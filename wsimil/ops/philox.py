@@ -1,0 +1,48 @@
+"""Counter-based draws: a number that depends on a seed and on what it is for, not on when or where it is drawn.
+
+Philox-4x32-10, Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", SC '11. The key is the seed; the counter is
+(instance in its bag, column, bag, stream). CPU and GPU, one bag and a pack, tiles of any size: the same bits.
+"""
+# jaxtyping's dimension strings are no forward references
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Int64
+
+_LOW = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+
+def philox(
+    seed: Int64[Tensor, 1], counter: tuple[Tensor | int, Tensor | int, Tensor | int, Tensor | int]
+) -> tuple[Int64[Tensor, ...], Int64[Tensor, ...], Int64[Tensor, ...], Int64[Tensor, ...]]:
+    """Four words of 32 random bits for each counter, in [0, 2**32), of the shape to which the parts of `counter` broadcast.
+
+    Of each part of the counter the low 32 bits count; all 64 bits of the seed do.
+    """
+    key = [seed & _LOW, (seed >> 32) & _LOW]
+    c0, c1, c2, c3 = (
+        part.to(torch.int64) & _LOW if isinstance(part, Tensor) else torch.full_like(key[0], part & _LOW)
+        for part in counter
+    )
+    for _ in range(_ROUNDS):
+        high0, low0 = _product(c0, _MULTIPLIERS[0])
+        high1, low1 = _product(c2, _MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ key[0], low1, high0 ^ c3 ^ key[1], low0
+        key = [(part + step) & _LOW for part, step in zip(key, _WEYL, strict=True)]
+    return c0, c1, c2, c3
+
+
+def _product(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
+    """High and low words of a product of two words, whose 64 bits an int64 has no room for."""
+    low, high = a * (b & 0xFFFF), a * (b >> 16)  # each below 2**48
+    middle = (low >> 16) + high
+    return middle >> 16, ((middle & 0xFFFF) << 16) | (low & 0xFFFF)
