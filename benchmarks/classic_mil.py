@@ -4,9 +4,10 @@
 
 Ilse et al. 2018 (arXiv:1802.04712), Table 1: 10-fold cross-validation, repeated 5 times. One recipe, that of `RECIPE`, chosen
 before the first run, but for Tiger: with it Tiger came out below the paper, so there one of nine was taken by the AUROC of 20
-validation splits of 40 bags, cut from the training folds (0.911, against 0.888): the paper's own learning rate and decay for Tiger,
-and a dropout of a half. Every model is that of its last epoch, so nothing is selected by a fold's answers. The figure is the mean over the 5 repetitions of the accuracy over all bags; the spread is the standard deviation of the 50 folds over
-the root of 10, the error of one repetition.
+validation splits of 40 bags, cut from the training folds (0.911, against 0.888): the paper's own learning rate and decay for
+Tiger, and a dropout of a half. Every model is that of its last epoch, so nothing is selected by a fold's answers. The figure is
+the mean over the 5 repetitions of the accuracy over all bags; the spread is the standard deviation of the 50 folds over the root
+of 10, the error of one repetition.
 """
 
 from __future__ import annotations
