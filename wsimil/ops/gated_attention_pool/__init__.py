@@ -133,7 +133,8 @@ def gated_attention_pool(
         raise ValueError(f"activation: got {activation!r}, wanted one of {', '.join(get_args(Activation))}")
     if precision not in get_args(Precision):
         raise ValueError(f"precision: got {precision!r}, wanted one of {', '.join(get_args(Precision))}")
-    chosen = backend_of(backend)
+    keeps = _keeps(memory, instances * len(w_v) * (1 if w_u is None else 2), h.dtype)
+    chosen = backend_of(device, h.dtype, backend)
     weights = (w_v, b_v, w_u, b_u, w, c)
     tensors = PoolTensors(
         h,
@@ -158,7 +159,7 @@ def gated_attention_pool(
         gram=gram,
         top_k=top_k,
         bottom_k=bottom_k,
-        keep=chosen == "cpu" and learns and _keeps(memory, instances * len(w_v) * (1 if w_u is None else 2), h.dtype),
+        keep=chosen == "cpu" and learns and keeps,
     )
     found = pool(tensors, spec, chosen)
     return PoolOutput(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import torch
@@ -17,6 +18,7 @@ from wsimil.ops.gated_attention_pool import cpu, reference
 from wsimil.ops.gated_attention_pool.contract import (
     PoolCotangents,
     PoolForward,
+    PoolGradients,
     PoolSpec,
     PoolTensors,
 )
@@ -88,6 +90,15 @@ def _spec(options: Sequence[_OPTIONS]) -> PoolSpec:
     return PoolSpec(**named)
 
 
+def _module(backend: str) -> ModuleType:
+    if backend == "triton":
+        # Imported where it runs: without triton everything else works.
+        from wsimil.ops.gated_attention_pool import kernels
+
+        return kernels
+    return cpu
+
+
 def _as_written(tensors: PoolTensors) -> torch.autocast:
     """Backends choose the type of each product by themselves."""
     return torch.autocast(tensors.h.device.type, enabled=False)
@@ -102,7 +113,7 @@ def _forward(*values: _OPTIONS) -> tuple[Tensor, ...]:
     tensors = PoolTensors(*values[:_FIELDS])
     check(tensors)
     with _as_written(tensors):
-        result = cpu.forward(tensors, _spec(values[_FIELDS:-1]))
+        result: PoolForward = _module(values[-1]).forward(tensors, _spec(values[_FIELDS:-1]))
     return tuple(result)
 
 
@@ -144,7 +155,7 @@ def _(*values: _OPTIONS) -> tuple[Tensor, ...]:
 def _backward(*values: _OPTIONS) -> tuple[Tensor, ...]:
     cotangents, tensors, saved, needs, spec = _parts(values)
     with _as_written(tensors):
-        gradients = cpu.backward(cotangents, tensors, saved, spec, needs)
+        gradients: PoolGradients = _module(values[-1]).backward(cotangents, tensors, saved, spec, needs)
     return tuple(tensors.h.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
