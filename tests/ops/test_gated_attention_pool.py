@@ -24,7 +24,7 @@ FROZEN = [
     [[0, 1, 4, 5, 6, 9], [2, 3, 7, 8, 10, 11], [0, 2, 3, 6, 8, 9]],
     [[1, 3, 5, 7, 8, 9], [1, 4, 6, 7, 9, 11], [1, 3, 8, 9, 10, 11]],
 ]
-OUTPUTS = ("z", "lse", "entropy", "gram", "scores")
+OUTPUTS = ("z", "lse", "entropy", "gram", "scores", "raw_scores")
 BACKEND = os.environ.get("WSIMIL_TEST_BACKEND", "cpu")
 WIDE = torch.float64 if BACKEND == "cpu" else torch.float32
 """The widest type that the backend has, in which it is held against the definition."""
@@ -78,7 +78,7 @@ class Case:
     def run(self, tensors, **more):
         return gated_attention_pool(
             **tensors, cu_seqlens=cu_seqlens_of(self.lengths), rows=self.index(), entropy=True, gram=True, scores=True,
-            **{"backend": BACKEND, **self.options, **more},
+            raw_scores=True, **{"backend": BACKEND, **self.options, **more},
         )  # fmt: skip
 
 
@@ -191,6 +191,7 @@ def test_the_definition_is_the_formula(masked):
     got = case.run(tensors, mask=mask, backend="reference")
     s, a, z = dense(**tensors, masked=where)
     assert distance(got.scores, s.masked_fill(where, -math.inf)) < 1e-14
+    assert distance(got.raw_scores, s) < 1e-14
     assert distance(got.z[0], z) < 1e-14
     assert distance(got.lse[0], s.masked_fill(where, -math.inf).logsumexp(-1)) < 1e-14
     assert distance(got.entropy[0], torch.special.entr(a).sum(-1)) < 1e-13
@@ -453,9 +454,16 @@ def test_gradients_are_those_of_differences():
 
     def run(*leaves):
         out = gated_attention_pool(
-            *leaves, cu_seqlens=cu_seqlens_of([7, 3]), mask=mask, entropy=True, gram=True, scores=True, backend="cpu"
+            *leaves,
+            cu_seqlens=cu_seqlens_of([7, 3]),
+            mask=mask,
+            entropy=True,
+            gram=True,
+            scores=True,
+            raw_scores=True,
+            backend="cpu",
         )
-        return out.z, out.lse, out.entropy, out.gram, out.scores.masked_fill(out.scores == -math.inf, 0)
+        return out.z, out.lse, out.entropy, out.gram, out.scores.masked_fill(out.scores == -math.inf, 0), out.raw_scores
 
     assert torch.autograd.gradcheck(run, tuple(tensors.values()))
 

@@ -92,7 +92,9 @@ def _launches(
     kernels._launch = lambda kernel, grid, *args, **more: seen.append((kernel, args, more))
     saved = kernels.forward(tensors, spec)
     gram = saved.gram if spec.gram else None
-    cotangents = PoolCotangents(z=saved.z, lse=saved.lse, entropy=saved.entropy, gram=gram, scores=saved.scores)
+    cotangents = PoolCotangents(
+        z=saved.z, lse=saved.lse, entropy=saved.entropy, gram=gram, scores=saved.scores, raw=saved.scores
+    )
     kernels.backward(cotangents, tensors, saved, spec, (True,) * 7)
     return seen
 

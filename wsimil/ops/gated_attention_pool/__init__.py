@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wsimil.ops.dispatch import Backend, backend_of
 from wsimil.ops.gated_attention_pool.autograd import pool
-from wsimil.ops.gated_attention_pool.contract import Activation, PoolSpec, PoolTensors, Precision
+from wsimil.ops.gated_attention_pool.contract import Activation, PoolForward, PoolSpec, PoolTensors, Precision
 from wsimil.ops.gated_attention_pool.draws import LEVELS
 from wsimil.ops.varlen import CuSeqlens
 
@@ -63,9 +63,10 @@ class PoolOutput(NamedTuple):
     """Of N bags and B branches over I instances, in float32, or float64 where h is; None where it was not asked for.
 
     `z`: pooled instances. `lse`: log of the sum of exp(score) over what is not masked. `entropy` of attention in nats. `gram`:
-    inner products of the branches' attention. `scores`: -inf where masked; attention is `exp(scores - lse)`. `masked_idx`: what
-    `TopKMask` masked, in order of rank, -1 where fewer, and `masked_scores` its raw scores, -inf where fewer. `top_idx`,
-    `bottom_idx`: places in the bag of the highest and lowest raw scores, of equal ones the first, -1 where the bag has fewer.
+    inner products of the branches' attention. `scores`: -inf where masked; attention is `exp(scores - lse)`. `raw_scores`: before
+    masking. `masked_idx`: what `TopKMask` masked, in order of rank, -1 where fewer, and `masked_scores` its raw scores, then
+    -inf. `top_idx`, `bottom_idx`: places in the bag of the highest and lowest raw scores, of equal ones the first, -1 where the
+    bag has fewer.
     A raw score that is not finite makes z, lse, entropy and gram of its bag and branch NaN, and those of no other.
     """
 
@@ -74,6 +75,7 @@ class PoolOutput(NamedTuple):
     entropy: Float[Tensor, "N B"] | None
     gram: Float[Tensor, "N B B"] | None
     scores: Float[Tensor, "B I"] | None
+    raw_scores: Float[Tensor, "B I"] | None
     masked_idx: Int32[Tensor, "N B k"] | None
     masked_scores: Float[Tensor, "N B k"] | None
     top_idx: Int32[Tensor, "N B top_k"] | None
@@ -98,6 +100,7 @@ def gated_attention_pool(
     entropy: bool = False,
     gram: bool = False,
     scores: bool = False,
+    raw_scores: bool = False,
     top_k: int = 0,
     bottom_k: int = 0,
     precision: Precision = "auto",
@@ -111,10 +114,10 @@ def gated_attention_pool(
 
     Without `w_u` the second factor is 1. `cu_seqlens` [N + 1] says where bags begin, None for one bag. With `rows`, instance i is
     `h[rows[i]]`, `cu_seqlens` counts instances, and other rows cost nothing. `bag_ids` in [0, 2**32) name bags for draws, by
-    default 0, 1, ... Differentiable once, in h, weights and biases, through z, lse, entropy, gram and scores; a masked instance
-    gets no gradient through its score. `precision` is that of float32 products on a GPU, "auto" as torch is set. `memory`: "keep"
-    holds both factors of the gate, I x 2 L numbers, for the backward pass on the CPU backend, "recompute" does not, "auto" holds
-    them up to 512 MB. Under autocast h and the weights are taken in its type. Sums are in float32 or wider.
+    default 0, 1, ... Differentiable once, in h, weights and biases, through z, lse, entropy, gram and both scores; a masked
+    instance gets a gradient through its raw score alone. `precision` is that of float32 products on a GPU, "auto" as torch is.
+    `memory`: "keep" holds both factors of the gate, I x 2 L numbers, for the backward pass on the CPU backend, "recompute" does
+    not, "auto" holds them up to 512 MB. Under autocast h and the weights are taken in its type. Sums are in float32 or wider.
 
     Raises ValueError for tensors that do not fit each other, an empty bag, more than 64 branches, or a backend that cannot run.
     """
@@ -157,6 +160,7 @@ def gated_attention_pool(
         drop_of_65536=0 if dropout is None else _levels(dropout.p),
         drop_stream=0 if dropout is None else dropout.stream,
         gram=gram,
+        raw=raw_scores,
         top_k=top_k,
         bottom_k=bottom_k,
         keep=chosen == "cpu" and learns and keeps,
@@ -168,11 +172,16 @@ def gated_attention_pool(
         entropy=found.entropy if entropy else None,
         gram=found.gram if gram else None,
         scores=found.scores if scores else None,
+        raw_scores=_raw(found) if raw_scores else None,
         masked_idx=found.masked_idx if isinstance(mask, TopKMask) else None,
         masked_scores=found.masked_scores if isinstance(mask, TopKMask) else None,
         top_idx=found.top_idx if top_k else None,
         bottom_idx=found.bottom_idx if bottom_k else None,
     )
+
+
+def _raw(found: PoolForward) -> Tensor:
+    return found.raw if found.raw.numel() else found.scores
 
 
 def _autocast(h: Tensor) -> Tensor:

@@ -29,11 +29,12 @@ _TENSORS = (
 )
 _SPEC = (
     "str activation, str precision, int mask_k, int[] mask_counts, int mask_stream, int drop_of_65536, int drop_stream,"
-    " bool gram, int top_k, int bottom_k, bool keep, str backend"
+    " bool gram, bool raw, int top_k, int bottom_k, bool keep, str backend"
 )
-_COTANGENTS = "Tensor? g_z, Tensor? g_lse, Tensor? g_entropy, Tensor? g_gram, Tensor? g_scores"
+_COTANGENTS = "Tensor? g_z, Tensor? g_lse, Tensor? g_entropy, Tensor? g_gram, Tensor? g_scores, Tensor? g_raw"
 _SAVED = "Tensor z, Tensor lse, Tensor entropy, Tensor gram, Tensor scores, Tensor gates"
 _FIELDS = len(PoolTensors._fields)
+_RESULTS = len(PoolCotangents._fields)
 _OPTIONS: TypeAlias = Any
 """The values of `PoolSpec` in order, then the backend; torch hands them over one by one."""
 
@@ -138,6 +139,7 @@ def _(*values: _OPTIONS) -> tuple[Tensor, ...]:
             entropy=real(bags, branches),
             gram=real(bags, branches, branches) if spec.gram else real(0),
             scores=real(branches, instances),
+            raw=real(branches, instances) if spec.raw and t.masks(spec) else real(0),
             masked_idx=index(spec.mask_k),
             masked_scores=real(bags, branches, spec.mask_k),
             top_idx=index(spec.top_k),
@@ -172,7 +174,7 @@ def _(*values: _OPTIONS) -> tuple[Tensor, ...]:
 
 
 def _parts(values: Sequence[_OPTIONS]) -> tuple[PoolCotangents, PoolTensors, PoolForward, tuple[bool, ...], PoolSpec]:
-    cotangents, rest = PoolCotangents(*values[:5]), values[5:]
+    cotangents, rest = PoolCotangents(*values[:_RESULTS]), values[_RESULTS:]
     tensors, rest = PoolTensors(*rest[:_FIELDS]), rest[_FIELDS:]
     z, lse, entropy, gram, scores, gates, needs, *options = rest
     unused = tensors.h.new_empty(0)
@@ -182,6 +184,7 @@ def _parts(values: Sequence[_OPTIONS]) -> tuple[PoolCotangents, PoolTensors, Poo
         entropy=entropy,
         gram=gram,
         scores=scores,
+        raw=unused,
         masked_idx=unused,
         masked_scores=unused,
         top_idx=unused,
@@ -208,7 +211,7 @@ def _differentiate(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None,
         bool(need) and tensor is not None
         for need, tensor in zip(ctx.needs_input_grad[:7], ctx.saved_tensors[:7], strict=True)
     ]
-    wide = [None if g is None else g.contiguous() for g in cotangents[:5]]
+    wide = [None if g is None or g.shape == (0,) else g.contiguous() for g in cotangents[:_RESULTS]]
     gradients = _backward(*wide, *ctx.saved_tensors, needs, *ctx.options)
     found = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
     return (*found, *[None] * (_FIELDS - 7 + len(ctx.options)))

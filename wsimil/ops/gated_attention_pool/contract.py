@@ -22,7 +22,7 @@ class PoolSpec:
     `mask_k`: of the `mask_k` highest scores of a bag and branch some are masked, 0 for none; of the n that there are at most
     `mask_counts[n]`, and always fewer than the bag has. `mask_stream` names the draws. `drop_of_65536`: a factor of the gate is
     dropped with this probability over 65536, and what is left is scaled up. `keep`: the backend may hold the two factors of
-    the gate for the backward pass.
+    the gate for the backward pass. `raw`: scores before masking are asked for.
     """
 
     activation: Activation = "tanh"
@@ -33,6 +33,7 @@ class PoolSpec:
     drop_of_65536: int = 0
     drop_stream: int = 0
     gram: bool = False
+    raw: bool = False
     top_k: int = 0
     bottom_k: int = 0
     keep: bool = False
@@ -59,13 +60,17 @@ class PoolTensors(NamedTuple):
     drop_seed: Int64[Tensor, 1]
     bag_ids: Int64[Tensor, " N"]
 
+    def masks(self, spec: PoolSpec) -> bool:
+        """Whether anything may be masked."""
+        return spec.mask_k > 0 or self.mask_idx is not None
+
 
 class PoolForward(NamedTuple):
     """What comes out; float32, or float64 where h is. What was not asked for has a size of 0.
 
-    `scores` are -inf where masked. `masked_idx` in order of rank, -1 where fewer are masked, `masked_scores` their raw scores
-    (-inf where -1). `top_idx`, `bottom_idx`: of raw scores, from the highest and from the lowest, of equal ones the first, -1
-    where the bag has fewer. `gates`: what `keep` holds.
+    `scores` are -inf where masked, `raw` what they were, of size 0 where there is no mask. `masked_idx` in order of rank, -1
+    where fewer are masked, `masked_scores` their raw scores (-inf where -1). `top_idx`, `bottom_idx`: of raw scores, from the
+    highest and from the lowest, of equal ones the first, -1 where the bag has fewer. `gates`: what `keep` holds.
     """
 
     z: Float[Tensor, "N B D"]
@@ -73,6 +78,7 @@ class PoolForward(NamedTuple):
     entropy: Float[Tensor, "N B"]
     gram: Float[Tensor, "N B B"]
     scores: Float[Tensor, "B I"]
+    raw: Float[Tensor, "B I"]
     masked_idx: Int32[Tensor, "N B k"]
     masked_scores: Float[Tensor, "N B k"]
     top_idx: Int32[Tensor, "N B top_k"]
@@ -88,6 +94,7 @@ class PoolCotangents(NamedTuple):
     entropy: Float[Tensor, "N B"] | None
     gram: Float[Tensor, "N B B"] | None
     scores: Float[Tensor, "B I"] | None
+    raw: Float[Tensor, "B I"] | None
 
 
 class PoolGradients(NamedTuple):

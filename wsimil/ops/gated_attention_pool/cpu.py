@@ -59,6 +59,7 @@ def forward(tensors: PoolTensors, spec: PoolSpec) -> PoolForward:
         entropy=entropy,
         gram=torch.stack(gram) if gram else raw.new_empty(0),
         scores=scores.clone() if scores is raw else scores,
+        raw=raw if spec.raw and tensors.masks(spec) else raw.new_empty(0),
         masked_idx=masked_idx,
         masked_scores=masked_scores,
         top_idx=segment_topk(raw.t(), tensors.cu_seqlens, spec.top_k),
@@ -306,7 +307,7 @@ def _masks(
     shape = (len(bags), len(raw), spec.mask_k)
     masked_idx = torch.full(shape, -1, dtype=torch.int32, device=raw.device)
     masked_scores = raw.new_full(shape, -math.inf)
-    if spec.mask_k == 0 and t.mask_idx is None:
+    if not t.masks(spec):
         return None, masked_idx, masked_scores
     masked = torch.zeros_like(raw, dtype=torch.bool)
     for bag, (begin, end) in enumerate(bags):
@@ -369,7 +370,7 @@ def _gram(left: Float[Tensor, "B n"], lse: Float[Tensor, " B"]) -> Float[Tensor,
 def _slope(
     g: PoolCotangents, saved: PoolForward, chunk: _Chunk, weights: Float[Tensor, "B n"], x: Tensor
 ) -> Float[Tensor, "B n"]:
-    """Gradient of the raw scores of a chunk; exactly 0 where masked."""
+    """Gradient of the raw scores of a chunk; where masked exactly 0, but for what they were themselves asked for."""
     bag, left = chunk.bag, saved.scores[:, chunk.begin : chunk.end]
     slope = torch.zeros_like(weights)
     if g.z is not None:
@@ -385,4 +386,5 @@ def _slope(
     slope = slope * weights
     if g.scores is not None:
         slope = slope + g.scores[:, chunk.begin : chunk.end]
-    return slope.masked_fill(left == -math.inf, 0)
+    slope = slope.masked_fill(left == -math.inf, 0)
+    return slope if g.raw is None else slope + g.raw[:, chunk.begin : chunk.end]

@@ -218,6 +218,7 @@ def _forward(call: _Call) -> PoolForward:
     spec, tiles = call.spec, call.tiles
     raw, keys, poison = _scores(call)
     ends = [_ends(call, raw, k, largest=largest) for k, largest in ((spec.top_k, True), (spec.bottom_k, False))]
+    kept = raw.clone() if spec.raw and call.tensors.masks(spec) else call.real(0)
     masked_idx, masked_scores = _mask(call, raw, keys)
     scores = raw  # from here on -inf where masked
     partial = call.real(3, call.branches, tiles.count)
@@ -236,6 +237,7 @@ def _forward(call: _Call) -> PoolForward:
         entropy=entropy,
         gram=_gram(call, scores, lse) if spec.gram else call.real(0),
         scores=scores,
+        raw=kept,
         masked_idx=masked_idx,
         masked_scores=masked_scores,
         top_idx=ends[0],
@@ -427,10 +429,10 @@ def _slopes(call: _Call, g: PoolCotangents, saved: PoolForward) -> Tensor:
     _launch(
         _slope_kernel, (tiles.count, triton.cdiv(call.branches, group)), call.h, call.h.stride(0), call.rows,
         saved.scores, saved.lse, saved.entropy, constant, _given(g.z, slope), _given(g.entropy, slope), both,
-        _given(g.scores, slope), tiles.ends, tiles.bag, tiles.first, slope, call.bags, call.instances,
+        _given(g.scores, slope), _given(g.raw, slope), tiles.ends, tiles.bag, tiles.first, slope, call.bags, call.instances,
         B=call.branches, BB=group, D=call.dim, BN=INSTANCES, BD=min(32, triton.next_power_of_2(call.dim)),
         ROWS=call.tensors.rows is not None, Z=g.z is not None, ENTROPY=g.entropy is not None, GRAM=g.gram is not None,
-        SCORES=g.scores is not None, warps=4,
+        SCORES=g.scores is not None, RAW=g.raw is not None, warps=4,
     )  # fmt: skip
     return slope
 
@@ -862,12 +864,12 @@ def _sum_kernel(
 @triton.jit(do_not_specialize=["bags", "instances"])
 def _slope_kernel(
     h: tl.tensor, stride: tl.tensor, rows: tl.tensor, scores: tl.tensor, lse: tl.tensor, entropy: tl.tensor,
-    constant: tl.tensor, g_z: tl.tensor, g_entropy: tl.tensor, both: tl.tensor, g_scores: tl.tensor, ends: tl.tensor,
-    tile_bag: tl.tensor, tile_first: tl.tensor, slope: tl.tensor, bags: tl.tensor, instances: tl.tensor,
+    constant: tl.tensor, g_z: tl.tensor, g_entropy: tl.tensor, both: tl.tensor, g_scores: tl.tensor, g_raw: tl.tensor,
+    ends: tl.tensor, tile_bag: tl.tensor, tile_first: tl.tensor, slope: tl.tensor, bags: tl.tensor, instances: tl.tensor,
     B: tl.constexpr, BB: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr,
-    Z: tl.constexpr, ENTROPY: tl.constexpr, GRAM: tl.constexpr, SCORES: tl.constexpr,
+    Z: tl.constexpr, ENTROPY: tl.constexpr, GRAM: tl.constexpr, SCORES: tl.constexpr, RAW: tl.constexpr,
 ) -> None:  # fmt: skip
-    """ds_b = A_b (g_b . h - gH_b (log A_b + H_b) + sum_b' both_bb' A_b' + constant_b) + gs_b, 0 where masked."""
+    """ds_b = A_b (g_b . h - gH_b (log A_b + H_b) + sum_b' both_bb' A_b' + constant_b) + gs_b, 0 where masked, + gr_b."""
     tile = tl.program_id(0)
     bag = tl.load(tile_bag + tile)
     if bag >= bags:
@@ -909,7 +911,10 @@ def _slope_kernel(
     value *= _weights(left, total)
     if SCORES:
         value += tl.load(g_scores + place, mask=inside, other=0)
-    tl.store(slope + place, tl.where(masked, 0.0, value), mask=inside)
+    value = tl.where(masked, 0.0, value)
+    if RAW:
+        value += tl.load(g_raw + place, mask=inside, other=0)
+    tl.store(slope + place, value, mask=inside)
 
 
 @triton.jit(do_not_specialize=["stream", "begin", "bags", "instances"])

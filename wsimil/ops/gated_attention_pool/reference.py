@@ -26,7 +26,8 @@ def forward(tensors: PoolTensors, spec: PoolSpec) -> PoolForward:
     masked_idx, masked_scores, top_idx, bottom_idx = indices
     return PoolForward(
         z=parts[0], lse=parts[1], entropy=parts[2], gram=parts[3] if spec.gram else raw.new_empty(0),
-        scores=torch.cat([bag[4] for bag in bags], dim=1), masked_idx=masked_idx, masked_scores=masked_scores,
+        scores=torch.cat([bag[4] for bag in bags], dim=1),
+        raw=raw if spec.raw and tensors.masks(spec) else raw.new_empty(0), masked_idx=masked_idx, masked_scores=masked_scores,
         top_idx=top_idx, bottom_idx=bottom_idx, gates=raw.new_empty(0),
     )  # fmt: skip
 
