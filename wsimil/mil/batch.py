@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Protocol
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -61,6 +62,12 @@ class BagBatch:
     def bag_ids(self) -> Int64[Tensor, " T"]:
         """For each instance the number of its bag."""
         return bag_ids(self.cu_seqlens, total=len(self.features))
+
+    @property
+    def draw_ids(self) -> Int64[Tensor, " B"]:
+        """What names each bag for draws by counter: of its slide, and so the same in every pack."""
+        names = [crc32(name.encode("utf-8", "surrogatepass")) for name in self.slide_ids]
+        return torch.tensor(names, device=self.features.device)
 
     @property
     def known_targets(self) -> Int64[Tensor, " B"]:
@@ -118,14 +125,15 @@ def pack(
 class BagOutput:
     """What a method says of each bag; H heads or branches.
 
-    `attention_logits` are raw: before masking and softmax. `masked` is True where a training step kept an instance from a
-    head. `attention` is that of methods whose weights are no softmax of these over the bag, such as the class token's row of
-    Nyström attention: it need not sum to 1 and may be negative.
+    `attention_logits` are raw: before masking and softmax. `attention_entropy`, in nats, is that of their softmax, where it is
+    known. `masked` is True where a training step kept an instance from a head. `attention` is that of methods whose weights are
+    no softmax of these over the bag, such as the class token's row of Nyström attention: any sum, and negative ones too.
     """
 
     logits: Float[Tensor, "B C"]
     embedding: Float[Tensor, "B E"]
     attention_logits: Float[Tensor, "T H"] | None = None
+    attention_entropy: Float[Tensor, "B H"] | None = None
     attention: Float[Tensor, "T H"] | None = None
     instance_logits: Float[Tensor, "T C"] | None = None
     branch_logits: Float[Tensor, "B M C"] | None = None
@@ -187,6 +195,11 @@ class StepContext:
         """Numbers of [0, 1) in float32."""
         return torch.rand(*shape, generator=self.generator, device=self.generator.device).to(device)
 
+    def seed(self, *, device: torch.device) -> Int64[Tensor, 1] | None:
+        """What draws by counter begin from, in operations that make their own; None where a step must give each draw itself."""
+        words = torch.empty(1, dtype=torch.int64, device=self.generator.device)
+        return words.random_(generator=self.generator).to(device)
+
     def permutation(self, count: int, *, device: torch.device) -> Int64[Tensor, " count"]:
         """The numbers below `count` in random order."""
         return torch.randperm(count, generator=self.generator, device=self.generator.device).to(device)
@@ -234,6 +247,9 @@ class RowStep(StepContext):
     def uniform(self, shape: Sequence[int], *, device: torch.device) -> Float[Tensor, "*shape"]:
         """The numbers of all rows, at these."""
         return self.whole.uniform((self.total, *shape[1:]), device=device)[self.rows]
+
+    def seed(self, *, device: torch.device) -> None:
+        """None: a counter would begin with the first of these rows, not of all."""
 
     def permutation(self, count: int, *, device: torch.device) -> Int64[Tensor, " count"]:
         """Never asked for: what is drawn for an instance has no order. Raises TypeError."""

@@ -34,15 +34,13 @@ def philox(
         for part in counter
     )
     for _ in range(_ROUNDS):
-        high0, low0 = _product(c0, _MULTIPLIERS[0])
-        high1, low1 = _product(c2, _MULTIPLIERS[1])
-        c0, c1, c2, c3 = high1 ^ c1 ^ key[0], low1, high0 ^ c3 ^ key[1], low0
+        # An int64 product overflows to the 64 bits that are wanted.
+        first, second = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            (second >> 32 & _LOW) ^ c1 ^ key[0],
+            second & _LOW,
+            (first >> 32 & _LOW) ^ c3 ^ key[1],
+            first & _LOW,
+        )
         key = [(part + step) & _LOW for part, step in zip(key, _WEYL, strict=True)]
     return c0, c1, c2, c3
-
-
-def _product(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
-    """High and low words of a product of two words, whose 64 bits an int64 has no room for."""
-    low, high = a * (b & 0xFFFF), a * (b >> 16)  # each below 2**48
-    middle = (low >> 16) + high
-    return middle >> 16, ((middle & 0xFFFF) << 16) | (low & 0xFFFF)

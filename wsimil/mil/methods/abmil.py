@@ -24,12 +24,11 @@ from torch import Tensor, nn
 from wsimil.config import FrozenConfig
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, BagOutput, Contributions, StepContext
-from wsimil.mil.layers.attend import Attention, attend
 from wsimil.mil.layers.embedding import Activation, InstanceEmbedding
 from wsimil.mil.layers.gated_attention import GatedAttention, ScoreActivation
 from wsimil.mil.layers.initialize import Init, center, initialize
+from wsimil.mil.layers.pooled import Pooled
 from wsimil.ops.packed_linear import packed_linear, row_linear
-from wsimil.ops.segment_sum import segment_sum
 
 
 class ABMILConfig(FrozenConfig):
@@ -88,27 +87,28 @@ class ABMIL(MILModel):
 
     def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions:
         """Instance i adds `softmax(a)_i * (w_c · h_i)` to logit c."""
-        scores = self.attention(h, bags.cu_seqlens, step)
-        attention = attend(scores, bags, step)
-        values = attention.weights * packed_linear(h, self.classifier.weight, None, bags.cu_seqlens)
-        output = self._pool(h, scores, attention, bags)
-        return Contributions(output=output, values=values, bias=self.classifier.bias)
+        pooled = self.attention(h, bags, step)
+        values = pooled.weights * packed_linear(h, self.classifier.weight, None, bags.cu_seqlens)
+        return Contributions(output=self._answer(pooled), values=values, bias=self.classifier.bias)
 
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`."""
-        scores = self.attention(h, bags.cu_seqlens, step)
-        return self._pool(h, scores, attend(scores, bags, step), bags)
+        return self._answer(self.attention(h, bags, step))
 
     def of_nothing(self, h: Float[Tensor, "0 L"], step: StepContext | None) -> BagOutput:
         """See `MILModel.of_nothing`: a vector of zeros."""
-        scores = self.attention(h, torch.zeros(2, dtype=torch.int32, device=h.device), step)
-        embedding = scores.softmax(dim=0).t() @ h
+        # With a gradient of 0 for the attention, which an optimizer lets decay.
+        idle = torch.stack([parameter.sum() for parameter in self.attention.parameters()]).sum() * 0
+        embedding = h.sum(dim=0, keepdim=True) + idle
         logits = row_linear(embedding, self.classifier.weight, self.classifier.bias)
         return BagOutput(logits=logits, embedding=embedding)
 
-    def _pool(
-        self, h: Float[Tensor, "T L"], scores: Float[Tensor, "T 1"], attention: Attention, bags: BagBatch
-    ) -> BagOutput:
-        embedding = segment_sum(attention.weights, h, bags.cu_seqlens)[:, 0]  # [B, L]
-        logits = row_linear(embedding, self.classifier.weight, self.classifier.bias)
-        return BagOutput(logits=logits, embedding=embedding, attention_logits=scores, masked=attention.masked)
+    def _answer(self, pooled: Pooled) -> BagOutput:
+        embedding = pooled.vectors[:, 0]  # [B, L]
+        return BagOutput(
+            logits=row_linear(embedding, self.classifier.weight, self.classifier.bias),
+            embedding=embedding,
+            attention_logits=pooled.scores,
+            attention_entropy=pooled.entropy,
+            masked=pooled.masked,
+        )

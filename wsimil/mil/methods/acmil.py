@@ -22,14 +22,13 @@ from torch import Tensor, nn
 from wsimil.config import FrozenConfig
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LossTerms, StepContext
-from wsimil.mil.layers.attend import Attention, attend
 from wsimil.mil.layers.dropout import dropout
 from wsimil.mil.layers.embedding import InstanceEmbedding
 from wsimil.mil.layers.gated_attention import GatedAttention
 from wsimil.mil.layers.multihead import MultiHeadPool, fold_queries
+from wsimil.mil.layers.pooled import Pooled, pool_by_scores
 from wsimil.mil.masking import TopKMasking
 from wsimil.ops.packed_linear import packed_linear, row_linear
-from wsimil.ops.segment_sum import segment_sum
 
 
 class ACMILConfig(FrozenConfig):
@@ -106,62 +105,51 @@ class ACMIL(MILModel):
         """Gated: instance i adds the mean over branches of its attention, times `w_c · h_i`; multi-head: no exact split."""
         if self.heads > 1:
             return None
-        scores = self._scores(h, bags, step)
-        attention = attend(scores, bags, step, self.masking)
+        pooled = self._pool(h, bags, step)
         values = packed_linear(h, self.classifier.weight, None, bags.cu_seqlens)
-        values = attention.weights.mean(dim=1, keepdim=True) * values
-        output = self._answer(h, scores, attention, bags, step)
-        return Contributions(output=output, values=values, bias=self.classifier.bias)
+        values = pooled.weights.mean(dim=1, keepdim=True) * values
+        return Contributions(output=self._answer(pooled, step), values=values, bias=self.classifier.bias)
 
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`."""
-        scores = self._scores(h, bags, step)
-        return self._answer(h, scores, attend(scores, bags, step, self.masking), bags, step)
+        return self._answer(self._pool(h, bags, step), step)
 
     def loss_terms(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext) -> LossTerms:
         """See `MILModel.loss_terms`."""
-        scores = self._scores(h, bags, step)
-        attention = attend(scores, bags, step, self.masking)
-        output = self._answer(h, scores, attention, bags, step)
+        pooled = self._pool(h, bags, step, gram=True)
+        output = self._answer(pooled, step)
         terms = {"slide": step.criterion(output.logits, bags.known_targets)}
         count = len(self.branch_classifiers)
         if count > 1 and output.branch_logits is not None:
             targets = bags.known_targets.repeat_interleave(count)
             terms["branches"] = step.criterion(output.branch_logits.flatten(0, 1), targets)
-            terms["diversity"] = self._diversity(attention, bags)
+            terms["diversity"] = self._diversity(pooled)
         weights = {name: weight for name, weight in self.weights.items() if name in terms}
         return LossTerms(output=output, terms=terms, weights=weights)
 
-    def _scores(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T H"]:
-        """Raw scores, branch by branch and in each head by head."""
+    def _pool(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None, *, gram: bool = False) -> Pooled:
+        """By raw scores, branch by branch and in each head by head."""
         if self.heads == 1:
-            scores: Tensor = self.attention(h, bags.cu_seqlens, step)
-            return scores
+            pooled: Pooled = self.attention(h, bags, step, own=self.masking, gram=gram)
+            return pooled
         keys, offsets = fold_queries(self.queries, self._branch_pools())
-        return packed_linear(h, keys, offsets, bags.cu_seqlens)
+        scores = packed_linear(h, keys, offsets, bags.cu_seqlens)
+        return pool_by_scores(scores, h, bags, step, own=self.masking, gram=gram)
 
     def _branch_pools(self) -> list[MultiHeadPool]:
         return [branch for branch in self.branches if isinstance(branch, MultiHeadPool)]
 
-    def _answer(
-        self,
-        h: Float[Tensor, "T L"],
-        scores: Float[Tensor, "T H"],
-        attention: Attention,
-        bags: BagBatch,
-        step: StepContext | None,
-    ) -> BagOutput:
+    def _answer(self, pooled: Pooled, step: StepContext | None) -> BagOutput:
         count = len(self.branch_classifiers)
-        pooled = segment_sum(attention.weights, h, bags.cu_seqlens)  # [B, M * heads, L]
-        pooled = pooled.view(len(bags), count, self.heads, -1)
+        vectors = pooled.vectors.view(len(pooled.vectors), count, self.heads, -1)  # [B, M, heads, L]
         if self.heads == 1:
-            branches, whole = pooled[:, :, 0], pooled[:, :, 0].mean(dim=1)
+            branches, whole = vectors[:, :, 0], vectors[:, :, 0].mean(dim=1)
         else:
             pools = self._branch_pools()
-            branches = torch.stack([pool.project(pooled[:, m]) for m, pool in enumerate(pools)], dim=1)
+            branches = torch.stack([pool.project(vectors[:, m]) for m, pool in enumerate(pools)], dim=1)
             branches = dropout(branches, self.drop, step)
             branches = torch.stack([pool.norm(branches[:, m]) for m, pool in enumerate(pools)], dim=1)
-            whole = self.bag.norm(dropout(self.bag.project(pooled.mean(dim=1)), self.drop, step))
+            whole = self.bag.norm(dropout(self.bag.project(vectors.mean(dim=1)), self.drop, step))
         heads = [
             row_linear(branches[:, m], head.weight, head.bias)
             for m, head in enumerate(self.branch_classifiers)
@@ -170,15 +158,17 @@ class ACMIL(MILModel):
         return BagOutput(
             logits=row_linear(whole, self.classifier.weight, self.classifier.bias),
             embedding=whole,
-            attention_logits=scores,
+            attention_logits=pooled.scores,
+            attention_entropy=pooled.entropy,
             branch_logits=torch.stack(heads, dim=1),
-            masked=attention.masked,
+            masked=pooled.masked,
         )
 
-    def _diversity(self, attention: Attention, bags: BagBatch) -> Float[Tensor, ""]:
+    def _diversity(self, pooled: Pooled) -> Float[Tensor, ""]:
         count = len(self.branch_classifiers)
-        gram = segment_sum(attention.weights, attention.weights, bags.cu_seqlens)  # [B, M * heads, M * heads]
-        gram = gram.view(len(bags), count, self.heads, count, self.heads)
+        if pooled.gram is None:
+            raise TypeError("the diversity of branches is told by their Gram matrix")
+        gram = pooled.gram.view(-1, count, self.heads, count, self.heads)
         gram = torch.diagonal(gram, dim1=2, dim2=4)  # [B, M, M, heads]
         norms = torch.diagonal(gram, dim1=1, dim2=2).sqrt()  # [B, heads, M]
         norms = norms[..., :, None] * norms[..., None, :]

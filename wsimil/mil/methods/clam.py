@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int32, Int64
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,11 +22,10 @@ from wsimil.config import FrozenConfig
 from wsimil.errors import ModelError
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LossTerms, StepContext
-from wsimil.mil.layers.attend import Attention, attend
 from wsimil.mil.layers.embedding import InstanceEmbedding
 from wsimil.mil.layers.gated_attention import GatedAttention
+from wsimil.mil.layers.pooled import Pooled
 from wsimil.ops.packed_linear import packed_linear, row_linear
-from wsimil.ops.segment_sum import segment_sum
 from wsimil.ops.varlen import split_bags
 
 
@@ -92,30 +91,28 @@ class CLAM(MILModel):
 
     def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions:
         """Instance i adds `p_ci * (w_c · h_i)` to logit c."""
-        scores = self.attention(h, bags.cu_seqlens, step)
-        attention = attend(scores, bags, step)
+        pooled = self.attention(h, bags, step)
         weight, bias = self._head()
-        values = attention.weights * packed_linear(h, weight, None, bags.cu_seqlens)
-        return Contributions(output=self._pool(h, scores, attention, bags), values=values, bias=bias)
+        values = pooled.weights * packed_linear(h, weight, None, bags.cu_seqlens)
+        return Contributions(output=self._answer(pooled), values=values, bias=bias)
 
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`."""
-        scores = self.attention(h, bags.cu_seqlens, step)
-        return self._pool(h, scores, attend(scores, bags, step), bags)
+        return self._answer(self.attention(h, bags, step))
 
     def loss_terms(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext) -> LossTerms:
         """See `MILModel.loss_terms`; "instance" is the mean over bags. Raises ModelError for a bag too small for `compat`."""
-        output = self.aggregate(h, bags, step)
-        scores = output.attention_logits
-        if scores is None:
-            raise TypeError("CLAM always has attention")
+        pooled = self.attention(h, bags, step)
+        output = self._answer(pooled)
+        most, least = (pooled.ends(self.k_sample, largest=largest) for largest in (True, False))  # [B, H, k]
         labels, logits = [], []
         term = output.logits.new_zeros(())
-        parts = zip(split_bags(h, bags.cu_seqlens), split_bags(scores.detach(), bags.cu_seqlens), strict=True)
-        for number, ((rows, score), target) in enumerate(zip(parts, bags.known_targets.tolist(), strict=True)):
+        parts = zip(split_bags(h, bags.cu_seqlens), most, least, bags.known_targets.tolist(), strict=True)
+        for number, (rows, highest, lowest, target) in enumerate(parts):
             k = self._k(len(rows), bags.slide_ids[number])
             for label in range(self.num_classes) if self.subtyping else [target]:
-                chosen, truth = self._sample(score, label, k, positive=label == target)
+                head = label if self.classifier is None else 0
+                chosen, truth = _sample(highest[head, :k], lowest[head, :k], positive=label == target)
                 if k == 0:
                     continue
                 judge = self.instance_classifiers[label]
@@ -132,15 +129,21 @@ class CLAM(MILModel):
             },
         )
 
-    def _pool(self, h: Tensor, scores: Tensor, attention: Attention, bags: BagBatch) -> BagOutput:
-        pooled = segment_sum(attention.weights, h, bags.cu_seqlens)  # [B, H, L]
+    def _answer(self, pooled: Pooled) -> BagOutput:
+        vectors = pooled.vectors  # [B, H, L]
         weight, bias = self._head()
         if self.classifier is not None:
-            logits = row_linear(pooled[:, 0], weight, bias)
+            logits = row_linear(vectors[:, 0], weight, bias)
         else:
-            columns = [row_linear(pooled[:, c], weight[c : c + 1], bias[c : c + 1]) for c in range(self.num_classes)]
+            columns = [row_linear(vectors[:, c], weight[c : c + 1], bias[c : c + 1]) for c in range(self.num_classes)]
             logits = torch.cat(columns, dim=1)
-        return BagOutput(logits=logits, embedding=pooled.flatten(1), attention_logits=scores, masked=attention.masked)
+        return BagOutput(
+            logits=logits,
+            embedding=vectors.flatten(1),
+            attention_logits=pooled.scores,
+            attention_entropy=pooled.entropy,
+            masked=pooled.masked,
+        )
 
     def _head(self) -> tuple[Float[Tensor, "C L"], Float[Tensor, " C"]]:
         if self.classifier is not None:
@@ -158,20 +161,19 @@ class CLAM(MILModel):
             )
         return self.k_sample
 
-    def _sample(
-        self, scores: Float[Tensor, "n H"], label: int, k: int, *, positive: bool
-    ) -> tuple[Int64[Tensor, " S"], Int64[Tensor, " S"]]:
-        """Rows of one bag that class `label` judges, and what it is to say of them."""
-        column = scores[:, label if self.classifier is None else 0]
-        most = column.topk(k).indices
-        if not positive:
-            return most, torch.zeros_like(most)
-        least = column.topk(k, largest=False).indices
-        return torch.cat([most, least]), torch.cat([torch.ones_like(most), torch.zeros_like(least)])
-
     def _judge(self, logits: Float[Tensor, "S 2"], labels: Int64[Tensor, " S"]) -> Float[Tensor, ""]:
         if not self.svm:
             return F.cross_entropy(logits, labels)
         # The smooth top-1 SVM of two classes, at margin and temperature 1.
         margin = (logits[:, 1] - logits[:, 0]) * (2 * labels - 1)
         return F.softplus(1 - margin).mean()
+
+
+def _sample(
+    most: Int32[Tensor, " k"], least: Int32[Tensor, " k"], *, positive: bool
+) -> tuple[Int64[Tensor, " S"], Int64[Tensor, " S"]]:
+    """Rows of one bag that a class judges, and what it is to say of them: of the bag's own class, or of another."""
+    if not positive:
+        return most.long(), torch.zeros_like(most, dtype=torch.int64)
+    truth = torch.cat([torch.ones_like(most), torch.zeros_like(least)])
+    return torch.cat([most, least]).long(), truth.long()

@@ -21,13 +21,12 @@ from torch.nn import functional as F
 from wsimil.config import FrozenConfig
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LossTerms, StepContext
-from wsimil.mil.layers.attend import Attention, attend
 from wsimil.mil.layers.dropout import dropout
 from wsimil.mil.layers.embedding import Activation, InstanceEmbedding
 from wsimil.mil.layers.initialize import Init, initialize
+from wsimil.mil.layers.pooled import Pooled, pool_by_scores
 from wsimil.ops.packed_linear import packed_linear, row_linear
 from wsimil.ops.segment_max import segment_max
-from wsimil.ops.segment_sum import segment_sum
 from wsimil.ops.varlen import join_bags, split_bags
 
 
@@ -84,7 +83,7 @@ class DSMIL(MILModel):
         passed = self._pass(h, bags, step)
         classes = self.num_classes
         reads = packed_linear(passed.values, self.bag.weight.flatten(0, 1), None, bags.cu_seqlens)
-        values = (reads.view(-1, classes, classes) * passed.attention.weights[:, None, :].to(reads.dtype)).sum(dim=2)
+        values = (reads.view(-1, classes, classes) * passed.pooled.weights[:, None, :].to(reads.dtype)).sum(dim=2)
         return Contributions(output=passed.output, values=values, bias=self._bias)
 
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
@@ -112,17 +111,17 @@ class DSMIL(MILModel):
         instances = packed_linear(h, self.instance.weight, self.instance.bias, ends)
         critical = segment_max(instances.detach(), ends).rows  # [B, C]
         scores = self._scores(h, critical, bags)
-        attention = attend(scores, bags, step)
         values = self._values(h, bags, step)
-        embedding = segment_sum(attention.weights, values, ends).flatten(1)  # [B, C * L]
+        pooled = pool_by_scores(scores, values, bags, step)
+        embedding = pooled.vectors.flatten(1)  # [B, C * L]
         output = BagOutput(
             logits=row_linear(embedding, self.bag.weight.flatten(1), self._bias),
             embedding=embedding,
             attention_logits=scores,
             instance_logits=instances,
-            masked=attention.masked,
+            masked=pooled.masked,
         )
-        return _Pass(output=output, attention=attention, values=values)
+        return _Pass(output=output, pooled=pooled, values=values)
 
     @property
     def _bias(self) -> Tensor:
@@ -153,5 +152,5 @@ class DSMIL(MILModel):
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Pass:
     output: BagOutput
-    attention: Attention
+    pooled: Pooled
     values: Float[Tensor, "T L"]

@@ -25,13 +25,11 @@ from torch import Tensor, nn
 from wsimil.config import FrozenConfig
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LossTerms, StepContext
-from wsimil.mil.layers.attend import Attention, attend
 from wsimil.mil.layers.embedding import InstanceEmbedding
 from wsimil.mil.layers.gated_attention import GatedAttention
+from wsimil.mil.layers.pooled import Pooled
 from wsimil.mil.layers.raster import raster_order
 from wsimil.ops.packed_linear import packed_linear, row_linear
-from wsimil.ops.segment_softmax import segment_softmax
-from wsimil.ops.segment_sum import segment_sum
 from wsimil.ops.varlen import CuSeqlens, cu_seqlens_of, split_bags
 
 
@@ -94,7 +92,7 @@ class DTFD(MILModel):
     def loss_terms(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext) -> LossTerms:
         """See `MILModel.loss_terms`; "tier1" is the mean over pseudo-bags, bag by bag, "tier2" the bag's own."""
         first = self._first_tier(h, bags, step)
-        logits = row_linear(first.pooled, self.classifier.weight, self.classifier.bias)
+        logits = row_linear(first.vectors, self.classifier.weight, self.classifier.bias)
         parts = zip(split_bags(logits, first.groups), bags.known_targets, strict=True)
         losses = [step.criterion(part, target.expand(len(part))) for part, target in parts]
         output = self._second_tier(first if self.end_to_end else first.detached())
@@ -110,52 +108,49 @@ class DTFD(MILModel):
             lengths += [(count - group + groups - 1) // groups for group in range(groups)]
             counts.append(groups)
         rows = torch.cat(order)
-        names = [name for name, groups in zip(bags.slide_ids, counts, strict=True) for _ in range(groups)]
+        names = [
+            f"{name}/{group}" for name, groups in zip(bags.slide_ids, counts, strict=True) for group in range(groups)
+        ]
         pseudo = replace(
             bags,
-            features=h[rows],
             xy0=bags.xy0[rows],
             cu_seqlens=cu_seqlens_of(lengths, device=h.device),
             targets=None,
             slide_ids=tuple(names),
         )
-        scores = self.attention(pseudo.features, pseudo.cu_seqlens, step)
-        attention = attend(scores, pseudo, step)
+        pooled = self.attention(h, pseudo, step, rows=rows)
         return _FirstTier(
+            h=h,
             rows=rows,
             pseudo=pseudo,
             groups=cu_seqlens_of(counts, device=h.device),
-            scores=scores,
-            attention=attention,
-            pooled=segment_sum(attention.weights, pseudo.features, pseudo.cu_seqlens)[:, 0],
+            pooled=pooled,
+            vectors=pooled.vectors[:, 0],
         )
 
     def _second_tier(self, first: _FirstTier) -> BagOutput:
-        pseudo, ends = first.pseudo, first.groups
+        pooled, ends = first.pooled, first.groups
         if self.distill == "afs":
-            chosen, vectors = None, first.pooled
+            second = self.second_attention.pool(first.vectors, ends)
+            whole = pooled.weights * second.weights[first.pseudo.bag_ids]
         else:
             chosen, ends = self._choose(first)
-            vectors = pseudo.features[chosen]
-        weights = segment_softmax(self.second_attention(vectors, ends, None), ends)  # [V, 1]
-        embedding = segment_sum(weights, vectors, ends)[:, 0]
-        own = first.attention.weights
-        whole = (
-            own * weights[pseudo.bag_ids] if chosen is None else torch.zeros_like(own).index_add_(0, chosen, weights)
-        )
+            second = self.second_attention.pool(first.h[first.rows[chosen]], ends)
+            whole = torch.zeros_like(pooled.scores).index_add_(0, chosen, second.weights)
+        embedding = second.vectors[:, 0]
         return BagOutput(
             logits=row_linear(embedding, self.second_classifier.weight, self.second_classifier.bias),
             embedding=embedding,
-            attention_logits=first.as_given(first.scores),
+            attention_logits=first.as_given(pooled.scores),
             attention=first.as_given(whole),
-            masked=None if first.attention.masked is None else first.as_given(first.attention.masked),
+            masked=None if pooled.masked is None else first.as_given(pooled.masked),
         )
 
     def _choose(self, first: _FirstTier) -> tuple[Int64[Tensor, " V"], CuSeqlens]:
         """Rows, in the order of the pseudo-bags, that maxs and maxmins hand on, and where those of each bag begin."""
         pseudo = first.pseudo
         with torch.no_grad():
-            weighed = first.attention.weights.to(pseudo.features.dtype) * pseudo.features
+            weighed = first.pooled.weights.to(first.h.dtype) * first.h[first.rows]
             activation = packed_linear(weighed, self.classifier.weight, None, pseudo.cu_seqlens)
             last = activation.softmax(dim=1)[:, -1]
         chosen, begin = [], 0
@@ -172,14 +167,17 @@ class DTFD(MILModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _FirstTier:
-    """Row i of `pseudo`, a pack of the G pseudo-bags of all bags, is row `rows[i]` of the bags; `groups` says whose they are."""
+    """Instance i of `pseudo`, a pack of the G pseudo-bags of all bags, is `h[rows[i]]`; `groups` says whose they are.
 
+    `pseudo` has places and names of its own alone: features are not read beyond the embedding.
+    """
+
+    h: Float[Tensor, "T L"]
     rows: Int64[Tensor, " T"]
     pseudo: BagBatch
     groups: CuSeqlens
-    scores: Float[Tensor, "T 1"]
-    attention: Attention
-    pooled: Float[Tensor, "G L"]
+    pooled: Pooled
+    vectors: Float[Tensor, "G L"]
 
     def as_given(self, values: Tensor) -> Tensor:
         """Rows of the pseudo-bags in the order of the bags."""
@@ -187,9 +185,7 @@ class _FirstTier:
 
     def detached(self) -> _FirstTier:
         """The same for a second tier whose loss ends here."""
-        return replace(
-            self, pseudo=replace(self.pseudo, features=self.pseudo.features.detach()), pooled=self.pooled.detach()
-        )
+        return replace(self, h=self.h.detach(), vectors=self.vectors.detach())
 
 
 def _deal(xy0: Int64[Tensor, "N 2"], groups: int, step: StepContext | None) -> Int64[Tensor, " N"]:

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from wsimil.config import FrozenConfig
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, BagOutput, StepContext
-from wsimil.mil.layers.attend import attend
 from wsimil.mil.layers.dropout import dropout
 from wsimil.mil.layers.embedding import InstanceEmbedding
 from wsimil.mil.layers.multihead import MultiHeadPool, fold_queries
+from wsimil.mil.layers.pooled import pool_by_scores
 from wsimil.ops.packed_linear import packed_linear, row_linear
-from wsimil.ops.segment_sum import segment_sum
 
 
 class MultiHeadConfig(FrozenConfig):
@@ -63,8 +62,7 @@ class MultiHead(MILModel):
         """See `MILModel.aggregate`."""
         keys, offsets = fold_queries(self.query, [self.attention])
         scores = packed_linear(h, keys, offsets, bags.cu_seqlens)
-        attention = attend(scores, bags, step)
-        pooled = segment_sum(attention.weights, h, bags.cu_seqlens)  # [B, heads, L]
-        embedding = self.attention.norm(dropout(self.attention.project(pooled), self.drop, step))
+        pooled = pool_by_scores(scores, h, bags, step)
+        embedding = self.attention.norm(dropout(self.attention.project(pooled.vectors), self.drop, step))
         logits = row_linear(embedding, self.classifier.weight, self.classifier.bias)
-        return BagOutput(logits=logits, embedding=embedding, attention_logits=scores, masked=attention.masked)
+        return BagOutput(logits=logits, embedding=embedding, attention_logits=scores, masked=pooled.masked)

@@ -22,14 +22,13 @@ from torch import Tensor, nn
 from wsimil.config import FrozenConfig
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, BagOutput, Contributions, StepContext
-from wsimil.mil.layers.attend import Attention, attend
 from wsimil.mil.layers.embedding import Activation, InstanceEmbedding
 from wsimil.mil.layers.gated_attention import GatedAttention, ScoreActivation
 from wsimil.mil.layers.initialize import initialize
+from wsimil.mil.layers.pooled import Pooled
 from wsimil.mil.layers.raster import raster_order
 from wsimil.mil.layers.region_attention import CrossRegionLayer, RegionLayer, Regions
 from wsimil.ops.packed_linear import packed_linear, row_linear
-from wsimil.ops.segment_sum import segment_sum
 from wsimil.ops.varlen import join_bags, split_bags
 
 
@@ -108,26 +107,22 @@ class RRT(MILModel):
     def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions:
         """Instance i adds `softmax(pool(t))_i * (w_c · t_i)` to logit c, where t_i has seen its region and the others."""
         tokens = self._mix(h, bags, step)
-        scores = self.pool(tokens, bags.cu_seqlens, step)
-        attention = attend(scores, bags, step)
-        values = attention.weights * packed_linear(tokens, self.classifier.weight, None, bags.cu_seqlens)
-        return Contributions(
-            output=self._pool(tokens, scores, attention, bags), values=values, bias=self.classifier.bias
-        )
+        pooled = self.pool(tokens, bags, step)
+        values = pooled.weights * packed_linear(tokens, self.classifier.weight, None, bags.cu_seqlens)
+        return Contributions(output=self._answer(pooled), values=values, bias=self.classifier.bias)
 
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`."""
-        tokens = self._mix(h, bags, step)
-        scores = self.pool(tokens, bags.cu_seqlens, step)
-        return self._pool(tokens, scores, attend(scores, bags, step), bags)
+        return self._answer(self.pool(self._mix(h, bags, step), bags, step))
 
-    def _pool(self, tokens: Tensor, scores: Tensor, attention: Attention, bags: BagBatch) -> BagOutput:
-        embedding = segment_sum(attention.weights, tokens, bags.cu_seqlens)[:, 0]
+    def _answer(self, pooled: Pooled) -> BagOutput:
+        embedding = pooled.vectors[:, 0]
         return BagOutput(
             logits=row_linear(embedding, self.classifier.weight, self.classifier.bias),
             embedding=embedding,
-            attention_logits=scores,
-            masked=attention.masked,
+            attention_logits=pooled.scores,
+            attention_entropy=pooled.entropy,
+            masked=pooled.masked,
         )
 
     def _mix(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:

@@ -47,6 +47,8 @@ def attention_entropy(output: BagOutput, bags: BagBatch, *, top_k: int | None = 
     """
     if output.attention_logits is None:
         return None
+    if top_k is None and output.attention_entropy is not None:
+        return -output.attention_entropy.mean()
     scores = output.attention_logits
     total = scores.new_zeros((), dtype=torch.promote_types(scores.dtype, torch.float32))
     for part in split_bags(scores.to(total.dtype), bags.cu_seqlens):

@@ -81,11 +81,10 @@ def backward(
     inner = tensors.h.new_empty(pack.longest, gates.width + branches)
     # The pooled cotangent is as many more columns of the matrix product that the gates' gradients go through.
     outer = torch.cat([gates.weight, gates.weight.new_zeros(branches, tensors.h.shape[1])])
+    slopes = _slopes(cotangents, saved, pack)
     for chunk in pack.chunks():
         x = pack.rows_of(chunk)
-        left = saved.scores[:, chunk.begin : chunk.end]
-        weights = _weights(left, saved.lse[chunk.bag])
-        slope = _slope(cotangents, saved, chunk, weights, x)
+        slope = _aligned(slopes[:, chunk.begin : chunk.end])
         factors = saved.gates[chunk.begin : chunk.end] if spec.keep else gates.factors(x)
         both = inner[: len(x)]
         product = gates.gradient(factors, slope, chunk, out=both[:, : gates.width])
@@ -93,7 +92,7 @@ def backward(
             sums.add(both[:, : gates.width], product, slope, x)
         if h_grad is not None:
             if cotangents.z is not None:
-                both[:, gates.width :] = weights.t()
+                both[:, gates.width :] = _weights(saved.scores[:, chunk.begin : chunk.end], saved.lse[chunk.bag]).t()
                 outer[gates.width :] = cotangents.z[chunk.bag]
             columns = gates.width if cotangents.z is None else gates.width + branches
             pack.write(h_grad, chunk, both[:, :columns], outer[:columns])
@@ -367,24 +366,39 @@ def _gram(left: Float[Tensor, "B n"], lse: Float[Tensor, " B"]) -> Float[Tensor,
     return (weights @ weights.t()).to(left.dtype)
 
 
-def _slope(
-    g: PoolCotangents, saved: PoolForward, chunk: _Chunk, weights: Float[Tensor, "B n"], x: Tensor
+def _slopes(g: PoolCotangents, saved: PoolForward, pack: _Pack) -> Float[Tensor, "B I"]:
+    """Gradient of the raw scores; where masked exactly 0, but for what they were themselves asked for.
+
+    What is subtracted is the mean of the very numbers that it is subtracted from: a bag of which one instance is left has a
+    gradient of exactly 0, which an optimizer such as Adam would tell from a rounding error.
+    """
+    slopes = torch.empty_like(saved.scores)
+    for chunk in pack.chunks():
+        left = saved.scores[:, chunk.begin : chunk.end]
+        slopes[:, chunk.begin : chunk.end] = _rise(g, saved, chunk, left, pack)
+    for bag, (begin, end) in enumerate(pack.bags):
+        left, rise = _aligned(saved.scores[:, begin:end]), _aligned(slopes[:, begin:end])
+        weights = _weights(left, saved.lse[bag])
+        change = rise - (weights * rise).sum(dim=1, keepdim=True)
+        if g.lse is not None:
+            change += g.lse[bag, :, None]
+        change *= weights
+        if g.scores is not None:
+            change += g.scores[:, begin:end]
+        slopes[:, begin:end] = change.masked_fill(left == -math.inf, 0)
+    return slopes if g.raw is None else slopes + g.raw
+
+
+def _rise(
+    g: PoolCotangents, saved: PoolForward, chunk: _Chunk, left: Float[Tensor, "B n"], pack: _Pack
 ) -> Float[Tensor, "B n"]:
-    """Gradient of the raw scores of a chunk; where masked exactly 0, but for what they were themselves asked for."""
-    bag, left = chunk.bag, saved.scores[:, chunk.begin : chunk.end]
-    slope = torch.zeros_like(weights)
+    """Gradient of the attention weights of a chunk, up to a constant of the bag and branch."""
+    bag = chunk.bag
+    rise = torch.zeros_like(left)
     if g.z is not None:
-        slope += _aligned(g.z[bag]) @ x.to(weights.dtype).t() - (g.z[bag] * saved.z[bag]).sum(dim=1, keepdim=True)
-    if g.lse is not None:
-        slope += g.lse[bag, :, None]
+        rise += _aligned(g.z[bag]) @ pack.rows_of(chunk).to(left.dtype).t()
     if g.entropy is not None:
-        log = left - saved.lse[bag, :, None]
-        slope -= g.entropy[bag, :, None] * (log + saved.entropy[bag, :, None])
+        rise -= g.entropy[bag, :, None] * (left - saved.lse[bag, :, None]).masked_fill(left == -math.inf, 0)
     if g.gram is not None:
-        both = g.gram[bag] + g.gram[bag].t()
-        slope += both @ weights - (both * saved.gram[bag]).sum(dim=1, keepdim=True)
-    slope = slope * weights
-    if g.scores is not None:
-        slope = slope + g.scores[:, chunk.begin : chunk.end]
-    slope = slope.masked_fill(left == -math.inf, 0)
-    return slope if g.raw is None else slope + g.raw[:, chunk.begin : chunk.end]
+        rise += (g.gram[bag] + g.gram[bag].t()) @ _weights(left, saved.lse[bag])
+    return rise

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 LEVELS = 65536
 """Of a draw for dropout, which has 16 bits."""
+_CACHED = 12_288
 
 
 def mask_words(
@@ -29,11 +30,16 @@ def gate_factors(
     seed: Int64[Tensor, 1], *, begin: int, end: int, bag_id: Tensor, width: int, spec: PoolSpec
 ) -> tuple[Float[Tensor, "n L"], Float[Tensor, "n L"]]:
     """What the two factors of the gate are multiplied by, 0 or 1 / (1 - p), for instances `begin` to `end` of a bag."""
-    device = seed.device
-    instances = torch.arange(begin, end, device=device)[:, None]
-    columns = torch.arange(-(-width // 4), device=device)
-    words = torch.stack(philox(seed, (instances, columns, bag_id, 2 * spec.drop_stream + 1)), dim=2)
-    words = words.flatten(1)[:, :width]
-    scale = 1 / (1 - spec.drop_of_65536 / LEVELS)
-    value, gate = ((half >= spec.drop_of_65536) * scale for half in (words & (LEVELS - 1), words >> 16))
-    return value, gate
+    columns = torch.arange(-(-width // 4), device=seed.device)
+    found = torch.empty(2, end - begin, width, device=seed.device)
+    # As many at a time as stay in a cache.
+    rows = _CACHED // len(columns) + 1 if seed.device.type == "cpu" else end - begin
+    for first in range(begin, end, rows):
+        instances = torch.arange(first, min(first + rows, end), device=seed.device)[:, None]
+        words = torch.stack(philox(seed, (instances, columns, bag_id, 2 * spec.drop_stream + 1)), dim=2)
+        words = words.flatten(1)[:, :width]
+        block = found[:, first - begin : first - begin + rows]
+        block[0] = words & (LEVELS - 1) >= spec.drop_of_65536
+        block[1] = words >> 16 >= spec.drop_of_65536
+    found *= 1 / (1 - spec.drop_of_65536 / LEVELS)
+    return found[0], found[1]

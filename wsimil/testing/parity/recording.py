@@ -104,6 +104,9 @@ class RecordedStep(StepContext):
         """The next recorded uniform numbers."""
         return self._next("rand", int(np.prod(shape))).view(*shape).to(device)
 
+    def seed(self, *, device: torch.device) -> None:
+        """None: every draw is recorded."""
+
     def permutation(self, count: int, *, device: torch.device) -> Tensor:
         """The next recorded permutation."""
         return self._next("randperm" if self.draws.get("randperm") else "shuffle", count).to(device)

@@ -7,10 +7,11 @@ from dataclasses import replace
 import torch
 
 from wsimil.mil.checkpoints.base import build, describe
-from wsimil.mil.layers.attend import MASKED_SCORE
 from wsimil.testing.parity.recording import Recording
 from wsimil.testing.parity.report import FLOAT32, Report
 from wsimil.testing.parity.step import Comparison, precisions, take_step, without_dropout
+
+_MASKED_SCORE = -1e9
 
 
 def replay(recording: Recording, report: Report) -> None:
@@ -46,7 +47,7 @@ def replay(recording: Recording, report: Report) -> None:
         if output.attention_logits is not None:
             scores = output.attention_logits.double()
             if output.masked is not None:
-                scores = scores.masked_fill(output.masked, MASKED_SCORE)
+                scores = scores.masked_fill(output.masked, _MASKED_SCORE)
             scores = _as_recorded(scores, recording, precision.prefix)
             comparison.check("attention", scores, "out.attn_raw")
             comparison.check("attention", scores.softmax(dim=-1), "out.attn")
