@@ -477,7 +477,7 @@ def test_torch_finds_no_fault_with_the_op(name):
     seen = []
     forward = autograd._forward
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(autograd, "_forward", lambda *values: seen.append(values) or forward(*values))
+        patch.setattr(autograd._Pool, "apply", lambda *values: seen.append(values) or forward(*values))
         tensors = case.tensors(WIDE)
         case.run(tensors, memory="recompute")
     torch.library.opcheck(forward, seen[0])

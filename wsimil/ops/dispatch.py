@@ -14,7 +14,6 @@ ENVIRONMENT = "WSIMIL_OPS_BACKEND"
 """Where a user forces one for all operations."""
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def backend_of(device: torch.device, dtype: torch.dtype, wanted: Backend | Literal["auto"] = "auto") -> Backend:
     """`wanted`, or else what the environment forces, or else "triton" on a GPU that it serves and "cpu" anywhere else.
 
@@ -30,6 +29,11 @@ def backend_of(device: torch.device, dtype: torch.dtype, wanted: Backend | Liter
     if forced == "triton":
         _check_triton(device, dtype)
     return cast(Backend, forced)
+
+
+# A constant of a compiled graph. `torch.compiler.assume_constant_result` does just this, after it has imported the compiler,
+# which takes longer than all the rest.
+backend_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _gpu_serves(device: torch.device, dtype: torch.dtype) -> bool:

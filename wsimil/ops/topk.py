@@ -36,6 +36,8 @@ def segment_topk(
     scores: Float[Tensor, "T H"], cu_seqlens: CuSeqlens, k: int, *, largest: bool = True
 ) -> Int32[Tensor, "B H k"]:
     """`topk` of every bag and column, counted from the bag's first row; -1 where a bag has fewer than k."""
+    if k == 0:
+        return torch.empty(len(cu_seqlens) - 1, scores.shape[1], 0, dtype=torch.int32, device=scores.device)
     parts = torch.split(scores.t(), lengths_of(cu_seqlens), dim=1)
     found = [topk(part, k, largest=largest) for part in parts]
     return torch.stack([F.pad(rows, (0, k - rows.shape[1]), value=-1) for rows in found]).to(torch.int32)

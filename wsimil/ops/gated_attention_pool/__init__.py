@@ -192,7 +192,10 @@ def _autocast(h: Tensor) -> Tensor:
 def _keeps(memory: Memory, numbers: int, dtype: torch.dtype) -> bool:
     if memory not in get_args(Memory):
         raise ValueError(f"memory: got {memory!r}, wanted one of {', '.join(get_args(Memory))}")
-    return memory == "keep" or (memory == "auto" and numbers * dtype.itemsize <= _MOST_KEPT_BYTES)
+    # By a branch, as for a compiler the size is an unknown, and what hangs on it would be one too.
+    if memory == "auto" and numbers * dtype.itemsize <= _MOST_KEPT_BYTES:
+        return True
+    return memory == "keep"
 
 
 def _top_k_of(mask: TopKMask | IndexMask | None) -> tuple[int, tuple[int, ...], int]:

@@ -5,7 +5,7 @@ Both are opaque to compilers: they look at lengths and choose a backend when the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -27,16 +27,14 @@ _TENSORS = (
     "Tensor h, Tensor w_v, Tensor? b_v, Tensor? w_u, Tensor? b_u, Tensor w, Tensor? c, Tensor cu_seqlens, Tensor? rows,"
     " Tensor? mask_idx, Tensor mask_seed, Tensor drop_seed, Tensor bag_ids"
 )
-_SPEC = (
-    "str activation, str precision, int mask_k, int[] mask_counts, int mask_stream, int drop_of_65536, int drop_stream,"
-    " bool gram, bool raw, int top_k, int bottom_k, bool keep, str backend"
-)
 _COTANGENTS = "Tensor? g_z, Tensor? g_lse, Tensor? g_entropy, Tensor? g_gram, Tensor? g_scores, Tensor? g_raw"
 _SAVED = "Tensor z, Tensor lse, Tensor entropy, Tensor gram, Tensor scores, Tensor gates"
+_HOW = "str spec, str backend"  # each argument of an operation costs a call some microseconds, and these never change
 _FIELDS = len(PoolTensors._fields)
 _RESULTS = len(PoolCotangents._fields)
-_OPTIONS: TypeAlias = Any
-"""The values of `PoolSpec` in order, then the backend; torch hands them over one by one."""
+_VALUE: TypeAlias = Any
+"""An argument of an operation: a tensor, None, or how to compute."""
+_Run: TypeAlias = Callable[..., tuple[Tensor, ...]]
 
 
 def pool(tensors: PoolTensors, spec: PoolSpec, backend: Backend) -> PoolForward:
@@ -45,7 +43,9 @@ def pool(tensors: PoolTensors, spec: PoolSpec, backend: Backend) -> PoolForward:
         check(tensors)
         with _as_written(tensors):
             return reference.forward(tensors, spec)
-    return PoolForward(*_forward(*tensors, *_options(spec), backend))
+    # At its first call an operation imports torch's compiler, which takes more than a second, and every call is slower.
+    run = _forward if torch.compiler.is_compiling() else _Pool.apply
+    return PoolForward(*run(*tensors, spec.text(), backend))
 
 
 def check(tensors: PoolTensors) -> None:
@@ -80,17 +80,6 @@ def _check_rows(rows: Tensor, count: int) -> None:
         raise ValueError("rows: got some row twice, wanted each once; the gradient of h goes to each row once")
 
 
-def _options(spec: PoolSpec) -> tuple[_OPTIONS, ...]:
-    values = [getattr(spec, name) for name in PoolSpec.__dataclass_fields__]
-    return tuple(list(value) if isinstance(value, tuple) else value for value in values)
-
-
-def _spec(options: Sequence[_OPTIONS]) -> PoolSpec:
-    values = [tuple(value) if isinstance(value, list) else value for value in options]
-    named: dict[str, Any] = dict(zip(PoolSpec.__dataclass_fields__, values, strict=True))
-    return PoolSpec(**named)
-
-
 def _module(backend: str) -> ModuleType:
     if backend == "triton":
         # Imported where it runs: without triton everything else works.
@@ -108,19 +97,23 @@ def _as_written(tensors: PoolTensors) -> torch.autocast:
 @torch.library.custom_op(
     "wsimil::gated_attention_pool",
     mutates_args=(),
-    schema=f"({_TENSORS}, {_SPEC}) -> ({', '.join(['Tensor'] * len(PoolForward._fields))})",
+    schema=f"({_TENSORS}, {_HOW}) -> ({', '.join(['Tensor'] * len(PoolForward._fields))})",
 )
-def _forward(*values: _OPTIONS) -> tuple[Tensor, ...]:
+def _forward(*values: _VALUE) -> tuple[Tensor, ...]:
+    return _pooled(*values)
+
+
+def _pooled(*values: _VALUE) -> tuple[Tensor, ...]:
     tensors = PoolTensors(*values[:_FIELDS])
     check(tensors)
     with _as_written(tensors):
-        result: PoolForward = _module(values[-1]).forward(tensors, _spec(values[_FIELDS:-1]))
+        result: PoolForward = _module(values[-1]).forward(tensors, PoolSpec.of_text(values[_FIELDS]))
     return tuple(result)
 
 
 @_forward.register_fake
-def _(*values: _OPTIONS) -> tuple[Tensor, ...]:
-    t, spec = PoolTensors(*values[:_FIELDS]), _spec(values[_FIELDS:-1])
+def _(*values: _VALUE) -> tuple[Tensor, ...]:
+    t, spec = PoolTensors(*values[:_FIELDS]), PoolSpec.of_text(values[_FIELDS])
     bags, branches = t.cu_seqlens.shape[0] - 1, t.w.shape[0]  # len() would fix them for a compiler
     instances = (t.h if t.rows is None else t.rows).shape[0]
     wide = torch.promote_types(t.h.dtype, torch.float32)
@@ -152,9 +145,13 @@ def _(*values: _OPTIONS) -> tuple[Tensor, ...]:
 @torch.library.custom_op(
     "wsimil::gated_attention_pool_backward",
     mutates_args=(),
-    schema=f"({_COTANGENTS}, {_TENSORS}, {_SAVED}, bool[] needs, {_SPEC}) -> ({', '.join(['Tensor'] * 7)})",
+    schema=f"({_COTANGENTS}, {_TENSORS}, {_SAVED}, bool[] needs, {_HOW}) -> ({', '.join(['Tensor'] * 7)})",
 )
-def _backward(*values: _OPTIONS) -> tuple[Tensor, ...]:
+def _backward(*values: _VALUE) -> tuple[Tensor, ...]:
+    return _gradients(*values)
+
+
+def _gradients(*values: _VALUE) -> tuple[Tensor, ...]:
     cotangents, tensors, saved, needs, spec = _parts(values)
     with _as_written(tensors):
         gradients: PoolGradients = _module(values[-1]).backward(cotangents, tensors, saved, spec, needs)
@@ -162,7 +159,7 @@ def _backward(*values: _OPTIONS) -> tuple[Tensor, ...]:
 
 
 @_backward.register_fake
-def _(*values: _OPTIONS) -> tuple[Tensor, ...]:
+def _(*values: _VALUE) -> tuple[Tensor, ...]:
     _, t, _, needs, _ = _parts(values)
     wanted = zip(t[: len(needs)], needs, strict=True)
     return tuple(
@@ -173,10 +170,10 @@ def _(*values: _OPTIONS) -> tuple[Tensor, ...]:
     )
 
 
-def _parts(values: Sequence[_OPTIONS]) -> tuple[PoolCotangents, PoolTensors, PoolForward, tuple[bool, ...], PoolSpec]:
+def _parts(values: Sequence[_VALUE]) -> tuple[PoolCotangents, PoolTensors, PoolForward, tuple[bool, ...], PoolSpec]:
     cotangents, rest = PoolCotangents(*values[:_RESULTS]), values[_RESULTS:]
     tensors, rest = PoolTensors(*rest[:_FIELDS]), rest[_FIELDS:]
-    z, lse, entropy, gram, scores, gates, needs, *options = rest
+    z, lse, entropy, gram, scores, gates, needs, spec, _ = rest
     unused = tensors.h.new_empty(0)
     saved = PoolForward(
         z=z,
@@ -191,10 +188,10 @@ def _parts(values: Sequence[_OPTIONS]) -> tuple[PoolCotangents, PoolTensors, Poo
         bottom_idx=unused,
         gates=gates,
     )
-    return cotangents, tensors, saved, tuple(needs), _spec(options[:-1])
+    return cotangents, tensors, saved, tuple(needs), PoolSpec.of_text(spec)
 
 
-def _setup(ctx: Any, inputs: tuple[_OPTIONS, ...], output: tuple[Tensor, ...]) -> None:
+def _setup(ctx: Any, inputs: tuple[_VALUE, ...], output: tuple[Tensor, ...]) -> None:
     result = PoolForward(*output)
     ctx.mark_non_differentiable(
         result.masked_idx, result.masked_scores, result.top_idx, result.bottom_idx, result.gates
@@ -203,18 +200,18 @@ def _setup(ctx: Any, inputs: tuple[_OPTIONS, ...], output: tuple[Tensor, ...]) -
     ctx.save_for_backward(
         *inputs[:_FIELDS], result.z, result.lse, result.entropy, result.gram, result.scores, result.gates
     )
-    ctx.options = inputs[_FIELDS:]
+    ctx.how = inputs[_FIELDS:]
 
 
-def _differentiate(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, *cotangents: Tensor | None, run: _Run = _backward) -> tuple[Tensor | None, ...]:
     needs = [
         bool(need) and tensor is not None
         for need, tensor in zip(ctx.needs_input_grad[:7], ctx.saved_tensors[:7], strict=True)
     ]
     wide = [None if g is None or g.shape == (0,) else g.contiguous() for g in cotangents[:_RESULTS]]
-    gradients = _backward(*wide, *ctx.saved_tensors, needs, *ctx.options)
+    gradients = run(*wide, *ctx.saved_tensors, needs, *ctx.how)
     found = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
-    return (*found, *[None] * (_FIELDS - 7 + len(ctx.options)))
+    return (*found, *[None] * (_FIELDS - 7 + len(ctx.how)))
 
 
 def _refuse(ctx: Any, *cotangents: Tensor | None) -> None:
@@ -225,3 +222,22 @@ def _refuse(ctx: Any, *cotangents: Tensor | None) -> None:
 
 _forward.register_autograd(_differentiate, setup_context=_setup)
 _backward.register_autograd(_refuse)
+
+
+class _Pool(torch.autograd.Function):
+    """What the operation is, without an operation."""
+
+    @staticmethod
+    def forward(*values: _VALUE) -> tuple[Tensor, ...]:
+        """See `_forward`."""
+        return _pooled(*values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[_VALUE, ...], output: tuple[Tensor, ...]) -> None:
+        """See `_setup`."""
+        _setup(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        """See `_differentiate`; by the operation, which refuses to be differentiated, where that might be asked."""
+        return _differentiate(ctx, *cotangents, run=_backward if torch.is_grad_enabled() else _gradients)

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -37,6 +38,28 @@ class PoolSpec:
     top_k: int = 0
     bottom_k: int = 0
     keep: bool = False
+
+    def text(self) -> str:
+        """All fields in order, for `of_text`; in words that a compiler of Python can follow."""
+        return ";".join([_text(getattr(self, name)) for name in PoolSpec.__dataclass_fields__])
+
+    @staticmethod
+    @cache
+    def of_text(text: str) -> PoolSpec:
+        """The inverse of `text`."""
+        fields = zip(PoolSpec.__dataclass_fields__.values(), text.split(";"), strict=True)
+        named: dict[str, Any] = {field.name: _value(part, type(field.default)) for field, part in fields}
+        return PoolSpec(**named)
+
+
+def _text(value: object) -> str:
+    return ",".join([str(each) for each in value]) if isinstance(value, tuple) else str(value)
+
+
+def _value(part: str, kind: type) -> object:
+    if kind is tuple:
+        return tuple(int(each) for each in part.split(","))
+    return part == "True" if kind is bool else kind(part)
 
 
 class PoolTensors(NamedTuple):
