@@ -79,6 +79,15 @@ def test_rank_masking_masks_shares_of_whole_bags_for_all_heads():
         assert math.ceil(n * 0.25) <= int(part.sum()) <= math.ceil(n * 0.2) + math.ceil(n * 0.05) + math.ceil(n * 0.1)
 
 
+@pytest.mark.parametrize("fusion", ["vote", "mean", "max"])
+def test_a_random_share_is_of_all_instances(fusion):
+    mask = RankMasking(random=0.5, fusion=fusion)
+    scores = torch.rand(201, 8)
+    seen = torch.stack([mask.choose(scores, step(seed)) for seed in range(200)])
+    assert (seen.sum(dim=1) == 101).all()
+    assert (seen.double().mean(dim=0) - 0.5).abs().max() < 5 * (0.25 / 200) ** 0.5
+
+
 def test_a_mask_that_would_take_all_takes_none_but_officially():
     scores = torch.tensor([[0.3], [0.7]])
     mask = RankMasking(high=0.9)

@@ -72,7 +72,8 @@ class RankMasking(FrozenConfig):
         """True where an instance of one bag is masked.
 
         `official` is as careless with small bags as the official code: it may mask all, and raises ModelError where an earlier
-        mask took exactly one instance before another mask is drawn.
+        mask took exactly one instance before another mask is drawn. Its draws are for instances in order of rank, which takes
+        several times as long.
         """
         parts = [
             (self.random, 0.001, False),
@@ -83,7 +84,7 @@ class RankMasking(FrozenConfig):
         for ratio, share, largest in parts:
             if ratio == 0:
                 continue
-            found = self._find(scores, ratio, share, step, largest=largest)
+            found = self._find(scores, ratio, share, step, largest=largest, official=official)
             if official and int(masked.sum()) == 1:
                 raise ModelError(
                     f"a bag of {len(scores)} instances: the official MHIM-MIL raises where a first mask takes exactly one; leave"
@@ -99,7 +100,14 @@ class RankMasking(FrozenConfig):
         return self.high * (1 + math.cos(math.pi * progress)) / 2 if self.decay else self.high
 
     def _find(
-        self, scores: Float[Tensor, "n H"], ratio: float, share: float, step: StepContext, *, largest: bool
+        self,
+        scores: Float[Tensor, "n H"],
+        ratio: float,
+        share: float,
+        step: StepContext,
+        *,
+        largest: bool,
+        official: bool,
     ) -> Int64[Tensor, " found"]:
         """Rows of a random `share` of the `ratio / share` of all that lie at one end; of a random `ratio` where that is more."""
         wanted, ratio = ratio, ratio / share
@@ -107,20 +115,22 @@ class RankMasking(FrozenConfig):
             share, ratio = wanted, 1.0
         # In float64 and without tolerance, as the official code counts: a share of .06 of 50 may come to four.
         k = math.ceil(len(scores) * ratio)
-        rows = self._ends(scores, k, largest=largest)
+        if k == len(scores) and not official:
+            return step.permutation(k, device=scores.device)[: math.ceil(k * share)]
+        rows = self._ends(scores, k, largest=largest, ranked=official)
         if share < 1:
             order = step.permutation(len(rows), device=rows.device)
             rows = rows[order[: math.ceil(len(rows) * share)]]
         return rows
 
-    def _ends(self, scores: Float[Tensor, "n H"], k: int, *, largest: bool) -> Int64[Tensor, " found"]:
+    def _ends(self, scores: Float[Tensor, "n H"], k: int, *, largest: bool, ranked: bool) -> Int64[Tensor, " found"]:
         heads = scores.shape[1]
         if heads == 1 or self.fusion == "max":
-            return scores.amax(dim=1).topk(k, largest=largest).indices
+            return scores.amax(dim=1).topk(k, largest=largest, sorted=ranked).indices
         if self.fusion == "mean":
-            found: Tensor = torch.unique(scores.topk(k // heads, dim=0, largest=largest).indices)
+            found: Tensor = torch.unique(scores.topk(k // heads, dim=0, largest=largest, sorted=False).indices)
             return found
-        named = scores.t().contiguous().topk(k, dim=1, largest=largest).indices  # [H, k]
+        named = scores.t().contiguous().topk(k, dim=1, largest=largest, sorted=False).indices  # [H, k]
         votes = torch.zeros(heads, len(scores), dtype=scores.dtype, device=scores.device).scatter_(1, named, 1.0)
         # Unsorted: which of equal votes come first is then as in the official code.
         return votes.sum(dim=0).topk(k, sorted=False).indices
