@@ -57,10 +57,10 @@ class _Blocks:
 
 _SCORE = {
     "narrow": _Blocks(columns=256, depth=64),
-    "tf32": _Blocks(columns=256, depth=32),
+    "tf32": _Blocks(columns=256, depth=32, stages=2),
     "tf32x3": _Blocks(columns=128, depth=32),
     "bf16x3": _Blocks(columns=128, depth=32),
-    "ieee": _Blocks(columns=128, depth=32, stages=2),
+    "ieee": _Blocks(columns=128, depth=16, stages=2),
 }
 _GRADIENT = {
     "narrow": _Blocks(columns=128, depth=64),
@@ -158,7 +158,8 @@ class _Call:
             # The interpreter would multiply the bits of a narrow type.
             "UPCAST": interpreted and self.precision == "narrow",
             "warps": blocks.warps,
-            "stages": blocks.stages,
+            # What draws has no registers for the addresses of a third step.
+            "stages": min(blocks.stages, 2) if spec.drop_of_65536 else blocks.stages,
         }
 
     def gates(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
