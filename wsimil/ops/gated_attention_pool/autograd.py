@@ -28,7 +28,7 @@ _TENSORS = (
     " Tensor? mask_idx, Tensor mask_seed, Tensor drop_seed, Tensor bag_ids"
 )
 _COTANGENTS = "Tensor? g_z, Tensor? g_lse, Tensor? g_entropy, Tensor? g_gram, Tensor? g_scores, Tensor? g_raw"
-_SAVED = "Tensor z, Tensor lse, Tensor entropy, Tensor gram, Tensor scores, Tensor gates"
+_SAVED = "Tensor out_z, Tensor out_lse, Tensor out_entropy, Tensor out_gram, Tensor out_scores, Tensor gates"
 _HOW = "str spec, str backend"  # each argument of an operation costs a call some microseconds, and these never change
 _FIELDS = len(PoolTensors._fields)
 _RESULTS = len(PoolCotangents._fields)
