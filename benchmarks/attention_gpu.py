@@ -3,7 +3,7 @@
     python benchmarks/attention_gpu.py [--minutes 8] [--only TEXT] [--out FILE]
     TRITON_INTERPRET=1 python benchmarks/attention_gpu.py --dry-run
 
-Needs torch and triton alone, beside `wsimil.ops`. What the device can do comes first (a copy, matrix products), then cases in the
+Needs torch and triton alone, and `wsimil.ops`: on a bare machine, in a checkout, with PYTHONPATH=. before it. What the device can do comes first (a copy, matrix products), then cases in the
 order of their importance, each after a check that results are right; what the time does not suffice for is named. Contestants run
 in turn, three rounds, so that a change of clocks falls on all; a figure is the median, a ratio the median of those of each round.
 "bwd" is forward and backward less forward, "graph" a replay of both as a CUDA graph, "peak" and "held" the bytes that a step adds

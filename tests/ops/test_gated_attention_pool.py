@@ -509,6 +509,15 @@ def test_one_compiled_graph_serves_all_lengths():
     assert counter.frame_count == 1
 
 
+def test_no_two_arguments_share_a_name():
+    """Which torch allows and its compiler for CPUs and GPUs refuses."""
+    from wsimil.ops.gated_attention_pool import autograd
+
+    for op in (autograd._forward, autograd._backward):
+        names = [argument.name for argument in op._opoverload._schema.arguments]
+        assert len(set(names)) == len(names)
+
+
 def test_autocast_takes_its_type_and_leaves_gradients_in_theirs():
     case = Case(lengths=(500,), branches=2)
     tensors, exact = case.tensors(torch.float32), case.tensors()
@@ -535,6 +544,23 @@ def test_nothing_of_the_size_of_the_gate_is_held():
         held[memory] = sum(x.numel() for pointer, x in kept.items() if pointer not in inputs)
     assert held["recompute"] < 2 * 5000
     assert BACKEND != "cpu" or held["keep"] > 5000 * 128
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.usefixtures("_small_chunks")
+def test_what_memory_held_before_shows_nowhere(case):
+    found = []
+    for poisoned in (False, True):
+        torch.use_deterministic_algorithms(poisoned)  # which fills what is not yet written with NaN
+        try:
+            assert torch.empty(1).isnan() or not poisoned
+            tensors = case.tensors(WIDE)
+            out = case.run(tensors)
+            values = [value for value in out if value is not None]
+            found.append([*values, *(x for x in gradients(out, tensors).values() if x is not None)])
+        finally:
+            torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(got, wanted) for got, wanted in zip(*found, strict=True))
 
 
 def test_a_second_derivative_is_refused():

@@ -17,7 +17,7 @@ OP = Path(__file__).with_name("test_gated_attention_pool.py")
 def test_kernels_pass_the_tests_of_the_op_in_the_interpreter():
     """In a process of its own, as triton looks once, when a kernel is defined, whether it is to be interpreted.
 
-    The interpreter computes by NumPy, which warns where kernels make NaN on purpose, and of how Triton before 3.9 converts.
+    The interpreter computes by NumPy, which warns where kernels make NaN on purpose, and of how Triton 3.6 converts.
     """
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "WSIMIL_TEST_BACKEND": "triton", "OMP_NUM_THREADS": "1"}
