@@ -3,11 +3,12 @@
     python benchmarks/attention_gpu.py [--minutes 8] [--only TEXT] [--out FILE]
     TRITON_INTERPRET=1 python benchmarks/attention_gpu.py --dry-run
 
-Needs torch and triton alone, and `wsimil.ops`: on a bare machine, in a checkout, with PYTHONPATH=. before it. What the device can do comes first (a copy, matrix products), then cases in the
-order of their importance, each after a check that results are right; what the time does not suffice for is named. Contestants run
-in turn, three rounds, so that a change of clocks falls on all; a figure is the median, a ratio the median of those of each round.
-"bwd" is forward and backward less forward, "graph" a replay of both as a CUDA graph, "peak" and "held" the bytes that a step adds
-at most and between its passes. A dry run does all of it but timing on a CPU, with tiny bags, and shows no figures.
+Needs torch and triton alone, and `wsimil.ops`: on a bare machine, in a checkout, with PYTHONPATH=. before it. What the device can
+do comes first (a copy, matrix products), then cases in the order of their importance, each after a check that results are right;
+what the time does not suffice for is named. Contestants run in turn, three rounds, so that a change of clocks falls on all; a
+figure is the median, a ratio the median of those of each round. "bwd" is forward and backward less forward, "graph" a replay of
+both as a CUDA graph, "peak" and "held" the bytes that a step adds at most and between its passes. A dry run does all of it but
+timing on a CPU, with tiny bags, and shows no figures.
 """
 
 from __future__ import annotations
@@ -357,8 +358,8 @@ def _microseconds(quantiles: Mapping[str, list[list[float]]]) -> dict[str, Any]:
     for what, rounds in quantiles.items():
         median, low, high = (1000 * statistics.median(part) for part in zip(*rounds, strict=True))
         found |= {f"{what}_us": median, f"{what}_20_80_us": [low, high]}
-    forward = [both[0] - fwd[0] for both, fwd in zip(quantiles["both"], quantiles["fwd"], strict=True)]
-    return found | {"bwd_us": 1000 * statistics.median(forward)}
+    backward = [both[0] - fwd[0] for both, fwd in zip(quantiles["both"], quantiles["fwd"], strict=True)]
+    return found | {"bwd_us": 1000 * statistics.median(backward)}
 
 
 def _ratio(first: list[list[float]], other: list[list[float]]) -> float:
