@@ -277,6 +277,19 @@ def test_so_many_of_the_highest_are_masked(n, k, drop, masked, backend):
             assert (scores[masked:] == -math.inf).all()
 
 
+@pytest.mark.parametrize("gated", [True, False])
+def test_scores_of_a_bag_with_one_instance_left_have_a_gradient_of_exactly_nothing(gated):
+    """Adam makes a whole step of a rounding error."""
+    case = Case(lengths=(1, 2, 40), dim=64, branches=2, gated=gated)
+    tensors = case.tensors(torch.float32)
+    idx = torch.arange(40, dtype=torch.int32).expand(3, 2, -1).clone()
+    idx[0], idx[1, :, 1:], idx[2, :, 7] = -1, -1, -1
+    out = case.run(tensors, mask=IndexMask(idx=idx))
+    total = sum((getattr(out, name) * torch.randn(getattr(out, name).shape)).sum() for name in ("z", "entropy", "gram"))
+    for name in ("w_v", "b_v", "w", "c"):
+        assert not torch.autograd.grad(total, tensors[name], retain_graph=True)[0].any(), name
+
+
 def test_equal_scores_are_masked_from_the_first():
     tensors = {**Case(lengths=(200,)).tensors(WIDE), "w": torch.zeros(3, 19, dtype=WIDE)}
     got = gated_attention_pool(

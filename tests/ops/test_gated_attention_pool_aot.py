@@ -40,7 +40,7 @@ def resources(tmp_path_factory):
 
 
 def test_no_kernel_spills_or_asks_for_more_than_a_multiprocessor_has(resources):
-    assert len({record["kernel"] for record in resources}) == 12
+    assert len({record["kernel"] for record in resources}) == 13
     assert {record["case"] for record in resources} == set(CASES)
     for record in resources:
         assert record["stack"] == record["spilled"] == 0, record

@@ -414,26 +414,29 @@ def _h_gradient_like(tensors: PoolTensors) -> Tensor:
 
 
 def _slopes(call: _Call, g: PoolCotangents, saved: PoolForward) -> Tensor:
-    """Gradient of the raw scores, [B, I]; exactly 0 where masked."""
+    """Gradient of the raw scores, [B, I]; where masked exactly 0, but for what they were themselves asked for.
+
+    What is subtracted is the mean of the very numbers that it is subtracted from: a bag of which one instance is left has a
+    gradient of exactly 0, which an optimizer such as Adam would tell from a rounding error.
+    """
     tiles = call.tiles
-    constant = torch.zeros_like(saved.lse)
-    both = saved.gram
-    if g.z is not None:
-        constant = constant - (g.z * saved.z).sum(dim=2)
-    if g.lse is not None:
-        constant = constant + g.lse
-    if g.gram is not None:
-        both = (g.gram + g.gram.transpose(1, 2)).contiguous()
-        constant = constant - (both * saved.gram).sum(dim=2)
-    slope = call.real(call.branches, call.instances)
+    both = saved.gram if g.gram is None else (g.gram + g.gram.transpose(1, 2)).contiguous()
+    slope, partial = call.real(call.branches, call.instances), call.real(tiles.count, call.branches)
     group = min(_BRANCHES, triton.next_power_of_2(call.branches))
+    grid = (tiles.count, triton.cdiv(call.branches, group))
     _launch(
-        _slope_kernel, (tiles.count, triton.cdiv(call.branches, group)), call.h, call.h.stride(0), call.rows,
-        saved.scores, saved.lse, saved.entropy, constant, _given(g.z, slope), _given(g.entropy, slope), both,
-        _given(g.scores, slope), _given(g.raw, slope), tiles.ends, tiles.bag, tiles.first, slope, call.bags, call.instances,
+        _rise_kernel, grid, call.h, call.h.stride(0), call.rows, saved.scores, saved.lse, _given(g.z, slope),
+        _given(g.entropy, slope), both, tiles.ends, tiles.bag, tiles.first, slope, partial, call.bags, call.instances,
         B=call.branches, BB=group, D=call.dim, BN=INSTANCES, BD=min(32, triton.next_power_of_2(call.dim)),
         ROWS=call.tensors.rows is not None, Z=g.z is not None, ENTROPY=g.entropy is not None, GRAM=g.gram is not None,
-        SCORES=g.scores is not None, RAW=g.raw is not None, warps=4,
+        warps=4,
+    )  # fmt: skip
+    mean = _sums(call, partial)
+    _launch(
+        _slope_kernel, grid, saved.scores, saved.lse, mean, _given(g.lse, slope), _given(g.scores, slope),
+        _given(g.raw, slope), tiles.ends, tiles.bag, tiles.first, slope, call.bags, call.instances,
+        B=call.branches, BB=group, BN=INSTANCES, LSE=g.lse is not None, SCORES=g.scores is not None, RAW=g.raw is not None,
+        warps=4,
     )  # fmt: skip
     return slope
 
@@ -863,14 +866,14 @@ def _sum_kernel(
 
 
 @triton.jit(do_not_specialize=["bags", "instances"])
-def _slope_kernel(
-    h: tl.tensor, stride: tl.tensor, rows: tl.tensor, scores: tl.tensor, lse: tl.tensor, entropy: tl.tensor,
-    constant: tl.tensor, g_z: tl.tensor, g_entropy: tl.tensor, both: tl.tensor, g_scores: tl.tensor, g_raw: tl.tensor,
-    ends: tl.tensor, tile_bag: tl.tensor, tile_first: tl.tensor, slope: tl.tensor, bags: tl.tensor, instances: tl.tensor,
+def _rise_kernel(
+    h: tl.tensor, stride: tl.tensor, rows: tl.tensor, scores: tl.tensor, lse: tl.tensor, g_z: tl.tensor,
+    g_entropy: tl.tensor, both: tl.tensor, ends: tl.tensor, tile_bag: tl.tensor, tile_first: tl.tensor, rise: tl.tensor,
+    partial: tl.tensor, bags: tl.tensor, instances: tl.tensor,
     B: tl.constexpr, BB: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr,
-    Z: tl.constexpr, ENTROPY: tl.constexpr, GRAM: tl.constexpr, SCORES: tl.constexpr, RAW: tl.constexpr,
+    Z: tl.constexpr, ENTROPY: tl.constexpr, GRAM: tl.constexpr,
 ) -> None:  # fmt: skip
-    """ds_b = A_b (g_b . h - gH_b (log A_b + H_b) + sum_b' both_bb' A_b' + constant_b) + gs_b, 0 where masked, + gr_b."""
+    """dA_b = g_b . h - gH_b log A_b + sum_b' both_bb' A_b', up to a constant, and the sum of A_b dA_b over one tile."""
     tile = tl.program_id(0)
     bag = tl.load(tile_bag + tile)
     if bag >= bags:
@@ -884,7 +887,7 @@ def _slope_kernel(
     branch = tl.program_id(1) * BB + tl.arange(0, BB)
     there = branch < B
     out = bag * B + branch
-    value = tl.zeros([BN, BB], tl.float32) + tl.load(constant + out, mask=there, other=0)[None, :]
+    value = tl.zeros([BN, BB], tl.float32)
     if Z:
         for first in range(0, D, BD):
             feature = first + tl.arange(0, BD)
@@ -899,20 +902,43 @@ def _slope_kernel(
     place = branch.to(tl.int64)[None, :] * instances + instance[:, None]
     left = tl.load(scores + place, mask=inside, other=float("-inf"))
     total = tl.load(lse + out, mask=there, other=0)[None, :]
-    masked = left == float("-inf")
     if ENTROPY:
-        log = tl.where(masked, 0.0, left - total)
-        mean = tl.load(entropy + out, mask=there, other=0)[None, :]
-        value -= tl.load(g_entropy + out, mask=there, other=0)[None, :] * (log + mean)
+        log = tl.where(left == float("-inf"), 0.0, left - total)
+        value -= tl.load(g_entropy + out, mask=there, other=0)[None, :] * log
     if GRAM:
         for b in range(B):
             row = scores + tl.full([], b, tl.int64) * instances
             other = _weights(tl.load(row + instance, mask=valid, other=float("-inf")), tl.load(lse + bag * B + b))
             value += other[:, None] * tl.load(both + (bag * B + b) * B + branch, mask=there, other=0)[None, :]
-    value *= _weights(left, total)
+    tl.store(rise + place, value, mask=inside)
+    tl.store(partial + tile.to(tl.int64) * B + branch, tl.sum(_weights(left, total) * value, 0), mask=there)
+
+
+@triton.jit(do_not_specialize=["bags", "instances"])
+def _slope_kernel(
+    scores: tl.tensor, lse: tl.tensor, mean: tl.tensor, g_lse: tl.tensor, g_scores: tl.tensor, g_raw: tl.tensor,
+    ends: tl.tensor, tile_bag: tl.tensor, tile_first: tl.tensor, slope: tl.tensor, bags: tl.tensor, instances: tl.tensor,
+    B: tl.constexpr, BB: tl.constexpr, BN: tl.constexpr, LSE: tl.constexpr, SCORES: tl.constexpr, RAW: tl.constexpr,
+) -> None:  # fmt: skip
+    """In place of dA_b, ds_b = A_b (dA_b - sum A_b dA_b + gL_b) + gs_b, 0 where masked, + gr_b."""
+    tile = tl.program_id(0)
+    bag = tl.load(tile_bag + tile)
+    if bag >= bags:
+        return
+    instance = tl.load(tile_first + tile) + tl.arange(0, BN)
+    branch = tl.program_id(1) * BB + tl.arange(0, BB)
+    there = branch < B
+    inside = (instance < tl.load(ends + bag + 1))[:, None] & there[None, :]
+    place = branch.to(tl.int64)[None, :] * instances + instance[:, None]
+    out = bag * B + branch
+    left = tl.load(scores + place, mask=inside, other=float("-inf"))
+    value = tl.load(slope + place, mask=inside, other=0) - tl.load(mean + out, mask=there, other=0)[None, :]
+    if LSE:
+        value += tl.load(g_lse + out, mask=there, other=0)[None, :]
+    value *= _weights(left, tl.load(lse + out, mask=there, other=0)[None, :])
     if SCORES:
         value += tl.load(g_scores + place, mask=inside, other=0)
-    value = tl.where(masked, 0.0, value)
+    value = tl.where(left == float("-inf"), 0.0, value)
     if RAW:
         value += tl.load(g_raw + place, mask=inside, other=0)
     tl.store(slope + place, value, mask=inside)
