@@ -408,7 +408,7 @@ def _floors(case: Case, ceilings: Ceilings) -> dict[str, float]:
     partial_sums = 4 * case.branches * case.dim * (-(-case.instances // kernels.INSTANCES) * case.bags)
     product = 2 * count * case.dim * width / ceilings.rate(case)
     moved = {
-        "score": h + line, "tile_stats": line, "pool": h + line + partial_sums, "slope": h + 2 * line,
+        "score": h + line, "tile_stats": line, "pool": h + line + partial_sums, "rise": h + 2 * line, "slope": 3 * line,
         "gate_gradient": h + gates + line, "h_gradient": gates + h + line, "weight_product": gates + h,
     }  # fmt: skip
     multiplied = {"score", "gate_gradient", "h_gradient", "weight_product"}
