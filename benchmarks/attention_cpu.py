@@ -80,12 +80,13 @@ def extra_bytes(name: str, threads: int, count: int, shape: tuple[int, int, int]
     for tensor in tensors:
         tensor.grad = None
     Path("/proc/self/clear_refs").write_text("5")  # the highest resident size begins anew
-    before = _status("VmRSS")
+    before = status("VmRSS")
     step(STEPS[name], tensors)
-    return _status("VmHWM") - before
+    return status("VmHWM") - before
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
+    """Bytes, of this process, as the kernel counts them."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
 
@@ -159,9 +160,17 @@ def main() -> None:
                     )
                     show(row)
                     rows.append(row)
-    if given.json:
-        report = {"device": platform.processor() or platform.machine(), "torch": torch.__version__, "rows": rows}
-        given.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+                    if given.json:
+                        report = {"device": device(), "torch": torch.__version__, "rounds": given.rounds, "rows": rows}
+                        given.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def device() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 if __name__ == "__main__":

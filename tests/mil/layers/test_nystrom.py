@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsimil.mil.layers.nystrom import PPEG, NystromAttention
 from wsimil.mil.layers.raster import raster_order
+from wsimil.ops import landmark_attention
 
 
 def made(seed=0, **rest):
@@ -33,13 +36,54 @@ def by_formula(layer, x):
     return out, whole, len(padded) - count
 
 
-def test_streamed_attention_is_the_attention_of_the_formula():
-    for count in (1, 2, 5, 37, 200):
-        layer, x = made(), torch.randn(count, 24, dtype=torch.float64)
-        out, whole, padding = by_formula(layer, x)
-        torch.testing.assert_close(layer(x, None), out[padding:])
-        torch.testing.assert_close(layer.row(x, 0), whole[:, padding, padding:])
-        torch.testing.assert_close(made(shifted=True)(x, None), out[:count])
+@pytest.mark.parametrize("chunk", [1, 7, 64, 10_000])
+@pytest.mark.parametrize("count", [1, 2, 5, 37, 200])
+def test_streamed_attention_is_the_attention_of_the_formula(count, chunk, monkeypatch):
+    monkeypatch.setattr(landmark_attention, "_NUMBERS", {"cpu": chunk * 3 * 5})
+    layer, shifted = made(), made(shifted=True)
+    norm = torch.nn.LayerNorm(24).double()
+    torch.nn.init.normal_(norm.bias)
+    tokens = torch.randn(count, 24, dtype=torch.float64)
+    out, whole, padding = by_formula(layer, norm(tokens))
+    keep = torch.rand(count + padding, 24) < 0.7
+    for attention, begin in ((layer, padding), (shifted, 0)):
+        attention.drop = 0.3
+        wanted = out[begin : begin + count]
+        torch.testing.assert_close(attention(norm(tokens), None), wanted)
+        streamed = attention.streamed(tokens, norm)
+        torch.testing.assert_close(streamed.row(0), whole[:, padding, padding:])
+        torch.testing.assert_close(attention.add(streamed, None, count=count), tokens + wanted)
+        torch.testing.assert_close(attention.add(streamed, None, count=1), (tokens + wanted)[:1])
+        dropped = wanted * keep[begin : begin + count] / 0.7
+        torch.testing.assert_close(attention.add(streamed, keep, count=count), tokens + dropped)
+
+
+def test_streams_hold_nothing_of_the_size_of_the_tokens_but_what_comes_out(monkeypatch):
+    monkeypatch.setattr(landmark_attention, "_NUMBERS", {"cpu": 1000 * 3 * 5})
+    layer, norm = made(), torch.nn.LayerNorm(24).double()
+    tokens = torch.randn(20_000, 24, dtype=torch.float64)
+    made_bytes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            found = [
+                each for each in (out if isinstance(out, tuple | list) else (out,)) if isinstance(each, torch.Tensor)
+            ]
+            stores = [each.untyped_storage() for each in found]
+            made_bytes.extend((store.data_ptr(), store.nbytes()) for store in stores)
+            return out
+
+    own = tokens.untyped_storage().data_ptr()
+    with torch.no_grad(), Watch():
+        streamed = layer.streamed(tokens, norm)
+        layer.add(streamed, None, count=1)
+    assert max(size for place, size in made_bytes if place != own) < tokens.nbytes / 4
+    with torch.no_grad(), Watch():
+        whole = layer.add(streamed, None, count=len(tokens))
+        streamed.row(0)
+    mine = {own, whole.untyped_storage().data_ptr()}
+    assert max(size for place, size in made_bytes if place not in mine) < tokens.nbytes / 4
 
 
 def test_gradients_in_float32_are_those_of_float64_also_where_most_rows_are_padding():

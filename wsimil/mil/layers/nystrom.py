@@ -1,8 +1,9 @@
 """Attention among all tokens of a bag at a cost linear in their number, and the positional convolution of TransMIL.
 
 Nyström attention: Xiong et al. 2021, AAAI, arXiv:2102.03902, as the package `nystrom-attention` has it from version 0.0.11 on.
-The three softmaxes are never held: A3 v and A1 (Z (A3 v)) are streamed, so memory is linear with a small factor. The product is
-associated from the right, which gives the official numbers with 22 % fewer operations.
+The three softmaxes are never held: A3 v and A1 (Z (A3 v)) are streamed, so memory is linear with a small factor; where no
+gradient is asked for not even queries, keys and values are held. The product is associated from the right, which gives the
+official numbers with 22 % fewer operations.
 """
 # ruff: noqa: F722  # jaxtyping's dimension strings are no forward references
 
@@ -14,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsimil.mil.batch import StepContext
-
-_CHUNK = 8192
+from wsimil.ops.landmark_attention import LandmarkAttention, LandmarkWeights, pseudoinverse
 
 
 class NystromAttention(nn.Module):
@@ -63,7 +63,7 @@ class NystromAttention(nn.Module):
         """Each token's mixture of all tokens; `keep` is what `draw` gave. Nothing is drawn here, so it may be recomputed."""
         q, k, v = self._project(x)
         q_marks, k_marks = self._marks(q), self._marks(k)
-        inverse = self._inverse(q_marks, k_marks)
+        inverse = pseudoinverse((q_marks @ k_marks.transpose(1, 2)).softmax(dim=-1), self.iterations)
         gathered = inverse @ _attend(q_marks, k, v)  # [heads, m, d]
         mixed = _attend(q, k_marks, gathered) + self.conv(v.permute(2, 0, 1)).permute(1, 2, 0)
         out: Tensor = self.to_out(mixed.transpose(0, 1).flatten(1))
@@ -71,13 +71,35 @@ class NystromAttention(nn.Module):
             out = out * keep / (1 - self.drop)
         return out[: len(x)] if self.shifted else out[len(out) - len(x) :]
 
+    def streamed(self, tokens: Float[Tensor, "T L"], norm: nn.LayerNorm) -> LandmarkAttention:
+        """The same on normalized tokens where no gradient is asked for: in passes over them that hold nothing of their size."""
+        weights = LandmarkWeights(
+            norm=norm.weight,
+            norm_bias=norm.bias,
+            eps=norm.eps,
+            qkv=self.to_qkv.weight,
+            out=self.to_out.weight,
+            out_bias=self.to_out.bias,
+            conv=self.conv.weight,
+            heads=self.heads,
+            landmarks=self.landmarks,
+            iterations=self.iterations,
+        )
+        return LandmarkAttention(tokens, weights)
+
+    def add(
+        self, streamed: LandmarkAttention, keep: Bool[Tensor, "padded L"] | None, *, count: int
+    ) -> Float[Tensor, "count L"]:
+        """The first `count` tokens and what the layer adds to them; `keep` as in `forward`."""
+        return streamed.add_to(0 if self.shifted else streamed.padding, count, keep, self.drop)
+
     @torch.no_grad()
     def spoken(
         self, x: Float[Tensor, "T L"], weights: Float[Tensor, "heads T"], keep: Bool[Tensor, "T L"] | None
     ) -> Float[Tensor, "T L"]:
         """What each token would add to another that gives it `weights`: its weighed values, projected out."""
-        _, _, v = self._project(x)
-        return self.said(v[:, v.shape[1] - len(x) :], weights, keep)
+        values = F.linear(x, self.to_qkv.weight.chunk(3)[2]).view(len(x), self.heads, -1).transpose(0, 1)
+        return self.said(values, weights, keep)
 
     def said(
         self,
@@ -89,19 +111,6 @@ class NystromAttention(nn.Module):
         out: Tensor = self.to_out((values * weights[..., None]).transpose(0, 1).flatten(1))
         return out if keep is None else out * keep / (1 - self.drop)
 
-    @torch.no_grad()
-    def row(self, x: Float[Tensor, "T L"], token: int) -> Float[Tensor, "heads T"]:
-        """The weights that one token gives to all: a row of A1 Z A3, which need not sum to 1 and may be negative."""
-        q, k, _ = self._project(x)
-        q_marks, k_marks = self._marks(q), self._marks(k)
-        padding = q.shape[1] - len(x)
-        first = (q[:, padding + token, None] @ k_marks.transpose(1, 2)).softmax(dim=-1)  # [heads, 1, m]
-        shares = first @ self._inverse(q_marks, k_marks)
-        parts = torch.split(k, _CHUNK, dim=1)
-        sums = torch.stack([(q_marks @ part.transpose(1, 2)).logsumexp(dim=-1) for part in parts]).logsumexp(dim=0)
-        weights = [shares @ (q_marks @ part.transpose(1, 2) - sums[..., None]).exp() for part in parts]
-        return torch.cat(weights, dim=2)[:, 0, padding:]
-
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         padding = -len(x) % self.landmarks
         qkv = F.pad(self.to_qkv(x), (0, 0, padding, 0))  # a zero row gives a zero query, key and value
@@ -111,17 +120,6 @@ class NystromAttention(nn.Module):
     def _marks(self, x: Tensor) -> Tensor:
         heads, count, dim = x.shape
         return x.reshape(heads, self.landmarks, count // self.landmarks, dim).mean(dim=2)
-
-    def _inverse(self, q_marks: Tensor, k_marks: Tensor) -> Tensor:
-        """The pseudoinverse of the landmarks' attention by the iteration of Razavi et al. 2014."""
-        a = (q_marks @ k_marks.transpose(1, 2)).softmax(dim=-1)
-        # The start is scaled by maxima over all heads together.
-        z = a.transpose(1, 2) / (a.sum(dim=2).max() * a.sum(dim=1).max())
-        eye = torch.eye(self.landmarks, dtype=a.dtype, device=a.device)
-        for _ in range(self.iterations):
-            az = a @ z
-            z = 0.25 * z @ (13 * eye - az @ (15 * eye - az @ (7 * eye - az)))
-        return z
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from wsimil.mil.layers.initialize import Init, initialize
 from wsimil.mil.layers.nystrom import PPEG, NystromAttention
 from wsimil.mil.layers.raster import raster_order
 from wsimil.mil.layers.recompute import recomputed
+from wsimil.ops.landmark_attention import LandmarkAttention
 from wsimil.ops.packed_linear import row_linear
 from wsimil.ops.varlen import join_bags, split_bags
 
@@ -88,9 +89,19 @@ class Layer(nn.Module):
         mixed: Tensor = self.attention(self.norm(x), keep)
         return x + mixed
 
-    def row(self, x: Float[Tensor, "S L"]) -> Float[Tensor, "heads S"]:
-        """The weights of the class token."""
-        return self.attention.row(self.norm(x), 0)
+    def streamed(self, tokens: Float[Tensor, "S L"]) -> LandmarkAttention:
+        """What the weights of the class token are asked of."""
+        return self.attention.streamed(tokens, self.norm)
+
+    def follow(
+        self, tokens: Float[Tensor, "S L"], step: StepContext | None, *, class_token_alone: bool = False
+    ) -> tuple[Float[Tensor, "S L"], LandmarkAttention | None]:
+        """Tokens after this layer, or at least the class token; where no gradient is asked for also what made them."""
+        keep = self.attention.draw(len(tokens), step, device=tokens.device)
+        if torch.is_grad_enabled():
+            return recomputed(self, tokens, keep, step=step), None
+        streamed = self.streamed(tokens)
+        return self.attention.add(streamed, keep, count=1 if class_token_alone else len(tokens)), streamed
 
 
 class TransMIL(MILModel):
@@ -131,20 +142,21 @@ class TransMIL(MILModel):
 
     def of_nothing(self, h: Float[Tensor, "0 L"], step: StepContext | None) -> BagOutput:
         """See `MILModel.of_nothing`: the class token alone."""
-        embedding = self._bag(h, step)[0][None]
+        embedding = self._bag(h, step, asked=False)[0][None]
         logits = row_linear(embedding, self.classifier.weight, self.classifier.bias)
         return BagOutput(logits=logits, embedding=embedding)
 
     def _bags(self, h: Tensor, bags: BagBatch, step: StepContext | None, *, spoken: bool) -> ClassScores:
         embeddings, rows, values = [], [], []
-        wants_row = step is None or spoken or not torch.is_grad_enabled()
+        asked = step is None or spoken or not torch.is_grad_enabled()
         for part, xy0 in zip(split_bags(h, bags.cu_seqlens), split_bags(bags.xy0, bags.cu_seqlens), strict=True):
             order = raster_order(xy0)
-            embedding, layer, tokens = self._bag(part if order is None else part[order], step)
+            embedding, layer, attention = self._bag(part if order is None else part[order], step, asked=asked)
             embeddings.append(embedding)
-            if not wants_row:
+            if attention is None:
                 continue
-            row = layer.row(tokens)[:, 1:]  # [heads, tokens]
+            tokens = attention.tokens
+            row = attention.row(0)[:, 1:]  # [heads, tokens]
             if spoken:
                 keep = layer.attention.draw_rows(len(part), step, device=h.device)
                 said = layer.attention.spoken(layer.norm(tokens[1 : len(part) + 1]), row[:, : len(part)], keep)
@@ -158,17 +170,20 @@ class TransMIL(MILModel):
         )
         return ClassScores(output=output, values=join_bags(values) if values else output.logits[:0])
 
-    def _bag(self, h: Float[Tensor, "N L"], step: StepContext | None) -> tuple[Tensor, Layer, Tensor]:
-        """The bag's vector, and the layer whose attention is given with the tokens that it saw."""
+    def _bag(
+        self, h: Float[Tensor, "N L"], step: StepContext | None, *, asked: bool
+    ) -> tuple[Tensor, Layer, LandmarkAttention | None]:
+        """The bag's vector, the layer whose attention is given, and where `asked` for that attention."""
         count = len(h)
         side = math.isqrt(count - 1) + 1 if count else 0
         square = torch.cat([h, h[: side * side - count]]) if self.filling == "square" else h
         first = torch.cat([self.class_token, square])
-        second = self._layer(self.layer1, first, step)
+        second, one = self.layer1.follow(first, step)
         third = torch.cat([second[:1], self._placed(second[1:], side)])
-        last = self._layer(self.layer2, third, step)
+        last, two = self.layer2.follow(third, step, class_token_alone=True)
         embedding: Tensor = self.norm(last[0])
-        return (embedding, self.layer1, first) if self.attention_layer == 1 else (embedding, self.layer2, third)
+        layer, tokens, attention = (self.layer1, first, one) if self.attention_layer == 1 else (self.layer2, third, two)
+        return embedding, layer, (attention or layer.streamed(tokens)) if asked else None
 
     def _placed(self, tokens: Tensor, side: int) -> Tensor:
         """The positional convolution on tokens that fill a square, or with `filling` ppeg are made to."""
@@ -181,11 +196,6 @@ class TransMIL(MILModel):
         tokens = F.pad(tokens, (0, 0, 0, side * side - len(tokens)))
         placed: Tensor = self.ppeg(tokens, side)
         return placed[:count]
-
-    @staticmethod
-    def _layer(layer: Layer, tokens: Tensor, step: StepContext | None) -> Tensor:
-        keep = layer.attention.draw(len(tokens), step, device=tokens.device)
-        return recomputed(layer, tokens, keep, step=step)
 
 
 def _fold(row: Float[Tensor, "tokens heads"], count: int) -> Float[Tensor, "N heads"]:

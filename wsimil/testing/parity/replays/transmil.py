@@ -73,7 +73,7 @@ def _watch(model: torch.nn.Module) -> dict[str, Tensor]:
 
         def hook(_: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             seen[f"tokens after layer {number}"] = output.detach()
-            seen[f"class token of layer {number}"] = layer.row(inputs[0].detach())
+            seen[f"class token of layer {number}"] = layer.streamed(inputs[0].detach()).row(0)
             if number == 2:
                 seen["tokens after ppeg"] = inputs[0].detach()
 
