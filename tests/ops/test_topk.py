@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsimil.ops.topk import segment_topk, topk
+from wsimil.ops.topk import _of_all_bags, segment_topk, topk
 from wsimil.ops.varlen import cu_seqlens_of
 
 TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -47,3 +47,13 @@ def test_bags_rank_by_themselves(largest):
         for column in range(2):
             wanted = ranked(part[:, column].tolist(), k, largest=largest)
             assert got[bag, column].tolist() == wanted + [-1] * (k - len(wanted))
+
+
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize("k", [1, 7, 300])
+def test_all_bags_at_once_rank_as_each_by_itself(k, largest):
+    lengths = (63, 1, 5, 200)
+    scores = torch.randint(-3, 4, (sum(lengths), 2), generator=torch.Generator().manual_seed(0)).float()
+    scores[[3, 70]] = math.nan
+    got = _of_all_bags(scores.t(), cu_seqlens_of(lengths), k, largest=largest)
+    assert torch.equal(got, segment_topk(scores, cu_seqlens_of(lengths), k, largest=largest))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wsimil.ops.varlen import CuSeqlens, lengths_of
+from wsimil.ops.varlen import CuSeqlens, bag_ids, lengths_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int32, Int64
@@ -35,12 +35,33 @@ def topk(scores: Float[Tensor, "... n"], k: int, *, largest: bool = True) -> Int
 def segment_topk(
     scores: Float[Tensor, "T H"], cu_seqlens: CuSeqlens, k: int, *, largest: bool = True
 ) -> Int32[Tensor, "B H k"]:
-    """`topk` of every bag and column, counted from the bag's first row; -1 where a bag has fewer than k."""
+    """`topk` of every bag and column, counted from the bag's first row; -1 where a bag has fewer than k.
+
+    On a GPU nothing waits for it: there all bags are ranked at once.
+    """
+    bags = cu_seqlens.shape[0] - 1
     if k == 0:
-        return torch.empty(len(cu_seqlens) - 1, scores.shape[1], 0, dtype=torch.int32, device=scores.device)
-    parts = torch.split(scores.t(), lengths_of(cu_seqlens), dim=1)
+        return torch.empty(bags, scores.shape[1], 0, dtype=torch.int32, device=scores.device)
+    if scores.device.type != "cpu" and bags > 1:
+        return _of_all_bags(scores.t(), cu_seqlens, k, largest=largest)
+    parts = (scores.t(),) if bags == 1 else torch.split(scores.t(), lengths_of(cu_seqlens), dim=1)
     found = [topk(part, k, largest=largest) for part in parts]
     return torch.stack([F.pad(rows, (0, k - rows.shape[1]), value=-1) for rows in found]).to(torch.int32)
+
+
+def _of_all_bags(
+    scores: Float[Tensor, "H T"], cu_seqlens: CuSeqlens, k: int, *, largest: bool
+) -> Int32[Tensor, "B H k"]:
+    # To rank each bag by itself would be to know on the host where it lies: by score, then by bag.
+    count = scores.shape[1]
+    order = topk(scores, count, largest=largest)
+    bag = bag_ids(cu_seqlens, total=count)
+    order = order.gather(1, bag[order].sort(dim=1, stable=True).indices)  # [H, T]
+    begin, length = cu_seqlens[:-1].long(), cu_seqlens.diff()
+    place = torch.arange(k, device=scores.device)
+    where = (begin[:, None] + place).clamp_max(count - 1)  # [B, k]
+    found = (order[:, where] - begin[:, None]).transpose(0, 1)
+    return found.masked_fill((place >= length[:, None])[:, None], -1).to(torch.int32).contiguous()
 
 
 def _keys(scores: Tensor, *, largest: bool) -> Tensor:

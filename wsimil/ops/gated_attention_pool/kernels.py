@@ -18,7 +18,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn import functional as F
 
 from wsimil.ops.gated_attention_pool.contract import (
     PoolCotangents,
@@ -28,8 +27,7 @@ from wsimil.ops.gated_attention_pool.contract import (
     PoolTensors,
 )
 from wsimil.ops.gated_attention_pool.draws import mask_words
-from wsimil.ops.topk import topk
-from wsimil.ops.varlen import bag_ids as bags_of
+from wsimil.ops.topk import segment_topk
 
 INSTANCES = 128
 """Of a tile. Sums are added tile by tile, so that this is part of what the last bit is."""
@@ -218,7 +216,10 @@ def _counts(counts: tuple[int, ...], device: torch.device) -> Tensor:
 def _forward(call: _Call) -> PoolForward:
     spec, tiles = call.spec, call.tiles
     raw, keys, poison = _scores(call)
-    ends = [_ends(call, raw, k, largest=largest) for k, largest in ((spec.top_k, True), (spec.bottom_k, False))]
+    ends = [
+        segment_topk(raw.t(), call.ends, k, largest=largest)
+        for k, largest in ((spec.top_k, True), (spec.bottom_k, False))
+    ]
     kept = raw.clone() if spec.raw and call.tensors.masks(spec) else call.real(0)
     masked_idx, masked_scores = _mask(call, raw, keys)
     scores = raw  # from here on -inf where masked
@@ -264,25 +265,6 @@ def _scores(call: _Call) -> tuple[Tensor, Tensor, Tensor]:
     return raw, keys, poison
 
 
-def _ends(call: _Call, raw: Tensor, k: int, *, largest: bool) -> Tensor:
-    """The k highest or lowest scores of each bag and branch, [N, B, k], -1 where the bag has fewer."""
-    shape = (call.bags, call.branches, k)
-    if k == 0:
-        return torch.empty(shape, dtype=torch.int32, device=raw.device)
-    if call.bags == 1:
-        found = topk(raw, k, largest=largest)
-        return F.pad(found, (0, k - found.shape[1]), value=-1)[None].to(torch.int32)
-    # All bags at once, as to sort each by itself would have to know on the host where it lies: by score, then by bag.
-    order = topk(raw, call.instances, largest=largest)
-    bag = bags_of(call.ends, total=call.instances)
-    order = order.gather(1, bag[order].sort(dim=1, stable=True).indices)  # [B, I]
-    begin, length = call.ends[:-1].long(), call.ends.diff()
-    place = torch.arange(k, device=raw.device)
-    where = (begin[:, None] + place).clamp_max(call.instances - 1)  # [N, k]
-    found = (order[:, where] - begin[:, None]).transpose(0, 1)
-    return found.masked_fill((place >= length[:, None])[:, None], -1).to(torch.int32).contiguous()
-
-
 def _mask(call: _Call, raw: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     """Write -inf to what is masked; returns what the random mask chose, and its raw scores."""
     t, k = call.tensors, call.spec.mask_k
@@ -308,7 +290,7 @@ def _mask(call: _Call, raw: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
 def _masked_of_many(call: _Call, raw: Tensor) -> tuple[Tensor, Tensor]:
     spec, seed, device = call.spec, call.tensors.mask_seed, raw.device
     k, length = spec.mask_k, call.ends.diff().long()
-    ranked = _ends(call, raw, k, largest=True).long()
+    ranked = segment_topk(raw.t(), call.ends, k).long()
     rank = torch.arange(k, device=device)
     count = torch.minimum(_counts(spec.mask_counts, device)[length.clamp_max(k)], length - 1)[:, None, None]
     branch = torch.arange(call.branches, device=device)[:, None]
