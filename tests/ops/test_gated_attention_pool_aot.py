@@ -15,7 +15,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
+SOFTMAX = "softmax over bags"
 CASES = {
+    SOFTMAX: {},
     "bf16, one branch": {},
     "bf16, five branches, masks": {"branches": 5, "dim": 1024, "mask_k": 10, "gram": True, "rows": True},
     "bf16, eight branches, 64 of the highest": {"branches": 8, "mask_k": 64},
@@ -40,7 +42,7 @@ def resources(tmp_path_factory):
 
 
 def test_no_kernel_spills_or_asks_for_more_than_a_multiprocessor_has(resources):
-    assert len({record["kernel"] for record in resources}) == 13
+    assert len({record["kernel"] for record in resources}) == 15
     assert {record["case"] for record in resources} == set(CASES)
     for record in resources:
         assert record["stack"] == record["spilled"] == 0, record
@@ -158,11 +160,22 @@ def _compiled(kernel, args, more, target):
     }
 
 
+def _softmax_launches():
+    import torch
+
+    from wsimil.ops.segment_softmax import kernels
+
+    x, ends = torch.zeros(5000, 5), torch.tensor([0, 3000, 5000], dtype=torch.int32)
+    more = {"BLOCK": kernels.BLOCK, "warps": 8}
+    return [(kernels._softmax_kernel, (x, x, ends, 5), more), (kernels._gradient_kernel, (x, x, x, ends, 5), more)]
+
+
 def main():
     """Print records of all different launches."""
     records, seen = [], set()
     for target, (case, options) in product(SHARED, CASES.items()):
-        for kernel, args, more in _launches(target, **options):
+        launches = _launches(target, **options) if case != SOFTMAX else _softmax_launches()
+        for kernel, args, more in launches:
             described = repr((target, kernel.__name__, _described(kernel, args, more), more))
             if described not in seen:
                 seen.add(described)
