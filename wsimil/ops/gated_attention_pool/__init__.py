@@ -15,7 +15,14 @@ from torch import Tensor
 
 from wsimil.ops.dispatch import Backend, backend_of
 from wsimil.ops.gated_attention_pool.autograd import pool
-from wsimil.ops.gated_attention_pool.contract import Activation, PoolForward, PoolSpec, PoolTensors, Precision
+from wsimil.ops.gated_attention_pool.contract import (
+    Activation,
+    Passes,
+    PoolForward,
+    PoolSpec,
+    PoolTensors,
+    Precision,
+)
 from wsimil.ops.gated_attention_pool.draws import LEVELS
 from wsimil.ops.varlen import CuSeqlens
 
@@ -104,6 +111,7 @@ def gated_attention_pool(
     top_k: int = 0,
     bottom_k: int = 0,
     precision: Precision = "auto",
+    passes: Passes = "auto",
     backend: Backend | Literal["auto"] = "auto",
     memory: Memory = "auto",
 ) -> PoolOutput:
@@ -117,7 +125,10 @@ def gated_attention_pool(
     default 0, 1, ... Differentiable once, in h, weights and biases, through z, lse, entropy, gram and both scores; a masked
     instance gets a gradient through its raw score alone. `precision` is that of float32 products on a GPU, "auto" as torch is.
     `memory`: "keep" holds both factors of the gate, I x 2 L numbers, for the backward pass on the CPU backend, "recompute" does
-    not, "auto" holds them up to 512 MB. Under autocast h and the weights are taken in its type. Sums are in float32 or wider.
+    not, "auto" holds them up to 512 MB. `passes`: "one" has Triton kernels pool a tile of 128 instances right after its scores,
+    and again where one of them is masked; "two" has them read h again after masking; "auto" is "one" without a mask where a row
+    of h has 1536 bytes or less. Either needs room for I / 128 x B x D sums in float32, and their last bits differ; the other
+    backends have one way only. Under autocast h and the weights are taken in its type. Sums are in float32 or wider.
 
     Raises ValueError for tensors that do not fit each other, an empty bag, more than 64 branches, or a backend that cannot run.
     """
@@ -137,6 +148,8 @@ def gated_attention_pool(
         raise ValueError(f"activation: got {activation!r}, wanted one of {', '.join(get_args(Activation))}")
     if precision not in get_args(Precision):
         raise ValueError(f"precision: got {precision!r}, wanted one of {', '.join(get_args(Precision))}")
+    if passes not in get_args(Passes):
+        raise ValueError(f"passes: got {passes!r}, wanted one of {', '.join(get_args(Passes))}")
     keeps = _keeps(memory, instances * len(w_v) * (1 if w_u is None else 2), h.dtype)
     chosen = backend_of(device, h.dtype, backend)
     weights = (w_v, b_v, w_u, b_u, w, c)
@@ -155,6 +168,7 @@ def gated_attention_pool(
     spec = PoolSpec(
         activation=activation,
         precision=precision,
+        passes=passes,
         mask_k=k,
         mask_counts=counts,
         mask_stream=stream,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Activation: TypeAlias = Literal["tanh", "relu", "gelu"]
 Precision: TypeAlias = Literal["auto", "ieee", "tf32", "tf32x3", "bf16x3"]
+Passes: TypeAlias = Literal["auto", "one", "two"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +24,13 @@ class PoolSpec:
     `mask_k`: of the `mask_k` highest scores of a bag and branch some are masked, 0 for none; of the n that there are at most
     `mask_counts[n]`, and always fewer than the bag has. `mask_stream` names the draws. `drop_of_65536`: a factor of the gate is
     dropped with this probability over 65536, and what is left is scaled up. `keep`: the backend may hold the two factors of
-    the gate for the backward pass. `raw`: scores before masking are asked for.
+    the gate for the backward pass. `raw`: scores before masking are asked for. `passes`: how
+    often Triton kernels read instances; the other backends have one way only.
     """
 
     activation: Activation = "tanh"
     precision: Precision = "auto"
+    passes: Passes = "auto"
     mask_k: int = 0
     mask_counts: tuple[int, ...] = (0,)
     mask_stream: int = 0
