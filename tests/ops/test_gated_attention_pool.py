@@ -29,6 +29,8 @@ BACKEND = os.environ.get("WSIMIL_TEST_BACKEND", "cpu")
 WIDE = torch.float64 if BACKEND == "cpu" else torch.float32
 """The widest type that the backend has, in which it is held against the definition."""
 MEMORY = ["keep", "recompute"] if BACKEND == "cpu" else ["recompute"]
+PASSES = ["one", "two"] if BACKEND == "triton" else ["auto"]
+by_kernels = pytest.mark.skipif(BACKEND != "triton", reason="of the Triton backend, which alone has two ways")
 in_float64 = pytest.mark.skipif(BACKEND != "cpu", reason="in float64, which only the CPU backend has")
 
 
@@ -176,6 +178,58 @@ def test_chunks_are_the_definition(case, memory):
     compare(case, WIDE, bound(1e-13), memory=memory)
 
 
+AROUND_A_TILE = Case(lengths=(31, 32, 33, 64, 65, 1), branches=2, options=TOP)
+OTHERWISE = {
+    "a pack": ("two", CASES["a pack"]),
+    "gelu": ("two", CASES["gelu"]),
+    "dropout": ("two", CASES["dropout"]),
+    "top-k": ("one", CASES["top-k"]),
+    "top 100": ("one", CASES["top 100"]),
+    "drop 1": ("one", CASES["drop 1"]),
+    "index mask": ("one", CASES["index mask"]),
+    "nothing left": ("one", CASES["nothing left"]),
+    "rows": ("one", CASES["rows"]),
+    "nine branches": ("one", Case(lengths=(70,), branches=9, options={"mask": TopKMask(k=3, drop=0.7, seed=SEED)})),
+    "around a tile": ("one", AROUND_A_TILE),
+}  # fmt: skip
+
+
+@by_kernels
+@pytest.mark.parametrize(("passes", "case"), OTHERWISE.values(), ids=OTHERWISE)
+@pytest.mark.usefixtures("_small_chunks")
+def test_the_way_that_is_not_taken_by_itself_is_the_definition(passes, case):
+    compare(case, WIDE, bound(1e-13), passes=passes)
+
+
+@by_kernels
+@pytest.mark.parametrize("k", [1, 10, 31, 32, 33, 64])
+@pytest.mark.usefixtures("_small_chunks")
+def test_one_pass_is_two_and_reads_nothing_that_was_not_written(k, monkeypatch):
+    from wsimil.ops.gated_attention_pool import kernels
+
+    def poisoned(call, *shape):
+        return torch.full(shape, math.nan, device=call.h.device)
+
+    monkeypatch.setattr(kernels._Call, "real", poisoned)
+    mask = TopKMask(k=k, drop=0.7, seed=SEED)
+    one, two = (AROUND_A_TILE.run(AROUND_A_TILE.tensors(WIDE), mask=mask, passes=passes) for passes in PASSES)
+    assert torch.equal(one.masked_idx, two.masked_idx)
+    assert torch.equal(one.masked_scores, two.masked_scores)
+    for name in OUTPUTS:
+        assert distance(getattr(one, name), getattr(two, name)) < 1e-6, name
+
+
+@by_kernels
+@pytest.mark.parametrize(
+    ("taken", "dim", "options"), [("one", 37, {}), ("two", 400, {}), ("two", 37, {"mask": TopKMask(k=3, drop=0.5, seed=SEED)})]
+)  # fmt: skip
+def test_one_pass_is_taken_without_a_mask_while_rows_are_short(taken, dim, options):
+    case = Case(lengths=(150,), dim=dim, branches=2, options=options)
+    z = {passes: case.run(case.tensors(WIDE), passes=passes).z for passes in ("auto", "one", "two")}
+    assert torch.equal(z["auto"], z[taken])
+    assert not torch.equal(z["one"], z["two"])
+
+
 @pytest.mark.parametrize("case", [CASES[name] for name in ("a pack", "top-k", "rows", "gelu", "dropout")])
 def test_float32_rounds_and_no_more(case):
     compare(case, torch.float32, bound(2e-6))
@@ -224,10 +278,12 @@ def test_narrow_types_err_less_than_plain_torch_in_them(dtype):
 
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("dim", [37, 64])
-def test_a_bag_alone_is_the_same_bits_as_in_a_pack(dtype, dim, memory):
+@pytest.mark.parametrize(
+    ("dim", "passes"), [(37, PASSES[-1]), (64, PASSES[-1])] + [(37, "one")] * (BACKEND == "triton")
+)
+def test_a_bag_alone_is_the_same_bits_as_in_a_pack(dtype, dim, passes, memory):
     long = 3000 if BACKEND == "cpu" else 300
-    case = replace(CASES["top-k"], lengths=(long, 37, 1, 65), dim=dim)
+    case = replace(CASES["top-k"], lengths=(long, 37, 1, 65), dim=dim, options={**TOP, "passes": passes})
     tensors = case.tensors(dtype)
     pack = case.run(tensors, memory=memory)
     again = case.run(tensors, memory=memory)
@@ -364,10 +420,11 @@ def test_dropout_falls_on_each_factor_by_itself():
     assert torch.corrcoef(got).fill_diagonal_(0).abs().max() < 0.06
 
 
+@pytest.mark.parametrize("passes", PASSES)
 @pytest.mark.parametrize("factor", [20.7, 100.0, 1e4])
-def test_a_masked_instance_far_above_the_rest_leaves_them_exact(factor):
+def test_a_masked_instance_far_above_the_rest_leaves_them_exact(factor, passes):
     """Masked mass 1 - 1e-9 and more: what is left is not a difference of large numbers."""
-    case = Case(lengths=(300,), branches=1)
+    case = Case(lengths=(300,), branches=1, options={"passes": passes})
     tensors = case.tensors(torch.float32)
     scores = case.run(tensors).scores.detach()
     top = int(scores.argmax())
@@ -382,7 +439,9 @@ def test_a_masked_instance_far_above_the_rest_leaves_them_exact(factor):
 
 @pytest.mark.parametrize("backend", [BACKEND, "reference"])
 @pytest.mark.parametrize(
-    "options", [{}, TOP, {"mask": IndexMask(idx=torch.tensor([[[-1]], [[20]], [[-1]], [[-1]]]).int())}]
+    "options",
+    [{}, TOP, {"mask": IndexMask(idx=torch.tensor([[[-1]], [[20]], [[-1]], [[-1]]]).int())}]
+    + [{**TOP, "passes": "one"}] * (BACKEND == "triton"),
 )
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", [100, 120, 136])
@@ -614,6 +673,7 @@ WRONG = {
     "dropout.p: got 1.0": {"dropout": GateDropout(p=1.0, seed=SEED)},
     "activation: got 'selu'": {"activation": "selu"},
     "precision: got 'half'": {"precision": "half"},
+    "passes: got 'three'": {"passes": "three"},
     "memory: got 'lots'": {"memory": "lots"},
     "top_k, bottom_k: got -1": {"top_k": -1},
     "backend: got 'gpu'": {"backend": "gpu"},

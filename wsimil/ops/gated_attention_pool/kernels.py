@@ -45,7 +45,7 @@ CHUNK = 32768
 _BRANCHES = 8
 _SELECTED = 64
 _NUMBERS = 1024
-_POOLED = 32
+_POOLED = 64
 _NEAR = 1536
 """Bytes of a row up to which one pass finds the tiles of all multiprocessors in half of the L2 cache of their GPU."""
 _LAST = tl.constexpr(2**31 - 1)
