@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 CHUNK = 2048
 """Instances at a time: two factors of 256 columns are 4 MB then, which stay in a cache."""
 _BLOCK = 256
+_FEW = 64
 _CACHE_LINE = 64
 
 
@@ -396,7 +397,13 @@ def _rise(
     bag = chunk.bag
     rise = torch.zeros_like(left)
     if g.z is not None:
-        rise += _aligned(g.z[bag]) @ pack.rows_of(chunk).to(left.dtype).t()
+        x = pack.rows_of(chunk).to(left.dtype)
+        begin, end = pack.bags[bag]
+        if end - begin <= _FEW:
+            # They may differ by little, of which a product of the whole would leave little; a bag's constant is taken out later.
+            rise += ((x - saved.z[bag][:, None]) @ g.z[bag][:, :, None])[:, :, 0]
+        else:
+            rise += _aligned(g.z[bag]) @ x.t()
     if g.entropy is not None:
         rise -= g.entropy[bag, :, None] * (left - saved.lse[bag, :, None]).masked_fill(left == -math.inf, 0)
     if g.gram is not None:

@@ -56,12 +56,18 @@ def _backward(gradient: Tensor, weights: Tensor, cu_seqlens: Tensor) -> Tensor:
     return backward(gradient.contiguous(), weights, cu_seqlens)
 
 
-@torch.library.custom_op("wsimil::segment_softmax", mutates_args=())
+@torch.library.custom_op(
+    "wsimil::segment_softmax", mutates_args=(), schema="(Tensor scores, Tensor cu_seqlens) -> Tensor"
+)
 def _softmax(scores: Tensor, cu_seqlens: Tensor) -> Tensor:
     return _Softmax.forward(scores, cu_seqlens)
 
 
-@torch.library.custom_op("wsimil::segment_softmax_backward", mutates_args=())
+@torch.library.custom_op(
+    "wsimil::segment_softmax_backward",
+    mutates_args=(),
+    schema="(Tensor gradient, Tensor weights, Tensor cu_seqlens) -> Tensor",
+)
 def _softmax_backward(gradient: Tensor, weights: Tensor, cu_seqlens: Tensor) -> Tensor:
     return _backward(gradient, weights, cu_seqlens)
 
