@@ -14,7 +14,7 @@ from PIL import Image
 
 from wsimil.errors import SlideError
 from wsimil.geometry import TileGrid, TileSpec
-from wsimil.slides import Slide, find_slides, open_slide
+from wsimil.slides import Slide, find_slides, open_slide, pyramid
 from wsimil.slides import openslide as reader
 
 MPP = 0.5
@@ -148,14 +148,14 @@ def test_a_region_is_in_its_place_at_any_mpp(slide: Slide, image: np.ndarray, mp
 
 def test_chunks_join_without_a_seam(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = slide.read_region((11.3, 7.0), (300, 250), 0.83)
-    monkeypatch.setattr(reader, "_CHUNK_PX", 64)
+    monkeypatch.setattr(pyramid, "_CHUNK_PX", 64)
     assert np.abs(slide.read_region((11.3, 7.0), (300, 250), 0.83).astype(int) - whole).max() <= 1
 
 
 def test_shrinking_a_slide_without_levels_to_one_pixel_gives_its_mean(
     tmp_path: Path, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "_CHUNK_PX", 256)
+    monkeypatch.setattr(pyramid, "_CHUNK_PX", 256)
     with open_slide(write_tiff(tmp_path / "s.tiff", [image])) as slide:
         pixel = slide.thumbnail(1)
     assert pixel.shape == (1, 1, 3)

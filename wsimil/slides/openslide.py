@@ -10,26 +10,20 @@ is not whole, which blurs by an amount that changes from tile to tile. So tiles 
 from __future__ import annotations
 
 import hashlib
-import math
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import openslide
 from numpy.typing import NDArray
-from PIL import Image
 
 from wsimil.errors import SlideError
-from wsimil.geometry import SlideInfo, TileGrid, level_position, round_half_up
+from wsimil.geometry import SlideInfo, round_half_up
 from wsimil.slides.mpp import resolve_mpp
+from wsimil.slides.pyramid import PyramidSlide
 
 _CACHE_BYTES = 64 * 2**20
 _HASHED_BYTES = 64 * 2**10
-_CHUNK_PX = 2048
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAYBE_CUT_SHORT = "it is a TIFF, so the copy may be cut short: compare its size with the source's; if it is whole, "
 _CONVERT = (
@@ -43,7 +37,7 @@ def library_version() -> str:
     return str(openslide.__library_version__)
 
 
-class OpenSlideSlide:
+class OpenSlideSlide(PyramidSlide):
     """A `Slide` on top of an OpenSlide handle."""
 
     def __init__(self, path: Path, *, slide_id: str, mpp_override: float | None) -> None:
@@ -73,38 +67,9 @@ class OpenSlideSlide:
             raise
 
     @property
-    def info(self) -> SlideInfo:
-        """See `Slide.info`."""
-        return self._info
-
-    @property
     def reader(self) -> str:
         """See `Slide.reader`."""
         return "openslide"
-
-    def read_tiles(self, grid: TileGrid, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """See `Slide.read_tiles`."""
-        side, level = grid.read_px, grid.read_level
-        downsample = self._info.level_downsamples[level]
-        tiles = np.empty((len(indices), side, side, 3), dtype=np.uint8)
-        for row, index in enumerate(indices):
-            x0, y0 = (_level0_of(level_position(int(at0), downsample), downsample) for at0 in grid.xy0[index])
-            self._read_into(tiles[row], x0, y0, level)
-        return tiles
-
-    def read_region(self, xy0: tuple[float, float], size_px: tuple[int, int], mpp: float) -> NDArray[np.uint8]:
-        """See `Slide.read_region`."""
-        if min(size_px) < 1 or not mpp > 0:
-            raise ValueError(f"a region has at least 1 x 1 px and a positive mpp, got {size_px} and {mpp}")
-        scale = mpp / self._info.mpp
-        return self._resampled(xy0, (scale, scale), size_px)
-
-    def thumbnail(self, max_px: int) -> NDArray[np.uint8]:
-        """See `Slide.thumbnail`."""
-        width, height = self._info.size0_px
-        shrink = max(1.0, max(width, height) / max(1, max_px))
-        size_px = max(1, round_half_up(width / shrink)), max(1, round_half_up(height / shrink))
-        return self._resampled((0.0, 0.0), (width / size_px[0], height / size_px[1]), size_px)
 
     def close(self) -> None:
         """See `Slide.close`."""
@@ -114,54 +79,11 @@ class OpenSlideSlide:
             self._readers_left.wait_for(lambda: self._readers == 0)
             self._handle.close()
 
-    def __enter__(self) -> Self:
-        return self
+    def _origin0(self, position: int, downsample: float) -> float:
+        return _level0_of(position, downsample)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _resampled(
-        self, xy0: tuple[float, float], scale: tuple[float, float], size_px: tuple[int, int]
-    ) -> NDArray[np.uint8]:
-        """Output px (i, j) shows level-0 [x0 + j * sx, x0 + (j + 1) * sx) x ...; read in chunks, so that memory stays bounded."""
-        level = max(
-            i for i, downsample in enumerate(self._info.level_downsamples) if downsample <= max(1.0, min(scale) * 1.001)
-        )
-        shrink = max(scale) / self._info.level_downsamples[level]
-        if shrink > _CHUNK_PX / 2:
-            finer = math.ceil(shrink / (_CHUNK_PX / 2))
-            larger = self._resampled(
-                xy0, (scale[0] / finer, scale[1] / finer), (size_px[0] * finer, size_px[1] * finer)
-            )
-            return np.asarray(Image.fromarray(larger).resize(size_px, Image.Resampling.BOX))
-        output = np.empty((size_px[1], size_px[0], 3), dtype=np.uint8)
-        step = max(1, int(_CHUNK_PX / max(shrink, 1.0)))
-        for top in range(0, size_px[1], step):
-            for left in range(0, size_px[0], step):
-                chunk = output[top : top + step, left : left + step]
-                corner = xy0[0] + left * scale[0], xy0[1] + top * scale[1]
-                chunk[...] = self._resampled_chunk(corner, scale, (chunk.shape[1], chunk.shape[0]), level)
-        return output
-
-    def _resampled_chunk(
-        self, xy0: tuple[float, float], scale: tuple[float, float], size_px: tuple[int, int], level: int
-    ) -> NDArray[np.uint8]:
-        downsample = self._info.level_downsamples[level]
-        x, y = (
-            _span(at, step * n, reach0=step, limit0=limit, level_px=level_px, downsample=downsample)
-            for at, step, n, limit, level_px in zip(
-                xy0, scale, size_px, self._info.size0_px, self._level_sizes_px[level], strict=True
-            )
-        )
-        source = np.empty((y.count, x.count, 3), dtype=np.uint8)
-        self._read_into(source, x.start0, y.start0, level)
-        box = (x.low, y.low, x.high, y.high)
-        return np.asarray(Image.fromarray(source).resize(size_px, Image.Resampling.BILINEAR, box=box))
-
-    def _read_into(self, output: NDArray[np.uint8], x0: int, y0: int, level: int) -> None:
-        """Fill `output` [h, w, 3] with px of a level, on white."""
+    def _read_into(self, output: NDArray[np.uint8], x: int, y: int, level: int) -> None:
+        x0, y0 = (_level0_of(position, self._info.level_downsamples[level]) for position in (x, y))
         with self._readers_left:
             if self._failure is not None:
                 raise SlideError(self._failure)
@@ -186,33 +108,6 @@ class OpenSlideSlide:
         else:
             opacity = alpha.astype(np.uint16)
             output[...] = (rgba[..., :3] * opacity + 255 * (255 - opacity) + 127) // 255
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Span:
-    """Along one axis: `count` px of a level from level-0 `start0` on, of which [low, high) is wanted."""
-
-    start0: int
-    count: int
-    low: float
-    high: float
-
-
-def _span(at0: float, length0: float, *, reach0: float, limit0: int, level_px: int, downsample: float) -> _Span:
-    """What to read for [at0, at0 + length0), with room for a filter that reaches `reach0` further, so that chunks join unseen.
-
-    There is no such room past the slide (`limit0`, or `level_px` in px of the level), where white would bleed in.
-    """
-    start0 = max(_level0_of(math.floor((at0 - reach0) / downsample) - 1, downsample), min(0, math.floor(at0)))
-    low = (at0 - start0) / downsample
-    high = (at0 + length0 - start0) / downsample
-    count = math.ceil(high + reach0 / downsample + 1)
-    if at0 + length0 <= limit0 + 1e-6 * downsample:
-        # A level is whole px wide and so may end a fraction of a px before the slide does.
-        count = min(count, max(1, round_half_up(level_px - start0 / downsample)))
-    else:
-        count = max(math.ceil(high), 1)
-    return _Span(start0=start0, count=count, low=min(low, count - 0.5), high=min(high, float(count)))
 
 
 def _level0_of(position: int, downsample: float) -> int:
