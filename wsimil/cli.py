@@ -107,6 +107,9 @@ def extract(
     store: Annotated[str | None, typer.Option(help="hdf5 or zarr.", show_default="hdf5")] = None,
     batch_size: BatchSize = None,
     readers: Annotated[int | None, typer.Option(min=1, help="Threads that read tiles.", show_default="2")] = None,
+    slide_reader: Annotated[
+        str | None, typer.Option(help="Who reads pixels: auto, tiff or openslide.", show_default="auto")
+    ] = None,
     shard: Annotated[str | None, typer.Option(help="Do part i of n, for array jobs: 3/8.", show_default=False)] = None,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -124,7 +127,7 @@ def extract(
             "encoder": encoder, "encoder_weights": _str(encoder_weights), "tile.tile_um": tile_um, "tile.size_px": tile_px,
             "tile.mpp": mpp, "tile.overlap": overlap, "tile.min_tissue": min_tissue, "mpp_override": mpp_override,
             "masks": _str(masks), "device": device, "precision": precision, "dtype": dtype, "store": store,
-            "batch_size": batch_size, "readers": readers,
+            "batch_size": batch_size, "readers": readers, "slide_reader": slide_reader,
         }  # fmt: skip
         resolved = load_config(ExtractConfig, config, overrides=sets or (), given=given)
         part = None if shard is None else Shard.parse(shard)

@@ -11,9 +11,11 @@ from wsimil.config import FrozenConfig
 from wsimil.errors import ConfigError
 from wsimil.geometry import TileSpec, round_half_up
 from wsimil.provenance import Json, Provenance
+from wsimil.slides import Reader
 from wsimil.tissue import TissueConfig
 
 RESAMPLING = "bilinear, antialiased, on uint8"
+HALF_SCALE = "JPEG decoded at half scale, then "
 DEFAULT_TILE_UM = 128.0
 
 
@@ -70,6 +72,8 @@ class ExtractConfig(FrozenConfig):
     `readers`: threads that read tiles. `masks`: a folder of <slide_id>.geojson, used instead of the segmenter where present;
     `mask_origin`: whether their coordinates count from the slide's corner ("level0") or, as QuPath does, from its scanned
     bounds; null takes what a file of ours says, and "bounds" for others.
+    `slide_reader`: who reads the pixels, "auto" or a name; see `wsimil.slides.Reader`. `half_scale_jpeg`: decode JPEG tiles at
+    half scale where that is enough, quicker and with another filter; it makes features of another kind.
     `thumbnail_px`: longest side of the picture that overlays are drawn on.
     """
 
@@ -86,17 +90,19 @@ class ExtractConfig(FrozenConfig):
     store: Literal["hdf5", "zarr"] = "hdf5"
     batch_size: int = Field(32, ge=1)
     readers: int = Field(2, ge=1)
+    slide_reader: Reader = "auto"
+    half_scale_jpeg: bool = False
     thumbnail_px: int = Field(1600, ge=64, le=8192)
 
 
-def tiling_recipe(spec: TileSpec) -> dict[str, Json]:
+def tiling_recipe(spec: TileSpec, *, half_scale_jpeg: bool = False) -> dict[str, Json]:
     """What a provenance says of a tiling."""
     return {
         "size_px": spec.size_px,
         "mpp": spec.mpp,
         "stride_px": spec.stride_px,
         "min_tissue": spec.min_tissue,
-        "resampling": RESAMPLING,
+        "resampling": HALF_SCALE + RESAMPLING if half_scale_jpeg else RESAMPLING,
     }
 
 
@@ -115,5 +121,6 @@ def config_from_provenance(provenance: Provenance) -> ExtractConfig:
             },
             "tissue": provenance.pixels["tissue"],
             "dtype": provenance.pixels["dtype"],
+            "half_scale_jpeg": str(tiling["resampling"]).startswith(HALF_SCALE),
         }
     )

@@ -47,7 +47,10 @@ def prepare(
     Raises SlideError.
     """
     mpp = config.mpp_override if source.mpp is None else source.mpp
-    slide = open_slide(source.path, slide_id=source.slide_id, mpp_override=mpp)
+    slide = open_slide(
+        source.path, slide_id=source.slide_id, mpp_override=mpp, reader=config.slide_reader,
+        half_scale_jpeg=config.half_scale_jpeg,
+    )  # fmt: skip
     try:
         mask_file = _mask_file(source, config)
         provenance = _recipe(source, slide, mask_file, encoder, spec, config)
@@ -101,7 +104,7 @@ def _recipe(
         about |= {"mask_sha256": digest, "mask_origin": config.mask_origin}
     return Provenance(
         encoder=encoder.provenance,
-        tiling=tiling_recipe(spec),
+        tiling=tiling_recipe(spec, half_scale_jpeg=config.half_scale_jpeg),
         pixels={
             "reader": slide.reader,
             "tissue": config.tissue.model_dump(mode="json"),

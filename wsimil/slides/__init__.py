@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from wsimil.errors import SlideError
 from wsimil.slides.base import Slide
 
-__all__ = ["SLIDE_SUFFIXES", "Slide", "find_slides", "open_slide"]
+__all__ = ["SLIDE_SUFFIXES", "Reader", "Slide", "find_slides", "open_slide"]
+
+Reader: TypeAlias = Literal["auto", "openslide", "tiff"]
+"""Who reads a slide: "openslide", "tiff" straight from compressed tiles, or "auto", the quicker one of those that can."""
 
 SLIDE_SUFFIXES: frozenset[str] = frozenset(
     {".bif", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu"}
@@ -16,16 +20,26 @@ SLIDE_SUFFIXES: frozenset[str] = frozenset(
 """Lower-case suffixes by which `find_slides` knows a slide; `open_slide` looks at the content alone."""
 
 
-def open_slide(path: Path, *, slide_id: str | None = None, mpp_override: float | None = None) -> Slide:
+def open_slide(
+    path: Path,
+    *,
+    slide_id: str | None = None,
+    mpp_override: float | None = None,
+    reader: Reader = "auto",
+    half_scale_jpeg: bool = False,
+) -> Slide:
     """Open one slide; the id is the file's name without its suffix where none is given.
 
-    `mpp_override` is µm per level-0 px and wins over the metadata. Raises SlideError: not a slide, no mpp, an mpp that cannot
-    be, pixels that are not square.
+    `mpp_override` is µm per level-0 px and wins over the metadata. Readers agree at level 0 to the px; at further levels
+    whose downsample is no whole number OpenSlide interpolates, and the others do not. `half_scale_jpeg` adds levels between
+    those of a JPEG slide, whose px are decoded at half scale: quick, and not what the resampling of tiles gives.
+    Raises SlideError: not a slide, not one for this reader, no mpp, an mpp that cannot be, pixels that are not square.
     """
-    # Loads the decoder, which `import wsimil.slides` must not.
-    from wsimil.slides.openslide import OpenSlideSlide
+    # Loads the decoders, which `import wsimil.slides` must not.
+    from wsimil.slides.opening import open_with
 
-    return OpenSlideSlide(path, slide_id=slide_id if slide_id is not None else path.stem, mpp_override=mpp_override)
+    name = slide_id if slide_id is not None else path.stem
+    return open_with(path, slide_id=name, mpp_override=mpp_override, reader=reader, half_scale_jpeg=half_scale_jpeg)
 
 
 def find_slides(folder: Path) -> list[Path]:

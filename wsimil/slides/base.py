@@ -29,8 +29,13 @@ class Slide(Protocol):
         """Name of the reader, as provenance states it."""
         ...
 
-    def read_tiles(self, grid: TileGrid, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Tiles of a grid in the order of `indices`, RGB [n, r, r, 3] with r = `grid.read_px`, at the grid's read level."""
+    def read_tiles(
+        self, grid: TileGrid, indices: Sequence[int] | NDArray[np.int64], out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
+        """Tiles of a grid in the order of `indices`, RGB [n, r, r, 3] with r = `grid.read_px`, at the grid's read level.
+
+        Into the first n of `out` where that is given, uint8 [>= n, r, r, 3]: memory used again is faster than new memory.
+        """
         ...
 
     def read_region(self, xy0: tuple[float, float], size_px: tuple[int, int], mpp: float) -> NDArray[np.uint8]:

@@ -9,8 +9,6 @@ is not whole, which blurs by an amount that changes from tile to tile. So tiles 
 
 from __future__ import annotations
 
-import hashlib
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +17,11 @@ from numpy.typing import NDArray
 
 from wsimil.errors import SlideError
 from wsimil.geometry import SlideInfo, round_half_up
+from wsimil.slides.content import content_digest, file_ends, is_tiff
 from wsimil.slides.mpp import resolve_mpp
 from wsimil.slides.pyramid import PyramidSlide
 
 _CACHE_BYTES = 64 * 2**20
-_HASHED_BYTES = 64 * 2**10
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAYBE_CUT_SHORT = "it is a TIFF, so the copy may be cut short: compare its size with the source's; if it is whole, "
 _CONVERT = (
     "convert it to a pyramidal TIFF or SVS (bioformats2raw with raw2ometiff, vips tiffsave --tile --pyramid, or QuPath's"
@@ -37,18 +34,20 @@ def library_version() -> str:
     return str(openslide.__library_version__)
 
 
+class RefusedError(SlideError):
+    """A file that OpenSlide does not open; another reader may."""
+
+
 class OpenSlideSlide(PyramidSlide):
-    """A `Slide` on top of an OpenSlide handle."""
+    """A `Slide` on top of an OpenSlide handle. Raises RefusedError for a file that OpenSlide does not open."""
 
     def __init__(self, path: Path, *, slide_id: str, mpp_override: float | None) -> None:
-        head, tail, size = _ends(path, slide_id)
-        self._failure: str | None = None
-        self._readers, self._readers_left = 0, threading.Condition()
+        head, tail, size = file_ends(path, slide_id)
         self._handle = _open(path, slide_id, head=head)
         try:
             properties = dict(self._handle.properties)
             resolved = resolve_mpp(properties, slide_id=slide_id, override=mpp_override)
-            self._info = SlideInfo(
+            info = SlideInfo(
                 slide_id=slide_id,
                 path=path,
                 size0_px=self._handle.dimensions,
@@ -58,9 +57,9 @@ class OpenSlideSlide(PyramidSlide):
                 level_downsamples=tuple(self._handle.level_downsamples),
                 bounds0_px=_bounds0_px(properties, self._handle.dimensions),
                 vendor=properties.get("openslide.vendor", "unknown"),
-                digest=_digest(path, properties.get("openslide.quickhash-1", ""), head, tail, size),
+                digest=content_digest(path, properties.get("openslide.quickhash-1", ""), head, tail, size),
             )
-            self._level_sizes_px = tuple(self._handle.level_dimensions)
+            super().__init__(info, self._handle.level_dimensions)
             self._handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
         except BaseException:
             self._handle.close()
@@ -71,36 +70,20 @@ class OpenSlideSlide(PyramidSlide):
         """See `Slide.reader`."""
         return "openslide"
 
-    def close(self) -> None:
-        """See `Slide.close`."""
-        with self._readers_left:
-            self._failure = self._failure or f"slide {self._info.slide_id!r} is closed; open it again to read"
-            # OpenSlide aborts the process where a slide is closed under a reader.
-            self._readers_left.wait_for(lambda: self._readers == 0)
-            self._handle.close()
+    def _release(self) -> None:
+        self._handle.close()
 
     def _origin0(self, position: int, downsample: float) -> float:
         return _level0_of(position, downsample)
 
-    def _read_into(self, output: NDArray[np.uint8], x: int, y: int, level: int) -> None:
-        x0, y0 = (_level0_of(position, self._info.level_downsamples[level]) for position in (x, y))
-        with self._readers_left:
-            if self._failure is not None:
-                raise SlideError(self._failure)
-            self._readers += 1
-        try:
-            region = self._handle.read_region((x0, y0), level, (output.shape[1], output.shape[0]))
-        except openslide.OpenSlideError as error:
-            # OpenSlide keeps a handle that failed once in that state: what follows would only repeat the first message.
-            self._failure = (
-                f"slide {self._info.slide_id!r} ({self._info.path}): cannot read pixels at level-0 x={x0}, y={y0}: {error};"
-                " the file is damaged or cut short: copy it again from its source, or drop the slide"
-            )
-            raise SlideError(self._failure) from error
-        finally:
-            with self._readers_left:
-                self._readers -= 1
-                self._readers_left.notify_all()
+    def _read_into(self, output: NDArray[np.uint8], x: int, y: int, level: int, *, once: bool = False) -> None:
+        position0 = (
+            _level0_of(x, self._info.level_downsamples[level]),
+            _level0_of(y, self._info.level_downsamples[level]),
+        )
+        # OpenSlide keeps a handle that failed once in that state: what follows would only repeat the first message.
+        with self._reading(x, y, level, openslide.OpenSlideError):
+            region = self._handle.read_region(position0, level, (output.shape[1], output.shape[0]))
         rgba = np.asarray(region)
         alpha = rgba[..., 3:]
         if alpha.min() == 255:
@@ -116,53 +99,18 @@ def _level0_of(position: int, downsample: float) -> int:
 
 
 def _open(path: Path, slide_id: str, *, head: bytes) -> openslide.OpenSlide:
-    hint = _MAYBE_CUT_SHORT if head.startswith(_TIFF_MAGIC) else ""
+    hint = _MAYBE_CUT_SHORT if is_tiff(head) else ""
     try:
         return openslide.OpenSlide(path)
     except openslide.OpenSlideUnsupportedFormatError:
-        raise SlideError(
+        raise RefusedError(
             f"slide {slide_id!r}: {path} is not a slide that OpenSlide {library_version()} reads; {hint}{_CONVERT}"
         ) from None
     except openslide.OpenSlideError as error:
-        raise SlideError(
+        raise RefusedError(
             f"slide {slide_id!r}: {path} cannot be opened: {error}; if the file is damaged or cut short, copy it again"
             f" from its source; if it is whole, {_CONVERT}"
         ) from error
-
-
-def _ends(path: Path, slide_id: str) -> tuple[bytes, bytes, int]:
-    """First and last 64 KiB, and the size in bytes."""
-    where = f"slide {slide_id!r}: {path}"
-    if path.is_dir():
-        raise SlideError(f"{where} is a folder; give a slide file, or a folder where a folder of slides is wanted")
-    try:
-        with path.open("rb") as file:
-            head = file.read(_HASHED_BYTES)
-            size = file.seek(0, 2)
-            file.seek(max(0, size - _HASHED_BYTES))
-            tail = file.read()
-    except FileNotFoundError:
-        raise SlideError(f"{where} does not exist; check the path, or the slide_id in the manifest") from None
-    except OSError as error:
-        raise SlideError(f"{where} cannot be read: {error.strerror or error}; check its permissions") from error
-    if size == 0:
-        raise SlideError(f"{where} is empty (0 bytes); copy it again from its source")
-    return head, tail, size
-
-
-def _digest(path: Path, quickhash: str, head: bytes, tail: bytes, size: int) -> str:
-    """Identity of a slide's content at the price of 128 KiB: SHA-256, 64 hex digits, the same wherever the file lies.
-
-    Over OpenSlide's quickhash-1 (which covers the smallest pyramid level and the metadata of most formats), the size, and
-    the first and last 64 KiB; for MRXS also names and sizes of the files in its data folder, where the pixels are.
-    """
-    digest = hashlib.sha256(f"wsimil slide digest 1\n{quickhash}\n{size}\n".encode())
-    digest.update(head)
-    digest.update(tail)
-    if path.suffix.lower() == ".mrxs":
-        for companion in sorted(path.with_suffix("").glob("*")):
-            digest.update(f"\n{companion.name} {companion.stat().st_size}".encode())
-    return digest.hexdigest()
 
 
 def _bounds0_px(properties: dict[str, str], size0_px: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsimil.errors import SlideError
 from wsimil.geometry import SlideInfo, TileGrid, level_position, round_half_up
 
 _CHUNK_PX = 2048
@@ -21,8 +24,11 @@ _CHUNK_PX = 2048
 class PyramidSlide(ABC):
     """A `Slide` whose levels are read by `_read_into`, from any threads at once."""
 
-    _info: SlideInfo
-    _level_sizes_px: tuple[tuple[int, int], ...]
+    def __init__(self, info: SlideInfo, level_sizes_px: Sequence[tuple[int, int]]) -> None:
+        self._info = info
+        self._level_sizes_px = tuple(level_sizes_px)
+        self._failure: str | None = None
+        self._readers, self._readers_left = 0, threading.Condition()
 
     @property
     def info(self) -> SlideInfo:
@@ -30,30 +36,69 @@ class PyramidSlide(ABC):
         return self._info
 
     @property
+    def level_sizes_px(self) -> tuple[tuple[int, int], ...]:
+        """Width and height of every level, the largest first."""
+        return self._level_sizes_px
+
+    @property
     @abstractmethod
     def reader(self) -> str:
         """See `Slide.reader`."""
 
-    @abstractmethod
     def close(self) -> None:
         """See `Slide.close`."""
+        with self._readers_left:
+            self._failure = self._failure or f"slide {self._info.slide_id!r} is closed; open it again to read"
+            # What a reader still holds must not be taken from under it: libraries abort the process there.
+            self._readers_left.wait_for(lambda: self._readers == 0)
+            self._release()
 
     @abstractmethod
-    def _read_into(self, output: NDArray[np.uint8], x: int, y: int, level: int) -> None:
-        """Fill `output` [h, w, 3] with px of a level from its px (x, y) on, on white."""
+    def _release(self) -> None:
+        """Close the file; nobody reads any more."""
+
+    @abstractmethod
+    def _read_into(self, output: NDArray[np.uint8], x: int, y: int, level: int, *, once: bool = False) -> None:
+        """Fill `output` [h, w, 3] with px of a level from its px (x, y) on, on white; `once`: nobody will want them again."""
+
+    @contextmanager
+    def _reading(self, x: int, y: int, level: int, *errors: type[Exception]) -> Iterator[None]:
+        """Keep the file open; one of `errors` becomes the SlideError that this and all later reads raise."""
+        with self._readers_left:
+            if self._failure is not None:
+                raise SlideError(self._failure)
+            self._readers += 1
+        try:
+            yield
+        except errors as error:
+            x0, y0 = (round_half_up(at * self._info.level_downsamples[level]) for at in (x, y))
+            self._failure = (
+                f"slide {self._info.slide_id!r} ({self._info.path}): cannot read pixels at level-0 x={x0}, y={y0}: {error};"
+                " the file is damaged or cut short: copy it again from its source, or drop the slide"
+            )
+            raise SlideError(self._failure) from error
+        finally:
+            with self._readers_left:
+                self._readers -= 1
+                self._readers_left.notify_all()
 
     @abstractmethod
     def _origin0(self, position: int, downsample: float) -> float:
         """The level-0 px that a read from this px of a level on begins with."""
 
-    def read_tiles(self, grid: TileGrid, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
+    def read_tiles(
+        self, grid: TileGrid, indices: Sequence[int] | NDArray[np.int64], out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
         """See `Slide.read_tiles`."""
         side, level = grid.read_px, grid.read_level
         downsample = self._info.level_downsamples[level]
-        tiles = np.empty((len(indices), side, side, 3), dtype=np.uint8)
-        for row, index in enumerate(indices):
-            x, y = (level_position(int(at0), downsample) for at0 in grid.xy0[index])
-            self._read_into(tiles[row], x, y, level)
+        tiles = np.empty((len(indices), side, side, 3), dtype=np.uint8) if out is None else out[: len(indices)]
+        if tiles.shape != (len(indices), side, side, 3) or tiles.dtype != np.uint8:
+            raise ValueError(f"{len(indices)} tiles are uint8 [n, {side}, {side}, 3], got {tiles.dtype} {tiles.shape}")
+        apart = grid.spec.stride_px >= grid.spec.size_px
+        for tile, (x0, y0) in zip(tiles, grid.xy0[np.asarray(indices, dtype=np.int64)].tolist(), strict=True):
+            x, y = level_position(x0, downsample), level_position(y0, downsample)
+            self._read_into(tile, x, y, level, once=apart)
         return tiles
 
     def read_region(self, xy0: tuple[float, float], size_px: tuple[int, int], mpp: float) -> NDArray[np.uint8]:

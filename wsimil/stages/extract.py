@@ -138,7 +138,7 @@ def extract(
             remove_stale(folder)
     encoder, spec = _encoder_and_spec(config)
     if wanted is not None:
-        _refuse_another_kind(wanted, encoder, spec)
+        _refuse_another_kind(wanted, encoder, spec, config)
     _refuse_lost_masks(config)
     suffix = f".{shard.index}-of-{shard.count}" if shard else ""
     write_text(out / f"config{suffix}.yaml", config.to_yaml())
@@ -349,8 +349,10 @@ def _extract_one(
             prepared.slide.close()
 
 
-def _refuse_another_kind(wanted: Provenance, encoder: Encoder, spec: TileSpec) -> None:
-    made = replace(wanted, encoder=encoder.provenance, tiling=tiling_recipe(spec))
+def _refuse_another_kind(wanted: Provenance, encoder: Encoder, spec: TileSpec, config: ExtractConfig) -> None:
+    made = replace(
+        wanted, encoder=encoder.provenance, tiling=tiling_recipe(spec, half_scale_jpeg=config.half_scale_jpeg)
+    )
     differences = wanted.kind_differences(made)
     if differences:
         raise ModelError(

@@ -1,0 +1,372 @@
+"""Readers held against each other: the same slide, the same px, whoever reads."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from wsimil.errors import SlideError
+from wsimil.geometry import TileGrid, TileSpec, grid_positions
+from wsimil.slides import Slide, open_slide
+from wsimil.slides.jpeg import decode_jpeg, stream_head
+from wsimil.slides.stored_tiles import StoredTiles
+
+MPP = 0.5
+RECORDED = {
+    "CMU-1-Small-Region.svs": "tiff",
+    "TCGA-CR-7395-01A-01-TS1.svs": "tiff",
+    "test3-DAPI-2-387.ndpi": "openslide",
+    "camelyon-lowres-jpeg.dcm": "openslide",
+    "highdicom_sm_image.dcm": "openslide",
+    "derived/IDC-14082-reassembled.tiff": "tiff",
+    "edge/small.svs": "tiff",
+    "yb10kx5k.zstd.tiff": "tiff",
+    "edge/boxes.tiff": "tiff",
+}
+
+
+def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def shrunk(image: np.ndarray, by: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((image.shape[1] // by, image.shape[0] // by), Image.Resampling.BOX))
+
+
+def write_slide(path: Path, levels: list[np.ndarray], *, description: str | None = None, **options: Any) -> Path:
+    """A tiled TIFF; with a description as Aperio's, OpenSlide takes it for an SVS."""
+    options = {"tile": (240, 240), "compression": "jpeg", "photometric": "rgb", **options}
+    with tifffile.TiffWriter(path, bigtiff=False) as file:
+        for number, level in enumerate(levels):
+            file.write(
+                level, metadata=None, resolution=(1e4 / MPP, 1e4 / MPP), resolutionunit="CENTIMETER",
+                subfiletype=int(number > 0 and description is None), description=description, **options,
+            )  # fmt: skip
+    return path
+
+
+APERIO = "Aperio Image Library v11.2.1 \r\n1000x1000 [0,0 1000x1000] (240x240) JPEG/RGB Q=70|AppMag = 20|MPP = 0.5"
+
+
+def grid_of(slide: Slide, *, side: int, stride: int, level: int = 0, start: int = 0, limit: int = 400) -> TileGrid:
+    """Tiles over the whole of a level, also across its edges."""
+    down = slide.info.level_downsamples[level]
+    spec = TileSpec(size_px=side, mpp=slide.info.mpp * down, stride_px=stride, min_tissue=0.0)
+    x, y = (grid_positions(extent - start, stride * down) + start for extent in slide.info.size0_px)
+    xy0 = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)[:limit]
+    return TileGrid(
+        slide=slide.info, spec=spec, xy0=xy0, tissue=np.ones(len(xy0), np.float32), read_level=level, read_px=side
+    )
+
+
+def both(path: Path) -> tuple[Slide, Slide]:
+    return open_slide(path, mpp_override=MPP), open_slide(path, mpp_override=MPP, reader="openslide")
+
+
+def assert_same_pixels(path: Path, *, level: int = 0, tolerance: int = 0) -> None:
+    direct, reference = both(path)
+    with direct, reference:
+        for side, stride, start in ((240, 240, 0), (256, 256, 0), (101, 57, -30)):
+            grid = grid_of(direct, side=side, stride=stride, start=start, level=level)
+            rows = np.arange(len(grid))
+            found, wanted = (slide.read_tiles(grid, rows).astype(np.int16) for slide in (direct, reference))
+            assert np.abs(found - wanted).max() <= tolerance
+
+
+def test_every_recorded_slide_has_its_reader_and_the_same_pixels_with_each(shared_dir: Path) -> None:
+    for name, reader in RECORDED.items():
+        path = shared_dir / "data" / "slides" / name
+        with open_slide(path, mpp_override=MPP) as slide:
+            assert (name, slide.reader) == (name, reader)
+        assert_same_pixels(path)
+
+
+def test_what_a_slide_is_does_not_depend_on_who_reads_it(shared_dir: Path) -> None:
+    for name in RECORDED:
+        direct, reference = both(shared_dir / "data" / "slides" / name)
+        with direct, reference:
+            assert direct.info == reference.info
+            assert np.abs(direct.thumbnail(300).astype(int) - reference.thumbnail(300)).mean() < 4
+
+
+def test_levels_of_whole_downsamples_are_read_alike(shared_dir: Path) -> None:
+    with open_slide(shared_dir / "data" / "slides" / "TCGA-CR-7395-01A-01-TS1.svs", mpp_override=MPP) as slide:
+        whole = [i for i, down in enumerate(slide.info.level_downsamples) if down == int(down) and i]
+    for level in whole:
+        assert_same_pixels(shared_dir / "data" / "slides" / "TCGA-CR-7395-01A-01-TS1.svs", level=level)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compression": "jpeg", "photometric": "rgb"},
+        {"compression": "jpeg", "photometric": "rgb", "subsampling": (1, 1)},
+        {"compression": "jpeg", "photometric": "rgb", "compressionargs": {"outcolorspace": "rgb"}},
+        {"compression": "zlib", "photometric": "rgb"},
+        {"compression": "zlib", "photometric": "rgb", "predictor": True},
+        {"compression": "lzw", "photometric": "rgb"},
+        {"compression": "zstd", "photometric": "rgb"},
+        {"compression": None, "photometric": "rgb", "tile": (256, 256)},
+        {"compression": "jpeg", "photometric": "rgb", "tile": (256, 512)},
+    ],
+    ids=str,
+)
+def test_each_compression_gives_the_pixels_that_openslide_gives(tmp_path: Path, options: dict[str, Any]) -> None:
+    image = texture(1003, 1501)
+    path = write_slide(tmp_path / "slide.tiff", [image, shrunk(image, 2)], **options)
+    with open_slide(path, mpp_override=MPP) as slide:
+        assert slide.reader == "tiff"
+    assert_same_pixels(path)
+
+
+def test_aperio_jpeg_of_rgb_without_a_marker_is_not_taken_for_ycbcr(tmp_path: Path) -> None:
+    image = texture(481, 700)
+    path = write_slide(
+        tmp_path / "slide.svs", [image], photometric="rgb", compressionargs={"outcolorspace": "rgb"}, description=APERIO
+    )
+    with tifffile.TiffFile(path) as file:
+        tile = path.read_bytes()[file.pages[0].dataoffsets[0] :][: file.pages[0].databytecounts[0]]
+        tables = file.pages[0].jpegtables
+    unmarked = tile.replace(tile[2 : 4 + int.from_bytes(tile[4:6], "big")], b"") if tile[2:4] == b"\xff\xee" else tile
+    assert b"Adobe" not in unmarked
+    output = np.empty((240, 240, 3), np.uint8)
+    decode_jpeg(stream_head("RGB", tables), unmarked, output)
+    assert np.abs(output.astype(int) - image[:240, :240]).mean() < 12
+    guessed = imagecodecs.jpeg8_decode(unmarked, tables=tables, colorspace="YCBCR", outcolorspace="RGB")
+    assert np.abs(guessed.astype(int) - image[:240, :240]).mean() > 40
+    assert_same_pixels(path)
+
+
+def test_a_level_with_a_fractional_downsample_is_read_without_blur(tmp_path: Path) -> None:
+    image = texture(1003, 1501)
+    path = write_slide(tmp_path / "slide.tiff", [image, shrunk(image, 4)], compression="zlib", photometric="rgb")
+    with open_slide(path) as slide:
+        assert slide.info.level_downsamples[1] != 4
+        grid = grid_of(slide, side=64, stride=64, level=1)
+        tiles = slide.read_tiles(grid, np.arange(len(grid)))
+        down = slide.info.level_downsamples[1]
+    stored = np.full((512, 512, 3), 255, np.uint8)
+    stored[:250, :375] = shrunk(image, 4)
+    for tile, (x0, y0) in zip(tiles, grid.xy0, strict=True):
+        x, y = int(np.floor(x0 / down + 0.5)), int(np.floor(y0 / down + 0.5))
+        assert (tile == stored[y : y + 64, x : x + 64]).all()
+
+
+def without_tiles(path: Path, page: int, indices: list[int]) -> None:
+    """Set byte counts of stored tiles to 0 in place."""
+    with tifffile.TiffFile(path) as file:
+        tag = file.pages[page].tags["TileByteCounts"]
+        kind, size = {3: ("H", 2), 4: ("I", 4)}[tag.dtype]
+        where = tag.valueoffset
+    data = bytearray(path.read_bytes())
+    for index in indices:
+        struct.pack_into(f"<{kind}", data, where + size * index, 0)
+    path.write_bytes(data)
+
+
+def test_a_stored_tile_that_is_not_there_is_white_in_a_plain_tiff(tmp_path: Path) -> None:
+    image = texture(1000, 1000)
+    path = write_slide(tmp_path / "slide.tiff", [image])
+    without_tiles(path, 0, [6])
+    with open_slide(path) as slide:
+        assert slide.reader == "tiff"
+        assert (slide.read_region((240.0, 240.0), (240, 240), MPP) == 255).all()
+        assert slide.read_region((0.0, 240.0), (240, 240), MPP).std() > 10
+    assert_same_pixels(path)
+
+
+def test_a_stored_tile_missing_from_an_aperio_slide_is_white_on_level_0_and_drawn_from_there_on_others(
+    tmp_path: Path,
+) -> None:
+    image = texture(960, 960)
+    path = write_slide(tmp_path / "slide.svs", [image, shrunk(image, 2), shrunk(image, 4)], description=APERIO)
+    without_tiles(path, 0, [5])
+    without_tiles(path, 1, [2])
+    direct, reference = both(path)
+    with direct, reference:
+        assert (direct.reader, reference.info.vendor) == ("tiff", "aperio")
+        grid = grid_of(direct, side=240, stride=240, level=1)
+        missing = direct.read_tiles(grid, [2])[0]
+    # Level 1 is filled from level 0, level 0 from nowhere.
+    assert np.abs(missing.astype(int) - shrunk(image, 2)[240:480, :240]).mean() < 20
+    assert_same_pixels(path)
+    assert_same_pixels(path, level=1)
+
+
+def test_thumbnail_label_and_macro_are_no_levels(tmp_path: Path) -> None:
+    image = texture(960, 960)
+    path = tmp_path / "slide.svs"
+    with tifffile.TiffWriter(path) as file:
+        common = {"metadata": None, "photometric": "rgb", "compression": "jpeg"}
+        file.write(image, tile=(240, 240), description=APERIO, **common)
+        file.write(shrunk(image, 8), rowsperstrip=120, description=APERIO, **common)
+        file.write(shrunk(image, 4), tile=(240, 240), description=APERIO, **common)
+        file.write(
+            shrunk(image, 6), rowsperstrip=160, description=APERIO + "\r\nlabel 160x160", subfiletype=1, **common
+        )
+    direct, reference = both(path)
+    with direct, reference:
+        assert direct.reader == "tiff"
+        assert direct.info == reference.info
+        assert len(direct.info.level_downsamples) == 2
+    assert_same_pixels(path, level=1)
+
+
+def philips(path: Path, image: np.ndarray) -> Path:
+    """As Philips' export writes: levels padded to whole tiles, one description in XML, sparse tiles."""
+    spacing = [(MPP / 1000) * 2**i for i in range(3)]
+    items = "".join(
+        f'<DataObject ObjectType="PixelDataRepresentation"><Attribute Name="DICOM_PIXEL_SPACING" Group="0x0028"'
+        f' Element="0x0030" PMSVR="IDoubleArray">&quot;{s:.9f}&quot; &quot;{s:.9f}&quot;</Attribute></DataObject>'
+        for s in spacing
+    )
+    xml = (
+        '<?xml version="1.0" encoding="UTF-8" ?><DataObject ObjectType="DPUfsImport"><Attribute'
+        ' Name="PIM_DP_SCANNED_IMAGES" Group="0x301d" Element="0x1003" PMSVR="IDataObjectArray"><Array><DataObject'
+        ' ObjectType="DPScannedImage"><Attribute Name="PIM_DP_IMAGE_TYPE" Group="0x301d" Element="0x1004"'
+        ' PMSVR="IString">WSI</Attribute><Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE" Group="0x1001"'
+        f' Element="0x8b01" PMSVR="IDataObjectArray"><Array>{items}</Array></Attribute></DataObject></Array></Attribute>'
+        "</DataObject>"
+    )
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for level in range(3):
+            part = shrunk(image, 2**level) if level else image
+            height, width = (-(-side // 256) * 256 for side in part.shape[:2])
+            padded = np.full((height, width, 3), 255, np.uint8)
+            padded[: part.shape[0], : part.shape[1]] = part
+            file.write(
+                padded, tile=(256, 256), compression="jpeg", photometric="rgb", metadata=None, subfiletype=int(level > 0),
+                software="Philips DP v1.0", description=xml if level == 0 else None,
+            )  # fmt: skip
+    return path
+
+
+def test_levels_of_a_philips_slide_are_cut_to_their_size(tmp_path: Path) -> None:
+    path = philips(tmp_path / "slide.tiff", texture(768, 1280))
+    direct, reference = both(path)
+    with direct, reference:
+        assert (direct.reader, reference.info.vendor) == ("tiff", "philips")
+        assert direct.level_sizes_px == reference.level_sizes_px  # type: ignore[attr-defined]
+    for level in range(3):
+        assert_same_pixels(path, level=level)
+
+
+def test_a_reader_that_cannot_read_a_slide_says_why(shared_dir: Path) -> None:
+    path = shared_dir / "data" / "slides" / "test3-DAPI-2-387.ndpi"
+    with pytest.raises(SlideError, match="reader 'tiff': slides of hamamatsu are read by OpenSlide alone"):
+        open_slide(path, mpp_override=MPP, reader="tiff")
+
+
+@pytest.mark.parametrize("cut", [1, 10, 900])
+def test_a_stored_tile_cut_short_is_refused_and_not_filled_up(tmp_path: Path, cut: int) -> None:
+    path = write_slide(tmp_path / "slide.tiff", [texture(700, 700)])
+    with tifffile.TiffFile(path) as file:
+        offset, count = file.pages[0].dataoffsets[4], file.pages[0].databytecounts[4]
+    data = bytearray(path.read_bytes())
+    data[offset + count - cut : offset + count] = bytes(cut)
+    path.write_bytes(data)
+    with open_slide(path) as slide:
+        grid = grid_of(slide, side=200, stride=200)
+        slide.read_tiles(grid, [0])
+        with pytest.raises(SlideError, match=r"level-0 x=200, y=200: .*copy it again"):
+            slide.read_tiles(grid, [5])
+
+
+def test_bytes_left_over_after_the_last_pixel_do_no_harm() -> None:
+    image = texture(240, 240)
+    data = imagecodecs.jpeg8_encode(image, level=90)
+    output, again = np.empty((2, 240, 240, 3), np.uint8)
+    decode_jpeg(stream_head("YCbCr"), data, output)
+    decode_jpeg(stream_head("YCbCr"), data[:-2] + b"\0abc\0" + data[-2:], again)
+    assert (output == again).all()
+
+
+def test_many_threads_get_what_one_gets_while_memory_for_tiles_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsimil.slides.stored_tiles._LEAST_HELD_BYTES", 3 * 240 * 240 * 3)
+    monkeypatch.setattr("wsimil.slides.stored_tiles._MOST_HELD_BYTES", 3 * 240 * 240 * 3)
+    path = write_slide(tmp_path / "slide.tiff", [texture(2000, 2000)])
+    with open_slide(path) as slide, ThreadPoolExecutor(6) as pool:
+        grid = grid_of(slide, side=200, stride=90)
+        wanted = slide.read_tiles(grid, np.arange(len(grid)))
+        rows = np.random.default_rng(0).permutation(np.tile(np.arange(len(grid)), 3)).reshape(-1, 12)
+        for found, batch in zip(pool.map(lambda batch: slide.read_tiles(grid, batch), rows), rows, strict=True):
+            assert (found == wanted[batch]).all()
+
+
+def test_reading_row_by_row_decodes_each_stored_tile_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    decode = StoredTiles._decode
+
+    def counted(self: StoredTiles, level: Any, index: int, output: np.ndarray) -> None:
+        decoded.append(index)
+        decode(self, level, index, output)
+
+    monkeypatch.setattr(StoredTiles, "_decode", counted)
+    path = write_slide(tmp_path / "slide.tiff", [texture(2000, 2000)])
+    with open_slide(path) as slide:
+        grid = grid_of(slide, side=200, stride=100)
+        slide.read_tiles(grid, np.arange(len(grid)))
+    assert sorted(decoded) == list(range(81))
+
+
+def test_memory_for_tiles_is_bounded_by_two_rows_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsimil.slides.stored_tiles._LEAST_HELD_BYTES", 0)
+    path = write_slide(tmp_path / "slide.tiff", [np.zeros((6000, 8000, 3), np.uint8)])
+    with open_slide(path) as slide:
+        grid = grid_of(slide, side=250, stride=250, limit=10_000)
+        out = np.empty((10, 250, 250, 3), np.uint8)
+        tracemalloc.start()
+        for start in range(0, len(grid), 10):
+            slide.read_tiles(grid, np.arange(start, min(start + 10, len(grid))), out=out)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 2 * 34 * 240 * 240 * 3 + (1 << 20)
+
+
+def test_tiles_come_into_the_memory_that_is_given(tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "slide.tiff", [texture(700, 700)])
+    with open_slide(path) as slide:
+        grid = grid_of(slide, side=200, stride=200)
+        out = np.zeros((5, 200, 200, 3), np.uint8)
+        found = slide.read_tiles(grid, [1, 2], out=out)
+        assert found.base is out
+        assert (out[:2] == slide.read_tiles(grid, [1, 2])).all()
+        assert not out[2:].any()
+        with pytest.raises(ValueError, match="uint8"):
+            slide.read_tiles(grid, [1], out=np.zeros((5, 201, 200, 3), np.uint8))
+
+
+def test_half_scale_adds_the_levels_that_a_jpeg_slide_lacks_and_only_those(tmp_path: Path) -> None:
+    image = texture(1000, 1400)
+    path = write_slide(tmp_path / "slide.tiff", [image, shrunk(image, 4), shrunk(image, 8)])
+    with open_slide(path) as plain, open_slide(path, half_scale_jpeg=True) as slide:
+        assert plain.info.level_downsamples == (1, 4, 8)
+        assert slide.info.level_downsamples == (1, 2, 4, 8, 16)
+        grid = grid_of(slide, side=120, stride=120, level=1)
+        inside = np.flatnonzero((grid.xy0 + 240 <= slide.info.size0_px).all(axis=1))
+        assert len(inside) == 4 * 5
+        for tile, (x0, y0) in zip(slide.read_tiles(grid, inside), grid.xy0[inside].tolist(), strict=True):
+            assert np.abs(tile.astype(int) - shrunk(image[y0 : y0 + 240, x0 : x0 + 240], 2)).mean() < 8
+    lossless = write_slide(tmp_path / "lossless.tiff", [image], compression="zlib")
+    with open_slide(lossless, half_scale_jpeg=True) as slide:
+        assert slide.info.level_downsamples == (1,)
+
+
+def test_half_scale_of_a_jpeg_of_another_size_is_refused() -> None:
+    data = imagecodecs.jpeg8_encode(texture(256, 256), level=90)
+    decode_jpeg(stream_head("YCbCr"), data, np.empty((128, 128, 3), np.uint8), half=True)
+    for side in (64, 256):
+        with pytest.raises(ValueError, match="a JPEG of 256 x 256 px, wanted"):
+            decode_jpeg(stream_head("YCbCr"), data, np.empty((side, side, 3), np.uint8), half=True)

@@ -1,0 +1,51 @@
+"""What a slide's file is, told from its first and last bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from wsimil.errors import SlideError
+
+_HASHED_BYTES = 64 * 2**10
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def is_tiff(head: bytes) -> bool:
+    """Whether a file that begins so is a TIFF or BigTIFF."""
+    return head.startswith(_TIFF_MAGIC)
+
+
+def file_ends(path: Path, slide_id: str) -> tuple[bytes, bytes, int]:
+    """First and last 64 KiB, and the size in bytes."""
+    where = f"slide {slide_id!r}: {path}"
+    if path.is_dir():
+        raise SlideError(f"{where} is a folder; give a slide file, or a folder where a folder of slides is wanted")
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HASHED_BYTES)
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _HASHED_BYTES))
+            tail = file.read()
+    except FileNotFoundError:
+        raise SlideError(f"{where} does not exist; check the path, or the slide_id in the manifest") from None
+    except OSError as error:
+        raise SlideError(f"{where} cannot be read: {error.strerror or error}; check its permissions") from error
+    if size == 0:
+        raise SlideError(f"{where} is empty (0 bytes); copy it again from its source")
+    return head, tail, size
+
+
+def content_digest(path: Path, quickhash: str, head: bytes, tail: bytes, size: int) -> str:
+    """Identity of a slide's content at the price of 128 KiB: SHA-256, 64 hex digits, the same wherever the file lies.
+
+    Over OpenSlide's quickhash-1 (which covers the smallest pyramid level and the metadata of most formats), the size, and
+    the first and last 64 KiB; for MRXS also names and sizes of the files in its data folder, where the pixels are.
+    """
+    digest = hashlib.sha256(f"wsimil slide digest 1\n{quickhash}\n{size}\n".encode())
+    digest.update(head)
+    digest.update(tail)
+    if path.suffix.lower() == ".mrxs":
+        for companion in sorted(path.with_suffix("").glob("*")):
+            digest.update(f"\n{companion.name} {companion.stat().st_size}".encode())
+    return digest.hexdigest()

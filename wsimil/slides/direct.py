@@ -1,0 +1,51 @@
+"""Slides read straight from their compressed tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsimil.geometry import SlideInfo
+from wsimil.slides.pyramid import PyramidSlide
+from wsimil.slides.stored_tiles import StoredLevel, StoredTiles
+
+
+class DirectSlide(PyramidSlide):
+    """A `Slide` on top of its stored tiles.
+
+    `reader` is the name in the provenance. Where the file has no tile, `absent` is asked, and white shows where that is None.
+    """
+
+    def __init__(
+        self, info: SlideInfo, levels: Sequence[StoredLevel], *, reader: str, absent: PyramidSlide | None = None
+    ) -> None:
+        super().__init__(info, [level.size_px for level in levels])
+        self._reader, self._absent = reader, absent
+        self._tiles = StoredTiles(info.path, levels)
+
+    @property
+    def reader(self) -> str:
+        """See `Slide.reader`."""
+        return self._reader
+
+    def _release(self) -> None:
+        self._tiles.close()
+        if self._absent is not None:
+            self._absent.close()
+
+    def _origin0(self, position: int, downsample: float) -> float:
+        return position * downsample
+
+    def _read_into(self, output: NDArray[np.uint8], x: int, y: int, level: int, *, once: bool = False) -> None:
+        width, height = self._level_sizes_px[level]
+        if x < 0 or y < 0 or x + output.shape[1] > width or y + output.shape[0] > height:
+            output[...] = 255
+        with self._reading(x, y, level, ValueError, OSError, RuntimeError):
+            for part in self._tiles.read_into(output, x, y, level, once=once):
+                place = output[part.y - y : part.y - y + part.height, part.x - x : part.x - x + part.width]
+                if self._absent is None:
+                    place[...] = 255
+                else:
+                    self._absent._read_into(place, part.x, part.y, level)

@@ -1,0 +1,149 @@
+"""Levels of a tiled TIFF, to be read straight from its compressed tiles.
+
+OpenSlide composes every region in floating point, which costs several times the decoding of a JPEG slide
+(openslide/openslide#440). Layouts: TIFF 6.0 and its supplement 2; Aperio's JPEG 2000 numbers; OME-TIFF 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import imagecodecs
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from wsimil.slides.jpeg import decode_jpeg, stream_head
+
+_JPEG = 7
+_JPEG_2000 = {33005, 34712}
+_LOSSLESS = {1, 5, 8, 32946, 50000}
+"""Nothing, LZW, deflate by both its numbers, ZSTD."""
+_SPACES: dict[int, Literal["RGB", "YCbCr"]] = {2: "RGB", 6: "YCbCr"}
+_RESOLUTION_UNITS = {2: "inch", 3: "centimeter"}
+
+
+class NotDirectError(ValueError):
+    """Why the tiles of a file are not read straight; the message is half a sentence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TiffLevel:
+    """A `StoredLevel` of a TIFF: one page (IFD)."""
+
+    size_px: tuple[int, int]
+    tile_px: tuple[int, int]
+    offsets: Sequence[int]
+    counts: Sequence[int]
+    page: tifffile.TiffPage
+    jpeg_head: bytes | None
+
+    def decode(self, data: bytes, index: int, output: NDArray[np.uint8]) -> None:
+        """See `StoredLevel.decode`."""
+        if self.jpeg_head is not None:
+            decode_jpeg(self.jpeg_head, data, output)
+            return
+        if self.page.compression in _JPEG_2000:
+            imagecodecs.jpeg2k_decode(data, out=output)
+            return
+        decoded, _, _ = self.page.decode(data, index)
+        if decoded is None or decoded.shape[1:] != output.shape:
+            raise ValueError(f"stored tile {index} is not {output.shape[1]} x {output.shape[0]} px of RGB")
+        output[...] = decoded[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TiffPyramid:
+    """The levels of a file's main image, the largest first, and its metadata under OpenSlide's names of properties."""
+
+    levels: tuple[TiffLevel, ...]
+    properties: Mapping[str, str]
+
+
+def read_levels(path: Path, sizes_px: Sequence[tuple[int, int]], *, padded: bool = False) -> tuple[TiffLevel, ...]:
+    """The levels of exactly these sizes, whatever else the file holds.
+
+    `padded`: as Philips writes them, pages in the order of the levels whose sizes are rounded up to whole tiles.
+    Raises NotDirectError where a size has no page, or more than one, or a page that is not read here.
+    """
+    with _opened(path) as file:
+        pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
+        if padded:
+            return tuple(_padded_level(page, size) for page, size in zip(pages, sizes_px, strict=False))
+        levels = []
+        for width, height in sizes_px:
+            found = [page for page in pages if (page.imagewidth, page.imagelength) == (width, height)]
+            if len(found) != 1:
+                raise NotDirectError(f"{len(found)} of its images are {width} x {height} px")
+            levels.append(_level(found[0], (width, height)))
+        return tuple(levels)
+
+
+def read_ome_pyramid(path: Path) -> TiffPyramid:
+    """The main image of an OME-TIFF. Raises NotDirectError where there is none, or more than one of its size."""
+    with _opened(path) as file:
+        if not file.is_ome:
+            raise NotDirectError("it is no OME-TIFF")
+        images = sorted(file.series, key=lambda series: -max(series.keyframe.shape))
+        main = images[0]
+        if main.axes != "YXS":
+            raise NotDirectError(f"its main image has the axes {main.axes}, wanted one plane of RGB")
+        if len(images) > 1 and max(images[1].keyframe.shape) * 2 > max(main.keyframe.shape):
+            raise NotDirectError("it holds several images of about one size")
+        pages = [level.keyframe for level in main.levels]
+        levels = tuple(_level(page, (page.imagewidth, page.imagelength)) for page in pages)
+        return TiffPyramid(levels=levels, properties=_properties(main.keyframe, file.ome_metadata or ""))
+
+
+def _properties(page: tifffile.TiffPage, description: str) -> dict[str, str]:
+    unit = page.tags.get("ResolutionUnit")
+    properties = {
+        "tiff.ImageDescription": description,
+        "tiff.ResolutionUnit": "inch" if unit is None else _RESOLUTION_UNITS.get(int(unit.value), "none"),
+    }
+    for axis in "XY":
+        tag = page.tags.get(f"{axis}Resolution")
+        if tag is not None and tag.value[1]:
+            properties[f"tiff.{axis}Resolution"] = repr(tag.value[0] / tag.value[1])
+    return properties
+
+
+def _opened(path: Path) -> tifffile.TiffFile:
+    try:
+        return tifffile.TiffFile(path)
+    except (tifffile.TiffFileError, OSError, ValueError) as error:
+        raise NotDirectError(f"it cannot be read as a TIFF: {error}") from error
+
+
+def _padded_level(page: tifffile.TiffPage, size_px: tuple[int, int]) -> TiffLevel:
+    stored = page.imagewidth, page.imagelength
+    tile_px = page.tilewidth, page.tilelength
+    if any(not have - tile < want <= have for have, want, tile in zip(stored, size_px, tile_px, strict=True)):
+        raise NotDirectError(f"an image of {stored} px cannot be the level of {size_px} px")
+    return _level(page, size_px)
+
+
+def _level(page: tifffile.TiffPage, size_px: tuple[int, int]) -> TiffLevel:
+    tiled = page.is_tiled and page.imagedepth == 1 and page.planarconfig == 1
+    if not tiled or page.bitspersample != 8 or page.samplesperpixel != 3 or page.photometric not in _SPACES:
+        raise NotDirectError("an image is not tiled RGB of 8 bits")
+    space = _SPACES[page.photometric]
+    if page.compression != _JPEG and (page.compression not in _LOSSLESS | _JPEG_2000 or space != "RGB"):
+        name = getattr(page.compression, "name", page.compression)
+        raise NotDirectError(f"an image is compressed as {name}, {space}")
+    columns, rows = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
+    if not len(page.dataoffsets) == len(page.databytecounts) == columns * rows:
+        raise NotDirectError(f"an image lists {len(page.dataoffsets)} tiles, wanted {columns * rows}")
+    if -(-size_px[0] // page.tilewidth) != columns:
+        raise NotDirectError(f"an image has {columns} columns of tiles for {size_px[0]} px")
+    return TiffLevel(
+        size_px=size_px,
+        tile_px=(page.tilewidth, page.tilelength),
+        offsets=page.dataoffsets,
+        counts=page.databytecounts,
+        page=page,
+        jpeg_head=stream_head(space, page.jpegtables) if page.compression == _JPEG else None,
+    )
