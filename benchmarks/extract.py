@@ -18,7 +18,6 @@ import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +32,10 @@ from wsimil.encoders import build_encoder
 from wsimil.encoders.hub import published_weights
 from wsimil.encoders.timm_encoder import Pooled, load_backbone
 from wsimil.extraction.config import ExtractConfig
-from wsimil.extraction.engine import StageSeconds, encode_tiles
-from wsimil.extraction.prepare import prepare
+from wsimil.extraction.engine import Ended, Ready, run_engine
+from wsimil.extraction.prepare import PreparedSlide, prepare
 from wsimil.extraction.sources import SlideSource
+from wsimil.extraction.timing import StageSeconds
 from wsimil.geometry import TileGrid
 from wsimil.stages.extract import peak_rss_mb
 from wsimil.store import open_store
@@ -77,6 +77,25 @@ def plain(
     return features.numpy()
 
 
+def ours(slides: list[PreparedSlide], encoder, config: ExtractConfig, store) -> tuple[list[np.ndarray], StageSeconds]:
+    """Run the engine and write; float32 features of each slide, and seconds by stage."""
+    ready = (Ready(key=key, slide=s.slide, grid=s.grid) for key, s in enumerate(slides))
+    run = run_engine(
+        ready, [encoder], size_px=slides[0].grid.spec.size_px, batch_size=config.batch_size, readers=config.readers,
+        dtype=config.dtype,
+    )  # fmt: skip
+    kept, seconds = {}, StageSeconds()
+    for event in run:
+        if isinstance(event, Ended):
+            begin = time.perf_counter()
+            prepared = slides[event.key]
+            store.write(FeatureBag(grid=prepared.grid, features=event.features, provenance=prepared.provenance))
+            event.seconds.write = time.perf_counter() - begin
+            seconds.add(event.seconds)
+            kept[event.key] = event.features.astype(np.float32)
+    return [kept[key] for key in range(len(slides))], seconds
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,40 +128,22 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, object]:
     spec = config.tile.spec(input_px=card.input_px, trained_mpp=card.mpp)
     model = Pooled(load_backbone(card, published_weights(card)), card).eval()  # as timm gives it: nothing folded
     slides = [prepare(SlideSource(slide_id=p.stem, path=p), encoder=encoder, spec=spec, config=config) for p in paths]
-    level0 = [s for s in slides if s is not None and len(s.grid) and s.grid.read_level == 0]
+    level0 = [s for s in slides if len(s.grid) and s.grid.read_level == 0]
     tiles = sum(len(s.grid) for s in level0)
     store = open_store(scratch / "store", mode="w")
     ours_s, plain_s, ratios, stages, worst = [], [], [], StageSeconds(), 0.0
-    with ThreadPoolExecutor(config.readers) as readers:
-        for _ in range(args.rounds + 1):  # the first round warms caches and is not counted
-            begin = time.perf_counter()
-            seconds = StageSeconds()
-            kept = []
-            for s in level0:
-                features = encode_tiles(
-                    s.slide,
-                    s.grid,
-                    encoder,
-                    readers=readers,
-                    batch_size=args.batch_size,
-                    ahead=config.readers + 1,
-                    seconds=seconds,
-                )
-                write = time.perf_counter()
-                store.write(FeatureBag(grid=s.grid, features=features, provenance=s.provenance))
-                seconds.write += time.perf_counter() - write
-                kept.append(features.astype(np.float32))
-            ours = time.perf_counter() - begin
-            begin = time.perf_counter()
-            usual = [
-                plain(s.slide.info.path, s.grid, model, card.mean, card.std, args.batch_size, scratch) for s in level0
-            ]
-            theirs = time.perf_counter() - begin
-            worst = max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(kept, usual, strict=True))
-            ours_s.append(ours)
-            plain_s.append(theirs)
-            ratios.append(theirs / ours)
-            stages = seconds
+    for _ in range(args.rounds + 1):  # the first round warms caches and is not counted
+        begin = time.perf_counter()
+        kept, seconds = ours(level0, encoder, config, store)
+        mine = time.perf_counter() - begin
+        begin = time.perf_counter()
+        usual = [plain(s.slide.info.path, s.grid, model, card.mean, card.std, args.batch_size, scratch) for s in level0]
+        theirs = time.perf_counter() - begin
+        worst = max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(kept, usual, strict=True))
+        ours_s.append(mine)
+        plain_s.append(theirs)
+        ratios.append(theirs / mine)
+        stages = seconds
     ours_s, plain_s, ratios = ours_s[1:], plain_s[1:], ratios[1:]
     return {
         "what": "extraction, wsimil against openslide + Pillow + torchvision + DataLoader(2 workers), same tiles and model",

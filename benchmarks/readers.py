@@ -33,7 +33,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from wsimil.extraction.engine import resample
+from wsimil.extraction.embedding import resample
 from wsimil.geometry import TileGrid, TileSpec
 from wsimil.slides import Slide, open_slide
 

@@ -111,6 +111,9 @@ def extract(
         str | None, typer.Option(help="Who reads pixels: auto, tiff or openslide.", show_default="auto")
     ] = None,
     shard: Annotated[str | None, typer.Option(help="Do part i of n, for array jobs: 3/8.", show_default=False)] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write profile.json, a trace of all threads for chrome://tracing.")
+    ] = False,
     config: ConfigFile = None,
     sets: Sets = None,
     dry_run: DryRun = False,
@@ -138,9 +141,11 @@ def extract(
 
         with reporter(text.stderr(), quiet=quiet) as watch:
             if dry_run:
-                planned = stage.plan(resolved, sources, out, shard=part, reporter=watch)
+                from wsimil.stages.plan_extraction import plan
+
+                planned = plan(resolved, sources, out, shard=part, reporter=watch)
             else:
-                summary = stage.extract(resolved, sources, out, shard=part, reporter=watch)
+                summary = stage.extract(resolved, sources, out, shard=part, profile=profile, reporter=watch)
         if dry_run:
             text.show_plan(planned, out, as_json=as_json)
             raise typer.Exit(1 if any(s.status == "failed" for s in planned.slides) else 0)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import signal
+import json
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ import torch
 from PIL import Image
 
 from wsimil.encoders import EncoderCard, Precision, build_encoder, card
-from wsimil.errors import FeatureError
+from wsimil.errors import EncoderError, FeatureError, SlideError
 from wsimil.extraction.config import TileConfig
-from wsimil.extraction.engine import StageSeconds, encode_tiles, resample
+from wsimil.extraction.embedding import resample
+from wsimil.extraction.engine import Ended, Event, Ready, Told, encode_tiles, run_engine
+from wsimil.extraction.timing import StageSeconds, Trace
 from wsimil.geometry import TileGrid
 from wsimil.slides import Slide, open_slide
 from wsimil.tiling import tile
@@ -36,6 +39,8 @@ class Faulty:
     def card(self) -> EncoderCard:
         return self._inner.card
 
+    device, compiled = torch.device("cpu"), False
+
     def embed(self, tiles: torch.Tensor, *, precision: Precision | None = None) -> torch.Tensor:
         self.calls.append(precision or self.precision)
         return self._fault(self._inner.embed(tiles).clone(), precision or self.precision)
@@ -53,8 +58,7 @@ def grid(slide: Slide) -> TileGrid:
 
 
 def encode(slide: Slide, grid: TileGrid, encoder: object, **options: object) -> np.ndarray:
-    with ThreadPoolExecutor(3) as readers:
-        return encode_tiles(slide, grid, encoder, readers=readers, batch_size=5, **options)  # type: ignore[arg-type]
+    return encode_tiles(slide, grid, encoder, readers=3, batch_size=5, **options)  # type: ignore[arg-type]
 
 
 def with_nan(row: int, only: tuple[Precision, ...]) -> Callable[[torch.Tensor, Precision], torch.Tensor]:
@@ -109,54 +113,218 @@ def test_features_beyond_float16_are_refused_and_fit_float32(slide: Slide, grid:
     assert np.isfinite(encode(slide, grid, Faulty(large), dtype="float32")).all()
 
 
-def test_a_failing_read_ends_the_slide_and_leaves_no_reader_behind(slide: Slide, grid: TileGrid) -> None:
-    broken = TileGrid(
-        slide=grid.slide, spec=grid.spec, xy0=grid.xy0, tissue=grid.tissue, read_level=grid.read_level, read_px=grid.read_px
-    )  # fmt: skip
-    other = open_slide(grid.slide.path)
-    other.close()
-    with ThreadPoolExecutor(2) as readers:
-        with pytest.raises(Exception, match=r"."):
-            encode_tiles(other, broken, build_encoder("efficientnet_lite0_trunc"), readers=readers, batch_size=4)
-        assert readers.submit(lambda: 1).result(timeout=5) == 1
-
-
 def test_every_second_is_accounted_for(slide: Slide, grid: TileGrid) -> None:
-    seconds, counted = StageSeconds(), list[int]()
-    encode(slide, grid, build_encoder("efficientnet_lite0_trunc"), seconds=seconds, on_tiles=counted.append)
-    assert sum(counted) == len(grid)
-    assert seconds.read > 0
-    assert seconds.encode > 0
+    seconds = StageSeconds()
+    encode(slide, grid, build_encoder("efficientnet_lite0_trunc"), seconds=seconds)
+    assert min(seconds.read, seconds.wait, seconds.encode) > 0
 
 
-@pytest.mark.usefixtures("ctrl_c")
-def test_after_an_interrupt_nobody_reads_the_slide_any_more(slide: Slide, grid: TileGrid) -> None:
-    release = threading.Event()
+@pytest.fixture(scope="module")
+def cohort(make_slide: Make, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Slide, TileGrid]]:
+    """Slides of different sizes and resolutions, so that no slide's tiles are a whole number of batches."""
+    folder = tmp_path_factory.mktemp("cohort")
+    found, slides = card("efficientnet_lite0_trunc"), []
+    for index, mpp in enumerate((0.5, 0.25, 0.5, 0.4)):
+        path = make_slide(folder / f"{index}.tiff", size_px=(900 + 100 * index, 700), mpp=mpp, seed=index)
+        one = open_slide(path)
+        slides.append((one, tile(one.info, segment(one), TileConfig().spec(input_px=found.input_px, trained_mpp=()))))
+    assert len({grid.read_px for _, grid in slides}) == 3
+    return slides
 
-    class Watched:
-        reading = 0
 
-        def read_tiles(self, grid: TileGrid, rows: np.ndarray) -> np.ndarray:
-            self.reading += 1
-            release.wait()
-            self.reading -= 1
-            return slide.read_tiles(grid, rows)
+def run(slides: Sequence[tuple[Slide, TileGrid] | None], *encoders: object, batch_size: int = 7) -> list[Event]:
+    ready = [Ready(key=i) if one is None else Ready(key=i, slide=one[0], grid=one[1]) for i, one in enumerate(slides)]
+    chosen = encoders or (build_encoder("efficientnet_lite0_trunc"),)
+    return list(run_engine(ready, chosen, size_px=224, batch_size=batch_size, readers=3, dtype="float32"))  # type: ignore[arg-type]
 
-    class PressedWhileWaiting(ThreadPoolExecutor):
-        def submit(self, *work: object) -> Future:  # type: ignore[override,type-arg]
-            future = super().submit(*work)  # type: ignore[arg-type]
-            wait = future.result
 
-            def result() -> object:
-                threading.Timer(0.1, release.set).start()
-                signal.pthread_kill(threading.get_ident(), signal.SIGINT)
-                return wait()
+def ended(events: Iterable[Event]) -> dict[int, Ended]:
+    found = [event for event in events if isinstance(event, Ended)]
+    assert len({one.key for one in found}) == len(found)
+    return {one.key: one for one in found}
 
-            future.result = result  # type: ignore[method-assign,assignment]
-            return future
 
-    watched = Watched()
-    with PressedWhileWaiting(1) as readers:
-        with pytest.raises(KeyboardInterrupt):
-            encode_tiles(watched, grid, Faulty(with_nan(0, ())), readers=readers, batch_size=1)  # type: ignore[arg-type]
-        assert watched.reading == 0
+def assert_alike(found: np.ndarray | None, wanted: np.ndarray | None) -> None:
+    """The bound that the engine states for what a batch's other tiles do."""
+    assert found is not None
+    assert wanted is not None
+    assert found.shape == wanted.shape
+    distance = np.linalg.norm(found - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+    assert distance.max() < 1e-5
+
+
+class Watched:
+    """An encoder that remembers how many tiles it got at once."""
+
+    compiled = False
+
+    def __init__(self, *, fits: int = 10**9, fault: Callable[[int], None] = lambda _: None) -> None:
+        self._inner, self._fits, self._fault = build_encoder("efficientnet_lite0_trunc"), fits, fault
+        self.lengths: list[int] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+    def embed(self, tiles: torch.Tensor, *, precision: Precision | None = None) -> torch.Tensor:
+        if len(tiles) > self._fits:
+            raise torch.OutOfMemoryError("no room")
+        self._fault(len(self.lengths))
+        self.lengths.append(len(tiles))
+        return self._inner.embed(tiles, precision=precision)
+
+
+def test_batches_are_full_across_slides_and_rows_come_back_to_their_own(cohort: list[tuple[Slide, TileGrid]]) -> None:
+    encoder = Watched()
+    found = ended(run(cohort, encoder))
+    count = sum(len(grid) for _, grid in cohort)
+    assert encoder.lengths == [7] * (count // 7) + [count % 7] * bool(count % 7)
+    for key, (slide, grid) in enumerate(cohort):
+        alone = encode_tiles(
+            slide, grid, build_encoder("efficientnet_lite0_trunc"), readers=1, batch_size=1, dtype="float32"
+        )
+        assert_alike(found[key].features, alone)
+
+
+def test_two_encoders_share_the_work_and_give_what_one_gives(cohort: list[tuple[Slide, TileGrid]]) -> None:
+    one, other = Watched(), Watched()
+    found, wanted = ended(run(cohort, one, other)), ended(run(cohort))
+    assert one.lengths
+    assert other.lengths
+    for key in range(len(cohort)):
+        assert_alike(found[key].features, wanted[key].features)
+
+
+def test_slides_without_work_or_tiles_are_answered_too(cohort: list[tuple[Slide, TileGrid]]) -> None:
+    slide, grid = cohort[0]
+    empty = replace(grid, xy0=grid.xy0[:0], tissue=grid.tissue[:0])
+    found = ended(run([None, (slide, empty), (slide, grid), None]))
+    assert found.keys() == {0, 1, 2, 3}
+    assert found[0].features is None
+    assert found[0].error is None
+    assert found[1].features is not None
+    assert found[1].features.shape == (0, 320)
+    assert found[2].features is not None
+
+
+class Breaking:
+    """A slide of which one tile cannot be read."""
+
+    def __init__(self, slide: Slide, row: int) -> None:
+        self._slide, self._row = slide, row
+
+    def read_tiles(self, grid: TileGrid, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        if self._row in rows:
+            raise SlideError("broken here")
+        return self._slide.read_tiles(grid, rows, out)
+
+
+def test_a_slide_that_breaks_off_ends_alone(cohort: list[tuple[Slide, TileGrid]]) -> None:
+    slides = [cohort[0], (Breaking(*cohort[1][:1], row=len(cohort[1][1]) - 1), cohort[1][1]), cohort[2]]
+    found, wanted = ended(run(slides, batch_size=3)), ended(run(cohort, batch_size=3))  # type: ignore[arg-type]
+    assert isinstance(found[1].error, SlideError)
+    assert found[1].features is None
+    for key in (0, 2):
+        assert_alike(found[key].features, wanted[key].features)
+
+
+def test_an_encoder_that_fails_on_a_batch_ends_the_slides_of_that_batch(cohort: list[tuple[Slide, TileGrid]]) -> None:
+    def first_call(number: int) -> None:
+        if number == 0:
+            raise RuntimeError("a fault of the device")
+
+    first = len(cohort[0][1])
+    broken = Watched(fault=first_call)
+    events = list(run(cohort[:2], broken, batch_size=first))
+    # The encoder never gets past its first call, so every batch fails, and each slide says so once.
+    assert {key: type(one.error) for key, one in ended(events).items()} == {0: RuntimeError, 1: RuntimeError}
+
+
+def test_out_of_memory_goes_on_with_half_and_says_so(cohort: list[tuple[Slide, TileGrid]]) -> None:
+    encoder = Watched(fits=3)
+    events = run(cohort, encoder, batch_size=8)
+    told = [event.text for event in events if isinstance(event, Told)]
+    assert len(told) == 2
+    assert "goes on with 4 tiles" in told[0]
+    assert "goes on with 2 tiles" in told[1]
+    assert max(encoder.lengths) == 2
+    wanted = ended(run(cohort))
+    for key, one in ended(events).items():
+        assert_alike(one.features, wanted[key].features)
+
+
+def test_no_memory_for_one_tile_ends_the_run(cohort: list[tuple[Slide, TileGrid]]) -> None:
+    with pytest.raises(EncoderError, match="has not the memory for one tile"):
+        run(cohort, Watched(fits=0), batch_size=8)
+
+
+def test_a_compiled_encoder_sees_one_length_alone(cohort: list[tuple[Slide, TileGrid]]) -> None:
+    encoder = Watched()
+    encoder.compiled = True
+    found, wanted = ended(run(cohort, encoder)), ended(run(cohort))
+    assert set(encoder.lengths) == {7}
+    for key in range(len(cohort)):
+        assert_alike(found[key].features, wanted[key].features)
+
+
+def test_a_compiled_encoder_gives_what_it_gives_otherwise(cohort: list[tuple[Slide, TileGrid]]) -> None:
+    pytest.importorskip("torch._inductor")
+    found = ended(run(cohort[:1], build_encoder("efficientnet_lite0_trunc", compiled=True), batch_size=4))
+    wanted = ended(run(cohort[:1]))
+    assert_alike(found[0].features, wanted[0].features)
+
+
+def test_features_that_nobody_writes_hold_the_engine_up(cohort: list[tuple[Slide, TileGrid]]) -> None:
+    slide, grid = cohort[0]
+    few = replace(grid, xy0=grid.xy0[:2], tissue=grid.tissue[:2])
+    encoder = Watched()
+    ready = (Ready(key=i, slide=slide, grid=few) for i in range(40))
+    events = run_engine(ready, [encoder], size_px=224, batch_size=2, readers=2, dtype="float32")  # type: ignore[list-item]
+    with closing(events):
+        next(event for event in events if isinstance(event, Ended))
+        before = -1
+        while len(encoder.lengths) != before:  # until it stands still
+            before = len(encoder.lengths)
+            threading.Event().wait(0.5)
+        assert before < 12
+        assert len([event for event in events if isinstance(event, Ended)]) == 39
+
+
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_once_closed_nobody_reads_any_more(cohort: list[tuple[Slide, TileGrid]], after: int) -> None:
+    reading: list[int] = []
+
+    class Counted:
+        def read_tiles(self, grid: TileGrid, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+            reading.append(1)
+            try:
+                return slide.read_tiles(grid, rows, out)
+            finally:
+                reading.pop()
+
+    slide, grid = cohort[0]
+    ready = (Ready(key=i, slide=Counted(), grid=grid) for i in range(20))  # type: ignore[arg-type]
+    before = threading.active_count()
+    events = run_engine(
+        ready, [build_encoder("efficientnet_lite0_trunc")], size_px=224, batch_size=4, readers=3, dtype="float32"
+    )
+    for _ in range(after):
+        next(events)
+    events.close()
+    assert not reading
+    assert threading.active_count() == before
+
+
+def test_a_trace_shows_reading_waiting_and_encoding_by_thread(
+    cohort: list[tuple[Slide, TileGrid]], tmp_path: Path
+) -> None:
+    trace = Trace()
+    ready = [Ready(key=0, slide=cohort[0][0], grid=cohort[0][1])]
+    encoders = [build_encoder("efficientnet_lite0_trunc")]
+    list(run_engine(ready, encoders, size_px=224, batch_size=4, readers=2, dtype="float32", trace=trace))
+    trace.write(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    names = {event["tid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+    spans = {(names[event["tid"]].split("_")[0], event["name"]) for event in events if event["ph"] == "X"}
+    assert {("read", "read"), ("encode 0", "wait"), ("encode 0", "encode")} <= spans
+    assert all(event["dur"] >= 0 for event in events if event["ph"] == "X")
+    assert sum(event["args"]["tiles"] for event in events if event["name"] == "read") == len(cohort[0][1])

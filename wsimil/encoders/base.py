@@ -91,6 +91,16 @@ class Encoder(Protocol):
         ...
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the model is compiled, for which every batch should have one length."""
+        ...
+
+    @property
     def transform(self) -> Mapping[str, Json]:
         """What is done to a tile before the model sees it."""
         ...

@@ -55,13 +55,20 @@ def card(name: str) -> EncoderCard:
 
 
 def build_encoder(
-    name: str, *, weights: Path | None = None, device: str = "cpu", precision: Precision = "fp32"
+    name: str,
+    *,
+    weights: Path | None = None,
+    device: str = "cpu",
+    precision: Precision = "fp32",
+    compiled: bool = False,
 ) -> Encoder:
     """The encoder `name` on `device`, with the weights of the local file `weights`, else with the published ones.
+
+    `compiled` by torch.compile: the first batch of a size takes a minute, the others less than before.
 
     Raises ConfigError for an unknown name, EncoderError where weights are missing, gated or do not fit.
     """
     wanted = card(name)
     from wsimil.encoders.timm_encoder import TimmEncoder
 
-    return TimmEncoder.build(wanted, weights=weights, device=device, precision=precision)
+    return TimmEncoder.build(wanted, weights=weights, device=device, precision=precision, compiled=compiled)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,14 +57,23 @@ class TimmEncoder:
     """
 
     def __init__(
-        self, card: EncoderCard, model: nn.Module, *, weights_sha256: str, device: str, precision: Precision
+        self,
+        card: EncoderCard,
+        model: nn.Module,
+        *,
+        weights_sha256: str,
+        device: str,
+        precision: Precision,
+        compiled: bool = False,
     ) -> None:
         self.card = card
+        self.compiled = compiled
         self.precision: Precision = precision
         self.weights_sha256 = weights_sha256
         self.device = torch.device(device)
         self.model = model.eval().requires_grad_(False).to(self.device)
         self.model.to(memory_format=torch.channels_last)
+        self._run: Callable[[torch.Tensor], torch.Tensor] = torch.compile(self.model) if compiled else self.model
         scale = 1 / (255 * torch.tensor(card.std, dtype=torch.float64))
         shift = -torch.tensor(card.mean, dtype=torch.float64) * 255 * scale
         self._scale = scale.float().view(1, 3, 1, 1).to(self.device)
@@ -72,7 +81,13 @@ class TimmEncoder:
 
     @classmethod
     def build(
-        cls, card: EncoderCard, *, weights: Path | None = None, device: str = "cpu", precision: Precision = "fp32"
+        cls,
+        card: EncoderCard,
+        *,
+        weights: Path | None = None,
+        device: str = "cpu",
+        precision: Precision = "fp32",
+        compiled: bool = False,
     ) -> TimmEncoder:
         """The encoder of `card` with the weights of a local file, else the published ones. Raises EncoderError."""
         if card.unavailable:
@@ -87,7 +102,8 @@ class TimmEncoder:
             )
         if card.fold_batchnorm:
             fold_batchnorm(backbone)
-        return cls(card, Pooled(backbone, card), weights_sha256=digest, device=device, precision=precision)
+        model = Pooled(backbone, card)
+        return cls(card, model, weights_sha256=digest, device=device, precision=precision, compiled=compiled)
 
     @property
     def transform(self) -> Mapping[str, Json]:
@@ -120,8 +136,7 @@ class TimmEncoder:
             torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32),
         ):
             pixels = tiles.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-            embedded: torch.Tensor = self.model(torch.addcmul(self._shift, pixels.float(), self._scale))
-        return embedded
+            return self._run(torch.addcmul(self._shift, pixels.float(), self._scale))
 
     def _check(self, tiles: torch.Tensor) -> None:
         good = tiles.dtype == torch.uint8 and tiles.ndim == 4 and tiles.shape[3] == 3

@@ -67,7 +67,8 @@ class TileConfig(FrozenConfig):
 class ExtractConfig(FrozenConfig):
     """Everything about an extraction but the slides and the output folder.
 
-    `device`: "auto" takes CUDA where there is one. `precision`: of the encoder; "auto" is bf16 on CUDA, fp32 on a CPU.
+    `device`: "auto" takes CUDA where there is one; several, such as "cuda:0,cuda:1", or "cuda:all", share the slides.
+    `compile`: the encoder by torch.compile. `precision`: of the encoder; "auto" is bf16 on CUDA, fp32 on a CPU.
     `dtype`: in which features are stored. `mpp_override`: µm per level-0 px for every slide, for slides that do not say.
     `readers`: threads that read tiles. `masks`: a folder of <slide_id>.geojson, used instead of the segmenter where present;
     `mask_origin`: whether their coordinates count from the slide's corner ("level0") or, as QuPath does, from its scanned
@@ -85,6 +86,7 @@ class ExtractConfig(FrozenConfig):
     mask_origin: Literal["level0", "bounds"] | None = None
     mpp_override: float | None = Field(None, gt=0)
     device: str = "auto"
+    compile: bool = False
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     dtype: Literal["float16", "float32"] = "float16"
     store: Literal["hdf5", "zarr"] = "hdf5"

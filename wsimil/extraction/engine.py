@@ -1,45 +1,106 @@
-"""The streaming engine: tiles of one slide are read ahead by threads, encoded in batches, and come back in row order."""
+"""The streaming engine: slides are made ready and read ahead by threads, and every encoder gets full batches across slides.
+
+    slides, in order ─ readers ─► pieces of tiles, in order ─► batches ─► encoders ─► rows of features
+
+Batches are cut from the tiles of all slides in their order, so what is in a batch depends on the slides alone and not on who was
+quick. An encoder looks at one tile at a time; what the company of other tiles changes is the rounding of the libraries' matrix
+products: relative to the vector's length below 1e-5 in float32, which a test holds.
+"""
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from wsimil.encoders import Encoder
-from wsimil.errors import FeatureError
+from wsimil.errors import WsimilError
+from wsimil.extraction.batches import Batch, Memory, Part, SlideJob, TileMemory
+from wsimil.extraction.embedding import Embedder, Features, Launched
+from wsimil.extraction.timing import StageSeconds, Trace
 from wsimil.geometry import TileGrid
 from wsimil.slides import Slide
 
+T = TypeVar("T")
+U = TypeVar("U")
 
-@dataclass(slots=True, kw_only=True)
-class StageSeconds:
-    """Where the time of an extraction went. `read` adds up over threads; the rest is wall time of the encoding thread."""
+_LARGEST_PIECE = 64
+_UNWRITTEN_SLIDES = 4
 
-    prepare: float = 0.0
-    read: float = 0.0
-    wait: float = 0.0
-    transform: float = 0.0
-    encode: float = 0.0
-    write: float = 0.0
 
-    def add(self, other: StageSeconds) -> None:
-        """Add the seconds of `other` to these."""
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A slide and its tiles; without them where there is nothing to encode. `key` is answered with it."""
 
-    def rounded(self) -> dict[str, float]:
-        """Seconds by stage, to the millisecond."""
-        return {name: round(getattr(self, name), 3) for name in self.__slots__}
+    key: int
+    slide: Slide | None = None
+    grid: TileGrid | None = None
+    prepare_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """The first tiles of a slide are about to be encoded."""
+
+    key: int
+    tiles: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advanced:
+    """That many tiles more were encoded."""
+
+    tiles: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """Something that a person should hear."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A slide is through: its features [N, D], or the error that ended it, or neither where there was nothing to encode."""
+
+    key: int
+    features: Features | None
+    error: Exception | None
+    seconds: StageSeconds
+
+
+Event: TypeAlias = Begun | Advanced | Told | Ended
+
+
+def run_engine(
+    slides: Iterable[Ready],
+    encoders: Sequence[Encoder],
+    *,
+    size_px: int,
+    batch_size: int,
+    readers: int,
+    dtype: Literal["float16", "float32"],
+    trace: Trace | None = None,
+) -> Generator[Event, None, None]:
+    """Encode `slides`, which are asked for in a thread of the engine's; each is answered by one `Ended`.
+
+    Tiles are brought to `size_px`, and come in batches of `batch_size`, of which each of `encoders` takes the next in a thread of
+    its own; `readers` threads read. Memory is bounded by a few batches of tiles and the features of the slides under way.
+    A slide that cannot be read or encoded ends with its error and disturbs no other. Once the generator is closed nobody
+    reads any more. Raises what concerns all slides, such as EncoderError where a device has no memory for one tile.
+    """
+    run = _Run(encoders, size_px=size_px, batch_size=batch_size, readers=readers, dtype=dtype, trace=trace)
+    return run.events(slides)
 
 
 def encode_tiles(
@@ -47,108 +108,235 @@ def encode_tiles(
     grid: TileGrid,
     encoder: Encoder,
     *,
-    readers: ThreadPoolExecutor,
+    readers: int,
     batch_size: int,
-    ahead: int = 3,
     dtype: Literal["float16", "float32"] = "float16",
     seconds: StageSeconds | None = None,
-    on_tiles: Callable[[int], None] = lambda _: None,
-) -> NDArray[np.float16] | NDArray[np.float32]:
-    """Features [N, D] of the N tiles of `grid`, row i for `grid.xy0[i]`.
+) -> Features:
+    """Features [N, D] of one slide, row i for `grid.xy0[i]`; adds to `seconds`.
 
-    `readers` is shared by all slides of a run; `ahead` batches are in flight, so memory does not grow with the slide beyond
-    the features. `on_tiles` hears how many tiles were encoded, batch by batch.
     Raises SlideError where a tile cannot be read, FeatureError where a feature is not finite also in float32.
     """
-    seconds = seconds or StageSeconds()
-    features = np.empty((len(grid), encoder.card.dim), dtype=dtype)
-    with closing(_read_ahead(slide, grid, readers, batch_size, ahead, seconds)) as batches:
-        for start, tiles in batches:
+    ready = Ready(key=0, slide=slide, grid=grid)
+    run = run_engine(
+        [ready], [encoder], size_px=grid.spec.size_px, batch_size=batch_size, readers=readers, dtype=dtype
+    )  # fmt: skip
+    with closing(run):
+        ended = next(event for event in run if isinstance(event, Ended))
+    if seconds is not None:
+        seconds.add(ended.seconds)
+    if ended.features is None:
+        raise ended.error or RuntimeError("an engine without features and without an error")
+    return ended.features
+
+
+class _StopError(Exception):
+    """Ends a thread of an engine that was closed."""
+
+
+class _Run:
+    """One run: its threads and what they share."""
+
+    def __init__(
+        self,
+        encoders: Sequence[Encoder],
+        *,
+        size_px: int,
+        batch_size: int,
+        readers: int,
+        dtype: Literal["float16", "float32"],
+        trace: Trace | None,
+    ) -> None:
+        self._dim, self._dtype, self._batch_size, self._trace = encoders[0].card.dim, dtype, batch_size, trace
+        self._embedders = [
+            Embedder(encoder, size_px=size_px, batch_size=batch_size, dtype=dtype, note=lambda text: self._tell(Told(text=text)))
+            for encoder in encoders
+        ]  # fmt: skip
+        self._piece = max(1, min(batch_size // 2, _LARGEST_PIECE))
+        # Enough for a batch that is put together, those on their way through the encoders, and a piece in each reader's hands.
+        most = (1 + sum(1 + embedder.overlaps for embedder in self._embedders)) * batch_size + (
+            readers + 1
+        ) * self._piece
+        pinned = any(embedder.overlaps for embedder in self._embedders)
+        self._memory = TileMemory(most_tiles=most, piece=self._piece, pinned=pinned)
+        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="read")
+        self._pieces: queue.Queue[tuple[SlideJob, Future[Part]] | None] = queue.Queue()
+        self._events: queue.Queue[Event | Exception | None] = queue.Queue()
+        self._unwritten = threading.Semaphore(_UNWRITTEN_SLIDES)
+        self._stopped = threading.Event()
+        self._assembling, self._ending = threading.Lock(), threading.Lock()
+        self._parts: deque[Part] = deque()
+        self._all_read = False
+
+    def events(self, slides: Iterable[Ready]) -> Generator[Event, None, None]:
+        """Start the threads, and yield what they tell until all slides are through."""
+        threads = [self._thread("feed", self._feed, slides)]
+        threads += [self._thread(f"encode {i}", self._encode, embedder) for i, embedder in enumerate(self._embedders)]
+        left = len(threads)
+        try:
+            while left:
+                event = self._events.get()
+                if event is None:
+                    left -= 1
+                elif isinstance(event, Exception):
+                    raise event
+                else:
+                    yield event
+                    if isinstance(event, Ended):
+                        self._unwritten.release()
+        finally:
+            self._stopped.set()
+            self._memory.close()
+            self._unwritten.release(1 << 20)
+            self._readers.shutdown(wait=True, cancel_futures=True)
+            self._pieces.put(None)
+            for thread in threads:
+                thread.join()
+
+    def _thread(self, name: str, work: Callable[..., None], *arguments: object) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                work(*arguments)
+                self._events.put(None)
+            except (_StopError, CancelledError):
+                pass
+            except Exception as error:  # noqa: BLE001 - raised again where the events are read
+                self._events.put(error)
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def _feed(self, slides: Iterable[Ready]) -> None:
+        """Have the tiles of one slide after the other read, piece by piece; waits while enough are on their way."""
+        for ready in slides:
+            if self._stopped.is_set():
+                raise _StopError
+            if ready.slide is None or ready.grid is None:
+                self._tell(
+                    Ended(key=ready.key, features=None, error=None, seconds=StageSeconds(prepare=ready.prepare_s))
+                )
+                continue
+            features = np.empty((len(ready.grid), self._dim), dtype=self._dtype)
+            job = SlideJob(key=ready.key, slide=ready.slide, grid=ready.grid, features=features)
+            job.seconds.prepare = ready.prepare_s
+            if not len(job.grid):
+                self._tell(Begun(key=job.key, tiles=0))
+                self._end(job)
+            for start in range(0, len(job.grid), self._piece):
+                rows = np.arange(start, min(start + self._piece, len(job.grid)))
+                memory = self._memory.take(len(rows), job.grid.read_px)
+                if memory is None:
+                    raise _StopError
+                if job.error is not None:
+                    self._memory.give_back(memory)
+                    break
+                self._pieces.put((job, self._readers.submit(self._read, job, rows, memory)))
+        self._pieces.put(None)
+
+    def _read(self, job: SlideJob, rows: NDArray[np.int64], memory: Memory) -> Part:
+        try:
             begin = time.perf_counter()
-            batch = resample(torch.from_numpy(tiles), grid.spec.size_px)
-            resampled = time.perf_counter()
-            with np.errstate(over="ignore"):  # what overflows is refused by place in the next line
-                embedded = _embed_finite(encoder, batch, grid, start).numpy().astype(dtype)
-            _refuse_overflow(embedded, grid, start)
-            features[start : start + len(tiles)] = embedded
-            seconds.transform += resampled - begin
-            seconds.encode += time.perf_counter() - resampled
-            on_tiles(len(tiles))
-    return features
+            with self._span("read", slide=job.slide_id, tiles=len(rows)):
+                tiles = memory.tiles(len(rows), job.grid.read_px)
+                job.slide.read_tiles(job.grid, rows, out=tiles.numpy())
+            job.seconds.read += time.perf_counter() - begin
+            return Part(job=job, rows=rows, tiles=tiles, memory=memory)
+        except BaseException:
+            self._memory.give_back(memory)
+            raise
 
-
-def resample(tiles: torch.Tensor, size_px: int) -> torch.Tensor:
-    """Bring uint8 [b, r, r, 3] to uint8 [b, size_px, size_px, 3] by bilinear interpolation with antialias.
-
-    Equal to Pillow's BILINEAR within one grey level; the same tensor where the size is right already.
-    """
-    if tiles.shape[1] == size_px:
-        return tiles
-    planes = tiles.permute(0, 3, 1, 2)  # channels last in memory, which is the fast path for uint8
-    resized = F.interpolate(planes, size=(size_px, size_px), mode="bilinear", antialias=True, align_corners=False)
-    return resized.permute(0, 2, 3, 1)
-
-
-def _read_ahead(
-    slide: Slide, grid: TileGrid, readers: ThreadPoolExecutor, batch_size: int, ahead: int, seconds: StageSeconds
-) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
-    """Yield (first row, tiles) in row order, with up to `ahead` batches in flight; once closed, nobody reads any more."""
-    in_flight: deque[tuple[int, Future[tuple[NDArray[np.uint8], float]]]] = deque()
-    starts = iter(range(0, len(grid), batch_size))
-
-    def submit() -> None:
-        start = next(starts, None)
-        if start is not None:
-            rows = np.arange(start, min(start + batch_size, len(grid)))
-            in_flight.append((start, readers.submit(_read, slide, grid, rows)))
-
-    try:
-        for _ in range(ahead):
-            submit()
-        while in_flight:
-            start, future = in_flight[0]
+    def _encode(self, embedder: Embedder) -> None:
+        """Take one batch after the other; a device that computes beside the processor has the next before the last is back."""
+        under_way: Launched | None = None
+        while True:
             begin = time.perf_counter()
-            tiles, read_s = future.result()
-            in_flight.popleft()
-            seconds.wait += time.perf_counter() - begin
-            seconds.read += read_s
-            submit()
-            yield start, tiles
-    finally:
-        for _, future in in_flight:
-            future.cancel()
-        for _, future in in_flight:
-            if not future.cancelled():
-                future.exception()
+            with self._span("wait"), self._assembling:
+                batch = self._next_batch()
+            if batch is None:
+                break
+            batch.parts[0].job.seconds.wait += time.perf_counter() - begin
+            with self._span("encode", tiles=len(batch), slides=len({part.job.key for part in batch.parts})):
+                launched = self._guarded(batch, embedder.launch, batch)
+                if under_way is not None:
+                    self._finish(embedder, under_way)
+                under_way = launched
+                if under_way is not None and not embedder.overlaps:
+                    self._finish(embedder, under_way)
+                    under_way = None
+        if under_way is not None:
+            self._finish(embedder, under_way)
 
+    def _guarded(self, batch: Batch, work: Callable[[T], U], what: T) -> U | None:
+        """What `work` gives; an error that is not meant for all slides ends those of the batch."""
+        try:
+            return work(what)
+        except WsimilError:
+            raise
+        except Exception as error:  # noqa: BLE001 - recorded with each slide
+            for part in batch.parts:
+                self._memory.give_back(part.memory)
+                self._end(part.job, error)
+            return None
 
-def _read(slide: Slide, grid: TileGrid, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], float]:
-    begin = time.perf_counter()
-    return slide.read_tiles(grid, rows), time.perf_counter() - begin
+    def _next_batch(self) -> Batch | None:
+        """The next tiles in the order of the slides; None at the end."""
+        while sum(map(len, self._parts)) < self._batch_size and not self._all_read:
+            piece = self._pieces.get()
+            if self._stopped.is_set():
+                raise _StopError
+            if piece is None:
+                self._all_read = True
+                break
+            job, future = piece
+            try:
+                part = future.result()
+            except Exception as error:  # noqa: BLE001 - it is this slide's, and ends it alone
+                self._end(job, error)
+                continue
+            if part.rows[0] == 0:
+                self._tell(Begun(key=job.key, tiles=len(job.grid)))
+            if job.error is None:
+                self._parts.append(part)
+            else:
+                self._memory.give_back(part.memory)
+        parts, room = [], self._batch_size
+        while self._parts and room:
+            part = self._parts.popleft()
+            if len(part) > room:
+                part, rest = part.split(room)
+                self._parts.appendleft(rest)
+            parts.append(part)
+            room -= len(part)
+        return Batch(parts=parts) if parts else None
 
+    def _finish(self, embedder: Embedder, launched: Launched) -> None:
+        if self._guarded(launched.batch, embedder.finish, launched) is None:
+            return
+        for part in launched.batch.parts:
+            self._memory.give_back(part.memory)
+            with self._ending:
+                part.job.left -= len(part)
+            if part.job.error is not None or not part.job.left:
+                self._end(part.job)
+        self._tell(Advanced(tiles=len(launched.batch)))
 
-def _embed_finite(encoder: Encoder, tiles: torch.Tensor, grid: TileGrid, start: int) -> torch.Tensor:
-    embedded = encoder.embed(tiles).float().cpu()
-    if torch.isfinite(embedded).all():
-        return embedded
-    if encoder.precision != "fp32":
-        embedded = encoder.embed(tiles, precision="fp32").float().cpu()
-    bad = torch.nonzero(~torch.isfinite(embedded).all(dim=1)).flatten().tolist()
-    if bad:
-        x, y = grid.xy0[start + bad[0]]
-        raise FeatureError(
-            f"slide {grid.slide.slide_id!r}: encoder {encoder.card.name!r} gives NaN or infinity for {len(bad)} of"
-            f" {len(tiles)} tiles of a batch, also in float32; the first is the tile at level-0 x={x}, y={y}: look at that"
-            " place, and check the encoder's weights"
-        )
-    return embedded
+    def _end(self, job: SlideJob, error: Exception | None = None) -> None:
+        """Answer a slide, once."""
+        with self._ending:
+            job.error = job.error or error
+            ended, job.ended = job.ended, True
+        if not ended:
+            features = job.features if job.error is None else None
+            self._tell(Ended(key=job.key, features=features, error=job.error, seconds=job.seconds))
 
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, Ended):
+            # Features wait here for whoever writes them, and must not pile up.
+            self._unwritten.acquire()
+            if self._stopped.is_set():
+                raise _StopError
+        self._events.put(event)
 
-def _refuse_overflow(features: NDArray[np.float16] | NDArray[np.float32], grid: TileGrid, start: int) -> None:
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
-    if len(bad):
-        x, y = grid.xy0[start + bad[0]]
-        raise FeatureError(
-            f"slide {grid.slide.slide_id!r}: features of the tile at level-0 x={x}, y={y} are beyond the range of"
-            f" {features.dtype}; store them with --dtype float32"
-        )
+    def _span(self, name: str, **facts: object) -> AbstractContextManager[None]:
+        return nullcontext() if self._trace is None else self._trace.span(name, **facts)

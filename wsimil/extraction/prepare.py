@@ -34,6 +34,13 @@ class PreparedSlide:
     provenance: Provenance
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompleteSlide:
+    """A slide whose recipe is done already; `digest` is of its content."""
+
+    digest: str
+
+
 def prepare(
     source: SlideSource,
     *,
@@ -41,11 +48,8 @@ def prepare(
     spec: TileSpec,
     config: ExtractConfig,
     is_done: Callable[[Provenance], bool] = lambda _: False,
-) -> PreparedSlide | None:
-    """Open `source`, find its tissue and lay its tiles; None where `is_done` knows its recipe already.
-
-    Raises SlideError.
-    """
+) -> PreparedSlide | CompleteSlide:
+    """Open `source`, find its tissue and lay its tiles, unless `is_done` knows its recipe already. Raises SlideError."""
     mpp = config.mpp_override if source.mpp is None else source.mpp
     slide = open_slide(
         source.path, slide_id=source.slide_id, mpp_override=mpp, reader=config.slide_reader,
@@ -56,7 +60,7 @@ def prepare(
         provenance = _recipe(source, slide, mask_file, encoder, spec, config)
         if is_done(provenance):
             slide.close()
-            return None
+            return CompleteSlide(digest=slide.info.digest)
         if mask_file is None:
             tissue = segment(slide, config.tissue)
         else:
@@ -110,6 +114,7 @@ def _recipe(
             "tissue": config.tissue.model_dump(mode="json"),
             "precision": encoder.precision,
             "dtype": config.dtype,
+            **({"compiled": True} if encoder.compiled else {}),
         },
         slide=about,
         slide_digest=slide.info.digest,

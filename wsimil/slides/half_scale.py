@@ -1,6 +1,6 @@
 """Levels that a JPEG slide does not store: its tiles decoded at half their size, which leaves out most of the inverse DCT.
 
-Each px is the mean of 2 x 2 px in the DCT sense, not the antialiased bilinear of `wsimil.extraction.engine.resample`: tiles
+Each px is the mean of 2 x 2 px in the DCT sense, not the antialiased bilinear of `wsimil.extraction.embedding.resample`: tiles
 of real tissue differ by 3 grey values in the mean and 80 at most. Hence an option, off unless asked for, and recorded.
 """
 

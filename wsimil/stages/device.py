@@ -26,3 +26,14 @@ def resolve_device(name: str) -> str:
             f"device {name!r}: this machine has {count} CUDA devices that torch can use; use --device cpu, or see `wsimil doctor`"
         )
     return name
+
+
+def resolve_devices(names: str) -> list[str]:
+    """The devices that a list such as "cuda:0,cuda:1" means here, or "cuda:all"; one name is one device.
+
+    Raises ConfigError where one does not exist on this machine.
+    """
+    if names == "cuda:all":
+        count = torch.cuda.device_count()
+        return [f"cuda:{index}" for index in range(count)] or [resolve_device("cuda")]
+    return [resolve_device(name.strip()) for name in names.split(",")]

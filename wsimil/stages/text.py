@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from wsimil.evaluation.bootstrap import Estimate
     from wsimil.stages.demo import DemoResult
     from wsimil.stages.doctor import Check
-    from wsimil.stages.extract import ExtractPlan, ExtractSummary
+    from wsimil.stages.extract import ExtractSummary
     from wsimil.stages.import_checkpoint import ImportSummary
     from wsimil.stages.inspect import SlideReport
+    from wsimil.stages.plan_extraction import ExtractPlan
     from wsimil.stages.predict import PredictSummary
     from wsimil.stages.train import TrainPlan, TrainSummary
 
@@ -77,6 +78,7 @@ def show_summary(summary: ExtractSummary, out: Path, *, as_json: bool) -> None:
                 "wait_share": round(summary.wait_share, 3),
                 "stages": summary.stages.rounded(),
                 "peak_rss_mb": round(summary.peak_rss_mb),
+                "duplicates": [list(ids) for ids in summary.duplicates],
                 "failures": {failure.slide_id: failure.reason for failure in summary.failures},
             }
         )
@@ -89,6 +91,8 @@ def show_summary(summary: ExtractSummary, out: Path, *, as_json: bool) -> None:
             f" {summary.wait_share:.0%} of its time; peak memory {summary.peak_rss_mb:.0f} MB",
             f"seconds by stage: {stages}",
         )
+    for ids in summary.duplicates:
+        say(f"one content under {len(ids)} names: {', '.join(ids)}; keep one of them, or they count as several slides")
     if summary.failures:
         table(["failed slide", "reason"], [(f.slide_id, f.reason) for f in summary.failures])
         say(f"The list is also in {out}/failures*.csv; mend and run the same command again.")

@@ -1,0 +1,191 @@
+"""One slide of an extraction, before and after the engine has it: made ready, written, its end recorded."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from wsimil.bags import FeatureBag
+from wsimil.encoders import Encoder
+from wsimil.errors import OutputError, SlideError, StoreError, WsimilError
+from wsimil.extraction.ahead import ahead
+from wsimil.extraction.config import ExtractConfig
+from wsimil.extraction.embedding import Features
+from wsimil.extraction.engine import Ended, Ready
+from wsimil.extraction.prepare import CompleteSlide, PreparedSlide, prepare, write_pictures
+from wsimil.extraction.sources import SlideSource
+from wsimil.extraction.timing import StageSeconds, Trace
+from wsimil.geometry import TileSpec
+from wsimil.provenance import Provenance
+from wsimil.store import FeatureStore
+from wsimil.store.base import slide_path
+
+Status: TypeAlias = Literal["done", "skipped", "failed"]
+Made: TypeAlias = "tuple[PreparedSlide | CompleteSlide, float]"
+"""A slide made ready, and the seconds that it took."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlideOutcome:
+    """How one slide went; `step` names where a failure happened, `digest` is of the slide's content."""
+
+    slide_id: str
+    path: Path
+    status: Status
+    tiles: int = 0
+    step: str = ""
+    reason: str = ""
+    trace: str = ""
+    digest: str = ""
+    stages: StageSeconds = field(default_factory=StageSeconds)
+
+    def __str__(self) -> str:
+        if self.status == "failed":
+            return f"{self.slide_id}: FAILED: {self.reason}"
+        if self.status == "skipped":
+            return f"{self.slide_id}: complete already"
+        return f"{self.slide_id}: {self.tiles} tiles"
+
+
+class SlideWork:
+    """What is done with each slide before and after the engine has it."""
+
+    def __init__(
+        self,
+        config: ExtractConfig,
+        encoder: Encoder,
+        spec: TileSpec,
+        store: FeatureStore | None,
+        out: Path,
+        refused: dict[str, list[Path]],
+        trace: Trace | None = None,
+    ) -> None:
+        self._config, self._encoder, self._spec, self._store, self._out = config, encoder, spec, store, out
+        self._refused, self._trace = refused, trace
+        self.prepared: dict[int, PreparedSlide] = {}
+        self._complete: dict[int, CompleteSlide] = {}
+        self._failed: dict[int, Exception] = {}
+
+    def prepare(self, source: SlideSource) -> Made:
+        """See `wsimil.extraction.prepare.prepare`; refuses what shares its id with another slide."""
+        begin = time.perf_counter()
+        with self._span("prepare", source.slide_id):
+            if source.slide_id in self._refused:
+                raise SlideError(_clash(source, self._refused))
+            slide_path(self._out, source.slide_id, "")  # refuses an id that cannot be a file name, before any work
+            found = prepare(
+                source, encoder=self._encoder, spec=self._spec, config=self._config,
+                is_done=lambda recipe: _is_done(self._store, source.slide_id, recipe),
+            )  # fmt: skip
+        return found, time.perf_counter() - begin
+
+    def prepared_ahead(
+        self, sources: Sequence[SlideSource]
+    ) -> Generator[tuple[int, SlideSource, Future[Made]], None, None]:
+        """Every source and what became of it, the next ones under way meanwhile."""
+        return ahead(
+            sources, self.prepare, threads=max(1, self._config.readers // 4), discard=lambda made: close(made[0])
+        )
+
+    def ready(self, sources: Sequence[SlideSource]) -> Generator[Ready, None, None]:
+        """What the engine asks for, in a thread of its own."""
+        for index, _, future in self.prepared_ahead(sources):
+            error = future.exception()
+            if isinstance(error, Exception):
+                self._failed[index] = error
+                yield Ready(key=index)
+                continue
+            found, seconds = future.result()
+            if isinstance(found, CompleteSlide):
+                self._complete[index] = found
+                yield Ready(key=index, prepare_s=seconds)
+            else:
+                self.prepared[index] = found
+                yield Ready(key=index, slide=found.slide, grid=found.grid, prepare_s=seconds)
+
+    @contextmanager
+    def closing_slides(self) -> Iterator[None]:
+        """Close at the end what is still open, as after an interrupt."""
+        try:
+            yield
+        finally:
+            for prepared in self.prepared.values():
+                prepared.slide.close()
+
+    def conclude(self, source: SlideSource, ended: Ended) -> SlideOutcome:
+        """Write what a slide became, and say how it went. Raises OutputError, which ends the run."""
+        prepared, error = self.prepared.pop(ended.key, None), self._failed.pop(ended.key, ended.error)
+        step = "list" if source.slide_id in self._refused else "open" if prepared is None else "encode"
+        try:
+            if error is None and prepared is None:
+                return self._outcome(source, ended, "skipped", digest=self._complete.pop(ended.key).digest)
+            if error is None and prepared is not None and ended.features is not None:
+                step = "write"
+                self._write(prepared, ended.features, ended.seconds)
+                tiles, digest = len(prepared.grid), prepared.slide.info.digest
+                return self._outcome(source, ended, "done", tiles=tiles, digest=digest)
+        except OutputError:
+            raise
+        except Exception as raised:  # noqa: BLE001 - one bad slide never stops a batch; it is recorded below
+            error = raised
+        finally:
+            close(prepared)
+        if isinstance(error, WsimilError):
+            return self._outcome(source, ended, "failed", step=step, reason=str(error))
+        reason = f"unexpected {type(error).__name__}: {error}"
+        trace = "".join(traceback.format_exception(error))
+        return self._outcome(source, ended, "failed", step=step, reason=reason, trace=trace)
+
+    def _write(self, prepared: PreparedSlide, features: Features, seconds: StageSeconds) -> None:
+        begin = time.perf_counter()
+        with self._span("write", prepared.slide.info.slide_id):
+            write_pictures(prepared, self._out, thumbnail_px=self._config.thumbnail_px)
+            if self._store is not None:
+                self._store.write(FeatureBag(grid=prepared.grid, features=features, provenance=prepared.provenance))
+        seconds.write = time.perf_counter() - begin
+
+    def _outcome(
+        self, source: SlideSource, ended: Ended, status: Status, *, tiles: int = 0, step: str = "", reason: str = "",
+        trace: str = "", digest: str = "",
+    ) -> SlideOutcome:  # fmt: skip
+        if status == "failed" and self._store is not None and source.slide_id in self._store:
+            reason += (
+                f". An older feature file of it is still there, of another recipe or of another content: remove"
+                f" {self._store.path(source.slide_id)} unless you want it"
+            )
+        return SlideOutcome(
+            slide_id=source.slide_id, path=source.path, status=status, tiles=tiles, step=step, reason=reason, trace=trace,
+            digest=digest, stages=ended.seconds,
+        )  # fmt: skip
+
+    def _span(self, name: str, slide_id: str) -> AbstractContextManager[None]:
+        return nullcontext() if self._trace is None else self._trace.span(name, slide=slide_id)
+
+
+def close(prepared: PreparedSlide | CompleteSlide | None) -> None:
+    """Close the slide, where it is open."""
+    if isinstance(prepared, PreparedSlide):
+        prepared.slide.close()
+
+
+def _is_done(store: FeatureStore | None, slide_id: str, recipe: Provenance) -> bool:
+    if store is None or slide_id not in store:
+        return False
+    try:
+        return store.header(slide_id).provenance.digest == recipe.digest
+    except StoreError:
+        return False  # broken or foreign: it is made anew
+
+
+def _clash(source: SlideSource, refused: dict[str, list[Path]]) -> str:
+    names = ", ".join(str(path) for path in refused[source.slide_id])
+    return (
+        f"slide id {source.slide_id!r} names {len(refused[source.slide_id])} files: {names}; rename one, or give different"
+        " slide_id in a manifest"
+    )
