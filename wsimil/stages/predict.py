@@ -28,12 +28,14 @@ from wsimil.extraction.sources import list_sources
 from wsimil.files import check_writable, write_text
 from wsimil.mil.batch import pack
 from wsimil.mil.saved import FACTS, TrainedModel, load_model
-from wsimil.stages.answers import Answer, estimate_splits, predict_one, write_answers
+from wsimil.stages.answers import Answer, answer_from, estimate_splits, predict_one, write_answers
 from wsimil.stages.device import resolve_device
 from wsimil.stages.extract import extract
+from wsimil.stages.features import is_feature_folder, open_features
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.store import FeatureStore, open_store
+from wsimil.store.base import InstanceStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +105,10 @@ def predict(
         interrupt.check()
         reporter.item(slide_id, 0)
         try:
+            if not options.heatmaps and isinstance(store, InstanceStore):
+                answers.append(answer_from(trained, store, slide_id))
+                reporter.finish_item(f"{slide_id}: {answers[-1].status}, without scores of tiles")
+                continue
             bag = store.read(slide_id)
             prediction = predict_one(trained, bag)
             if prediction is None:
@@ -137,15 +143,21 @@ def _features(
     failures: dict[str, str],
 ) -> tuple[Path, FeatureStore, list[str]]:
     """The folder of the features, the store in it, and the slides to answer for."""
-    if _is_feature_folder(source):
+    if is_feature_folder(source):
         if options.mpp_override is not None:
             raise ConfigError("--mpp-override is for slides; these features were extracted with an mpp of their own")
-        store = open_store(source, mode="r")
+        store = open_features(source)
         return source, store, store.ids()
     if trained.features is None:
         raise ConfigError(
             "this model was imported without saying on which features it was trained, so slides cannot be prepared for it; give a"
             " feature folder, or import it again with --features"
+        )
+    layout = trained.features.encoder.get("stated_by")
+    if layout is not None:
+        raise ConfigError(
+            f"this model was trained on features that {layout} made, which wsimil does not make anew from slides; make them there"
+            " and give their folder"
         )
     wanted = config_from_provenance(trained.features)
     config = parse_config(
@@ -183,16 +195,18 @@ def _refuse_wrong_folder(trained: TrainedModel, store: FeatureStore, ids: Sequen
     """Look at the first file that can be read: a wrong folder is refused at once, each slide is checked again later."""
     for slide_id in ids:
         try:
-            provenance = store.header(slide_id).provenance
+            header = store.header(slide_id)
         except StoreError:
             continue
-        trained.check_features(provenance, f"slide {slide_id!r}")
+        if not header.n:
+            continue  # it has no kind that could be wrong
+        trained.check_features(header.provenance, f"slide {slide_id!r}")
         return
 
 
 def _refuse_foreign_folder(source: Path, out: Path) -> None:
     """What stands in `out` under the names of results is removed: it must not be a run's or an extraction's."""
-    if (out / FACTS).exists() or _is_feature_folder(out):
+    if (out / FACTS).exists() or is_feature_folder(out):
         kind = "a trained model" if (out / FACTS).exists() else "features"
         raise ConfigError(
             f"{out} holds {kind}; predictions replace files of the same names, so give them a folder of their own"
@@ -208,12 +222,6 @@ def _remove_earlier_results(out: Path) -> None:
     for folder, suffix in (("scores", ".parquet"), ("qupath", ".geojson"), ("overlays", ".png")):
         for path in (out / folder).glob(f"*{suffix}"):
             path.unlink()
-
-
-def _is_feature_folder(source: Path) -> bool:
-    if not source.is_dir():
-        return False
-    return any(entry.suffix in (".h5", ".zarr") and not entry.name.startswith(".") for entry in source.iterdir())
 
 
 def _export(prediction: Prediction, features: Path, out: Path, options: PredictOptions) -> None:
