@@ -272,7 +272,7 @@ def convert(
         ),
     ] = None,
     mpp: Annotated[
-        float | None, typer.Option(help="µm per level-0 pixel of slides that do not say.", show_default=False)
+        float | None, typer.Option(help="µm per level-0 pixel of every slide; a manifest wins.", show_default=False)
     ] = None,
     encoder: Annotated[
         str | None,

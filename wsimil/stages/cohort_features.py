@@ -47,8 +47,8 @@ def match(cohort: Cohort, store: FeatureStore, *, where: Path) -> MatchedFeature
     """
     ids = store.ids()
     headers = read_headers(store, sorted(set(ids) & set(cohort.slide_ids)))
-    # A file without tiles mixes nothing in, and some tools leave the width of its features open.
-    _refuse_mixed_kinds({slide_id: header for slide_id, header in headers.items() if header.n}, where)
+    # Some tools leave the width open where there is no tile: such a file mixes nothing in.
+    _refuse_mixed_kinds({slide_id: header for slide_id, header in headers.items() if header.dim}, where)
     empty = [slide_id for slide_id, header in headers.items() if header.n == 0]
     matched = cohort.matched(ids, empty_ids=empty)
     doubtful = sorted(_failed_ids(where) & {slide.slide_id for slide in matched.slides})

@@ -160,8 +160,8 @@ class _Conversion:
                 self._absent.append(slide_id)
             return KnownSlide(mpp=self.options.mpp, mpp_detail="--mpp")
         mpp, detail = (self.options.mpp, "--mpp") if source.mpp is None else (source.mpp, "manifest")
-        if source.mpp is not None and not source.path.exists():
-            return KnownSlide(mpp=mpp, mpp_detail=detail)  # a table of mpp is what there is where slides are elsewhere
+        if source.mpp is not None and not source.path.exists():  # a table of mpp, where the slides are elsewhere
+            return KnownSlide(mpp=mpp, mpp_detail=detail)
         with open_slide(source.path, slide_id=slide_id, mpp_override=mpp) as slide:
             return KnownSlide(info=slide.info, mpp=mpp, mpp_detail=slide.info.mpp_detail if mpp is None else detail)
 
@@ -171,7 +171,7 @@ class _Conversion:
         files = [self.store.path(slide_id)]
         if isinstance(self.store, PeerStore):
             files += self.store.describe(slide_id).companions
-        if source is not None:
+        if source is not None and source.path.exists():
             files.append(source.path)
         return sha256_json(
             {

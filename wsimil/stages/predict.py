@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsimil.bags import FeatureBag
 from wsimil.cohort import Cohort, read_cohort
 from wsimil.config import parse_config
 from wsimil.errors import ConfigError, OutputError, StoreError, WsimilError
@@ -110,6 +111,7 @@ def predict(
                 reporter.finish_item(f"{slide_id}: {answers[-1].status}, without scores of tiles")
                 continue
             bag = store.read(slide_id)
+            _refuse_unknown_bounds(bag, options)
             prediction = predict_one(trained, bag)
             if prediction is None:
                 answers.append(Answer(slide_id=slide_id, probabilities=None, status="no tissue tile"))
@@ -198,8 +200,8 @@ def _refuse_wrong_folder(trained: TrainedModel, store: FeatureStore, ids: Sequen
             header = store.header(slide_id)
         except StoreError:
             continue
-        if not header.n:
-            continue  # it has no kind that could be wrong
+        if not header.dim:
+            continue  # a tool left the width open where there is no tile
         trained.check_features(header.provenance, f"slide {slide_id!r}")
         return
 
@@ -234,6 +236,16 @@ def _export(prediction: Prediction, features: Path, out: Path, options: PredictO
     write_geojson(out / "qupath" / f"{slide_id}.geojson", table, origin=options.origin)
     thumbnail = _thumbnail(features / "thumbnails" / f"{slide_id}.jpg")
     write_png(out / "overlays" / f"{slide_id}.png", table, raw_heatmap(table, name), thumbnail=thumbnail)
+
+
+def _refuse_unknown_bounds(bag: FeatureBag, options: PredictOptions) -> None:
+    """Raise StoreError where QuPath would draw tiles at another place than where they lie, and nobody could tell."""
+    if options.heatmaps and options.origin == "bounds" and bag.provenance.slide.get("bounds_known", True) is False:
+        raise StoreError(
+            f"slide {bag.slide_id!r}: where its scan begins is not known, because its features were made by another tool and"
+            " converted without the slide, and QuPath counts from there; convert them with --slides, or say --origin level0, or"
+            " --no-heatmaps"
+        )
 
 
 def _thumbnail(path: Path) -> NDArray[np.uint8] | None:

@@ -21,7 +21,7 @@ _TILES = "tiles"
 
 
 def write(folder: Path, placed: PlacedTiles) -> list[Path]:
-    """Write <id>.zarr. Raises StoreError where mpp or encoder are not known, OutputError."""
+    """Write <id>.zarr. Raises StoreError for what is not known, OutputError."""
     encoder, attributes = placed.known_encoder, _attributes(placed)
     target = folder / f"{placed.slide_id}.zarr"
     name = f"{encoder.replace('/', '_').replace(':', '_')}_{_TILES}"
@@ -35,7 +35,7 @@ def write(folder: Path, placed: PlacedTiles) -> list[Path]:
 
 
 def _attributes(placed: PlacedTiles) -> dict[str, Json]:
-    mpp, (width, height) = placed.known_mpp, placed.slide_size0_px
+    mpp, (width, height) = placed.known_mpp, placed.known_slide_size0_px
     size_px, stride_px = placed.known_size_px, placed.stride_px or placed.known_size_px
     downsample = placed.size0 / size_px
     shapes: list[Json] = [[round(height / factor), round(width / factor)] for factor in placed.level_downsamples]
@@ -48,7 +48,7 @@ def _attributes(placed: PlacedTiles) -> dict[str, Json]:
             "level_downsample": list(placed.level_downsamples),
             "mpp": mpp,
             "magnification": None,
-            "bounds": list(placed.bounds0_px),
+            "bounds": list(placed.bounds0_px or (0, 0, width, height)),
             "scene": 0,
             "n_scenes": 1,
             "scene_names": ["Image 0"],

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wsimil.provenance import Json
 from wsimil.store.interop import h5
@@ -87,16 +88,16 @@ def write(folder: Path, placed: PlacedTiles, tensors: Tensors) -> list[Path]:
     if len(placed.xy0) and int(np.abs(placed.xy0).max()) >= 2**31:
         raise refused(features, "coordinates do not fit int32, as which CLAM keeps them", "choose another layout")
     downsample = placed.level_downsamples[placed.read_level]
-    width, height = placed.slide_size0_px
-    facts: dict[str, bool | int | float | str | np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {
+    facts: dict[str, bool | int | float | str | NDArray[np.generic]] = {
         "patch_size": placed.read_px,
         "patch_level": placed.read_level,
         "downsample": np.array([downsample, downsample]),
-        "downsampled_level_dim": np.array([width / downsample, height / downsample]).round().astype(np.int64),
-        "level_dim": np.array([width, height], dtype=np.int64),
         "name": slide_id,
         "save_path": "",
     }
+    if placed.slide_size0_px is not None:
+        size = np.array(placed.slide_size0_px, dtype=np.int64)
+        facts |= {"level_dim": size, "downsampled_level_dim": np.rint(size / downsample).astype(np.int64)}
     h5.write(patches, {"coords": h5.NewDataset(values=placed.xy0, attributes=facts)})
     values = placed.features.astype(np.float32)
     h5.write(

@@ -69,7 +69,7 @@ def layout_of_file(path: Path) -> str | None:
         attributes = file.attributes()
         if {"wsimil_version", "format_version"} <= set(attributes):
             return "wsimil"
-        if file.kind("feats") == "dataset":
+        if "tile_size_um" in attributes or file.kind("feats") == "dataset":
             return "stamp"
         coords = file.attributes("coords") if file.kind("coords") == "dataset" else {}
         if file.kind("features") == "group":

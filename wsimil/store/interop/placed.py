@@ -35,7 +35,7 @@ class KnownSlide:
 class PlacedTiles:
     """One slide's features and its tiles in level-0 px, `xy0` int64 [N, 2], row-major (y, then x) and unique.
 
-    `size0` is the side of a tile in level-0 px, `slide_size0_px` at least the extent of the tiles. None is what nobody states.
+    `size0` is the side of a tile in level-0 px, None is what nobody states.
     `linkable`: an HDF5 file whose dataset /features has these rows in this order.
     """
 
@@ -48,8 +48,8 @@ class PlacedTiles:
     mpp: float | None
     mpp_source: MppSource
     mpp_detail: str
-    slide_size0_px: tuple[int, int]
-    bounds0_px: tuple[int, int, int, int]
+    slide_size0_px: tuple[int, int] | None
+    bounds0_px: tuple[int, int, int, int] | None
     level_downsamples: tuple[float, ...]
     read_level: int
     read_px: int
@@ -65,6 +65,22 @@ class PlacedTiles:
         if self.mpp is None:
             raise StoreError(f"slide {self.slide_id!r}: its features do not state µm per pixel; {_GIVE_MPP}")
         return self.mpp
+
+    @property
+    def known_slide_size0_px(self) -> tuple[int, int]:
+        """Width and height of the slide. Raises StoreError where nobody states them."""
+        if self.slide_size0_px is None:
+            raise StoreError(
+                f"slide {self.slide_id!r}: its features do not state how large the slide is; give --slides with the folder of the"
+                " slides"
+            )
+        return self.slide_size0_px
+
+    @property
+    def extent0_px(self) -> tuple[int, int]:
+        """The slide's width and height, or, where nobody states them, how far its tiles reach."""
+        right, bottom = (math.ceil(side) for side in self.xy0.max(axis=0, initial=0) + self.size0)
+        return self.slide_size0_px or (right, bottom)
 
     @property
     def known_size_px(self) -> int:
@@ -87,18 +103,19 @@ class PlacedTiles:
     def to_bag(self, *, source: Mapping[str, Json] | None = None) -> FeatureBag:
         """A bag of ours; `source` goes into its provenance. Raises StoreError where µm per pixel is not known.
 
-        Shares of tissue that are not known are NaN.
+        Shares of tissue that are not known are NaN, a slide of unknown size is as large as its tiles reach, and where its scan
+        begins is then not known either, which the provenance says: `bounds_known`.
         """
         mpp, size_px = self.known_mpp, self.known_size_px
         info = self.info or SlideInfo(
             slide_id=self.slide_id,
             path=Path(),
-            size0_px=self.slide_size0_px,
+            size0_px=self.extent0_px,
             mpp=mpp,
             mpp_source=self.mpp_source,
             mpp_detail=self.mpp_detail,
             level_downsamples=self.level_downsamples,
-            bounds0_px=self.bounds0_px,
+            bounds0_px=self.bounds0_px or (0, 0, *self.extent0_px),
             vendor="unknown",
             digest="",
         )
@@ -126,6 +143,8 @@ class PlacedTiles:
                 "mpp_detail": self.mpp_detail,
                 "tile_um": self.size0 * mpp,
                 "slide_was_read": self.info is not None,
+                "size_known": self.slide_size0_px is not None,
+                "bounds_known": self.bounds0_px is not None,
             },
             slide_digest=info.digest,
             version=wsimil.__version__,
@@ -136,7 +155,7 @@ class PlacedTiles:
     def of(cls, bag: FeatureBag, *, path: Path | None = None, encoder: str | None = None) -> PlacedTiles:
         """A bag of ours; `path` is its file where that is HDF5, `encoder` its name where the bag has none."""
         grid, slide, spec = bag.grid, bag.grid.slide, bag.grid.spec
-        name = bag.provenance.encoder.get("name")
+        name, about = bag.provenance.encoder.get("name"), bag.provenance.slide
         return cls(
             slide_id=bag.slide_id,
             features=bag.features,
@@ -147,8 +166,8 @@ class PlacedTiles:
             mpp=slide.mpp,
             mpp_source=slide.mpp_source,
             mpp_detail=slide.mpp_detail,
-            slide_size0_px=slide.size0_px,
-            bounds0_px=slide.bounds0_px,
+            slide_size0_px=slide.size0_px if about.get("size_known", True) else None,
+            bounds0_px=slide.bounds0_px if about.get("bounds_known", True) else None,
             level_downsamples=slide.level_downsamples,
             read_level=grid.read_level,
             read_px=grid.read_px,
@@ -182,8 +201,8 @@ def place(bag: PeerBag, known: KnownSlide | None = None) -> PlacedTiles:
             f"{header.path}: {copies} of {len(xy0)} tiles lie where another one lies, wanted each place once; extract this slide"
             " again"
         )
-    size, bounds = _extent(header, known, xy0, size0)
     info = known.info
+    size, bounds = _frame(header, info, xy0, size0)
     return PlacedTiles(
         slide_id=header.slide_id,
         features=bag.features[order],
@@ -258,20 +277,20 @@ def _side(header: PeerHeader, mpp: float | None) -> float:
     return header.tile.size_um / mpp
 
 
-def _extent(
-    header: PeerHeader, known: KnownSlide, xy0: NDArray[np.int64], size0: float
-) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
-    """Size and scanned bounds of the slide; where nobody states them, what the tiles cover."""
-    stated, info = header.slide.size0_px, known.info
+def _frame(
+    header: PeerHeader, info: SlideInfo | None, xy0: NDArray[np.int64], size0: float
+) -> tuple[tuple[int, int] | None, tuple[int, int, int, int] | None]:
+    """Size and scanned bounds of the slide, which all tiles lie on. Raises StoreError where they do not."""
+    stated = header.slide.size0_px
     if stated is not None and info is not None and stated != info.size0_px:
         raise StoreError(
             f"slide {header.slide_id!r}: its features are of a slide of {stated[0]} × {stated[1]} px, {info.path} has"
             f" {info.size0_px[0]} × {info.size0_px[1]}; give the slide that was extracted"
         )
     size = info.size0_px if info else stated
+    bounds = info.bounds0_px if info else header.slide.bounds0_px
     if size is None:
-        width, height = (math.ceil(side) for side in xy0.max(axis=0, initial=0) + size0)
-        return (width, height), (0, 0, width, height)
+        return None, bounds
     outside = np.any((xy0 >= np.array(size)) | (xy0 + size0 <= 0), axis=1)
     if outside.any():
         x, y = xy0[outside][0]
@@ -280,5 +299,4 @@ def _extent(
             f" the first at level-0 x={x}, y={y}; the slide or its µm per pixel is not the one that was extracted: correct"
             " --slides or --mpp"
         )
-    bounds = info.bounds0_px if info else header.slide.bounds0_px or (0, 0, *size)
     return size, bounds

@@ -77,11 +77,11 @@ def read(path: Path, slide_id: str, options: ReadOptions) -> PeerBag:
 
 
 def write(folder: Path, placed: PlacedTiles) -> list[Path]:
-    """Write features_<encoder> and patches below `folder`. Raises StoreError where mpp or encoder are not known, OutputError."""
+    """Write features_<encoder> and patches below `folder`. Raises StoreError for what is not known, OutputError."""
     mpp, encoder = placed.known_mpp, placed.known_encoder
     patches, features = paths(folder, placed.slide_id, encoder)
     names = {"name": placed.slide_id, "savetodir": ""}
-    width, height = placed.slide_size0_px
+    width, height = placed.known_slide_size0_px
     size_px, stride_px = placed.known_size_px, placed.stride_px or placed.known_size_px
     coords = h5.NewDataset(
         values=placed.xy0,
