@@ -128,11 +128,10 @@ def test_a_tool_to_another_needs_no_more_than_that_one_holds(peers, tmp_path: Pa
     assert not run(peers.trident("s"), tmp_path / "clam", to="clam").failures
     (failure,) = run(peers.trident("s"), tmp_path / "stamp", to="stamp").failures
     assert "do not state µm per pixel; give --mpp, or --slides" in failure.reason
-    (failure,) = run(peers.clam("s"), tmp_path / "t", to="trident", mpp=0.25, encoder="x", patches=peers.root / "clam/RESULTS").failures  # fmt: skip
+    known = {"mpp": 0.25, "patches": peers.root / "clam/RESULTS"}
+    (failure,) = run(peers.clam("s"), tmp_path / "t", to="trident", encoder="x", **known).failures
     assert "how large the slide is; give --slides" in failure.reason
-    (failure,) = run(
-        peers.clam("s"), tmp_path / "u", to="stamp", mpp=0.25, patches=peers.root / "clam/RESULTS"
-    ).failures
+    (failure,) = run(peers.clam("s"), tmp_path / "u", to="stamp", **known).failures
     assert "do not state their encoder; name it with --encoder" in failure.reason
 
 

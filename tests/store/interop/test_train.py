@@ -64,7 +64,8 @@ def test_training_needs_no_more_than_the_folder(layout: str, peers, tmp_path: Pa
 def test_a_converted_folder_gives_the_same_model_to_the_last_bit(method: str, peers, tmp_path: Path) -> None:
     features, table = cohort(peers, "trident", tmp_path)
     convert(features, tmp_path / "ours", options=ConvertOptions(mpp=0.25))
-    one, two = (learn(folder, table, tmp_path / f"run{index}", method) for index, folder in enumerate((features, tmp_path / "ours")))  # fmt: skip
+    one = learn(features, table, tmp_path / "run1", method)
+    two = learn(tmp_path / "ours", table, tmp_path / "run2", method)
     assert all(np.array_equal(one[name], two[name]) for name in two)
 
 
