@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from wsimil.slides import SLIDE_SUFFIXES
 from wsimil.stages.tensors import TorchTensors
 from wsimil.store import FeatureStore, open_store
 from wsimil.store.interop.detect import find
@@ -25,8 +26,11 @@ def open_features(
 
 
 def is_feature_folder(folder: Path) -> bool:
-    """Whether `open_features` would find something. Raises StoreError as it does."""
+    """Whether `open_features` is what a folder is for: it holds features, and no slides. Raises StoreError as that does."""
     if not folder.is_dir():
         return False
-    ours = any(entry.suffix in (".h5", ".zarr") and not entry.name.startswith(".") for entry in folder.iterdir())
-    return ours or find(folder) is not None
+    suffixes = {entry.suffix.lower() for entry in folder.iterdir() if not entry.name.startswith(".")}
+    if suffixes & {".h5", ".zarr"}:
+        return True
+    # Features may lie in folders below, and so may those that somebody left among slides.
+    return not suffixes & SLIDE_SUFFIXES and find(folder) is not None

@@ -397,3 +397,20 @@ def test_a_meta_file_that_is_broken_is_named(peers) -> None:
     (folder / "tiles" / "s.coordinates.meta.json").write_text(json.dumps({"slide": 1}))
     with pytest.raises(StoreError, match=r"s\.coordinates\.meta\.json: it is not a tiling of hs2p"):
         opened(folder).header("s")
+
+
+def test_features_left_among_slides_do_not_make_a_feature_folder(peers, make_slide, tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    make_slide(slides / "a.tiff")
+    peers.stamp("s").rename(slides / "old")
+    assert not is_feature_folder(slides)
+    assert is_feature_folder(slides / "old")
+
+
+def test_the_layout_can_be_named(peers, tmp_path: Path) -> None:
+    folder = peers.trident("s")
+    tiles = placed(folder, layout="trident")
+    assert opened(folder, layout="clam").layout == "clam"  # the plain form that both have
+    np.testing.assert_array_equal(opened(folder, layout="clam").read_features("s"), tiles.features)
+    with pytest.raises(StoreError, match="holds no file of slide2vec"):
+        open_features(folder, layout="slide2vec")
