@@ -1,12 +1,15 @@
 # make demo   install into .venv, generate slides, run the whole chain, say where to look
 # make test   install what the tests need, then lint, types, import contracts and all tests
+# make peers  install other tools (LazySlide's wsidata, slide2vec, torchmil), so that make test runs their code too
 # Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+PEERS ?= .venv-peers
+
+.PHONY: demo test lint peers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/wsimil demo -o demo
@@ -31,5 +34,16 @@ $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $@ $(VENV)/.installed
 
+# An environment of their own, for they want an older pandas; what it lacks comes from ours.
+$(PEERS)/.installed: $(VENV)/.installed-dev $(wildcard tests/store/interop/peers/*.txt)
+	$(PYTHON) -m venv $(PEERS)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth"
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/store/interop/peers/requirements.txt
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/store/interop/peers/packages.txt
+	@touch $@
+
+peers: $(PEERS)/.installed
+
 clean:
-	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -155,7 +155,9 @@ def extract(
 
 @app.command()
 def train(
-    features: Annotated[Path, typer.Argument(help="Folder that `wsimil extract` wrote.")],
+    features: Annotated[
+        Path, typer.Argument(help="Folder that `wsimil extract` wrote, or another tool: see `wsimil convert`.")
+    ],
     cohort: Annotated[
         Path,
         typer.Option(
@@ -255,6 +257,61 @@ def predict(
         with reporter(text.stderr(), quiet=quiet) as watch:
             summary = stage.predict(run, source, out, options=options, cohort_csv=cohort, reporter=watch)
         text.show_prediction(summary, out, as_json=as_json)
+        raise typer.Exit(1 if summary.failures else 0)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Feature folder of wsimil or of another tool.")],
+    out: Annotated[Path, typer.Argument(help="Output folder.")],
+    to: Annotated[str, typer.Option("--to", help="wsimil, clam, trident, stamp or spatialdata.")] = "wsimil",
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="wsimil, clam, trident, stamp, atlaspatch, slide2vec or spatialdata.",
+            show_default="what the files are",
+        ),
+    ] = None,
+    slides: Annotated[
+        Path | None,
+        typer.Option(
+            help="Slides, or a manifest (path, slide_id, mpp): their µm per pixel and size.", show_default=False
+        ),
+    ] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="µm per level-0 pixel of every slide; a manifest wins.", show_default=False)
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder",
+            "-e",
+            help="Which, where files hold several; its name, where they do not say.",
+            show_default=False,
+        ),
+    ] = None,
+    patches: Annotated[
+        Path | None, typer.Option(help="Folder that CLAM's create_patches_fp.py wrote.", show_default=False)
+    ] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn features of CLAM, TRIDENT, STAMP, AtlasPatch, slide2vec or LazySlide into those of wsimil or another of these.
+
+    `wsimil train` takes these folders as they are; convert them to have heatmaps, or to use other tools.
+    """
+    with _exits():
+        from wsimil.stages import convert as stage
+        from wsimil.stages import text
+        from wsimil.stages.progress import reporter
+
+        options = stage.ConvertOptions(
+            to=stage.target(to), source=layout, slides=slides, mpp=mpp, encoder=encoder, patches=patches
+        )
+        with reporter(text.stderr(), quiet=quiet) as watch:
+            summary = stage.convert(source, out, options=options, reporter=watch)
+        text.show_conversion(summary, out, as_json=as_json)
         raise typer.Exit(1 if summary.failures else 0)
 
 

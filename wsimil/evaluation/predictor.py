@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from wsimil.bags import FeatureBag
 from wsimil.evaluation.attribution import attribute
@@ -33,6 +34,24 @@ def predict(trained: TrainedModel, bags: Iterable[FeatureBag], *, max_instances:
         rows += len(bag)
     if waiting:
         yield from _predict(trained, waiting)
+
+
+@torch.no_grad()
+def class_probabilities(
+    trained: TrainedModel,
+    features: NDArray[np.float16] | NDArray[np.float32],
+    order_xy: NDArray[np.int64],
+    *,
+    slide_id: str,
+) -> NDArray[np.float64]:
+    """Probabilities [C] for one bag, of whose places `order_xy` [N, 2] no more than the order is known; the bits of `predict`.
+
+    The caller has checked that the features are of the model's kind.
+    """
+    device = next(trained.model.parameters()).device
+    packed = pack([features], xy0=[order_xy], slide_ids=[slide_id]).to(device)
+    logits = attribute(trained.model, packed, classes=trained.classes).output.logits.double().cpu()
+    return np.asarray(torch.softmax(logits, dim=1)[0].numpy(), dtype=np.float64)
 
 
 @torch.no_grad()

@@ -13,9 +13,11 @@ from wsimil.bags import FeatureBag
 from wsimil.cohort import Cohort
 from wsimil.evaluation.bootstrap import Estimate, estimates
 from wsimil.evaluation.prediction import Prediction
-from wsimil.evaluation.predictor import predict
+from wsimil.evaluation.predictor import class_probabilities, predict
 from wsimil.evaluation.table import Row, write_table
 from wsimil.mil.saved import TrainedModel
+from wsimil.store import FeatureStore
+from wsimil.store.base import InstanceStore
 
 NO_TILES = "no tissue tile"
 
@@ -29,12 +31,24 @@ class Answer:
     status: str = "ok"
 
 
-def answer(trained: TrainedModel, bag: FeatureBag) -> Answer:
-    """The answer for one bag; an empty one has none. Raises ModelError where the features do not fit the model."""
-    prediction = predict_one(trained, bag)
-    if prediction is None:
-        return Answer(slide_id=bag.slide_id, probabilities=None, status=NO_TILES)
-    return Answer(slide_id=bag.slide_id, probabilities=prediction.probabilities)
+def answer_from(trained: TrainedModel, store: FeatureStore, slide_id: str) -> Answer:
+    """The answer for one slide of a store; an empty one has none. Needs no more than features and the order of their places.
+
+    Raises ModelError where the features do not fit the model, StoreError.
+    """
+    if not isinstance(store, InstanceStore):
+        prediction = predict_one(trained, store.read(slide_id))
+        probabilities = None if prediction is None else prediction.probabilities
+    else:
+        found = store.read_instances(slide_id)
+        if len(found.features):
+            trained.check_features(store.header(slide_id).provenance, f"slide {slide_id!r}")
+            probabilities = class_probabilities(trained, found.features, found.order_xy, slide_id=slide_id)
+        else:
+            probabilities = None
+    return Answer(
+        slide_id=slide_id, probabilities=probabilities, status="ok" if probabilities is not None else NO_TILES
+    )
 
 
 def predict_one(trained: TrainedModel, bag: FeatureBag) -> Prediction | None:

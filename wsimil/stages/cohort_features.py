@@ -13,6 +13,7 @@ from pathlib import Path
 from wsimil.cohort import Cohort, Finding
 from wsimil.errors import StoreError
 from wsimil.store import FeatureStore, StoredHeader
+from wsimil.store.base import InstanceStore
 from wsimil.training.fit import Instances
 
 
@@ -24,6 +25,9 @@ class StoredBags:
 
     def load(self, slide_id: str) -> Instances:
         """The instances of one slide. Raises StoreError."""
+        if isinstance(self.store, InstanceStore):
+            found = self.store.read_instances(slide_id)
+            return Instances(features=found.features, xy0=found.order_xy)
         bag = self.store.read(slide_id)
         return Instances(features=bag.features, xy0=bag.grid.xy0)
 
@@ -43,7 +47,8 @@ def match(cohort: Cohort, store: FeatureStore, *, where: Path) -> MatchedFeature
     """
     ids = store.ids()
     headers = read_headers(store, sorted(set(ids) & set(cohort.slide_ids)))
-    _refuse_mixed_kinds(headers, where)
+    # Some tools leave the width open where there is no tile: such a file mixes nothing in.
+    _refuse_mixed_kinds({slide_id: header for slide_id, header in headers.items() if header.dim}, where)
     empty = [slide_id for slide_id, header in headers.items() if header.n == 0]
     matched = cohort.matched(ids, empty_ids=empty)
     doubtful = sorted(_failed_ids(where) & {slide.slide_id for slide in matched.slides})

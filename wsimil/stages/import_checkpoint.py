@@ -16,7 +16,7 @@ from wsimil.mil.checkpoints import base
 from wsimil.mil.checkpoints.file import read_state
 from wsimil.mil.saved import FACTS, save_model
 from wsimil.provenance import Json, Provenance
-from wsimil.store import open_store
+from wsimil.stages.features import open_features
 
 
 class ImportConfig(FrozenConfig):
@@ -109,7 +109,7 @@ def _classes(given: tuple[str, ...] | None, count: int) -> tuple[str, ...]:
 
 
 def _provenance(features: Path, in_dim: int) -> Provenance:
-    store = open_store(features, mode="r")
+    store = open_features(features)
     ids = store.ids()
     if not ids:
         raise ConfigError(f"--features {features}: no feature file there")

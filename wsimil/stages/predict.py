@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsimil.bags import FeatureBag
 from wsimil.cohort import Cohort, read_cohort
 from wsimil.config import parse_config
 from wsimil.errors import ConfigError, OutputError, StoreError, WsimilError
@@ -28,12 +29,14 @@ from wsimil.extraction.sources import list_sources
 from wsimil.files import check_writable, write_text
 from wsimil.mil.batch import pack
 from wsimil.mil.saved import FACTS, TrainedModel, load_model
-from wsimil.stages.answers import Answer, estimate_splits, predict_one, write_answers
+from wsimil.stages.answers import Answer, answer_from, estimate_splits, predict_one, write_answers
 from wsimil.stages.device import resolve_device
 from wsimil.stages.extract import extract
+from wsimil.stages.features import is_feature_folder, open_features
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.store import FeatureStore, open_store
+from wsimil.store.base import InstanceStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +106,12 @@ def predict(
         interrupt.check()
         reporter.item(slide_id, 0)
         try:
+            if not options.heatmaps and isinstance(store, InstanceStore):
+                answers.append(answer_from(trained, store, slide_id))
+                reporter.finish_item(f"{slide_id}: {answers[-1].status}, without scores of tiles")
+                continue
             bag = store.read(slide_id)
+            _refuse_unknown_bounds(bag, options)
             prediction = predict_one(trained, bag)
             if prediction is None:
                 answers.append(Answer(slide_id=slide_id, probabilities=None, status="no tissue tile"))
@@ -137,15 +145,21 @@ def _features(
     failures: dict[str, str],
 ) -> tuple[Path, FeatureStore, list[str]]:
     """The folder of the features, the store in it, and the slides to answer for."""
-    if _is_feature_folder(source):
+    if is_feature_folder(source):
         if options.mpp_override is not None:
             raise ConfigError("--mpp-override is for slides; these features were extracted with an mpp of their own")
-        store = open_store(source, mode="r")
+        store = open_features(source)
         return source, store, store.ids()
     if trained.features is None:
         raise ConfigError(
             "this model was imported without saying on which features it was trained, so slides cannot be prepared for it; give a"
             " feature folder, or import it again with --features"
+        )
+    layout = trained.features.encoder.get("stated_by")
+    if layout is not None:
+        raise ConfigError(
+            f"this model was trained on features that {layout} made, which wsimil does not make anew from slides; make them there"
+            " and give their folder"
         )
     wanted = config_from_provenance(trained.features)
     config = parse_config(
@@ -183,16 +197,18 @@ def _refuse_wrong_folder(trained: TrainedModel, store: FeatureStore, ids: Sequen
     """Look at the first file that can be read: a wrong folder is refused at once, each slide is checked again later."""
     for slide_id in ids:
         try:
-            provenance = store.header(slide_id).provenance
+            header = store.header(slide_id)
         except StoreError:
             continue
-        trained.check_features(provenance, f"slide {slide_id!r}")
+        if not header.dim:
+            continue  # a tool left the width open where there is no tile
+        trained.check_features(header.provenance, f"slide {slide_id!r}")
         return
 
 
 def _refuse_foreign_folder(source: Path, out: Path) -> None:
     """What stands in `out` under the names of results is removed: it must not be a run's or an extraction's."""
-    if (out / FACTS).exists() or _is_feature_folder(out):
+    if (out / FACTS).exists() or is_feature_folder(out):
         kind = "a trained model" if (out / FACTS).exists() else "features"
         raise ConfigError(
             f"{out} holds {kind}; predictions replace files of the same names, so give them a folder of their own"
@@ -210,12 +226,6 @@ def _remove_earlier_results(out: Path) -> None:
             path.unlink()
 
 
-def _is_feature_folder(source: Path) -> bool:
-    if not source.is_dir():
-        return False
-    return any(entry.suffix in (".h5", ".zarr") and not entry.name.startswith(".") for entry in source.iterdir())
-
-
 def _export(prediction: Prediction, features: Path, out: Path, options: PredictOptions) -> None:
     slide_id = prediction.slide_id
     write_scores(out / "scores" / f"{slide_id}.parquet", prediction)
@@ -226,6 +236,16 @@ def _export(prediction: Prediction, features: Path, out: Path, options: PredictO
     write_geojson(out / "qupath" / f"{slide_id}.geojson", table, origin=options.origin)
     thumbnail = _thumbnail(features / "thumbnails" / f"{slide_id}.jpg")
     write_png(out / "overlays" / f"{slide_id}.png", table, raw_heatmap(table, name), thumbnail=thumbnail)
+
+
+def _refuse_unknown_bounds(bag: FeatureBag, options: PredictOptions) -> None:
+    """Raise StoreError where QuPath would draw tiles at another place than where they lie, and nobody could tell."""
+    if options.heatmaps and options.origin == "bounds" and bag.provenance.slide.get("bounds_known", True) is False:
+        raise StoreError(
+            f"slide {bag.slide_id!r}: where its scan begins is not known, because its features were made by another tool and"
+            " converted without the slide, and QuPath counts from there; convert them with --slides, or say --origin level0, or"
+            " --no-heatmaps"
+        )
 
 
 def _thumbnail(path: Path) -> NDArray[np.uint8] | None:

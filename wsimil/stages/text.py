@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wsimil.cohort import Cohort
     from wsimil.encoders import EncoderCard
     from wsimil.evaluation.bootstrap import Estimate
+    from wsimil.stages.convert import ConvertSummary
     from wsimil.stages.demo import DemoResult
     from wsimil.stages.doctor import Check
     from wsimil.stages.extract import ExtractSummary
@@ -220,6 +221,35 @@ def show_import(summary: ImportSummary, out: Path, *, as_json: bool) -> None:
         say(
             "note: on which features it was trained is not known; say it with --features, so that predictions can check"
         )
+
+
+def show_conversion(summary: ConvertSummary, out: Path, *, as_json: bool) -> None:
+    """How a conversion went."""
+    done, skipped, failed = summary.count("done"), summary.count("skipped"), summary.count("failed")
+    tiles = sum(slide.tiles for slide in summary.slides)
+    if as_json:
+        say_json(
+            {
+                "from": summary.layout,
+                "to": summary.to,
+                "done": done,
+                "skipped": skipped,
+                "failed": failed,
+                "tiles": tiles,
+                "seconds": round(summary.seconds, 2),
+                "failures": {failure.slide_id: failure.reason for failure in summary.failures},
+                "notes": list(summary.notes),
+            }
+        )
+        return
+    say(
+        f"{summary.layout} to {summary.to}: {done} slides done, {skipped} complete already, {failed} failed -> {out}",
+        f"{tiles} tiles in {summary.seconds:.1f} s",
+        *(f"note: {note}" for note in summary.notes),
+    )
+    if summary.failures:
+        table(["failed slide", "reason"], [(f.slide_id, f.reason) for f in summary.failures])
+        say(f"The list is also in {out}/failures.csv; mend and run the same command again.")
 
 
 def show_demo(result: DemoResult, out: Path) -> None:

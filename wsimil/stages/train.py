@@ -17,12 +17,13 @@ from wsimil.evaluation.bootstrap import Estimate
 from wsimil.files import check_writable, write_text
 from wsimil.mil import registry
 from wsimil.mil.saved import FACTS, load_model
-from wsimil.stages.answers import answer, estimate_splits, write_answers
+from wsimil.stages.answers import answer_from, estimate_splits, write_answers
 from wsimil.stages.cohort_features import MatchedFeatures, StoredBags, match
 from wsimil.stages.device import resolve_device
+from wsimil.stages.features import open_features
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
-from wsimil.store import FeatureStore, open_store
+from wsimil.store import FeatureStore
 from wsimil.training import EpochRecord, FitConfig, FitResult, fit
 
 _OURS = (
@@ -122,7 +123,7 @@ def train(
     write_text(out / "cohort.txt", "\n".join([*cohort_lines(cohort), ""]))
     trained = load_model(out, device=device)
     held_out = [slide for slide in cohort.slides if slide.split in ("val", "test")]
-    answers = [answer(trained, store.read(slide.slide_id)) for slide in held_out]
+    answers = [answer_from(trained, store, slide.slide_id) for slide in held_out]
     metrics = estimate_splits(answers, cohort)
     write_answers(out, answers, cohort=cohort, classes=trained.classes)
     write_text(
@@ -159,7 +160,7 @@ def _method(config: TrainConfig) -> tuple[str, dict[str, JsonValue]]:
 
 def _matched(config: TrainConfig, features: Path, cohort_csv: Path) -> tuple[MatchedFeatures, FeatureStore]:
     cohort = read_cohort(cohort_csv)
-    store = open_store(features, mode="r")
+    store = open_features(features)
     matched = match(cohort, store, where=features)
     split = config.split
     with_splits = matched.cohort.with_splits(

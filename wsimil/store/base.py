@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,24 @@ class FeatureStore(Protocol):
 
         Raises StoreError where the place belongs to another slide or program, OutputError where the disk refuses.
         """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderedFeatures:
+    """What a method learns from: `features` [N, D] in raster order, and `order_xy` int64 [N, 2], whole numbers that order
+    columns and rows as the tiles lie. They are no px and no µm: a file of another tool may not tell.
+    """
+
+    features: NDArray[np.float16] | NDArray[np.float32]
+    order_xy: NDArray[np.int64]
+
+
+@runtime_checkable
+class InstanceStore(Protocol):
+    """A feature store that gives features also where tiles cannot be placed in physical space."""
+
+    def read_instances(self, slide_id: str) -> OrderedFeatures:
+        """Features and the order of their places. Raises StoreError."""
 
 
 def slide_path(folder: Path, slide_id: str, suffix: str) -> Path:

@@ -33,14 +33,21 @@ class Hdf5Store(FolderStore):
             raise unreadable(path, error) from error
 
     def _write(self, path: Path, content: Content) -> None:
-        with atomic_path(path) as temporary, temporary.open("r+b", buffering=0) as raw:
-            sink = _Sink(raw)
-            with h5py.File(sink, "w", libver=_LIBVER) as file:
-                for name, array in content.arrays.items():
-                    file.create_dataset(name, data=array).attrs.update(content.array_attributes[name])
-                file.attrs.update({name: _protected(name, value) for name, value in content.attributes.items()})
-            if sink.error is not None:
-                raise sink.error
+        with created(path) as file:
+            for name, array in content.arrays.items():
+                file.create_dataset(name, data=array).attrs.update(content.array_attributes[name])
+            file.attrs.update({name: _protected(name, value) for name, value in content.attributes.items()})
+
+
+@contextmanager
+def created(path: Path) -> Iterator[h5py.File]:
+    """A new file, which takes its place at `path` at once when the block ends well. Raises OutputError."""
+    with atomic_path(path) as temporary, temporary.open("r+b", buffering=0) as raw:
+        sink = _Sink(raw)
+        with h5py.File(sink, "w", libver=_LIBVER) as file:
+            yield file
+        if sink.error is not None:
+            raise sink.error
 
 
 def _protected(name: str, value: Attribute) -> Attribute | np.bytes_:

@@ -45,7 +45,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instances:
-    """The instances of one bag: `features` [n, D] and where each lies, `xy0` int64 [n, 2], level-0 px."""
+    """The instances of one bag: `features` [n, D] and where each lies, `xy0` int64 [n, 2], level-0 px.
+
+    Methods look at the order of places alone, so where a source cannot tell px, numbers that order likewise do as well.
+    """
 
     features: NDArray[np.float16] | NDArray[np.float32]
     xy0: NDArray[np.int64]
