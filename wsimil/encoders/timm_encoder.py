@@ -17,6 +17,7 @@ from wsimil.encoders.base import EncoderCard, Precision
 from wsimil.encoders.conv_stem import ConvStem
 from wsimil.encoders.fold import fold_batchnorm
 from wsimil.encoders.hub import published_weights
+from wsimil.encoders.normalize import Normalize
 from wsimil.encoders.weights import sha256_of, shapes_of, state_for
 from wsimil.errors import EncoderError
 from wsimil.provenance import Json
@@ -74,10 +75,7 @@ class TimmEncoder:
         self.model = model.eval().requires_grad_(False).to(self.device)
         self.model.to(memory_format=torch.channels_last)
         self._run: Callable[[torch.Tensor], torch.Tensor] = torch.compile(self.model) if compiled else self.model
-        scale = 1 / (255 * torch.tensor(card.std, dtype=torch.float64))
-        shift = -torch.tensor(card.mean, dtype=torch.float64) * 255 * scale
-        self._scale = scale.float().view(1, 3, 1, 1).to(self.device)
-        self._shift = shift.float().view(1, 3, 1, 1).to(self.device)
+        self._normalize = Normalize(card.mean, card.std, self.device)
 
     @classmethod
     def build(
@@ -135,8 +133,7 @@ class TimmEncoder:
             torch.inference_mode(),
             torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32),
         ):
-            pixels = tiles.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-            return self._run(torch.addcmul(self._shift, pixels.float(), self._scale))
+            return self._run(self._normalize(tiles))
 
     def _check(self, tiles: torch.Tensor) -> None:
         good = tiles.dtype == torch.uint8 and tiles.ndim == 4 and tiles.shape[3] == 3
