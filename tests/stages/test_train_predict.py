@@ -329,6 +329,37 @@ def test_features_of_slides_that_failed_lately_are_a_counted_line(place: Path, t
     assert "1 slides failed in the last extraction, and are used with the features of an earlier one: 's1'" in lines
 
 
+@pytest.mark.parametrize(
+    ("line", "refusal"),
+    [
+        ("s0-copy,p0,small,train", None),
+        (
+            "s0-copy,p50,small,test",
+            r"slides 's0' \(patient 'p0', 'small'\) and 's0-copy' \(patient 'p50', 'small'\) are one",
+        ),
+        ("s0-copy,p0,big,train", "or bear two labels"),
+    ],
+)
+def test_one_image_under_two_names_is_a_counted_line_or_a_refusal(
+    place: Path, tmp_path: Path, make_slide: Make, line: str, refusal: str | None
+) -> None:
+    shutil.copytree(place / "features", tmp_path / "features")
+    make_slide(tmp_path / "slides/s0-copy.tiff", seed=0, size_px=(768, 768))
+    assert (tmp_path / "slides/s0-copy.tiff").read_bytes() == (place / "slides/s0.tiff").read_bytes()
+    extract(
+        load_config(ExtractConfig, given={"device": "cpu"}), list_sources(tmp_path / "slides"), tmp_path / "features"
+    )
+    cohort = tmp_path / "cohort.csv"
+    cohort.write_text((place / "cohort.csv").read_text() + line + "\n", encoding="utf-8")
+    config = load_config(TrainConfig, given={"device": "cpu", "fit.epochs": 1})
+    if refusal is None:
+        found = plan(config, tmp_path / "features", cohort).cohort.findings
+        assert "2 slides have one content: 's0', 's0-copy'" in [str(finding) for finding in found]
+    else:
+        with pytest.raises(CohortError, match=refusal):
+            plan(config, tmp_path / "features", cohort)
+
+
 def test_a_score_that_the_method_does_not_give_is_refused_at_once(place: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"score 'lrp' .* it gives attention, contribution:big, contribution:small"):
         run_predict(place, tmp_path, score="lrp")

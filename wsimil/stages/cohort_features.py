@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wsimil.cohort import Cohort, Finding
-from wsimil.errors import StoreError
+from wsimil.cohort import Cohort, CohortSlide, Finding
+from wsimil.errors import CohortError, StoreError
 from wsimil.store import FeatureStore, StoredHeader
 from wsimil.store.base import InstanceStore
 from wsimil.training.fit import Instances
@@ -43,7 +43,8 @@ class MatchedFeatures:
 def match(cohort: Cohort, store: FeatureStore, *, where: Path) -> MatchedFeatures:
     """Keep the slides of `cohort` that have a tile in `store`; what is left out becomes a finding of the cohort.
 
-    Raises CohortError where nothing fits, StoreError where features are broken or of more than one kind.
+    Raises CohortError where nothing fits, and where slides of one content belong to several patients or classes; StoreError
+    where features are broken or of more than one kind.
     """
     ids = store.ids()
     headers = read_headers(store, sorted(set(ids) & set(cohort.slide_ids)))
@@ -56,7 +57,27 @@ def match(cohort: Cohort, store: FeatureStore, *, where: Path) -> MatchedFeature
         what = "slides failed in the last extraction, and are used with the features of an earlier one"
         finding = Finding(what=what, slide_ids=tuple(doubtful))
         matched = replace(matched, findings=(*matched.findings, finding))
+    matched = _with_duplicates(matched, headers)
     return MatchedFeatures(cohort=matched, header=headers[matched.slides[0].slide_id])
+
+
+def _with_duplicates(cohort: Cohort, headers: Mapping[str, StoredHeader]) -> Cohort:
+    """The cohort with a finding for each group of slides that have one content."""
+    same: dict[str, list[CohortSlide]] = {}
+    for slide in cohort.slides:
+        if digest := headers[slide.slide_id].provenance.slide_digest:
+            same.setdefault(digest, []).append(slide)
+    groups = [group for group in same.values() if len(group) > 1]
+    for first, *others in groups:
+        for other in others:
+            if (first.patient_id, first.label) != (other.patient_id, other.label):
+                raise CohortError(
+                    f"slides {first.slide_id!r} (patient {first.patient_id!r}, {first.label!r}) and {other.slide_id!r} (patient"
+                    f" {other.patient_id!r}, {other.label!r}) are one and the same image: it would be learned from and tested"
+                    " on, or bear two labels; drop one of them from the cohort file, or give both one patient_id and label"
+                )
+    found = [Finding(what="slides have one content", slide_ids=tuple(s.slide_id for s in group)) for group in groups]
+    return replace(cohort, findings=(*cohort.findings, *found))
 
 
 def _failed_ids(folder: Path) -> set[str]:
