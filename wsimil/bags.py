@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +15,23 @@ from wsimil.provenance import Provenance
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureBag:
-    """One slide as a bag: row i of `features` [N, D], float16 or float32 and finite, belongs to `grid.xy0[i]`; N >= 0."""
+    """One slide as a bag: row i of `features` [N, D], float16 or float32 and finite, belongs to `grid.xy0[i]`; N >= 0.
+
+    `quality` is what was measured on the tiles, float32 [N] each by its name (see `wsimil.quality.measure`); empty where
+    nothing was.
+    """
 
     grid: TileGrid
     features: NDArray[np.float16] | NDArray[np.float32]
     provenance: Provenance
+    quality: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         features = self.features
+        for name, values in self.quality.items():
+            if values.dtype != np.float32 or values.shape != (len(features),):
+                raise ValueError(f"quality {name!r} is float32 [{len(features)}], got {values.dtype} {values.shape}")
+            values.setflags(write=False)
         if features.ndim != 2 or features.dtype not in (np.float16, np.float32) or features.shape[1] < 1:
             raise ValueError(f"features are float16 or float32 [N, D], got {features.dtype} {features.shape}")
         if len(features) != len(self.grid):

@@ -56,11 +56,14 @@ def test_an_impossible_mpp_is_a_config_error() -> None:
     "asked", [{}, {"tile_um": 100.0, "overlap": 0.3}, {"size_px": 50, "mpp": 4.0, "min_tissue": 0.6}, {"overlap": 0.95}]
 )
 def test_an_extraction_can_be_repeated_from_its_provenance(asked: dict[str, float]) -> None:
-    config = ExtractConfig.model_validate({"tile": asked, "tissue": {"min_tissue_um2": 12_345.0}})
+    quality = {"max_pen": 0.1, "min_sharpness": 40.0}
+    config = ExtractConfig.model_validate(
+        {"tile": asked, "tissue": {"min_tissue_um2": 12_345.0}, "quality": quality, "half_scale_jpeg": True}
+    )
     spec = config.tile.spec(input_px=224, trained_mpp=())
     provenance = Provenance(
         encoder={"name": "some"},
-        tiling=tiling_recipe(spec),
+        tiling=tiling_recipe(spec, config),
         pixels={"tissue": config.tissue.model_dump(mode="json"), "dtype": "float32"},
         slide={},
         slide_digest="x",
@@ -70,4 +73,16 @@ def test_an_extraction_can_be_repeated_from_its_provenance(asked: dict[str, floa
     assert again.encoder == "some"
     assert again.tissue == config.tissue
     assert again.dtype == "float32"
+    assert again.quality == config.quality
+    assert again.half_scale_jpeg
     assert again.tile.spec(input_px=999, trained_mpp=(9.0,)) == spec
+
+
+def test_limits_that_are_not_set_stay_out_of_the_recipe() -> None:
+    spec = TileConfig().spec(input_px=224, trained_mpp=())
+    plain, limited = ExtractConfig(), ExtractConfig.model_validate({"quality": {"max_dark": 0.2}})
+    assert "quality" not in tiling_recipe(spec, plain)
+    assert tiling_recipe(spec, plain) == tiling_recipe(
+        spec, ExtractConfig.model_validate({"quality": {"measure": False}})
+    )
+    assert tiling_recipe(spec, limited)["quality"] == {"max_dark": 0.2}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -15,14 +16,33 @@ from wsimil.geometry import TileGrid
 from wsimil.slides import Slide
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What is known of n tiles once they are read: numbers by name, float32 [n], and by limit which are beyond it, bool [n]."""
+
+    values: Mapping[str, NDArray[np.float32]]
+    beyond: Mapping[str, NDArray[np.bool_]]
+
+
+Judge: TypeAlias = Callable[[NDArray[np.uint8]], Judged]
+"""Looks at tiles, uint8 [n, r, r, 3], as they are read."""
+
+
 @dataclass(eq=False, kw_only=True)
 class SlideJob:
-    """One slide under way: its tiles, and the features [N, D] that they become; row i belongs to `grid.xy0[i]`."""
+    """One slide under way: its tiles, and the features [N, D] that they become; row i belongs to `grid.xy0[i]`.
+
+    `values` and `beyond` hold what `judge` said, [N] each; rows that are beyond a limit are not encoded.
+    """
 
     key: int
     slide: Slide
     grid: TileGrid
     features: NDArray[np.float16] | NDArray[np.float32]
+    judge: Judge | None = None
+    values: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    beyond: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    begun: bool = False
     seconds: StageSeconds = field(default_factory=StageSeconds)
     error: Exception | None = None
     ended: bool = False
@@ -36,15 +56,32 @@ class SlideJob:
         """Id of the slide."""
         return self.grid.slide.slide_id
 
+    def keep(self, rows: NDArray[np.int64], tiles: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Which of these rows are to be encoded; remembers what was said of them. From any thread, each row once."""
+        kept = np.ones(len(rows), dtype=np.bool_)
+        if self.judge is None:
+            return kept
+        judged = self.judge(tiles)
+        for name, values in judged.values.items():
+            self.values.setdefault(name, np.zeros(len(self.grid), dtype=np.float32))[rows] = values
+        for name, beyond in judged.beyond.items():
+            self.beyond.setdefault(name, np.zeros(len(self.grid), dtype=np.bool_))[rows] = beyond
+            kept &= ~beyond
+        return kept
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Part:
-    """Rows of one slide's grid and their tiles, uint8 [n, r, r, 3]; `memory` is handed back once they are encoded."""
+    """Rows of one slide's grid and their tiles, uint8 [n, r, r, 3]; `memory` is handed back once they are encoded.
+
+    `dropped` rows were read with them and are not among them.
+    """
 
     job: SlideJob
     rows: NDArray[np.int64]
     tiles: torch.Tensor
     memory: Memory
+    dropped: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -11,6 +11,7 @@ from wsimil.config import FrozenConfig
 from wsimil.errors import ConfigError
 from wsimil.geometry import TileSpec, round_half_up
 from wsimil.provenance import Json, Provenance
+from wsimil.quality import QualityConfig
 from wsimil.slides import Reader
 from wsimil.tissue import TissueConfig
 
@@ -75,6 +76,7 @@ class ExtractConfig(FrozenConfig):
     bounds; null takes what a file of ours says, and "bounds" for others.
     `slide_reader`: who reads the pixels, "auto" or a name; see `wsimil.slides.Reader`. `half_scale_jpeg`: decode JPEG tiles at
     half scale where that is enough, quicker and with another filter; it makes features of another kind.
+    `quality`: limits of blur, pen, dark and empty tiles.
     `thumbnail_px`: longest side of the picture that overlays are drawn on.
     """
 
@@ -82,6 +84,7 @@ class ExtractConfig(FrozenConfig):
     encoder_weights: Path | None = None
     tile: TileConfig = TileConfig()
     tissue: TissueConfig = TissueConfig()
+    quality: QualityConfig = QualityConfig()
     masks: Path | None = None
     mask_origin: Literal["level0", "bounds"] | None = None
     mpp_override: float | None = Field(None, gt=0)
@@ -97,14 +100,16 @@ class ExtractConfig(FrozenConfig):
     thumbnail_px: int = Field(1600, ge=64, le=8192)
 
 
-def tiling_recipe(spec: TileSpec, *, half_scale_jpeg: bool = False) -> dict[str, Json]:
-    """What a provenance says of a tiling."""
+def tiling_recipe(spec: TileSpec, config: ExtractConfig) -> dict[str, Json]:
+    """What a provenance says of a tiling: all that decides which tiles there are, and of which pixels."""
+    limits = config.quality.limits
     return {
         "size_px": spec.size_px,
         "mpp": spec.mpp,
         "stride_px": spec.stride_px,
         "min_tissue": spec.min_tissue,
-        "resampling": HALF_SCALE + RESAMPLING if half_scale_jpeg else RESAMPLING,
+        "resampling": HALF_SCALE + RESAMPLING if config.half_scale_jpeg else RESAMPLING,
+        **({"quality": limits} if limits else {}),
     }
 
 
@@ -123,6 +128,7 @@ def config_from_provenance(provenance: Provenance) -> ExtractConfig:
             },
             "tissue": provenance.pixels["tissue"],
             "dtype": provenance.pixels["dtype"],
+            "quality": tiling.get("quality", {}),
             "half_scale_jpeg": str(tiling["resampling"]).startswith(HALF_SCALE),
         }
     )

@@ -13,18 +13,19 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from wsimil.encoders import Encoder
 from wsimil.errors import WsimilError
-from wsimil.extraction.batches import Batch, Memory, Part, SlideJob, TileMemory
+from wsimil.extraction.batches import Batch, Judge, Memory, Part, SlideJob, TileMemory
 from wsimil.extraction.embedding import Embedder, Features, Launched
 from wsimil.extraction.timing import StageSeconds, Trace
 from wsimil.geometry import TileGrid
@@ -39,11 +40,15 @@ _UNWRITTEN_SLIDES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """A slide and its tiles; without them where there is nothing to encode. `key` is answered with it."""
+    """A slide and its tiles; without them where there is nothing to encode. `key` is answered with it.
+
+    `judge` looks at the tiles as they are read; what it finds beyond a limit is not encoded.
+    """
 
     key: int
     slide: Slide | None = None
     grid: TileGrid | None = None
+    judge: Judge | None = None
     prepare_s: float = 0.0
 
 
@@ -57,7 +62,7 @@ class Begun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advanced:
-    """That many tiles more were encoded."""
+    """That many tiles more are through: encoded, or dropped."""
 
     tiles: int
 
@@ -71,12 +76,17 @@ class Told:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """A slide is through: its features [N, D], or the error that ended it, or neither where there was nothing to encode."""
+    """A slide is through: its features [N, D], or the error that ended it, or neither where there was nothing to encode.
+
+    `values` and `beyond` are what a judge said of the N tiles; features of a tile beyond a limit mean nothing.
+    """
 
     key: int
     features: Features | None
     error: Exception | None
     seconds: StageSeconds
+    values: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    beyond: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
 
 Event: TypeAlias = Begun | Advanced | Told | Ended
@@ -218,7 +228,9 @@ class _Run:
                 )
                 continue
             features = np.empty((len(ready.grid), self._dim), dtype=self._dtype)
-            job = SlideJob(key=ready.key, slide=ready.slide, grid=ready.grid, features=features)
+            job = SlideJob(
+                key=ready.key, slide=ready.slide, grid=ready.grid, features=features, judge=ready.judge
+            )  # fmt: skip
             job.seconds.prepare = ready.prepare_s
             if not len(job.grid):
                 self._tell(Begun(key=job.key, tiles=0))
@@ -240,8 +252,12 @@ class _Run:
             with self._span("read", slide=job.slide_id, tiles=len(rows)):
                 tiles = memory.tiles(len(rows), job.grid.read_px)
                 job.slide.read_tiles(job.grid, rows, out=tiles.numpy())
+                kept = job.keep(rows, tiles.numpy())
             job.seconds.read += time.perf_counter() - begin
-            return Part(job=job, rows=rows, tiles=tiles, memory=memory)
+            if kept.all():
+                return Part(job=job, rows=rows, tiles=tiles, memory=memory)
+            dropped = int(len(rows) - kept.sum())
+            return Part(job=job, rows=rows[kept], tiles=tiles[torch.from_numpy(kept)], memory=memory, dropped=dropped)
         except BaseException:
             self._memory.give_back(memory)
             raise
@@ -294,9 +310,12 @@ class _Run:
             except Exception as error:  # noqa: BLE001 - it is this slide's, and ends it alone
                 self._end(job, error)
                 continue
-            if part.rows[0] == 0:
+            if not job.begun:
+                job.begun = True
                 self._tell(Begun(key=job.key, tiles=len(job.grid)))
-            if job.error is None:
+            if part.dropped:
+                self._through(job, part.dropped)
+            if len(part) and job.error is None:
                 self._parts.append(part)
             else:
                 self._memory.give_back(part.memory)
@@ -315,11 +334,16 @@ class _Run:
             return
         for part in launched.batch.parts:
             self._memory.give_back(part.memory)
-            with self._ending:
-                part.job.left -= len(part)
-            if part.job.error is not None or not part.job.left:
-                self._end(part.job)
-        self._tell(Advanced(tiles=len(launched.batch)))
+            self._through(part.job, len(part))
+
+    def _through(self, job: SlideJob, count: int) -> None:
+        """So many tiles of a slide were encoded, or dropped."""
+        with self._ending:
+            job.left -= count
+            last = not job.left
+        self._tell(Advanced(tiles=count))
+        if last or job.error is not None:
+            self._end(job)
 
     def _end(self, job: SlideJob, error: Exception | None = None) -> None:
         """Answer a slide, once."""
@@ -328,7 +352,11 @@ class _Run:
             ended, job.ended = job.ended, True
         if not ended:
             features = job.features if job.error is None else None
-            self._tell(Ended(key=job.key, features=features, error=job.error, seconds=job.seconds))
+            self._tell(
+                Ended(
+                    key=job.key, features=features, error=job.error, seconds=job.seconds, values=job.values, beyond=job.beyond
+                )
+            )  # fmt: skip
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, Ended):

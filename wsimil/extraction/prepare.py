@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 import wsimil
 from wsimil.encoders import Encoder
 from wsimil.errors import SlideError
 from wsimil.extraction.config import ExtractConfig, tiling_recipe
+from wsimil.extraction.quality_picture import draw_tiles
 from wsimil.extraction.sources import SlideSource
 from wsimil.files import write_bytes, write_text
 from wsimil.geometry import TileGrid, TileSpec, TissueMask
@@ -71,15 +74,26 @@ def prepare(
         raise
 
 
-def write_pictures(prepared: PreparedSlide, folder: Path, *, thumbnail_px: int) -> None:
-    """Write tissue/<slide_id>.geojson and .png, and thumbnails/<slide_id>.jpg, which shows the whole level-0 frame."""
+def write_pictures(
+    prepared: PreparedSlide, folder: Path, *, thumbnail_px: int, beyond: Mapping[str, NDArray[np.bool_]]
+) -> None:
+    """Write tissue/<slide_id>.geojson and .png, thumbnails/<slide_id>.jpg and quality/<slide_id>.jpg.
+
+    The thumbnail shows the whole level-0 frame; on the last, its tiles are drawn, those that are `beyond` a limit as dropped.
+    """
     slide_id = prepared.slide.info.slide_id
     tissue = to_geojson(prepared.tissue, prepared.slide.info)
     write_text(folder / "tissue" / f"{slide_id}.geojson", json.dumps(tissue, separators=(",", ":")))
     write_bytes(folder / "tissue" / f"{slide_id}.png", to_png(prepared.tissue))
-    jpeg = io.BytesIO()
-    Image.fromarray(prepared.slide.thumbnail(thumbnail_px)).save(jpeg, format="JPEG", quality=85)
-    write_bytes(folder / "thumbnails" / f"{slide_id}.jpg", jpeg.getvalue())
+    thumbnail = prepared.slide.thumbnail(thumbnail_px)
+    write_bytes(folder / "thumbnails" / f"{slide_id}.jpg", _jpeg(thumbnail))
+    write_bytes(folder / "quality" / f"{slide_id}.jpg", _jpeg(draw_tiles(thumbnail, prepared.grid, beyond)))
+
+
+def _jpeg(image: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="JPEG", quality=85)
+    return file.getvalue()
 
 
 def _mask_file(source: SlideSource, config: ExtractConfig) -> Path | None:
@@ -108,7 +122,7 @@ def _recipe(
         about |= {"mask_sha256": digest, "mask_origin": config.mask_origin}
     return Provenance(
         encoder=encoder.provenance,
-        tiling=tiling_recipe(spec, half_scale_jpeg=config.half_scale_jpeg),
+        tiling=tiling_recipe(spec, config),
         pixels={
             "reader": slide.reader,
             "tissue": config.tissue.model_dump(mode="json"),

@@ -84,7 +84,7 @@ def extract(
     started = time.perf_counter()
     check_writable(out)
     store = open_store(out, mode="w", backend=config.store)
-    for folder in (out, out / "tissue", out / "thumbnails"):
+    for folder in (out, out / "tissue", out / "thumbnails", out / "quality"):
         if folder.is_dir():
             remove_stale(folder)
     encoders, spec = encoders_and_spec(config)
@@ -166,9 +166,7 @@ def encoders_and_spec(config: ExtractConfig) -> tuple[list[Encoder], TileSpec]:
 
 
 def _refuse_another_kind(wanted: Provenance, encoder: Encoder, spec: TileSpec, config: ExtractConfig) -> None:
-    made = replace(
-        wanted, encoder=encoder.provenance, tiling=tiling_recipe(spec, half_scale_jpeg=config.half_scale_jpeg)
-    )
+    made = replace(wanted, encoder=encoder.provenance, tiling=tiling_recipe(spec, config))
     differences = wanted.kind_differences(made)
     if differences:
         raise ModelError(
@@ -215,6 +213,8 @@ def _log(path: Path) -> Iterator[Callable[[SlideOutcome], None]]:
                 "status": outcome.status,
                 "tiles": outcome.tiles,
                 "digest": outcome.digest,
+                "dropped": dict(outcome.dropped),
+                "quality": dict(outcome.quality),
                 "stages": outcome.stages.rounded(),
                 "step": outcome.step,
                 "reason": outcome.reason,

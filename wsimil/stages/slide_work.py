@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from wsimil.bags import FeatureBag
 from wsimil.encoders import Encoder
 from wsimil.errors import OutputError, SlideError, StoreError, WsimilError
 from wsimil.extraction.ahead import ahead
+from wsimil.extraction.batches import Judge, Judged
 from wsimil.extraction.config import ExtractConfig
 from wsimil.extraction.embedding import Features
 from wsimil.extraction.engine import Ended, Ready
 from wsimil.extraction.prepare import CompleteSlide, PreparedSlide, prepare, write_pictures
 from wsimil.extraction.sources import SlideSource
 from wsimil.extraction.timing import StageSeconds, Trace
-from wsimil.geometry import TileSpec
+from wsimil.geometry import TileGrid, TileSpec
 from wsimil.provenance import Provenance
+from wsimil.quality.measure import measure, refusals
 from wsimil.store import FeatureStore
 from wsimil.store.base import slide_path
 
@@ -33,7 +38,11 @@ Made: TypeAlias = "tuple[PreparedSlide | CompleteSlide, float]"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideOutcome:
-    """How one slide went; `step` names where a failure happened, `digest` is of the slide's content."""
+    """How one slide went.
+
+    `tiles` were encoded, `dropped` is how many were beyond each limit of quality (a tile may be beyond several), `quality` the
+    median of what was measured. `step` names where a failure happened, `digest` is of the slide's content.
+    """
 
     slide_id: str
     path: Path
@@ -43,6 +52,8 @@ class SlideOutcome:
     reason: str = ""
     trace: str = ""
     digest: str = ""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    quality: Mapping[str, float] = field(default_factory=dict)
     stages: StageSeconds = field(default_factory=StageSeconds)
 
     def __str__(self) -> str:
@@ -50,7 +61,8 @@ class SlideOutcome:
             return f"{self.slide_id}: FAILED: {self.reason}"
         if self.status == "skipped":
             return f"{self.slide_id}: complete already"
-        return f"{self.slide_id}: {self.tiles} tiles"
+        dropped = ", ".join(f"{count} beyond {limit}" for limit, count in self.dropped.items() if count)
+        return f"{self.slide_id}: {self.tiles} tiles" + (f" ({dropped})" if dropped else "")
 
 
 class SlideWork:
@@ -107,7 +119,17 @@ class SlideWork:
                 yield Ready(key=index, prepare_s=seconds)
             else:
                 self.prepared[index] = found
-                yield Ready(key=index, slide=found.slide, grid=found.grid, prepare_s=seconds)
+                judge = self._judge(found.grid) if self._config.quality.measure or self._config.quality.limits else None
+                yield Ready(key=index, slide=found.slide, grid=found.grid, judge=judge, prepare_s=seconds)
+
+    def _judge(self, grid: TileGrid) -> Judge:
+        read_mpp = grid.slide.mpp * grid.slide.level_downsamples[grid.read_level]
+
+        def judge(tiles: NDArray[np.uint8]) -> Judged:
+            quality = measure(tiles, mpp=read_mpp)
+            return Judged(values=quality.by_name(), beyond=refusals(quality, self._config.quality))
+
+        return judge
 
     @contextmanager
     def closing_slides(self) -> Iterator[None]:
@@ -127,9 +149,12 @@ class SlideWork:
                 return self._outcome(source, ended, "skipped", digest=self._complete.pop(ended.key).digest)
             if error is None and prepared is not None and ended.features is not None:
                 step = "write"
-                self._write(prepared, ended.features, ended.seconds)
-                tiles, digest = len(prepared.grid), prepared.slide.info.digest
-                return self._outcome(source, ended, "done", tiles=tiles, digest=digest)
+                tiles = self._write(prepared, ended.features, ended)
+                dropped = {limit: int(beyond.sum()) for limit, beyond in ended.beyond.items()}
+                return self._outcome(
+                    source, ended, "done", tiles=tiles, dropped=dropped, digest=prepared.slide.info.digest,
+                    quality={name: round(float(np.median(values)), 4) for name, values in ended.values.items()},
+                )  # fmt: skip
         except OutputError:
             raise
         except Exception as raised:  # noqa: BLE001 - one bad slide never stops a batch; it is recorded below
@@ -142,17 +167,26 @@ class SlideWork:
         trace = "".join(traceback.format_exception(error))
         return self._outcome(source, ended, "failed", step=step, reason=reason, trace=trace)
 
-    def _write(self, prepared: PreparedSlide, features: Features, seconds: StageSeconds) -> None:
+    def _write(self, prepared: PreparedSlide, features: Features, ended: Ended) -> int:
+        """Write what is kept; how many tiles that is."""
         begin = time.perf_counter()
+        kept = np.ones(len(prepared.grid), dtype=np.bool_)
+        for beyond in ended.beyond.values():
+            kept &= ~beyond
+        grid = replace(prepared.grid, xy0=prepared.grid.xy0[kept], tissue=prepared.grid.tissue[kept])
+        quality = {name: values[kept] for name, values in ended.values.items()}
         with self._span("write", prepared.slide.info.slide_id):
-            write_pictures(prepared, self._out, thumbnail_px=self._config.thumbnail_px)
+            write_pictures(prepared, self._out, thumbnail_px=self._config.thumbnail_px, beyond=ended.beyond)
             if self._store is not None:
-                self._store.write(FeatureBag(grid=prepared.grid, features=features, provenance=prepared.provenance))
-        seconds.write = time.perf_counter() - begin
+                rows = features if kept.all() else features[kept]
+                self._store.write(FeatureBag(grid=grid, features=rows, provenance=prepared.provenance, quality=quality))
+        ended.seconds.write = time.perf_counter() - begin
+        return len(grid)
 
     def _outcome(
         self, source: SlideSource, ended: Ended, status: Status, *, tiles: int = 0, step: str = "", reason: str = "",
-        trace: str = "", digest: str = "",
+        trace: str = "", digest: str = "", dropped: Mapping[str, int] | None = None,
+        quality: Mapping[str, float] | None = None,
     ) -> SlideOutcome:  # fmt: skip
         if status == "failed" and self._store is not None and source.slide_id in self._store:
             reason += (
@@ -161,7 +195,7 @@ class SlideWork:
             )
         return SlideOutcome(
             slide_id=source.slide_id, path=source.path, status=status, tiles=tiles, step=step, reason=reason, trace=trace,
-            digest=digest, stages=ended.seconds,
+            digest=digest, stages=ended.seconds, dropped=dropped or {}, quality=quality or {},
         )  # fmt: skip
 
     def _span(self, name: str, slide_id: str) -> AbstractContextManager[None]:
