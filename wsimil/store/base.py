@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -57,6 +59,12 @@ class FeatureStore(Protocol):
 
         Raises StoreError where the place belongs to another slide or program, OutputError where the disk refuses.
         """
+
+
+def read_headers(store: FeatureStore, slide_ids: Sequence[str]) -> dict[str, StoredHeader]:
+    """Headers of many slides, in the order of their ids. Raises StoreError."""
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(slide_ids, pool.map(store.header, slide_ids), strict=True))
 
 
 def slide_path(folder: Path, slide_id: str, suffix: str) -> Path:
