@@ -34,6 +34,7 @@ from wsimil.stages.extract import extract
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.store import FeatureStore, open_store
+from wsimil.store.places import is_feature_place, pack_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,12 +137,13 @@ def _features(
     reporter: Reporter,
     failures: dict[str, str],
 ) -> tuple[Path, FeatureStore, list[str]]:
-    """The folder of the features, the store in it, and the slides to answer for."""
-    if _is_feature_folder(source):
+    """The folder with the features and thumbnails, the store in it, and the slides to answer for."""
+    if is_feature_place(source):
         if options.mpp_override is not None:
             raise ConfigError("--mpp-override is for slides; these features were extracted with an mpp of their own")
         store = open_store(source, mode="r")
-        return source, store, store.ids()
+        folder = source.parent if pack_at(source) == source else source
+        return folder, store, store.ids()
     if trained.features is None:
         raise ConfigError(
             "this model was imported without saying on which features it was trained, so slides cannot be prepared for it; give a"
@@ -192,7 +194,7 @@ def _refuse_wrong_folder(trained: TrainedModel, store: FeatureStore, ids: Sequen
 
 def _refuse_foreign_folder(source: Path, out: Path) -> None:
     """What stands in `out` under the names of results is removed: it must not be a run's or an extraction's."""
-    if (out / FACTS).exists() or _is_feature_folder(out):
+    if (out / FACTS).exists() or is_feature_place(out):
         kind = "a trained model" if (out / FACTS).exists() else "features"
         raise ConfigError(
             f"{out} holds {kind}; predictions replace files of the same names, so give them a folder of their own"
@@ -208,12 +210,6 @@ def _remove_earlier_results(out: Path) -> None:
     for folder, suffix in (("scores", ".parquet"), ("qupath", ".geojson"), ("overlays", ".png")):
         for path in (out / folder).glob(f"*{suffix}"):
             path.unlink()
-
-
-def _is_feature_folder(source: Path) -> bool:
-    if not source.is_dir():
-        return False
-    return any(entry.suffix in (".h5", ".zarr") and not entry.name.startswith(".") for entry in source.iterdir())
 
 
 def _export(prediction: Prediction, features: Path, out: Path, options: PredictOptions) -> None:
