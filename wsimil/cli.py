@@ -156,7 +156,10 @@ def extract(
 @app.command()
 def train(
     features: Annotated[
-        Path, typer.Argument(help="Folder that `wsimil extract` wrote, or another tool: see `wsimil convert`.")
+        Path,
+        typer.Argument(
+            help="Folder that `wsimil extract` wrote, a pack of it, or another tool's: see `wsimil convert`."
+        ),
     ],
     cohort: Annotated[
         Path,
@@ -218,7 +221,8 @@ def train(
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder that `wsimil train` wrote.")],
     source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="Feature folder; or a slide, a folder of slides, a manifest.")
+        Path,
+        typer.Argument(metavar="INPUT", help="Feature folder or pack; or a slide, a folder of slides, a manifest."),
     ],
     out: Out,
     cohort: Annotated[
@@ -313,6 +317,28 @@ def convert(
             summary = stage.convert(source, out, options=options, reporter=watch)
         text.show_conversion(summary, out, as_json=as_json)
         raise typer.Exit(1 if summary.failures else 0)
+
+
+@app.command()
+def pack(
+    features: Annotated[Path, typer.Argument(help="Folder that `wsimil extract` wrote.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.zarr", help="The pack to write; its name ends in .zarr.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a pack of that name.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put the features of a whole cohort into a few large files, for file systems that are slow at many small ones.
+
+    `train` and `predict` take a pack in place of the folder. Nothing is added to it: extract into the folder and pack again.
+    """
+    with _exits():
+        from wsimil.stages import pack as stage
+        from wsimil.stages import text
+        from wsimil.stages.progress import reporter
+
+        with reporter(text.stderr(), quiet=quiet) as watch:
+            summary = stage.pack(features, out, overwrite=overwrite, reporter=watch)
+        text.show_packing(summary, out, as_json=as_json)
 
 
 @app.command()

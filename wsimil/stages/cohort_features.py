@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wsimil.cohort import Cohort, CohortSlide, Finding
 from wsimil.errors import CohortError, StoreError
 from wsimil.store import FeatureStore, StoredHeader
-from wsimil.store.base import InstanceStore
+from wsimil.store.base import InstanceStore, read_headers
+from wsimil.store.places import failed_ids
 from wsimil.training.fit import Instances
 
 
@@ -52,7 +49,7 @@ def match(cohort: Cohort, store: FeatureStore, *, where: Path) -> MatchedFeature
     _refuse_mixed_kinds({slide_id: header for slide_id, header in headers.items() if header.dim}, where)
     empty = [slide_id for slide_id, header in headers.items() if header.n == 0]
     matched = cohort.matched(ids, empty_ids=empty)
-    doubtful = sorted(_failed_ids(where) & {slide.slide_id for slide in matched.slides})
+    doubtful = sorted(failed_ids(where) & {slide.slide_id for slide in matched.slides})
     if doubtful:
         what = "slides failed in the last extraction, and are used with the features of an earlier one"
         finding = Finding(what=what, slide_ids=tuple(doubtful))
@@ -78,22 +75,6 @@ def _with_duplicates(cohort: Cohort, headers: Mapping[str, StoredHeader]) -> Coh
                 )
     found = [Finding(what="slides have one content", slide_ids=tuple(s.slide_id for s in group)) for group in groups]
     return replace(cohort, findings=(*cohort.findings, *found))
-
-
-def _failed_ids(folder: Path) -> set[str]:
-    """Slides that stand in failures.csv, or in that of a shard."""
-    found: set[str] = set()
-    for path in folder.glob("failures*.csv"):
-        with suppress(OSError, UnicodeDecodeError, csv.Error):
-            rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
-            found |= {row["slide_id"] for row in rows if row.get("slide_id")}
-    return found
-
-
-def read_headers(store: FeatureStore, slide_ids: Sequence[str]) -> dict[str, StoredHeader]:
-    """Headers of many slides, in the order of their ids. Raises StoreError."""
-    with ThreadPoolExecutor(4) as pool:
-        return dict(zip(slide_ids, pool.map(store.header, slide_ids), strict=True))
 
 
 def _refuse_mixed_kinds(headers: Mapping[str, StoredHeader], where: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
+from wsimil.errors import StoreError
 from wsimil.slides import SLIDE_SUFFIXES
 from wsimil.stages.tensors import TorchTensors
 from wsimil.store import FeatureStore, open_store
 from wsimil.store.interop.detect import find
 from wsimil.store.interop.peer import ReadOptions
 from wsimil.store.interop.peer_store import PeerStore
+from wsimil.store.places import is_feature_place
 
 
 def open_features(
@@ -29,8 +32,9 @@ def is_feature_folder(folder: Path) -> bool:
     """Whether `open_features` is what a folder is for: it holds features, and no slides. Raises StoreError as that does."""
     if not folder.is_dir():
         return False
+    with suppress(StoreError):  # a Zarr group that is no pack may be another tool's
+        if is_feature_place(folder):
+            return True
     suffixes = {entry.suffix.lower() for entry in folder.iterdir() if not entry.name.startswith(".")}
-    if suffixes & {".h5", ".zarr"}:
-        return True
     # Features may lie in folders below, and so may those that somebody left among slides.
     return not suffixes & SLIDE_SUFFIXES and find(folder) is not None

@@ -144,12 +144,13 @@ def _features(
     reporter: Reporter,
     failures: dict[str, str],
 ) -> tuple[Path, FeatureStore, list[str]]:
-    """The folder of the features, the store in it, and the slides to answer for."""
+    """The folder with the features and thumbnails, the store in it, and the slides to answer for."""
     if is_feature_folder(source):
         if options.mpp_override is not None:
             raise ConfigError("--mpp-override is for slides; these features were extracted with an mpp of their own")
         store = open_features(source)
-        return source, store, store.ids()
+        folder = source.parent if (source / "zarr.json").is_file() else source
+        return folder, store, store.ids()
     if trained.features is None:
         raise ConfigError(
             "this model was imported without saying on which features it was trained, so slides cannot be prepared for it; give a"

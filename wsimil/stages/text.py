@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from wsimil.stages.extract import ExtractSummary
     from wsimil.stages.import_checkpoint import ImportSummary
     from wsimil.stages.inspect import SlideReport
+    from wsimil.stages.pack import PackSummary
     from wsimil.stages.plan_extraction import ExtractPlan
     from wsimil.stages.predict import PredictSummary
     from wsimil.stages.train import TrainPlan, TrainSummary
@@ -194,6 +195,34 @@ def show_prediction(summary: PredictSummary, out: Path, *, as_json: bool) -> Non
             f"{len(summary.seen)} slides do not count below: the model learned from their patients, or was chosen on them."
         )
     _show_metrics(summary.metrics)
+
+
+def show_packing(summary: PackSummary, out: Path, *, as_json: bool) -> None:
+    """What was packed."""
+    rates = {
+        "write_mb_per_s": summary.bytes_after / 1e6 / summary.write_seconds,
+        "read_back_mb_per_s": summary.bytes_after / 1e6 / summary.verify_seconds,
+    }
+    if as_json:
+        say_json(
+            asdict(summary)
+            | {"failed_ids": list(summary.failed_ids)}
+            | {name: round(rate, 1) for name, rate in rates.items()}
+        )
+        return
+    say(
+        f"{summary.slides} slides, {summary.tiles} tiles of {summary.dim} {summary.dtype} features -> {out}",
+        f"{summary.files_before} files, {summary.bytes_before / 1e6:.1f} MB became {summary.files_after} files,"
+        f" {summary.bytes_after / 1e6:.1f} MB",
+        f"written at {rates['write_mb_per_s']:.0f} MB/s and read back at {rates['read_back_mb_per_s']:.0f} MB/s, in"
+        f" {summary.write_seconds + summary.verify_seconds:.1f} s",
+    )
+    if summary.failed_ids:
+        named = ", ".join(map(repr, summary.failed_ids[:5])) + (" ..." if len(summary.failed_ids) > 5 else "")
+        say(
+            f"note: {len(summary.failed_ids)} slides failed in the last extraction, and are packed with the features of an"
+            f" earlier one: {named}"
+        )
 
 
 def show_import(summary: ImportSummary, out: Path, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Feature files: one per slide, whole or absent, with everything that says where they came from."""
+"""Feature files: one per slide, or one pack for a cohort; whole or absent, with everything that says where they came from."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from wsimil.errors import StoreError
 from wsimil.files import check_writable
+from wsimil.store.places import pack_at
 
 if TYPE_CHECKING:
     from wsimil.store.base import FeatureStore as FeatureStore
@@ -25,7 +26,8 @@ _SUFFIXES: dict[Backend, str] = {"hdf5": ".h5", "zarr": ".zarr"}
 def open_store(path: Path, *, mode: Literal["r", "w"], backend: Backend | None = None) -> FeatureStore:
     """The store in folder `path`; without `backend`, the one that is there, and HDF5 where nothing is.
 
-    "w" makes the folder, may replace slides, and keeps one backend to a folder.
+    "w" makes the folder, may replace slides, and keeps one backend to a folder. A pack that `wsimil pack` wrote, or a folder
+    that holds one and no slides, is a store to read; `backend` does not matter to it.
     Raises StoreError where the folder is missing, empty (to read) or of two backends; OutputError where it cannot be written.
     """
     path = Path(path)
@@ -33,6 +35,14 @@ def open_store(path: Path, *, mode: Literal["r", "w"], backend: Backend | None =
         raise StoreError(f"feature store {path}: got backend {backend!r}, wanted one of: {', '.join(_SUFFIXES)}")
     if path.is_file():
         raise StoreError(f"feature store {path} is a file, wanted the folder that holds one such file per slide")
+    pack = pack_at(path)
+    if pack is not None:
+        if mode == "w":
+            raise StoreError(
+                f"{pack} is a pack, which is only read: choose another output folder for slides, and pack that folder again"
+            )
+        packed: FeatureStore = import_module("wsimil.store.packed").PackedStore(pack)
+        return packed
     if mode == "w":
         check_writable(path)
     chosen = _choose(path, _present(path), mode, backend)
@@ -76,6 +86,8 @@ def _choose(folder: Path, present: list[Backend], mode: Literal["r", "w"], backe
             " read, or move one kind to a folder of its own"
         )
     if not present and mode == "r":
+        if folder.suffix == ".zarr":
+            raise StoreError(f"{folder} has no zarr.json: it is no pack, or was copied in part; copy it again")
         raise StoreError(
             f"feature folder {folder} holds no feature files (*.h5, *.zarr); give the folder that wsimil extract wrote to"
         )

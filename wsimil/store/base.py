@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -75,6 +77,12 @@ class InstanceStore(Protocol):
 
     def read_instances(self, slide_id: str) -> OrderedFeatures:
         """Features and the order of their places. Raises StoreError."""
+
+
+def read_headers(store: FeatureStore, slide_ids: Sequence[str]) -> dict[str, StoredHeader]:
+    """Headers of many slides, in the order of their ids. Raises StoreError."""
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(slide_ids, pool.map(store.header, slide_ids), strict=True))
 
 
 def slide_path(folder: Path, slide_id: str, suffix: str) -> Path:

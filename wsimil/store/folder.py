@@ -57,13 +57,13 @@ class FolderStore(ABC):
         """The bag as it was written, of whose slide path only the file name is kept. Raises StoreError."""
         path = self._existing(slide_id)
         with self._open(path) as file:
-            return layout.decode(file, layout.describe(file, slide_id, path), path)
+            return layout.decode(file, layout.describe(file, slide_id, path))
 
     def read_features(self, slide_id: str) -> NDArray[np.float16] | NDArray[np.float32]:
         """The features [N, D] alone, checked against their checksum. Raises StoreError."""
         path = self._existing(slide_id)
         with self._open(path) as file:
-            return layout.features_of(file, layout.describe(file, slide_id, path), path)
+            return layout.features_of(file, layout.describe(file, slide_id, path))
 
     def write(self, bag: FeatureBag) -> Path:
         """Put the bag at its place, at once and whole; an older or damaged one of the same slide is replaced.
@@ -89,9 +89,10 @@ class FolderStore(ABC):
         try:
             with self._open(path) as file:
                 ours = layout.is_ours(file)
+                stranger = None if ours else layout.foreign(file, path)
                 owner = file.attribute("slide_id") if ours else None
         except StoreError:
             return  # damaged beyond reading: nothing is lost
-        if not ours:
-            raise layout.foreign(path)
+        if stranger is not None:
+            raise stranger
         layout.check_owner(owner, slide_id, path)

@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from wsimil.errors import StoreError
 from wsimil.files import atomic_path
 from wsimil.store.folder import FolderStore
 from wsimil.store.layout import READ_BACK, Array, Attribute, Content, OpenFile, damaged, unreadable
@@ -67,7 +68,7 @@ class _Hdf5File:
             value = self._attributes[name]
         except KeyError as error:
             if name in self._attributes:  # h5py says KeyError for damage, too; for most of it this line raises
-                raise damaged(self._path, f"attribute {name} cannot be read ({error})") from error
+                raise self.damaged(f"attribute {name} cannot be read ({error})") from error
             raise KeyError(f"no attribute {name}") from None
         plain = value.item() if isinstance(value, np.generic) else value
         return plain.decode("utf-8") if isinstance(plain, bytes) else plain
@@ -81,10 +82,13 @@ class _Hdf5File:
         array: Array = dataset[...]
         return array
 
+    def damaged(self, reason: str) -> StoreError:
+        return damaged(self._path, reason)
+
     def _dataset(self, name: str) -> h5py.Dataset:
         dataset = self._file[name]
         if not isinstance(dataset, h5py.Dataset):
-            raise damaged(self._path, f"{name} is not a dataset")
+            raise self.damaged(f"{name} is not a dataset")
         return dataset
 
 

@@ -29,6 +29,7 @@ from wsimil.errors import StoreError, WsimilError
 from wsimil.geometry import SlideInfo, TileGrid, TileSpec
 from wsimil.provenance import Json, Provenance, canonical_json
 from wsimil.store.base import StoredHeader
+from wsimil.store.places import PACK_MARK
 
 FORMAT_VERSION = 1
 
@@ -38,12 +39,14 @@ Array: TypeAlias = NDArray[np.generic]
 READ_BACK = frozenset({"wsimil_version", "slide_id", "slide_json", "grid_json", "provenance_json", "crc32_json"})
 """The texts among the file attributes that wsimil reads; all others are for people and other tools."""
 
-_ARRAYS = ("features", "coords", "tissue")
-_TEXTS = ("slide_json", "grid_json", "provenance_json")
+ARRAYS = ("features", "coords", "tissue")
+TEXTS = ("slide_json", "grid_json", "provenance_json")
+
+_EXTRACT_AGAIN = "delete it and run wsimil extract again"
 
 
 class OpenFile(Protocol):
-    """One feature file, open to be read; methods raise KeyError for what is not there."""
+    """One slide's features, open to be read; methods raise KeyError for what is not there."""
 
     def attribute(self, name: str) -> object:
         """A file attribute."""
@@ -53,6 +56,9 @@ class OpenFile(Protocol):
 
     def array(self, name: str) -> Array:
         """All values of an array."""
+
+    def damaged(self, reason: str) -> StoreError:
+        """The error for content that cannot be what was written, with what to do about it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,14 +138,14 @@ def describe(file: OpenFile, slide_id: str, path: Path) -> Description:
     """Read and check everything but the arrays. Raises StoreError."""
     _check_ours(file, path)
     try:
-        texts = {name: str(file.attribute(name)) for name in _TEXTS}
+        texts = {name: str(file.attribute(name)) for name in TEXTS}
         crc32 = json.loads(str(file.attribute("crc32_json")))
         for name, text in texts.items():
-            _check_crc32(name, zlib.crc32(text.encode("utf-8", "surrogatepass")), crc32[name], path)
+            _check_crc32(file, name, zlib.crc32(text.encode("utf-8", "surrogatepass")), crc32[name])
         slide, grid, provenance = (json.loads(text) for text in texts.values())
         spec = {name: grid[name] for name in TileSpec.__dataclass_fields__}
-        shapes = {name: file.shape_and_dtype(name) for name in _ARRAYS}
-        _check_shapes(shapes, path)
+        shapes = {name: file.shape_and_dtype(name) for name in ARRAYS}
+        _check_shapes(file, shapes)
         (n, dim), dtype = shapes["features"]
         description = Description(
             header=StoredHeader(
@@ -158,21 +164,20 @@ def describe(file: OpenFile, slide_id: str, path: Path) -> Description:
     except StoreError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, WsimilError) as error:
-        raise damaged(
-            path, f"its description cannot be understood ({error.args[0] if error.args else error})"
-        ) from error
+        reason = error.args[0] if error.args else error
+        raise file.damaged(f"its description cannot be understood ({reason})") from error
     check_owner(description.slide.slide_id, slide_id, path)
     return description
 
 
-def features_of(file: OpenFile, description: Description, path: Path) -> NDArray[np.float16] | NDArray[np.float32]:
+def features_of(file: OpenFile, description: Description) -> NDArray[np.float16] | NDArray[np.float32]:
     """The features [N, D]. Raises StoreError where their checksum is not the one that was written."""
-    return _checked(file, "features", description, path)  # type: ignore[return-value]  # `describe` checked the dtype
+    return _checked(file, "features", description)  # type: ignore[return-value]  # `describe` checked the dtype
 
 
-def decode(file: OpenFile, description: Description, path: Path) -> FeatureBag:
+def decode(file: OpenFile, description: Description) -> FeatureBag:
     """The bag that was encoded. Raises StoreError."""
-    arrays = {name: _checked(file, name, description, path) for name in _ARRAYS}
+    arrays = {name: _checked(file, name, description) for name in ARRAYS}
     try:
         grid = TileGrid(
             slide=description.slide,
@@ -188,7 +193,7 @@ def decode(file: OpenFile, description: Description, path: Path) -> FeatureBag:
             provenance=description.header.provenance,
         )
     except (ValueError, WsimilError) as error:
-        raise damaged(path, f"its content contradicts itself ({error})") from error
+        raise file.damaged(f"its content contradicts itself ({error})") from error
 
 
 def check_owner(found: object, wanted: str, path: Path) -> None:
@@ -200,17 +205,17 @@ def check_owner(found: object, wanted: str, path: Path) -> None:
         )
 
 
-def damaged(path: Path, reason: str) -> StoreError:
+def damaged(path: Path, reason: str, *, remedy: str = _EXTRACT_AGAIN) -> StoreError:
     """The error for a file that cannot be what was written."""
-    return StoreError(f"{path} is damaged: {reason}; delete it and run wsimil extract again")
+    return StoreError(f"{path} is damaged: {reason}; {remedy}")
 
 
-def unreadable(path: Path, error: Exception) -> StoreError:
+def unreadable(path: Path, error: Exception, *, remedy: str = _EXTRACT_AGAIN) -> StoreError:
     """The error where a backend failed with `error`: told apart by whether the file or the way to it is at fault."""
     reason = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE):
         return StoreError(f"{path} cannot be read: {os.strerror(error.errno)}; check its permissions and the disk")
-    return damaged(path, f"it cannot be read as a feature file ({reason})")
+    return damaged(path, f"it cannot be read as a feature file ({reason})", remedy=remedy)
 
 
 def is_ours(file: OpenFile) -> bool:
@@ -223,8 +228,17 @@ def is_ours(file: OpenFile) -> bool:
     return True
 
 
-def foreign(path: Path) -> StoreError:
-    """The error for a readable file of another program."""
+def foreign(file: OpenFile, path: Path) -> StoreError:
+    """The error for a readable file that is not of one slide's features: of another program, or a pack."""
+    try:
+        file.attribute(PACK_MARK)
+    except KeyError:
+        pass
+    else:
+        return StoreError(
+            f"{path} is a pack of a whole cohort, not the features of one slide: give the pack itself, or move it to a folder"
+            " where it is alone"
+        )
     return StoreError(
         f"{path} was not written by wsimil (it has no attributes format_version and wsimil_version): give a folder that wsimil"
         " extract wrote to, or move this file away"
@@ -233,10 +247,10 @@ def foreign(path: Path) -> StoreError:
 
 def _check_ours(file: OpenFile, path: Path) -> None:
     if not is_ours(file):
-        raise foreign(path)
+        raise foreign(file, path)
     version = file.attribute("format_version")
     if not isinstance(version, int) or version < 1:
-        raise damaged(path, f"format_version is {version!r}, wanted a number from 1 on")
+        raise file.damaged(f"format_version is {version!r}, wanted a number from 1 on")
     if version > FORMAT_VERSION:
         raise StoreError(
             f"{path} has format version {version}, this wsimil reads up to {FORMAT_VERSION}: install a newer wsimil"
@@ -246,33 +260,32 @@ def _check_ours(file: OpenFile, path: Path) -> None:
     except KeyError:
         complete = False
     if complete is not True:
-        raise StoreError(f"{path} is incomplete (it has no mark complete): delete it and run wsimil extract again")
+        raise StoreError(f"{path} is incomplete (it has no mark complete): {_EXTRACT_AGAIN}")
 
 
-def _check_shapes(shapes: Mapping[str, tuple[tuple[int, ...], str]], path: Path) -> None:
-    (features, dtype), (coords, coords_dtype), (tissue, tissue_dtype) = (shapes[name] for name in _ARRAYS)
+def _check_shapes(file: OpenFile, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+    (features, dtype), (coords, coords_dtype), (tissue, tissue_dtype) = (shapes[name] for name in ARRAYS)
     if len(features) != 2 or features[1] < 1 or dtype not in ("float16", "float32"):
-        raise damaged(path, f"features are {dtype} {list(features)}, wanted float16 or float32 [N, D]")
+        raise file.damaged(f"features are {dtype} {list(features)}, wanted float16 or float32 [N, D]")
     for name, shape, got, wanted_shape, wanted in (
         ("coords", coords, coords_dtype, (features[0], 2), "int64"),
         ("tissue", tissue, tissue_dtype, (features[0],), "float32"),
     ):
         if shape != wanted_shape or got != wanted:
-            raise damaged(
-                path,
-                f"{name} are {got} {list(shape)}, wanted {wanted} {list(wanted_shape)} for {features[0]} rows of features",
+            raise file.damaged(
+                f"{name} are {got} {list(shape)}, wanted {wanted} {list(wanted_shape)} for {features[0]} rows of features"
             )
 
 
-def _checked(file: OpenFile, name: str, description: Description, path: Path) -> Array:
+def _checked(file: OpenFile, name: str, description: Description) -> Array:
     array = file.array(name)
-    _check_crc32(name, _crc32(array), description.crc32[name], path)
+    _check_crc32(file, name, _crc32(array), description.crc32[name])
     return array
 
 
-def _check_crc32(name: str, got: int, wanted: int, path: Path) -> None:
+def _check_crc32(file: OpenFile, name: str, got: int, wanted: int) -> None:
     if got != wanted:
-        raise damaged(path, f"the CRC-32 of {name} is {got:08x}, wanted {wanted:08x}: it changed after it was written")
+        raise file.damaged(f"the CRC-32 of {name} is {got:08x}, wanted {wanted:08x}: it changed after it was written")
 
 
 def _crc32(array: Array) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
+from wsimil.errors import StoreError
 from wsimil.files import atomic_directory
 from wsimil.store.folder import FolderStore
 from wsimil.store.layout import Array, Content, OpenFile, damaged, unreadable
@@ -69,10 +70,13 @@ class _ZarrFile:
         array: Array = np.asarray(self._array(name)[...])
         return array
 
+    def damaged(self, reason: str) -> StoreError:
+        return damaged(self._path, reason)
+
     def _array(self, name: str) -> zarr.Array:  # type: ignore[type-arg]
         array = self._group[name]
         if not isinstance(array, zarr.Array):
-            raise damaged(self._path, f"{name} is not an array")
+            raise self.damaged(f"{name} is not an array")
         return array
 
 
