@@ -22,6 +22,7 @@ from wsimil.errors import ConfigError, OutputError
 from wsimil.extraction.config import ExtractConfig, config_from_provenance
 from wsimil.extraction.embedding import resample
 from wsimil.extraction.sources import Shard, list_sources
+from wsimil.quality.measure import measure
 from wsimil.slides import open_slide
 from wsimil.stages.extract import ExtractSummary, extract
 from wsimil.stages.plan_extraction import plan
@@ -216,6 +217,52 @@ def test_half_scale_makes_features_of_another_kind(slides: Path, tmp_path: Path)
     assert bags[False].provenance.feature_digest != bags[True].provenance.feature_digest
     assert "half scale" in str(bags[True].provenance.tiling["resampling"])
     assert config_from_provenance(bags[True].provenance).half_scale_jpeg
+
+
+def test_quality_is_measured_on_the_tiles_as_they_are_read(slides: Path, features: Path) -> None:
+    bag = open_store(features, mode="r").read("s1")
+    assert tuple(bag.quality) == ("sharpness", "pen", "dark", "background")
+    with open_slide(slides / "s1.tiff") as slide:
+        tiles = slide.read_tiles(bag.grid, np.arange(len(bag)))
+    read_mpp = bag.grid.slide.mpp * bag.grid.slide.level_downsamples[bag.grid.read_level]
+    for name, values in measure(tiles, mpp=read_mpp).by_name().items():
+        assert np.array_equal(bag.quality[name], values)
+    assert bag.quality["sharpness"].std() > 0
+
+
+def test_tiles_beyond_a_limit_are_not_there_and_the_others_are_as_they_were(
+    slides: Path, features: Path, tmp_path: Path
+) -> None:
+    whole = open_store(features, mode="r").read("s1")
+    limit = float(np.median(whole.quality["background"]))
+    summary = run(slides / "s1.tiff", tmp_path, **{"quality.max_background": limit})
+    found = open_store(tmp_path, mode="r").read("s1")
+    kept = whole.quality["background"] <= limit
+    assert 0 < kept.sum() < len(kept)
+    assert np.array_equal(found.grid.xy0, whole.grid.xy0[kept])
+    assert np.array_equal(found.grid.tissue, whole.grid.tissue[kept])
+    assert np.array_equal(found.quality["pen"], whole.quality["pen"][kept])
+    np.testing.assert_allclose(
+        found.features.astype(np.float32), whole.features[kept].astype(np.float32), rtol=2e-3, atol=2e-3
+    )
+    assert summary.outcomes[0].dropped == {"max_background": int((~kept).sum())}
+    assert f"{int((~kept).sum())} beyond max_background" in str(summary.outcomes[0])
+    assert found.provenance.tiling["quality"] == {"max_background": limit}
+    assert found.provenance.feature_digest != whole.provenance.feature_digest
+    assert (tmp_path / "quality/s1.jpg").stat().st_size > 1000
+    line = json.loads((tmp_path / "extract.jsonl").read_text())
+    assert line["dropped"] == {"max_background": int((~kept).sum())}
+    assert run(slides / "s1.tiff", tmp_path, **{"quality.max_background": limit}).count("skipped") == 1
+
+
+def test_a_slide_of_which_every_tile_is_dropped_is_an_empty_one(slides: Path, tmp_path: Path) -> None:
+    assert run(slides / "s0.tiff", tmp_path, **{"quality.min_sharpness": 1e9}).count("done") == 1
+    assert len(open_store(tmp_path, mode="r").read("s0")) == 0
+
+
+def test_quality_that_is_not_measured_is_not_stored(slides: Path, tmp_path: Path) -> None:
+    run(slides / "s0.tiff", tmp_path, **{"quality.measure": False})
+    assert open_store(tmp_path, mode="r").read("s0").quality == {}
 
 
 def test_several_devices_give_what_one_gives(slides: Path, features: Path, tmp_path: Path) -> None:

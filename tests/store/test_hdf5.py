@@ -203,7 +203,8 @@ def test_features_that_are_not_finite_are_refused_even_with_a_right_checksum(
     features = bag.features.copy()
     features[40, 3] = np.nan
     wrong = object.__new__(FeatureBag)  # a writer without the check that every FeatureBag makes
-    for name, value in (("grid", bag.grid), ("features", features), ("provenance", bag.provenance)):
+    fields = {"grid": bag.grid, "features": features, "provenance": bag.provenance, "quality": {}}
+    for name, value in fields.items():
         object.__setattr__(wrong, name, value)
     store.write(wrong)
     x, y = bag.grid.xy0[40]

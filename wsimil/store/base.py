@@ -21,13 +21,14 @@ MAX_ID_BYTES = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredHeader:
-    """What is known of one slide's features without reading them: `n` rows of `dim`."""
+    """What is known of one slide's features without reading them: `n` rows of `dim`, and what of quality was measured."""
 
     slide_id: str
     n: int
     dim: int
     dtype: Literal["float16", "float32"]
     provenance: Provenance
+    quality: tuple[str, ...] = ()
 
 
 class FeatureStore(Protocol):

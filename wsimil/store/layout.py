@@ -3,8 +3,9 @@
     /features  [N, D] float16 or float32            attributes: encoder, name, savetodir
     /coords    [N, 2] int64, level-0 px, x then y   attributes: those of TRIDENT's coords
     /tissue    [N]    float32, share of the tile
+    /quality   [N, Q] float32, where quality was measured: a column for each name in grid_json's "quality"
     file attributes: see `describe`; slide_json, grid_json and provenance_json hold the whole of their types,
-    crc32_json the CRC-32 of the three arrays' bytes (little-endian, row by row) and of these three texts; `complete` is last.
+    crc32_json the CRC-32 of the arrays' bytes (little-endian, row by row) and of these three texts; `complete` is last.
 
 The attributes of /features and /coords let the readers of TRIDENT, Patho-Bench, torchmil and CLAM open the file as theirs.
 The magnifications among them are derived as 10 / mpp for those tools alone; wsimil never computes with them.
@@ -40,6 +41,8 @@ READ_BACK = frozenset({"wsimil_version", "slide_id", "slide_json", "grid_json", 
 """The texts among the file attributes that wsimil reads; all others are for people and other tools."""
 
 ARRAYS = ("features", "coords", "tissue")
+"""Of every file; one more where quality was measured."""
+QUALITY = "quality"
 TEXTS = ("slide_json", "grid_json", "provenance_json")
 
 _EXTRACT_AGAIN = "delete it and run wsimil extract again"
@@ -86,6 +89,9 @@ def encode(bag: FeatureBag) -> Content:
     """The bag as arrays and attributes; nothing in it names a folder of this machine."""
     grid, slide, spec = bag.grid, bag.grid.slide, bag.grid.spec
     arrays: dict[str, Array] = {"features": bag.features, "coords": grid.xy0, "tissue": grid.tissue}
+    if bag.quality:
+        arrays[QUALITY] = np.stack(list(bag.quality.values()), axis=1)
+    measured = {QUALITY: list(bag.quality)} if bag.quality else {}
     encoder = bag.provenance.encoder
     names: dict[str, Attribute] = {"name": slide.slide_id, "savetodir": ""}
     coords: dict[str, Attribute] = {
@@ -100,7 +106,7 @@ def encode(bag: FeatureBag) -> Content:
     }
     texts = {
         "slide_json": _json({**asdict(slide), "path": slide.path.name}),
-        "grid_json": _json({**asdict(spec), "read_level": grid.read_level, "read_px": grid.read_px}),
+        "grid_json": _json({**asdict(spec), "read_level": grid.read_level, "read_px": grid.read_px, **measured}),
         "provenance_json": _json(bag.provenance.to_json()),
     }
     crc32 = {name: _crc32(array) for name, array in arrays.items()} | {
@@ -129,7 +135,8 @@ def encode(bag: FeatureBag) -> Content:
     }
     return Content(
         arrays=arrays,
-        array_attributes={"features": {"encoder": attributes["encoder"], **names}, "coords": coords, "tissue": {}},
+        array_attributes={name: {} for name in arrays}
+        | {"features": {"encoder": attributes["encoder"], **names}, "coords": coords},
         attributes=attributes,
     )
 
@@ -144,8 +151,11 @@ def describe(file: OpenFile, slide_id: str, path: Path) -> Description:
             _check_crc32(file, name, zlib.crc32(text.encode("utf-8", "surrogatepass")), crc32[name])
         slide, grid, provenance = (json.loads(text) for text in texts.values())
         spec = {name: grid[name] for name in TileSpec.__dataclass_fields__}
+        quality = tuple(str(name) for name in grid.get(QUALITY, ()))
         shapes = {name: file.shape_and_dtype(name) for name in ARRAYS}
-        _check_shapes(file, shapes)
+        if quality:
+            shapes[QUALITY] = file.shape_and_dtype(QUALITY)
+        _check_shapes(file, shapes, quality)
         (n, dim), dtype = shapes["features"]
         description = Description(
             header=StoredHeader(
@@ -154,6 +164,7 @@ def describe(file: OpenFile, slide_id: str, path: Path) -> Description:
                 dim=dim,
                 dtype="float16" if dtype == "float16" else "float32",
                 provenance=Provenance.from_json(provenance),
+                quality=quality,
             ),
             slide=_slide(slide),
             spec=TileSpec(**spec),
@@ -177,7 +188,9 @@ def features_of(file: OpenFile, description: Description) -> NDArray[np.float16]
 
 def decode(file: OpenFile, description: Description) -> FeatureBag:
     """The bag that was encoded. Raises StoreError."""
-    arrays = {name: _checked(file, name, description) for name in ARRAYS}
+    names = description.header.quality
+    arrays = {name: _checked(file, name, description) for name in (*ARRAYS, *((QUALITY,) if names else ()))}
+    quality = {name: np.ascontiguousarray(arrays[QUALITY][:, column]) for column, name in enumerate(names)}
     try:
         grid = TileGrid(
             slide=description.slide,
@@ -191,6 +204,7 @@ def decode(file: OpenFile, description: Description) -> FeatureBag:
             grid=grid,
             features=arrays["features"],  # type: ignore[arg-type]  # as above
             provenance=description.header.provenance,
+            quality=quality,  # type: ignore[arg-type]  # as above
         )
     except (ValueError, WsimilError) as error:
         raise file.damaged(f"its content contradicts itself ({error})") from error
@@ -263,14 +277,17 @@ def _check_ours(file: OpenFile, path: Path) -> None:
         raise StoreError(f"{path} is incomplete (it has no mark complete): {_EXTRACT_AGAIN}")
 
 
-def _check_shapes(file: OpenFile, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+def _check_shapes(file: OpenFile, shapes: Mapping[str, tuple[tuple[int, ...], str]], quality: tuple[str, ...]) -> None:
     (features, dtype), (coords, coords_dtype), (tissue, tissue_dtype) = (shapes[name] for name in ARRAYS)
     if len(features) != 2 or features[1] < 1 or dtype not in ("float16", "float32"):
         raise file.damaged(f"features are {dtype} {list(features)}, wanted float16 or float32 [N, D]")
-    for name, shape, got, wanted_shape, wanted in (
+    wanted_shapes: list[tuple[str, tuple[int, ...], str, tuple[int, ...], str]] = [
         ("coords", coords, coords_dtype, (features[0], 2), "int64"),
         ("tissue", tissue, tissue_dtype, (features[0],), "float32"),
-    ):
+    ]
+    if quality:
+        wanted_shapes.append((QUALITY, *shapes[QUALITY], (features[0], len(quality)), "float32"))
+    for name, shape, got, wanted_shape, wanted in wanted_shapes:
         if shape != wanted_shape or got != wanted:
             raise file.damaged(
                 f"{name} are {got} {list(shape)}, wanted {wanted} {list(wanted_shape)} for {features[0]} rows of features"

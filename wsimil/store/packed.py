@@ -3,6 +3,7 @@
     /features  [T, D] float16 or float32            all slides, one behind the other in the order of their ids
     /coords    [T, 2] int64, level-0 px, x then y
     /tissue    [T]    float32, share of the tile
+    /quality   [T, Q] float32, where quality was measured on any slide; NaN for the others
     /slides    [bytes] uint8: a table as UTF-8 text, tabs between columns, one line a slide: its id, its rows n, and the texts
                crc32_json, slide_json, grid_json and provenance_json of a slide's own file, to the letter
     group attributes: slides, rows, dim, dtype; crc32_slides, the CRC-32 of the table; what the encoder and the tiling were,
@@ -46,7 +47,8 @@ class PackedStore:
         self._path = path
         with self._translated():
             attributes = self._checked_attributes()
-            self._arrays = {name: ShardedArray(path / name) for name in layout.ARRAYS}
+            names = (*layout.ARRAYS, *((layout.QUALITY,) if attributes.get(layout.QUALITY) else ()))
+            self._arrays = {name: ShardedArray(path / name) for name in names}
             table = ShardedArray(path / "slides")
             self._check_whole([*self._arrays.values(), table])
             text = table.read(0, *table.shape).tobytes()
@@ -131,7 +133,7 @@ class PackedStore:
             raise StoreError(f"{self._path} is incomplete: it lacks {', '.join(missing[:3])}{more}; {_PACK_AGAIN}")
 
     def _check_sizes(self, attributes: Mapping[str, object], rows: int) -> None:
-        features, coords, tissue = self._arrays.values()
+        features, coords, tissue = (self._arrays[name] for name in layout.ARRAYS)
         found = (len(self._rows), rows, features.shape, features.dtype.name, coords.shape, tissue.shape)
         slides, rows_, dim, dtype = (attributes[name] for name in ("slides", "rows", "dim", "dtype"))
         wanted = (slides, rows_, (rows_, dim), dtype, (rows_, 2), (rows_,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ SHARD_BYTES = 2**27
 
 def refuse_mixed_kinds(headers: Sequence[StoredHeader]) -> None:
     """Raise StoreError, naming slides, where `headers` are not all of one kind of features, one dimension and one type."""
+    _refuse_mixed_quality(headers)
     traits = [(header.provenance.feature_digest, header.dim, header.dtype) for header in headers]
     common = Counter(traits).most_common(1)[0][0]
     usual = headers[traits.index(common)]
@@ -45,6 +47,17 @@ def refuse_mixed_kinds(headers: Sequence[StoredHeader]) -> None:
         f" ({usual.slide_id!r} != {odd[0].slide_id!r}: {'; '.join(differences)}); extract all slides with one config, or pack"
         " them apart"
     )
+
+
+def _refuse_mixed_quality(headers: Sequence[StoredHeader]) -> None:
+    """Slides may have been measured or not, but what was measured must be one and the same."""
+    by_names = {header.quality: header.slide_id for header in headers if header.quality}
+    if len(by_names) > 1:
+        (one, first), (other, second), *_ = by_names.items()
+        raise StoreError(
+            f"a pack holds one kind of quality: slide {first!r} has {', '.join(one)}, slide {second!r} has {', '.join(other)};"
+            " extract all slides with one version of wsimil, or pack them apart"
+        )
 
 
 def write_pack(
@@ -78,6 +91,7 @@ def write_pack(
                 "rows": sum(header.n for header in headers),
                 "dim": first.dim,
                 "dtype": first.dtype,
+                layout.QUALITY: list(_quality(headers)),
                 "feature_digest": first.provenance.feature_digest,
                 "encoder": first.provenance.to_json()["encoder"],
                 "tiling": first.provenance.to_json()["tiling"],
@@ -95,11 +109,16 @@ def _write_slides(
     """Write the arrays of all slides; the lines of the table of slides."""
     rows, first = sum(header.n for header in headers), headers[0]
     lines = []
+    names = _quality(headers)
     with (
         _ShardWriter(group, "features", (rows, first.dim), first.dtype) as features,
         _ShardWriter(group, "coords", (rows, 2), "int64") as coords,
         _ShardWriter(group, "tissue", (rows,), "float32") as tissue,
+        ExitStack() as stack,
     ):
+        quality = None
+        if names:
+            quality = stack.enter_context(_ShardWriter(group, layout.QUALITY, (rows, len(names)), "float32"))
         for header in headers:
             bag = source.read(header.slide_id)
             if (len(bag), bag.dim, bag.provenance) != (header.n, header.dim, header.provenance):
@@ -110,10 +129,17 @@ def _write_slides(
             content = layout.encode(bag)
             for writer, name in ((features, "features"), (coords, "coords"), (tissue, "tissue")):
                 writer.add(content.arrays[name])
+            if quality is not None:
+                missing = np.full((len(bag), len(names)), np.nan, dtype=np.float32)
+                quality.add(content.arrays.get(layout.QUALITY, missing))
             texts = (str(content.attributes[name]) for name in COLUMNS[2:])
             lines.append("\t".join((header.slide_id, str(header.n), *texts)))
             on_written(header)
     return lines
+
+
+def _quality(headers: Sequence[StoredHeader]) -> tuple[str, ...]:
+    return next((header.quality for header in headers if header.quality), ())
 
 
 class _ShardWriter:

@@ -49,8 +49,12 @@ def make_bag(
     dim: int = 7,
     dtype: Literal["float16", "float32"] = "float16",
     seed: int = 0,
+    quality: bool = False,
 ) -> FeatureBag:
-    """A bag of random features on a slide that is not there, with numbers that text must keep to the last bit."""
+    """A bag of random features on a slide that is not there, with numbers that text must keep to the last bit.
+
+    With `quality`, numbers of its tiles too.
+    """
     generator = np.random.default_rng(seed)
     spec = TileSpec(size_px=256, mpp=1 / 1.1, stride_px=200, min_tissue=0.1)
     mpp = 0.1 + 0.2 * 0.7
@@ -91,14 +95,18 @@ def make_bag(
         version="0.1.0",
     )
     features = generator.standard_normal((n, dim), dtype=np.float32).astype(dtype)
-    return FeatureBag(grid=grid, features=features, provenance=provenance)
+    names = ("sharpness", "pen", "dark") if quality else ()
+    measured = {name: generator.random(n, dtype=np.float32) for name in names}
+    return FeatureBag(grid=grid, features=features, provenance=provenance, quality=measured)
 
 
 def what_was_written_is_read_back(open_store: OpenStore, folder: Path) -> None:
-    """Bit for bit, for bags of 0, 1, 63 and 1000 instances and both types; of the slide's path the name is kept."""
+    """Bit for bit, for bags of 0, 1, 63 and 1000 instances, both types, with quality and without; of the path the name is kept."""
     for n in (0, 1, 63, 1000):
         for dtype in ("float16", "float32"):
-            bag = make_bag(f"slide-{n}-{dtype}", n=n, dtype="float16" if dtype == "float16" else "float32", seed=n)
+            bag = make_bag(
+                f"slide-{n}-{dtype}", n=n, dtype="float16" if dtype == "float16" else "float32", seed=n, quality=n != 63
+            )  # fmt: skip
             open_store(folder, "w").write(bag)
             got = open_store(folder, "r").read(bag.slide_id)
             _equal(got, bag)
@@ -106,7 +114,7 @@ def what_was_written_is_read_back(open_store: OpenStore, folder: Path) -> None:
 
 def a_header_says_what_the_bag_says(open_store: OpenStore, folder: Path) -> None:
     """Id, rows, columns, type and provenance, without the arrays."""
-    for bag in (make_bag("none", n=0), make_bag("some", n=63, dtype="float32")):
+    for bag in (make_bag("none", n=0), make_bag("some", n=63, dtype="float32", quality=True)):
         store = open_store(folder, "w")
         store.write(bag)
         header = store.header(bag.slide_id)
@@ -121,6 +129,7 @@ def a_header_says_what_the_bag_says(open_store: OpenStore, folder: Path) -> None
         )
         _hold(got == wanted, f"header {got}, wanted {wanted}")
         _hold(header.provenance == bag.provenance, "the header's provenance is not the bag's")
+        _hold(header.quality == tuple(bag.quality), f"the header says quality {header.quality}")
 
 
 def features_alone_are_those_of_the_bag(open_store: OpenStore, folder: Path) -> None:
@@ -231,7 +240,7 @@ def a_renamed_file_is_not_another_slide(open_store: OpenStore, folder: Path) -> 
 def damage_is_never_read_as_data(open_store: OpenStore, folder: Path) -> None:
     """Any byte changed, anywhere: StoreError, or the very same bag where the byte carries nothing."""
     store = open_store(folder, "w")
-    bag = make_bag(n=63)
+    bag = make_bag(n=63, quality=True)
     files = _files(store.write(bag))
     for file in files:
         whole = file.read_bytes()
@@ -335,9 +344,11 @@ def _equal(got: FeatureBag, wanted: FeatureBag) -> None:
         ("features", got.features, wanted.features),
         ("xy0", got.grid.xy0, wanted.grid.xy0),
         ("tissue", got.grid.tissue, wanted.grid.tissue),
+        *((f"quality {name}", got.quality[name], wanted.quality[name]) for name in wanted.quality),
     ):
         _hold(ours.dtype == theirs.dtype and ours.shape == theirs.shape, f"{name}: {ours.dtype} {ours.shape}")
         _hold(ours.tobytes() == theirs.tobytes(), f"{name} differ from what was written")
+    _hold(tuple(got.quality) == tuple(wanted.quality), f"quality {tuple(got.quality)}, wanted {tuple(wanted.quality)}")
     _hold(got.provenance == wanted.provenance, f"{wanted.provenance.differences(got.provenance)}")
     _hold(got.provenance.digest == wanted.provenance.digest, "the provenance has another digest")
 
