@@ -101,7 +101,7 @@ def make_bag(
 
 
 def what_was_written_is_read_back(open_store: OpenStore, folder: Path) -> None:
-    """Bit for bit, for bags of 0, 1, 63 and 1000 instances, both types, with quality and without; of the path the name is kept."""
+    """Bit for bit, for bags of 0, 1, 63 and 1000 instances, both types, with quality and without; paths lose their folders."""
     for n in (0, 1, 63, 1000):
         for dtype in ("float16", "float32"):
             bag = make_bag(
