@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from wsimil.cli import app
 
 Make = Callable[..., Path]
-COMMANDS = ["extract", "train", "predict", "import-checkpoint", "demo", "inspect", "doctor", "list", "config"]
+COMMANDS = ["extract", "train", "predict", "pack", "import-checkpoint", "demo", "inspect", "doctor", "list", "config"]
 
 
 def run(*arguments: str | Path) -> tuple[int, str, str]:
