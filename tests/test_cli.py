@@ -19,6 +19,7 @@ COMMANDS = [
     "train",
     "predict",
     "convert",
+    "pack",
     "import-checkpoint",
     "demo",
     "inspect",

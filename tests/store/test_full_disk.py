@@ -15,6 +15,8 @@ import pytest
 from wsimil.errors import OutputError
 from wsimil.provenance import Provenance
 from wsimil.store import Backend, open_store
+from wsimil.store.base import read_headers
+from wsimil.store.packing import write_pack
 from wsimil.testing.store_laws import make_bag
 
 
@@ -95,3 +97,16 @@ def test_a_disk_that_turns_read_only_is_an_output_error(disk: Path, backend: Bac
         with pytest.raises(OutputError, match="the file system is read-only: choose another output folder"):
             call()
     assert len(open_store(disk, mode="r").read("slide-1")) == 1
+
+
+def test_a_pack_for_which_there_is_no_room_leaves_nothing_and_no_handle(disk: Path, tmp_path: Path) -> None:
+    store = open_store(tmp_path, mode="w")
+    for slide_id in "abcd":
+        store.write(make_bag(slide_id, n=1000))
+    headers = list(read_headers(store, store.ids()).values())
+    for _ in range(2):
+        with pytest.raises(OutputError, match=r"cannot write .*/cohort\.zarr: the disk is full: free space"):
+            write_pack(disk / "cohort.zarr", store, headers, on_written=str, on_verified=str)
+    gc.collect()
+    assert list(disk.iterdir()) == []
+    assert not [handle for handle in handles() if handle.startswith(str(disk))]

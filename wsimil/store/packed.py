@@ -147,7 +147,7 @@ class PackedStore:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, KeyError, ValueError, TypeError, AttributeError, MemoryError) as error:
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError) as error:
             raise layout.unreadable(self._path, error, remedy=_PACK_AGAIN) from error
 
 
