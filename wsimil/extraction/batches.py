@@ -32,7 +32,8 @@ Judge: TypeAlias = Callable[[NDArray[np.uint8]], Judged]
 class SlideJob:
     """One slide under way: its tiles, and the features [N, D] that they become; row i belongs to `grid.xy0[i]`.
 
-    `values` and `beyond` hold what `judge` said, [N] each; rows that are beyond a limit are not encoded.
+    `values` and `beyond` hold what `judge` said, [N] each; rows that are beyond a limit are not encoded. `to_srgb` and
+    `restain` change the colours of tiles: as they are read, and on the device at the encoder's size.
     """
 
     key: int
@@ -40,6 +41,8 @@ class SlideJob:
     grid: TileGrid
     features: NDArray[np.float16] | NDArray[np.float32]
     judge: Judge | None = None
+    to_srgb: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
+    restain: Callable[[torch.Tensor], torch.Tensor] | None = None
     values: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     beyond: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     begun: bool = False

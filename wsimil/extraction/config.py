@@ -16,6 +16,7 @@ from wsimil.slides import Reader
 from wsimil.tissue import TissueConfig
 
 RESAMPLING = "bilinear, antialiased, on uint8"
+ICC_TO_SRGB = "ICC profile to sRGB, relative colorimetric"
 HALF_SCALE = "JPEG decoded at half scale, then "
 DEFAULT_TILE_UM = 128.0
 
@@ -65,6 +66,34 @@ class TileConfig(FrozenConfig):
             raise ConfigError(f"tile: {error}") from None
 
 
+_STAIN_NUMBERS = {"macenko": 8, "reinhard": 6}
+
+
+class StainConfig(FrozenConfig):
+    """How tiles are brought to one stain. `reference` is an image of the stain that is wanted; Macenko's has a built-in one.
+
+    `target` are the numbers that were fitted on a reference, as provenance keeps them, in place of the image.
+    """
+
+    method: Literal["macenko", "reinhard"] | None = None
+    reference: Path | None = None
+    target: tuple[float, ...] | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> StainConfig:
+        if self.method is None and (self.reference is not None or self.target is not None):
+            raise ValueError("a reference is given and no method; choose method macenko or reinhard")
+        if self.reference is not None and self.target is not None:
+            raise ValueError("reference and target are given together; give one of them")
+        if self.method == "reinhard" and self.reference is None and self.target is None:
+            raise ValueError("reinhard needs a reference: give an image of the stain that you want")
+        if self.method is not None and self.target is not None and len(self.target) != _STAIN_NUMBERS[self.method]:
+            raise ValueError(
+                f"target of {self.method} has {_STAIN_NUMBERS[self.method]} numbers, got {len(self.target)}"
+            )
+        return self
+
+
 class ExtractConfig(FrozenConfig):
     """Everything about an extraction but the slides and the output folder.
 
@@ -76,7 +105,8 @@ class ExtractConfig(FrozenConfig):
     bounds; null takes what a file of ours says, and "bounds" for others.
     `slide_reader`: who reads the pixels, "auto" or a name; see `wsimil.slides.Reader`. `half_scale_jpeg`: decode JPEG tiles at
     half scale where that is enough, quicker and with another filter; it makes features of another kind.
-    `quality`: limits of blur, pen, dark and empty tiles.
+    `icc_to_srgb`: bring colours to sRGB by the ICC profile in the slide, which must have one; `stain`: bring all slides to one
+    stain, after that. Both make features of another kind. `quality`: limits of blur, pen, dark and empty tiles.
     `thumbnail_px`: longest side of the picture that overlays are drawn on.
     """
 
@@ -85,6 +115,8 @@ class ExtractConfig(FrozenConfig):
     tile: TileConfig = TileConfig()
     tissue: TissueConfig = TissueConfig()
     quality: QualityConfig = QualityConfig()
+    stain: StainConfig = StainConfig()
+    icc_to_srgb: bool = False
     masks: Path | None = None
     mask_origin: Literal["level0", "bounds"] | None = None
     mpp_override: float | None = Field(None, gt=0)
@@ -102,7 +134,7 @@ class ExtractConfig(FrozenConfig):
 
 def tiling_recipe(spec: TileSpec, config: ExtractConfig) -> dict[str, Json]:
     """What a provenance says of a tiling: all that decides which tiles there are, and of which pixels."""
-    limits = config.quality.limits
+    limits, stain = config.quality.limits, config.stain
     return {
         "size_px": spec.size_px,
         "mpp": spec.mpp,
@@ -110,6 +142,8 @@ def tiling_recipe(spec: TileSpec, config: ExtractConfig) -> dict[str, Json]:
         "min_tissue": spec.min_tissue,
         "resampling": HALF_SCALE + RESAMPLING if config.half_scale_jpeg else RESAMPLING,
         **({"quality": limits} if limits else {}),
+        **({"color": ICC_TO_SRGB} if config.icc_to_srgb else {}),
+        **({"stain": {"method": stain.method, "target": list(stain.target or ())}} if stain.method else {}),
     }
 
 
@@ -129,6 +163,8 @@ def config_from_provenance(provenance: Provenance) -> ExtractConfig:
             "tissue": provenance.pixels["tissue"],
             "dtype": provenance.pixels["dtype"],
             "quality": tiling.get("quality", {}),
+            "stain": tiling.get("stain", {}),
+            "icc_to_srgb": "color" in tiling,
             "half_scale_jpeg": str(tiling["resampling"]).startswith(HALF_SCALE),
         }
     )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wsimil.encoders import Encoder
 from wsimil.errors import EncoderError, FeatureError
-from wsimil.extraction.batches import Batch, SlideJob
+from wsimil.extraction.batches import Batch, Part, SlideJob
 
 Features = NDArray[np.float16] | NDArray[np.float32]
 
@@ -68,7 +68,7 @@ class Embedder:
     def launch(self, batch: Batch) -> Launched:
         """Send a batch to the device and start on it; what comes out does not depend on how it is cut into slides."""
         begin = time.perf_counter()
-        sent = [resample(part.tiles.to(self.encoder.device, non_blocking=True), self._size_px) for part in batch.parts]
+        sent = [self._sent(part) for part in batch.parts]
         tiles = torch.cat(sent) if len(sent) > 1 else sent[0]
         transformed = time.perf_counter()
         vectors = self._embed(tiles)
@@ -98,6 +98,11 @@ class Embedder:
             part.job.seconds.encode += len(part) / len(launched.batch) * waited
             start = end
         return start
+
+    def _sent(self, part: Part) -> torch.Tensor:
+        """The tiles of a part on the device, at the encoder's size and in the colours that are wanted."""
+        tiles = resample(part.tiles.to(self.encoder.device, non_blocking=True), self._size_px)
+        return tiles if part.job.restain is None else part.job.restain(tiles)
 
     def _embed(self, tiles: torch.Tensor) -> torch.Tensor:
         while True:

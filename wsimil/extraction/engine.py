@@ -42,13 +42,16 @@ _UNWRITTEN_SLIDES = 4
 class Ready:
     """A slide and its tiles; without them where there is nothing to encode. `key` is answered with it.
 
-    `judge` looks at the tiles as they are read; what it finds beyond a limit is not encoded.
+    `judge` looks at the tiles as they are read; what it finds beyond a limit is not encoded. `to_srgb` and `restain` change
+    colours: of tiles as they are read, and of tiles of the encoder's size, on its device.
     """
 
     key: int
     slide: Slide | None = None
     grid: TileGrid | None = None
     judge: Judge | None = None
+    to_srgb: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
+    restain: Callable[[torch.Tensor], torch.Tensor] | None = None
     prepare_s: float = 0.0
 
 
@@ -229,7 +232,8 @@ class _Run:
                 continue
             features = np.empty((len(ready.grid), self._dim), dtype=self._dtype)
             job = SlideJob(
-                key=ready.key, slide=ready.slide, grid=ready.grid, features=features, judge=ready.judge
+                key=ready.key, slide=ready.slide, grid=ready.grid, features=features, judge=ready.judge,
+                to_srgb=ready.to_srgb, restain=ready.restain,
             )  # fmt: skip
             job.seconds.prepare = ready.prepare_s
             if not len(job.grid):
@@ -253,6 +257,8 @@ class _Run:
                 tiles = memory.tiles(len(rows), job.grid.read_px)
                 job.slide.read_tiles(job.grid, rows, out=tiles.numpy())
                 kept = job.keep(rows, tiles.numpy())
+                if job.to_srgb is not None:
+                    tiles.numpy()[...] = job.to_srgb(tiles.numpy())
             job.seconds.read += time.perf_counter() - begin
             if kept.all():
                 return Part(job=job, rows=rows, tiles=tiles, memory=memory)

@@ -19,22 +19,29 @@ from wsimil.errors import SlideError
 from wsimil.extraction.config import ExtractConfig, tiling_recipe
 from wsimil.extraction.quality_picture import draw_tiles
 from wsimil.extraction.sources import SlideSource
+from wsimil.extraction.stain import SAMPLE_TILES, Recolour, fit_stain
 from wsimil.files import write_bytes, write_text
 from wsimil.geometry import TileGrid, TileSpec, TissueMask
 from wsimil.provenance import Json, Provenance
 from wsimil.slides import Slide, open_slide
+from wsimil.slides.icc import IccToSrgb
 from wsimil.tiling import tile
 from wsimil.tissue import read_geojson, segment, to_geojson, to_png
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedSlide:
-    """An open slide, its tissue, its tiles and the recipe that its features will carry. Whoever holds it closes `slide`."""
+    """An open slide, its tissue, its tiles and the recipe that its features will carry. Whoever holds it closes `slide`.
+
+    `to_srgb` is for tiles as they are read, `restain` for tiles as the encoder sees them; None where nothing is to be done.
+    """
 
     slide: Slide
     tissue: TissueMask
     grid: TileGrid
     provenance: Provenance
+    to_srgb: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
+    restain: Recolour | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +75,22 @@ def prepare(
             tissue = segment(slide, config.tissue)
         else:
             tissue = read_geojson(mask_file, slide.info, origin=config.mask_origin, config=config.tissue)
-        return PreparedSlide(slide=slide, tissue=tissue, grid=tile(slide.info, tissue, spec), provenance=provenance)
+        grid = tile(slide.info, tissue, spec)
+        to_srgb = IccToSrgb(slide.icc_profile, slide_id=source.slide_id) if config.icc_to_srgb else None
+        restain = _restain(slide, grid, config, to_srgb) if config.stain.method and len(grid) else None
+        return PreparedSlide(
+            slide=slide, tissue=tissue, grid=grid, provenance=provenance, to_srgb=to_srgb, restain=restain
+        )
     except BaseException:
         slide.close()
         raise
+
+
+def _restain(slide: Slide, grid: TileGrid, config: ExtractConfig, to_srgb: IccToSrgb | None) -> Recolour:
+    """Fitted on tiles from all over the slide."""
+    rows = np.unique(np.linspace(0, len(grid) - 1, SAMPLE_TILES).round().astype(np.int64))
+    sample = slide.read_tiles(grid, rows)
+    return fit_stain(config.stain, sample if to_srgb is None else to_srgb(sample), slide_id=grid.slide.slide_id)
 
 
 def write_pictures(

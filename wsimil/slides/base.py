@@ -29,6 +29,11 @@ class Slide(Protocol):
         """Name of the reader, as provenance states it."""
         ...
 
+    @property
+    def icc_profile(self) -> bytes | None:
+        """What the slide says of its colours; pixels are given as they are stored, whatever it says."""
+        ...
+
     def read_tiles(
         self, grid: TileGrid, indices: Sequence[int] | NDArray[np.int64], out: NDArray[np.uint8] | None = None
     ) -> NDArray[np.uint8]:

@@ -15,20 +15,32 @@ from wsimil.slides.stored_tiles import StoredLevel, StoredTiles
 class DirectSlide(PyramidSlide):
     """A `Slide` on top of its stored tiles.
 
-    `reader` is the name in the provenance. Where the file has no tile, `absent` is asked, and white shows where that is None.
+    `reader` is the name in the provenance. Where the file has no tile, `absent` is asked, and white shows where that is None;
+    the ICC profile is that of `absent` too, else `icc_profile`.
     """
 
     def __init__(
-        self, info: SlideInfo, levels: Sequence[StoredLevel], *, reader: str, absent: PyramidSlide | None = None
+        self,
+        info: SlideInfo,
+        levels: Sequence[StoredLevel],
+        *,
+        reader: str,
+        absent: PyramidSlide | None = None,
+        icc_profile: bytes | None = None,
     ) -> None:
         super().__init__(info, [level.size_px for level in levels])
-        self._reader, self._absent = reader, absent
+        self._reader, self._absent, self._icc_profile = reader, absent, icc_profile
         self._tiles = StoredTiles(info.path, levels)
 
     @property
     def reader(self) -> str:
         """See `Slide.reader`."""
         return self._reader
+
+    @property
+    def icc_profile(self) -> bytes | None:
+        """See `Slide.icc_profile`."""
+        return self._icc_profile if self._absent is None else self._absent.icc_profile
 
     def _release(self) -> None:
         self._tiles.close()

@@ -84,7 +84,7 @@ def _ome_slide(path: Path, slide_id: str, mpp_override: float | None, half_scale
         vendor="ome-tiff",
         digest=content_digest(path, "", head, tail, size),
     )
-    return _direct(info, pyramid.levels, "tiff", half_scale_jpeg)
+    return _direct(info, pyramid.levels, "tiff", half_scale_jpeg, icc_profile=pyramid.icc_profile)
 
 
 def _direct(
@@ -94,8 +94,10 @@ def _direct(
     half_scale_jpeg: bool,
     *,
     absent: OpenSlideSlide | None = None,
+    icc_profile: bytes | None = None,
 ) -> DirectSlide:
     if not half_scale_jpeg:
-        return DirectSlide(info, levels, reader=reader, absent=absent)
+        return DirectSlide(info, levels, reader=reader, absent=absent, icc_profile=icc_profile)
     more, downsamples = with_half_levels(levels, info.level_downsamples)
-    return DirectSlide(replace(info, level_downsamples=downsamples), more, reader=reader, absent=absent)
+    info = replace(info, level_downsamples=downsamples)
+    return DirectSlide(info, more, reader=reader, absent=absent, icc_profile=icc_profile)

@@ -70,6 +70,12 @@ class OpenSlideSlide(PyramidSlide):
         """See `Slide.reader`."""
         return "openslide"
 
+    @property
+    def icc_profile(self) -> bytes | None:
+        """See `Slide.icc_profile`."""
+        profile = self._handle.color_profile
+        return None if profile is None else bytes(profile.tobytes())
+
     def _release(self) -> None:
         self._handle.close()
 

@@ -45,6 +45,11 @@ class PyramidSlide(ABC):
     def reader(self) -> str:
         """See `Slide.reader`."""
 
+    @property
+    @abstractmethod
+    def icc_profile(self) -> bytes | None:
+        """See `Slide.icc_profile`."""
+
     def close(self) -> None:
         """See `Slide.close`."""
         with self._readers_left:

@@ -61,6 +61,7 @@ class TiffPyramid:
 
     levels: tuple[TiffLevel, ...]
     properties: Mapping[str, str]
+    icc_profile: bytes | None
 
 
 def read_levels(path: Path, sizes_px: Sequence[tuple[int, int]], *, padded: bool = False) -> tuple[TiffLevel, ...]:
@@ -95,7 +96,11 @@ def read_ome_pyramid(path: Path) -> TiffPyramid:
             raise NotDirectError("it holds several images of about one size")
         pages = [level.keyframe for level in main.levels]
         levels = tuple(_level(page, (page.imagewidth, page.imagelength)) for page in pages)
-        return TiffPyramid(levels=levels, properties=_properties(main.keyframe, file.ome_metadata or ""))
+        return TiffPyramid(
+            levels=levels,
+            properties=_properties(main.keyframe, file.ome_metadata or ""),
+            icc_profile=main.keyframe.iccprofile,
+        )
 
 
 def _properties(page: tifffile.TiffPage, description: str) -> dict[str, str]:

@@ -20,6 +20,7 @@ from wsimil.extraction.config import ExtractConfig, tiling_recipe
 from wsimil.extraction.engine import Advanced, Begun, Ended, Told, run_engine
 from wsimil.extraction.prepare import PreparedSlide
 from wsimil.extraction.sources import Shard, SlideSource, clashes
+from wsimil.extraction.stain import with_stain_target
 from wsimil.extraction.timing import StageSeconds, Trace
 from wsimil.files import check_writable, output_error, printable, remove_stale, write_text
 from wsimil.geometry import TileSpec
@@ -88,6 +89,7 @@ def extract(
         if folder.is_dir():
             remove_stale(folder)
     encoders, spec = encoders_and_spec(config)
+    config = with_stain_target(config)
     if wanted is not None:
         _refuse_another_kind(wanted, encoders[0], spec, config)
     refuse_lost_masks(config)

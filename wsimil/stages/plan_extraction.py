@@ -17,6 +17,7 @@ from wsimil.extraction.config import ExtractConfig
 from wsimil.extraction.engine import encode_tiles
 from wsimil.extraction.prepare import CompleteSlide, PreparedSlide
 from wsimil.extraction.sources import Shard, SlideSource, clashes
+from wsimil.extraction.stain import with_stain_target
 from wsimil.geometry import TileSpec
 from wsimil.stages.extract import encoders_and_spec, refuse_lost_masks, tell_mpp
 from wsimil.stages.interrupt import interrupt
@@ -59,6 +60,7 @@ def plan(
     """What `extract` would do: tissue and tiles of every slide, without writing; the rate is measured on up to 64 tiles."""
     reporter = reporter or Quiet()
     (encoder, *_), spec = encoders_and_spec(config)
+    config = with_stain_target(config)
     refuse_lost_masks(config)
     store = open_store(out, mode="r", backend=config.store) if out.is_dir() else None
     mine = shard.take(list(sources)) if shard else list(sources)

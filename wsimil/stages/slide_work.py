@@ -120,7 +120,10 @@ class SlideWork:
             else:
                 self.prepared[index] = found
                 judge = self._judge(found.grid) if self._config.quality.measure or self._config.quality.limits else None
-                yield Ready(key=index, slide=found.slide, grid=found.grid, judge=judge, prepare_s=seconds)
+                yield Ready(
+                    key=index, slide=found.slide, grid=found.grid, judge=judge, to_srgb=found.to_srgb,
+                    restain=found.restain, prepare_s=seconds,
+                )  # fmt: skip
 
     def _judge(self, grid: TileGrid) -> Judge:
         read_mpp = grid.slide.mpp * grid.slide.level_downsamples[grid.read_level]
