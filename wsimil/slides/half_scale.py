@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -47,6 +48,11 @@ class HalfLevel:
     def tile_px(self) -> tuple[int, int]:
         """See `StoredLevel.tile_px`."""
         return self.level.tile_px[0] // 2, self.level.tile_px[1] // 2
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """See `StoredLevel.files`."""
+        return self.level.files
 
     @property
     def offsets(self) -> Sequence[int]:

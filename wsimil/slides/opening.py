@@ -14,7 +14,8 @@ from wsimil.slides.direct import DirectSlide
 from wsimil.slides.half_scale import JpegLevel, with_half_levels
 from wsimil.slides.mpp import resolve_mpp
 from wsimil.slides.openslide import OpenSlideSlide, RefusedError
-from wsimil.slides.tiff import NotDirectError, TiffLevel, read_levels, read_ome_pyramid
+from wsimil.slides.stored_tiles import NotDirectError
+from wsimil.slides.tiff import TiffLevel, read_levels, read_ome_pyramid
 
 _ONE_GRID_VENDORS = {"aperio", "generic-tiff", "philips"}
 """Vendors of TIFFs whose levels are one image each; others put images beside and over one another."""

@@ -17,6 +17,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from wsimil.slides.jpeg import decode_jpeg, stream_head
+from wsimil.slides.stored_tiles import NotDirectError
 
 _JPEG = 7
 _JPEG_2000 = {33005, 34712}
@@ -26,16 +27,13 @@ _SPACES: dict[int, Literal["RGB", "YCbCr"]] = {2: "RGB", 6: "YCbCr"}
 _RESOLUTION_UNITS = {2: "inch", 3: "centimeter"}
 
 
-class NotDirectError(ValueError):
-    """Why the tiles of a file are not read straight; the message is half a sentence."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TiffLevel:
     """A `StoredLevel` of a TIFF: one page (IFD)."""
 
     size_px: tuple[int, int]
     tile_px: tuple[int, int]
+    files: Sequence[Path]
     offsets: Sequence[int]
     counts: Sequence[int]
     page: tifffile.TiffPage
@@ -142,6 +140,7 @@ def _level(page: tifffile.TiffPage, size_px: tuple[int, int]) -> TiffLevel:
     return TiffLevel(
         size_px=size_px,
         tile_px=(page.tilewidth, page.tilelength),
+        files=(Path(page.parent.filehandle.path),) * len(page.dataoffsets),
         offsets=page.dataoffsets,
         counts=page.databytecounts,
         page=page,
