@@ -20,6 +20,10 @@ class NotDirectError(ValueError):
     """Why the tiles of a slide are not read straight; the message is half a sentence."""
 
 
+class UnreadableError(NotDirectError):
+    """Why no reader can read a slide rightly, and what to do; the message is half a sentence."""
+
+
 class StoredLevel(Protocol):
     """One level of a pyramid, cut into tiles of one size: where each lies in which file, and what decodes it."""
 
