@@ -3,7 +3,8 @@
     python benchmarks/readers.py [--texture SLIDE] [--side 40003] [--tiles 4000] [--rounds 7] [--slides SLIDE ...] [--json FILE]
 
 A slide of `--side` px is made on the spot: JPEG (4:2:0, quality 80) of pieces of `--texture`, or of drawn tissue, in tiles
-of 256, Aperio style, with levels of a quarter and a sixteenth whose downsamples are no whole numbers; another in JPEG 2000.
+of 256, Aperio style, with levels of a quarter and a sixteenth whose downsamples are no whole numbers; another in JPEG 2000,
+and the same JPEG tiles as frames of a DICOM file.
 Each case reads `--tiles` tiles in blocks in which every contestant takes its turn on the same tiles; a figure is the median
 over blocks of the ratio of CPU time (and of wall time) to openslide-python, which reads `read_region`, `convert("RGB")`, and
 resizes with Pillow where the case asks for it. The floor is libjpeg-turbo alone on the same compressed bytes, read into one
@@ -28,10 +29,15 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import openslide
+import pydicom
 import simplejpeg
 import tifffile
 import torch
 from PIL import Image
+from pydicom.dataset import Dataset as DicomDataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEGBaseline8Bit, VLWholeSlideMicroscopyImageStorage, generate_uid
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
@@ -102,6 +108,33 @@ def write_pyramid(path: Path, tiles: list[bytes], side: int, *, compression: str
                 tile=(TILE, TILE), photometric="ycbcr" if compression == "jpeg" else "rgb", compression=compression,
                 description=text, metadata=None, **({"subsampling": (2, 2)} if compression == "jpeg" else {}),
             )  # fmt: skip
+    return path
+
+
+def write_dicom(path: Path, tiles: list[bytes], side: int) -> Path:
+    """A level of `side` px in DICOM, of compressed frames in random order."""
+    image, file_meta = DicomDataset(), FileMetaDataset()
+    file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    image.SOPClassUID = file_meta.MediaStorageSOPClassUID = VLWholeSlideMicroscopyImageStorage
+    image.SOPInstanceUID = file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    image.SeriesInstanceUID = generate_uid()
+    image.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    image.Rows = image.Columns = TILE
+    image.SamplesPerPixel, image.PhotometricInterpretation = 3, "YBR_FULL_422"
+    image.BitsAllocated = image.BitsStored = 8
+    image.HighBit, image.PixelRepresentation, image.PlanarConfiguration = 7, 0, 0
+    image.TotalPixelMatrixColumns = image.TotalPixelMatrixRows = side
+    image.DimensionOrganizationType = "TILED_FULL"
+    count = (-(-side // TILE)) ** 2
+    image.NumberOfFrames = count
+    spacing, shared = DicomDataset(), DicomDataset()
+    spacing.PixelSpacing = [0.0005, 0.0005]
+    shared.PixelMeasuresSequence = [spacing]
+    image.SharedFunctionalGroupsSequence = [shared]
+    image.file_meta = file_meta
+    image.PixelData = encapsulate([tiles[i] for i in np.random.default_rng(1).integers(0, len(tiles), count)])
+    image["PixelData"].is_undefined_length = True
+    pydicom.dcmwrite(path, image, enforce_file_format=True)
     return path
 
 
@@ -383,6 +416,10 @@ def main() -> None:
             report(measure(path, case, tiles=args.tiles, rounds=args.rounds, floor=True, mpp=None))
         for threads in (1, 2):
             report(measure_batches(path, tiles=args.tiles // 2, rounds=args.rounds, threads=threads))
+        path.unlink()
+        path = write_dicom(Path(scratch) / "jpeg.dcm", jpeg, 10_243)
+        for case in CASES[:5]:
+            report(measure(path, case, tiles=args.tiles // 2, rounds=args.rounds, floor=False, mpp=None))
         path.unlink()
         j2k = [imagecodecs.jpeg2k_encode(image, level=30, codecformat="J2K") for image in images[:100]]
         path = write_pyramid(Path(scratch) / "jpeg2000.svs", j2k, 10_243, compression="aperio_jp2000_rgb")

@@ -39,6 +39,7 @@ OPENS = {
     "highdicom_sm_image.dcm": Opens(mpp=0.499, mpp_asked=0.5, tiles=False),
     "highdicom_sm_image_control.dcm": Opens(mpp=0.499, mpp_asked=0.5, tiles=False),
     "highdicom_sm_image_dots.dcm": Opens(mpp=0.499, mpp_asked=0.5, tiles=False),
+    "highdicom_sm_image_jpegls.dcm": Opens(mpp=0.499, mpp_asked=0.5, tiles=False),
     "derived/IDC-14082-reassembled.tiff": Opens(mpp=4.0, mpp_asked=4.0, size_px=50),
     "edge/small.svs": Opens(mpp=0.499, mpp_asked=0.5, tiles=False),
     "yb10kx5k.zstd.tiff": Opens(mpp=0.5, mpp_asked=8.0, level=4, size_px=63, override=0.5),
@@ -57,9 +58,12 @@ FAILS = {
         "--mpp-override",
     ),
     "edge/boxes.tiff": ("352.778 µm per pixel (from openslide.mpp-x: 72 dpi, likely a placeholder", "--mpp-override"),
-    "small_dicom_pathml.dcm": ("Couldn't get image flavor", CONVERT),
-    "highdicom_sm_annotations.dcm": ("is not a slide that OpenSlide", CONVERT),
-    "highdicom_sm_image_jpegls.dcm": ("Unsupported transfer syntax 1.2.840.10008.1.2.4.80", CONVERT),
+    # Its frames lie column by column, which nothing in the file states.
+    "small_dicom_pathml.dcm": ("it does not state its ImageType", CONVERT),
+    "highdicom_sm_annotations.dcm": (
+        "it is no whole-slide image but of the DICOM class Microscopy Bulk Simple Annotations Storage",
+        "or drop it",
+    ),
     "edge/broken.svs": ("is not a slide that OpenSlide", CONVERT),
     "edge/unopenable.tiff": ("Unsupported TIFF compression: 52479", CONVERT),
     "edge/unreadable.svs": (

@@ -11,8 +11,8 @@ from wsimil.slides.base import Slide
 
 __all__ = ["SLIDE_SUFFIXES", "Reader", "Slide", "find_slides", "open_slide"]
 
-Reader: TypeAlias = Literal["auto", "openslide", "tiff"]
-"""Who reads a slide: "openslide", "tiff" straight from compressed tiles, or "auto", the quicker one of those that can."""
+Reader: TypeAlias = Literal["auto", "openslide", "tiff", "dicom"]
+"""Who reads a slide: "openslide", "tiff" or "dicom" straight from compressed tiles, or "auto", the quickest that can."""
 
 SLIDE_SUFFIXES: frozenset[str] = frozenset(
     {".bif", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu"}

@@ -16,6 +16,11 @@ def is_tiff(head: bytes) -> bool:
     return head.startswith(_TIFF_MAGIC)
 
 
+def is_dicom(head: bytes) -> bool:
+    """Whether a file that begins so is a DICOM file."""
+    return head[128:132] == b"DICM"
+
+
 def file_ends(path: Path, slide_id: str) -> tuple[bytes, bytes, int]:
     """First and last 64 KiB, and the size in bytes."""
     where = f"slide {slide_id!r}: {path}"

@@ -30,7 +30,7 @@ class DirectSlide(PyramidSlide):
     ) -> None:
         super().__init__(info, [level.size_px for level in levels])
         self._reader, self._absent, self._icc_profile = reader, absent, icc_profile
-        self._tiles = StoredTiles(info.path, levels)
+        self._tiles = StoredTiles(levels)
 
     @property
     def reader(self) -> str:

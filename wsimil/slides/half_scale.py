@@ -8,23 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsimil.slides.jpeg import decode_jpeg
 from wsimil.slides.stored_tiles import StoredLevel
 
 _SAME_LEVEL = 0.05
 
 
 class JpegLevel(StoredLevel, Protocol):
-    """A stored level that may be JPEG: then `jpeg_head` goes before each tile."""
+    """A stored level that may be JPEG, whose tiles decode at half scale too."""
 
     @property
-    def jpeg_head(self) -> bytes | None:
-        """See `wsimil.slides.jpeg.stream_head`; None for other compressions."""
+    def is_jpeg(self) -> bool:
+        """Whether `decode_half` may be called."""
+        ...
+
+    def decode_half(self, data: bytes, index: int, output: NDArray[np.uint8]) -> None:
+        """As `StoredLevel.decode`, into an output of half the tile's width and height."""
         ...
 
 
@@ -35,8 +39,7 @@ Level = TypeVar("Level", bound=JpegLevel)
 class HalfLevel:
     """A `StoredLevel` of half the width and height of another."""
 
-    level: StoredLevel
-    jpeg_head: bytes
+    level: JpegLevel
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -47,6 +50,11 @@ class HalfLevel:
     def tile_px(self) -> tuple[int, int]:
         """See `StoredLevel.tile_px`."""
         return self.level.tile_px[0] // 2, self.level.tile_px[1] // 2
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """See `StoredLevel.files`."""
+        return self.level.files
 
     @property
     def offsets(self) -> Sequence[int]:
@@ -60,7 +68,7 @@ class HalfLevel:
 
     def decode(self, data: bytes, index: int, output: NDArray[np.uint8]) -> None:
         """See `StoredLevel.decode`."""
-        decode_jpeg(self.jpeg_head, data, output, half=True)
+        self.level.decode_half(data, index, output)
 
 
 def with_half_levels(
@@ -71,7 +79,7 @@ def with_half_levels(
     for level, downsample in zip(levels, downsamples, strict=True):
         even = level.tile_px[0] % 2 == 0 and level.tile_px[1] % 2 == 0
         stored = any(abs(other / (2 * downsample) - 1) < _SAME_LEVEL for other in downsamples)
-        if level.jpeg_head is not None and even and not stored and 0 not in level.counts:
-            found.append((2 * downsample, HalfLevel(level=level, jpeg_head=level.jpeg_head)))
+        if level.is_jpeg and even and not stored and 0 not in level.counts:
+            found.append((2 * downsample, HalfLevel(level=level)))
     found.sort(key=lambda pair: pair[0])
     return [level for _, level in found], tuple(downsample for downsample, _ in found)

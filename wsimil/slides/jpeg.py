@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+Space: TypeAlias = Literal["RGB", "YCbCr"]
+
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _JFIF, _ADOBE = b"\xff\xe0", b"\xff\xee"
+_SCAN = b"\xff\xda"
+_ADOBE_BYTES = 12
 _TRANSFORM = {"RGB": b"\0", "YCbCr": b"\1"}
 _LEFT_OVER = re.compile("extraneous bytes before marker 0xd9")
 
 
-def stream_head(space: Literal["RGB", "YCbCr"], tables: bytes | None = None) -> bytes:
+def stream_head(space: Space, tables: bytes | None = None) -> bytes:
     """What `decode_jpeg` puts before a tile: the color space, as the marker by which decoders know it, and shared tables."""
     shared = (tables or b"").removeprefix(_START).removesuffix(_END)
     return _START + _ADOBE + b"\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + _TRANSFORM[space] + shared
+
+
+def stated_space(data: bytes) -> Space | None:
+    """The color space that a JPEG states by a JFIF or Adobe marker, as decoders heed them; None where it states none."""
+    adobe: Space | None = None
+    at = len(_START)
+    while data[at : at + 1] == b"\xff" and data[at : at + 2] != _SCAN and at + 4 <= len(data):
+        marker, length = data[at : at + 2], int.from_bytes(data[at + 2 : at + 4], "big")
+        body = data[at + 4 : at + 2 + length]
+        if marker == _JFIF and body.startswith(b"JFIF\0"):
+            return "YCbCr"
+        if marker == _ADOBE and body.startswith(b"Adobe") and len(body) >= _ADOBE_BYTES:
+            adobe = "YCbCr" if body[_ADOBE_BYTES - 1] else "RGB"
+        at += 2 + length
+    return adobe
 
 
 def decode_jpeg(head: bytes, data: bytes, output: NDArray[np.uint8], *, half: bool = False) -> None:

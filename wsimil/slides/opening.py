@@ -9,15 +9,18 @@ from pathlib import Path
 from wsimil.errors import SlideError
 from wsimil.geometry import SlideInfo
 from wsimil.slides import Reader, Slide
-from wsimil.slides.content import content_digest, file_ends, is_tiff
+from wsimil.slides.content import content_digest, file_ends, is_dicom, is_tiff
 from wsimil.slides.direct import DirectSlide
 from wsimil.slides.half_scale import JpegLevel, with_half_levels
 from wsimil.slides.mpp import resolve_mpp
 from wsimil.slides.openslide import OpenSlideSlide, RefusedError
-from wsimil.slides.tiff import NotDirectError, TiffLevel, read_levels, read_ome_pyramid
+from wsimil.slides.stored_tiles import NotDirectError, UnreadableError
+from wsimil.slides.tiff import TiffLevel, read_levels, read_ome_pyramid
 
 _ONE_GRID_VENDORS = {"aperio", "generic-tiff", "philips"}
 """Vendors of TIFFs whose levels are one image each; others put images beside and over one another."""
+
+_NO_DICOM, _NO_TIFF = "it is no DICOM file", "it is no TIFF"
 
 
 def open_with(path: Path, *, slide_id: str, mpp_override: float | None, reader: Reader, half_scale_jpeg: bool) -> Slide:
@@ -31,15 +34,20 @@ def open_with(path: Path, *, slide_id: str, mpp_override: float | None, reader: 
         if reader == "openslide":
             raise
         try:
-            return _ome_slide(path, slide_id, mpp_override, half_scale_jpeg)
+            return _refused_slide(path, slide_id, mpp_override, reader, half_scale_jpeg)
+        except UnreadableError as reason:
+            raise _unreadable(path, slide_id, reason) from None
         except NotDirectError as reason:
-            raise SlideError(
-                f"{refusal}" if reader == "auto" else f"{refusal} Nor is it read straight: {reason}."
-            ) from None
+            # Of files that are not DICOM OpenSlide says more than a reader of a few kinds of them.
+            said_all = reader == "auto" and not is_dicom(file_ends(path, slide_id)[0])
+            raise SlideError(f"{refusal}" if said_all else f"{refusal}; nor is it read straight: {reason}") from None
     if reader == "openslide":
         return slide
     try:
-        return _direct(slide.info, _tiff_levels(slide), "tiff", half_scale_jpeg, absent=slide)
+        return _read_straight(slide, reader, half_scale_jpeg)
+    except UnreadableError as reason:
+        slide.close()
+        raise _unreadable(path, slide_id, reason) from None
     except NotDirectError as reason:
         if reader == "auto":
             return slide
@@ -51,6 +59,27 @@ def open_with(path: Path, *, slide_id: str, mpp_override: float | None, reader: 
     except BaseException:
         slide.close()
         raise
+
+
+def _unreadable(path: Path, slide_id: str, reason: UnreadableError) -> SlideError:
+    return SlideError(f"slide {slide_id!r}: {path} cannot be read: {reason}")
+
+
+def _read_straight(slide: OpenSlideSlide, reader: Reader, half_scale_jpeg: bool) -> Slide:
+    """The slide that OpenSlide opened, its pixels read by another reader."""
+    info = slide.info
+    if info.vendor != "dicom":
+        if reader == "dicom":
+            raise NotDirectError(_NO_DICOM)
+        return _direct(info, _tiff_levels(slide), "tiff", half_scale_jpeg, absent=slide)
+    if reader == "tiff":
+        raise NotDirectError(_NO_TIFF)
+    # Loads pydicom, which slides of other kinds must not wait for.
+    from wsimil.slides.dicom import read_levels as read_dicom_levels
+
+    levels, icc_profile = read_dicom_levels(info.path, slide.level_sizes_px), slide.icc_profile
+    slide.close()
+    return _direct(info, levels, "dicom", half_scale_jpeg, icc_profile=icc_profile)
 
 
 def _tiff_levels(slide: OpenSlideSlide) -> tuple[TiffLevel, ...]:
@@ -65,13 +94,27 @@ def _tiff_levels(slide: OpenSlideSlide) -> tuple[TiffLevel, ...]:
     return levels
 
 
-def _ome_slide(path: Path, slide_id: str, mpp_override: float | None, half_scale_jpeg: bool) -> Slide:
+def _refused_slide(
+    path: Path, slide_id: str, mpp_override: float | None, reader: Reader, half_scale_jpeg: bool
+) -> Slide:
+    """A slide that OpenSlide does not open."""
     head, tail, size = file_ends(path, slide_id)
-    if not is_tiff(head):
-        raise NotDirectError("it is no TIFF")
-    pyramid = read_ome_pyramid(path)
-    resolved = resolve_mpp(pyramid.properties, slide_id=slide_id, override=mpp_override)
-    width, height = pyramid.levels[0].size_px
+    levels: Sequence[JpegLevel]
+    if is_dicom(head) and reader != "tiff":
+        # As above.
+        from wsimil.slides.dicom import read_pyramid
+
+        dicom = read_pyramid(path)
+        levels, properties, icc_profile = dicom.levels, dicom.properties, dicom.icc_profile
+        vendor, name, hashed = "dicom", "dicom", dicom.series_uid
+    elif is_tiff(head) and reader != "dicom":
+        ome = read_ome_pyramid(path)
+        levels, properties, icc_profile = ome.levels, ome.properties, ome.icc_profile
+        vendor, name, hashed = "ome-tiff", "tiff", ""
+    else:
+        raise NotDirectError(_NO_DICOM if reader == "dicom" else _NO_TIFF)
+    resolved = resolve_mpp(properties, slide_id=slide_id, override=mpp_override)
+    width, height = levels[0].size_px
     info = SlideInfo(
         slide_id=slide_id,
         path=path,
@@ -79,12 +122,12 @@ def _ome_slide(path: Path, slide_id: str, mpp_override: float | None, half_scale
         mpp=resolved.mpp,
         mpp_source=resolved.source,
         mpp_detail=resolved.detail,
-        level_downsamples=tuple((width / level.size_px[0] + height / level.size_px[1]) / 2 for level in pyramid.levels),
+        level_downsamples=tuple((width / level.size_px[0] + height / level.size_px[1]) / 2 for level in levels),
         bounds0_px=(0, 0, width, height),
-        vendor="ome-tiff",
-        digest=content_digest(path, "", head, tail, size),
+        vendor=vendor,
+        digest=content_digest(path, hashed, head, tail, size),
     )
-    return _direct(info, pyramid.levels, "tiff", half_scale_jpeg, icc_profile=pyramid.icc_profile)
+    return _direct(info, levels, name, half_scale_jpeg, icc_profile=icc_profile)
 
 
 def _direct(

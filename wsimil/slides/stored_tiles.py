@@ -16,8 +16,16 @@ from numpy.typing import NDArray
 _LEAST_HELD_BYTES, _MOST_HELD_BYTES = 32 << 20, 512 << 20
 
 
+class NotDirectError(ValueError):
+    """Why the tiles of a slide are not read straight; the message is half a sentence."""
+
+
+class UnreadableError(NotDirectError):
+    """Why no reader can read a slide rightly, and what to do; the message is half a sentence."""
+
+
 class StoredLevel(Protocol):
-    """One level of a pyramid, cut into tiles of one size: where each lies in the file, and what decodes it."""
+    """One level of a pyramid, cut into tiles of one size: where each lies in which file, and what decodes it."""
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -30,13 +38,18 @@ class StoredLevel(Protocol):
         ...
 
     @property
+    def files(self) -> Sequence[Path]:
+        """The file of each tile, row by row."""
+        ...
+
+    @property
     def offsets(self) -> Sequence[int]:
-        """First byte of each tile, row by row."""
+        """First byte of each tile in its file."""
         ...
 
     @property
     def counts(self) -> Sequence[int]:
-        """Bytes of each tile; 0 where the file has none."""
+        """Bytes of each tile; 0 where there is none."""
         ...
 
     def decode(self, data: bytes, index: int, output: NDArray[np.uint8]) -> None:
@@ -65,28 +78,36 @@ class _Held:
 
 
 class StoredTiles:
-    """Px of a file's levels, out of its compressed tiles; from any threads at once.
+    """Px of a slide's levels, out of their compressed tiles; from any threads at once.
 
     Decoded tiles are held up to twice the bytes of the widest row of tiles, so that reading row by row decodes each once.
     """
 
-    def __init__(self, path: Path, levels: Sequence[StoredLevel]) -> None:
+    def __init__(self, levels: Sequence[StoredLevel]) -> None:
         self.levels = levels
-        self._file = os.open(path, os.O_RDONLY)
         widest = max(_columns(level) * _tile_bytes(level) for level in levels)
         self._most = min(max(_LEAST_HELD_BYTES, 2 * widest), _MOST_HELD_BYTES)
         self._held: OrderedDict[tuple[int, int], _Held] = OrderedDict()
         self._bytes, self._lock = 0, threading.Lock()
+        self._files: dict[Path, int] = {}
+        try:
+            for path in sorted({path for level in levels for path in level.files}):
+                self._files[path] = os.open(path, os.O_RDONLY)
+        except OSError:
+            self.close()
+            raise
 
     def close(self) -> None:
-        """Release the file and the memory; nobody may be reading."""
-        os.close(self._file)
+        """Release the files and the memory; nobody may be reading."""
+        for file in self._files.values():
+            os.close(file)
+        self._files.clear()
         self._held.clear()
 
     def read_into(self, output: NDArray[np.uint8], x: int, y: int, number: int, *, once: bool = False) -> list[Part]:
         """Fill `output` [h, w, 3] with px of level `number` from (x, y) on; what lies outside the level is left as it is.
 
-        Returns the parts that the file has no tiles for, left as they are too. `once`: no other read will want these px, so
+        Returns the parts that there are no tiles for, left as they are too. `once`: no other read will want these px, so
         that a region which is one stored tile is decoded in place. Raises ValueError or the codec's error for a broken tile.
         """
         level = self.levels[number]
@@ -160,7 +181,7 @@ class StoredTiles:
 
     def _decode(self, level: StoredLevel, index: int, output: NDArray[np.uint8]) -> None:
         count = level.counts[index]
-        data = os.pread(self._file, count, level.offsets[index])
+        data = os.pread(self._files[level.files[index]], count, level.offsets[index])
         if len(data) < count:
             raise ValueError(f"stored tile {index} has {len(data)} of its {count} bytes")
         level.decode(data, index, output)

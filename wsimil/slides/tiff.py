@@ -9,25 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import imagecodecs
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from wsimil.slides.jpeg import decode_jpeg, stream_head
+from wsimil.slides.jpeg import Space, decode_jpeg, stream_head
+from wsimil.slides.stored_tiles import NotDirectError
 
 _JPEG = 7
 _JPEG_2000 = {33005, 34712}
 _LOSSLESS = {1, 5, 8, 32946, 50000}
 """Nothing, LZW, deflate by both its numbers, ZSTD."""
-_SPACES: dict[int, Literal["RGB", "YCbCr"]] = {2: "RGB", 6: "YCbCr"}
+_SPACES: dict[int, Space] = {2: "RGB", 6: "YCbCr"}
 _RESOLUTION_UNITS = {2: "inch", 3: "centimeter"}
-
-
-class NotDirectError(ValueError):
-    """Why the tiles of a file are not read straight; the message is half a sentence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,10 +32,22 @@ class TiffLevel:
 
     size_px: tuple[int, int]
     tile_px: tuple[int, int]
+    files: Sequence[Path]
     offsets: Sequence[int]
     counts: Sequence[int]
     page: tifffile.TiffPage
     jpeg_head: bytes | None
+
+    @property
+    def is_jpeg(self) -> bool:
+        """See `JpegLevel.is_jpeg`."""
+        return self.jpeg_head is not None
+
+    def decode_half(self, data: bytes, index: int, output: NDArray[np.uint8]) -> None:
+        """See `JpegLevel.decode_half`."""
+        if self.jpeg_head is None:
+            raise ValueError(f"stored tile {index} is no JPEG")
+        decode_jpeg(self.jpeg_head, data, output, half=True)
 
     def decode(self, data: bytes, index: int, output: NDArray[np.uint8]) -> None:
         """See `StoredLevel.decode`."""
@@ -147,6 +155,7 @@ def _level(page: tifffile.TiffPage, size_px: tuple[int, int]) -> TiffLevel:
     return TiffLevel(
         size_px=size_px,
         tile_px=(page.tilewidth, page.tilelength),
+        files=(Path(page.parent.filehandle.path),) * len(page.dataoffsets),
         offsets=page.dataoffsets,
         counts=page.databytecounts,
         page=page,
