@@ -22,7 +22,7 @@ from wsimil.provenance import Provenance
 from wsimil.store import Backend, FeatureStore, open_store, packing
 from wsimil.store.base import StoredHeader, read_headers
 from wsimil.store.packed import PackedStore
-from wsimil.store.packing import write_pack
+from wsimil.store.packing import refuse_mixed_kinds, write_pack
 from wsimil.store.places import failed_ids, is_feature_place
 from wsimil.store.shards import ShardedArray
 from wsimil.testing import store_laws
@@ -261,6 +261,29 @@ def test_a_pack_is_not_written_to_and_says_what_to_do(packed: Path) -> None:
             StoreError, match=r"cohort\.zarr is a pack, which is only read: choose another output folder"
         ):
             open_store(path, mode="w")
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_quality_stays_with_the_slides_where_it_was_measured(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "slides", mode="w")
+    bags = {name: make_bag(name, n=n, seed=n, quality=n > 5) for name, n in SIZES.items()}
+    for bag in bags.values():
+        store.write(bag)
+    again = open_store(pack(store, tmp_path / "packs" / "cohort.zarr").parent, mode="r")
+    assert {name: tuple(again.read(name).quality) for name in bags} == {n: tuple(b.quality) for n, b in bags.items()}
+    for name in ("a", "d"):
+        found, wanted = again.read(name).quality, bags[name].quality
+        assert all(found[column].tobytes() == wanted[column].tobytes() for column in wanted)
+
+
+def test_slides_of_which_other_things_were_measured_are_named(slides: FeatureStore, tmp_path: Path) -> None:
+    one, other = make_bag("one", quality=True), make_bag("other", quality=True)
+    for bag in (one, replace(other, quality={"sharpness": other.quality["sharpness"]})):
+        slides.write(bag)
+    with pytest.raises(
+        StoreError, match=r"slide 'one' has sharpness, pen, dark, slide 'other' has sharpness; extract all"
+    ):
+        refuse_mixed_kinds(list(read_headers(slides, slides.ids()).values()))
 
 
 def test_slides_of_another_kind_are_named_with_what_differs(slides: FeatureStore, tmp_path: Path) -> None:
