@@ -230,8 +230,10 @@ def fastslide_reader(path: Path) -> Reader:
 
     def read(grid: TileGrid, rows: np.ndarray) -> Batch:
         size = (grid.read_px, grid.read_px)
-        regions = (slide.read_region((int(x), int(y)), grid.read_level, size) for x, y in grid.xy0[rows])
-        return np.stack([resized(Image.fromarray(np.asarray(region)), grid.spec.size_px) for region in regions])
+        down = grid.slide.level_downsamples[grid.read_level]
+        corners = ((int(x / down + 0.5), int(y / down + 0.5)) for x, y in grid.xy0[rows])
+        regions = (slide.read_region(corner, grid.read_level, size).numpy() for corner in corners)
+        return np.stack([resized(Image.fromarray(region), grid.spec.size_px) for region in regions])
 
     return read
 
@@ -254,6 +256,10 @@ def floor_reader(path: Path) -> Reader:
         return out[: len(rows)]
 
     return read
+
+
+class TooSmallError(Exception):
+    """A slide has too few tiles to be measured on."""
 
 
 def contestants(path: Path, slide: Slide, case: Case, *, floor: bool) -> dict[str, Reader]:
@@ -351,6 +357,8 @@ def measure(path: Path, case: Case, *, tiles: int, rounds: int, floor: bool, mpp
     """Ratios of CPU and wall time to openslide-python, ms a tile, and the largest difference of pixels."""
     with open_slide(path, mpp_override=mpp) as slide:
         grid = grid_of(slide, case, tiles)
+        if len(grid) < 2 * (rounds + 1):
+            raise TooSmallError(f"{len(grid)} tiles are too few for {rounds} rounds")
         readers = contestants(path, slide, case, floor=floor)
         spent: dict[str, list[tuple[float, float]]] = {name: [] for name in readers}
         furthest = dict.fromkeys(readers, 0)
@@ -427,7 +435,12 @@ def main() -> None:
             report(measure(path, case, tiles=args.tiles // 4, rounds=args.rounds, floor=False, mpp=None))
     for path in args.slides:
         for case in CASES[:1] + CASES[2:3]:
-            report(measure(path, case, tiles=args.tiles // 2, rounds=args.rounds, floor=False, mpp=args.mpp_override))
+            try:
+                report(
+                    measure(path, case, tiles=args.tiles // 2, rounds=args.rounds, floor=False, mpp=args.mpp_override)
+                )
+            except TooSmallError as reason:
+                print(f"{path.name}, {case.name}: {reason}")
     versions = {
         "openslide": openslide.__library_version__,
         "simplejpeg": simplejpeg.__version__,

@@ -305,7 +305,11 @@ def test_many_threads_get_what_one_gets_while_memory_for_tiles_is_short(
             assert (found == wanted[batch]).all()
 
 
-def test_reading_row_by_row_decodes_each_stored_tile_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("side", "stride"), [(200, 100), (200, 200), (320, 320), (310, 290), (500, 500), (130, 130)])
+def test_reading_row_by_row_decodes_each_stored_tile_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int, stride: int
+) -> None:
+    monkeypatch.setattr("wsimil.slides.stored_tiles._LEAST_HELD_BYTES", 0)
     decoded: list[int] = []
     decode = StoredTiles._decode
 
@@ -316,7 +320,7 @@ def test_reading_row_by_row_decodes_each_stored_tile_once(tmp_path: Path, monkey
     monkeypatch.setattr(StoredTiles, "_decode", counted)
     path = write_slide(tmp_path / "slide.tiff", [texture(2000, 2000)])
     with open_slide(path) as slide:
-        grid = grid_of(slide, side=200, stride=100)
+        grid = grid_of(slide, side=side, stride=stride)
         slide.read_tiles(grid, np.arange(len(grid)))
     assert sorted(decoded) == list(range(81))
 

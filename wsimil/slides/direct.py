@@ -50,12 +50,12 @@ class DirectSlide(PyramidSlide):
     def _origin0(self, position: int, downsample: float) -> float:
         return position * downsample
 
-    def _read_into(self, output: NDArray[np.uint8], x: int, y: int, level: int, *, once: bool = False) -> None:
+    def _read_into(self, output: NDArray[np.uint8], x: int, y: int, level: int, *, step: int = 0) -> None:
         width, height = self._level_sizes_px[level]
         if x < 0 or y < 0 or x + output.shape[1] > width or y + output.shape[0] > height:
             output[...] = 255
         with self._reading(x, y, level, ValueError, OSError, RuntimeError):
-            for part in self._tiles.read_into(output, x, y, level, once=once):
+            for part in self._tiles.read_into(output, x, y, level, step=step):
                 place = output[part.y - y : part.y - y + part.height, part.x - x : part.x - x + part.width]
                 if self._absent is None:
                     place[...] = 255

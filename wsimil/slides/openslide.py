@@ -82,7 +82,7 @@ class OpenSlideSlide(PyramidSlide):
     def _origin0(self, position: int, downsample: float) -> float:
         return _level0_of(position, downsample)
 
-    def _read_into(self, output: NDArray[np.uint8], x: int, y: int, level: int, *, once: bool = False) -> None:
+    def _read_into(self, output: NDArray[np.uint8], x: int, y: int, level: int, *, step: int = 0) -> None:
         position0 = (
             _level0_of(x, self._info.level_downsamples[level]),
             _level0_of(y, self._info.level_downsamples[level]),

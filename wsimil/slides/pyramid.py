@@ -63,8 +63,8 @@ class PyramidSlide(ABC):
         """Close the file; nobody reads any more."""
 
     @abstractmethod
-    def _read_into(self, output: NDArray[np.uint8], x: int, y: int, level: int, *, once: bool = False) -> None:
-        """Fill `output` [h, w, 3] with px of a level from its px (x, y) on, on white; `once`: nobody will want them again."""
+    def _read_into(self, output: NDArray[np.uint8], x: int, y: int, level: int, *, step: int = 0) -> None:
+        """Fill `output` [h, w, 3] with px of a level from its px (x, y) on, on white; `step` as in `StoredTiles.read_into`."""
 
     @contextmanager
     def _reading(self, x: int, y: int, level: int, *errors: type[Exception]) -> Iterator[None]:
@@ -100,10 +100,10 @@ class PyramidSlide(ABC):
         tiles = np.empty((len(indices), side, side, 3), dtype=np.uint8) if out is None else out[: len(indices)]
         if tiles.shape != (len(indices), side, side, 3) or tiles.dtype != np.uint8:
             raise ValueError(f"{len(indices)} tiles are uint8 [n, {side}, {side}, 3], got {tiles.dtype} {tiles.shape}")
-        apart = grid.spec.stride_px >= grid.spec.size_px
+        step = grid.spec.stride_px * side // grid.spec.size_px
         for tile, (x0, y0) in zip(tiles, grid.xy0[np.asarray(indices, dtype=np.int64)].tolist(), strict=True):
             x, y = level_position(x0, downsample), level_position(y0, downsample)
-            self._read_into(tile, x, y, level, once=apart)
+            self._read_into(tile, x, y, level, step=step)
         return tiles
 
     def read_region(self, xy0: tuple[float, float], size_px: tuple[int, int], mpp: float) -> NDArray[np.uint8]:

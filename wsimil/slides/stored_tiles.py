@@ -80,7 +80,8 @@ class _Held:
 class StoredTiles:
     """Px of a slide's levels, out of their compressed tiles; from any threads at once.
 
-    Decoded tiles are held up to twice the bytes of the widest row of tiles, so that reading row by row decodes each once.
+    Decoded tiles are held up to twice the bytes of the widest row of tiles. Whoever reads row by row says where the next regions
+    begin: tiles that these cannot touch make room first, so that each is decoded once.
     """
 
     def __init__(self, levels: Sequence[StoredLevel]) -> None:
@@ -104,18 +105,19 @@ class StoredTiles:
         self._files.clear()
         self._held.clear()
 
-    def read_into(self, output: NDArray[np.uint8], x: int, y: int, number: int, *, once: bool = False) -> list[Part]:
+    def read_into(self, output: NDArray[np.uint8], x: int, y: int, number: int, *, step: int = 0) -> list[Part]:
         """Fill `output` [h, w, 3] with px of level `number` from (x, y) on; what lies outside the level is left as it is.
 
-        Returns the parts that there are no tiles for, left as they are too. `once`: no other read will want these px, so
-        that a region which is one stored tile is decoded in place. Raises ValueError or the codec's error for a broken tile.
+        Returns the parts that there are no tiles for, left as they are too. `step`: px to the next region to the right, and to
+        the next row of regions; 0 where nothing is known of what comes. Raises ValueError or the codec's error for a broken tile.
         """
         level = self.levels[number]
         width, height = level.tile_px
         right = min(x + output.shape[1], level.size_px[0])
         lower = min(y + output.shape[0], level.size_px[1])
         columns = _columns(level)
-        if once and output.shape[:2] == (height, width) == (lower - y, right - x) and x % width == y % height == 0:
+        apart = step >= max(output.shape[:2])
+        if apart and output.shape[:2] == (height, width) == (lower - y, right - x) and x % width == y % height == 0:
             index = y // height * columns + x // width
             if (number, index) not in self._held and level.counts[index] and output.flags.c_contiguous:
                 self._decode(level, index, output)
@@ -135,8 +137,11 @@ class StoredTiles:
                         top - row * height : bottom - row * height, left - column * width : end - column * width
                     ]
                 finally:
+                    over = step > 0 and (column + 1) * width <= x + step and (row + 1) * height <= y + step
                     with self._lock:
                         held.users -= 1
+                        if over:
+                            self._held.move_to_end((number, index), last=False)
         return absent
 
     def _borrow(self, number: int, level: StoredLevel, index: int) -> _Held:
