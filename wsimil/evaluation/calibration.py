@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 import numpy as np
 from scipy.optimize import brentq
@@ -70,9 +70,9 @@ class Calibration:
     @classmethod
     def from_json(cls, tree: Mapping[str, Json]) -> Self:
         """The inverse of `to_json`. Raises TypeError where fields are missing or unknown, ModelError where they do not fit."""
-        curves = tuple(tuple((float(x), float(y)) for x, y in curve) for curve in tree["curves"])  # type:
-        ignore[union-attr,misc,arg-type] return cls(**{**tree, "curves": curves})  # type: ignore[arg-type]  # the
-        constructor checks the names
+        stored = cast("list[list[list[float]]]", tree["curves"])
+        curves = tuple(tuple((x, y) for x, y in curve) for curve in stored)
+        return cls(**{**tree, "curves": curves})  # type: ignore[arg-type]  # the constructor checks the names
 
 
 def fit_temperature(logits: Floats, targets: Ints, *, fitted_on: str) -> Calibration:
@@ -88,9 +88,13 @@ def fit_temperature(logits: Floats, targets: Ints, *, fitted_on: str) -> Calibra
         return float(((softmax(scores * inverse, axis=1) * scores).sum(axis=1) - own).mean())
 
     if slope(0.0) >= 0:
-        raise ModelError(f"no temperature fits: the logits of {len(truth)} rows favor the true class no more than chance")
+        raise ModelError(
+            f"no temperature fits: the logits of {len(truth)} rows favor the true class no more than chance"
+        )
     if not (scores.max(axis=1) > own).any():
-        raise ModelError(f"no temperature fits: all {len(truth)} rows are decided right; give more rows, or leave logits alone")
+        raise ModelError(
+            f"no temperature fits: all {len(truth)} rows are decided right; give more rows, or leave logits alone"
+        )
     high = 1.0 / float(np.abs(scores).max())
     while slope(high) < 0:
         high *= 2

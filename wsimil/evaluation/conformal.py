@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, Self, TypeAlias
+from typing import Literal, Self, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,8 +69,8 @@ class Conformal:
     @classmethod
     def from_json(cls, tree: Mapping[str, Json]) -> Self:
         """The inverse of `to_json`. Raises TypeError where fields are missing or unknown."""
-        return cls(**{**tree, "quantiles": tuple(tree["quantiles"])})  # type: ignore[arg-type]  # the constructor checks the
-        names
+        quantiles = tuple(cast("list[float | None]", tree["quantiles"]))
+        return cls(**{**tree, "quantiles": quantiles})  # type: ignore[arg-type]  # the constructor checks the names
 
 
 def fit_conformal(

@@ -33,7 +33,7 @@ class GroupRow:
 class RunSpread:
     """A metric over runs (folds, seeds): how it differs between them, and two figures for all of them.
 
-    `mean`, `sd` (n - 1; None for one run), `low`, `high` (the extremes) are over the `runs` in which it is defined; the sd
+    `mean`, `sd` (n - 1; None for one run), `least`, `most` are over the `runs` in which it is defined; the sd
     is no standard error, as folds share training slides. `averaged` is the mean over runs with an interval over patients,
     each replicate drawing the same patients in all runs; None where it is undefined in one of them. `pooled` takes the rows
     of all runs as one: for ranks (AUROC) it compares scores across models, which makes it lower where folds differ in scale
@@ -43,8 +43,8 @@ class RunSpread:
     runs: int
     mean: float | None
     sd: float | None
-    low: float | None
-    high: float | None
+    least: float | None
+    most: float | None
     averaged: Estimate
     pooled: Estimate
 
@@ -115,14 +115,13 @@ def over_runs(
         found = [part.replicates(weights[:, rows]) for part, rows in zip(parts, rows_of, strict=True)]
         return {name: np.mean([one[name] for one in found], axis=0) for name in (found[0] if found else {})}
 
-    settings = {"replicates": replicates, "level": level, "seed": seed}
-    pooled = intervals(cases.values(), cases.replicates, plan, **settings)  # type: ignore[arg-type]
+    pooled = intervals(cases.values(), cases.replicates, plan, replicates=replicates, level=level, seed=seed)
     means: dict[str, float | None] = {}
     for name in pooled:
         column = [values[name] for values in each]
         known = [value for value in column if value is not None]
         means[name] = float(np.mean(known)) if known and len(known) == len(column) else None
-    averaged = intervals(means, averages, plan, **settings)  # type: ignore[arg-type]
+    averaged = intervals(means, averages, plan, replicates=replicates, level=level, seed=seed)
     return {
         name: _spread([values[name] for values in each], averaged=averaged[name], pooled=pooled[name])
         for name in pooled
@@ -135,8 +134,8 @@ def _spread(values: Sequence[float | None], *, averaged: Estimate, pooled: Estim
         runs=len(known),
         mean=float(np.mean(known)) if known else None,
         sd=float(np.std(known, ddof=1)) if len(known) > 1 else None,
-        low=min(known, default=None),
-        high=max(known, default=None),
+        least=min(known, default=None),
+        most=max(known, default=None),
         averaged=averaged,
         pooled=pooled,
     )
