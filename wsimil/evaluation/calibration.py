@@ -43,7 +43,7 @@ class Calibration:
         if self.kind == "temperature":
             sound = self.temperature is not None and np.isfinite(self.temperature) and self.temperature > 0
         else:
-            sound = self.kind == "isotonic" and len(self.curves) == (1 if self.classes == 2 else self.classes)
+            sound = len(self.curves) == (1 if self.classes == 2 else self.classes)
             sound = sound and all(_rises(curve) for curve in self.curves)
         if not sound or self.classes < 2:
             raise ModelError(f"a {self.kind} calibration of {self.classes} classes is incomplete or does not rise")
