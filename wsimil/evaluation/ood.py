@@ -57,7 +57,9 @@ class OodReference:
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
         """All fields as arrays, for a file of tensors."""
-        numbers = {name: np.array(getattr(self, name)) for name in ("threshold", "false_flags", "rows", "neighbors", "floor")}
+        numbers = {
+            name: np.array(getattr(self, name)) for name in ("threshold", "false_flags", "rows", "neighbors", "floor")
+        }
         kind = np.array(["mahalanobis", "knn"].index(self.kind))
         return {"kind": kind, **numbers, "center": self.center, "axes": self.axes, "variances": self.variances}
 
@@ -94,15 +96,16 @@ def fit_ood(
     rank = int(np.ceil((len(rows) + 1) * (1 - false_flags) - 1e-9))
     if not 0 < false_flags < 1 or rank > len(rows) or owner.max(initial=0) < 2:
         raise ConfigError(
-            f"flagging {false_flags:g} of training-like slides needs at least {1 / max(false_flags, 1e-9) - 1:.0f} training
-            slides" f" of 3 patients, got {len(rows)} of {owner.max(initial=-1) + 1}; ask for a higher rate or leave the flag
-            out"
+            f"flagging {false_flags:g} of training-like slides needs {1 / max(false_flags, 1e-9) - 1:.0f} training slides or more,"
+            f" of 3 patients at least, got {len(rows)} of {owner.max(initial=-1) + 1}; ask for a higher rate or leave the flag out"
         )
     if kind == "knn":
         unit = _unit(rows)
         near = np.where(owner[:, None] == owner, -np.inf, unit @ unit.T)
         if int(np.isfinite(near).sum(axis=1).min()) < neighbors or neighbors < 1:
-            raise ConfigError(f"{neighbors} neighbors of other patients are wanted, and not there for every training slide")
+            raise ConfigError(
+                f"{neighbors} neighbors of other patients are wanted, and not there for every training slide"
+            )
         held_out = _kth(near, neighbors)
         parts = {"center": np.zeros(0), "axes": unit, "variances": np.zeros(0)}
         floor = 0.0
@@ -142,7 +145,9 @@ class _Gaussian:
         shrinkage = float(ledoit_wolf_shrinkage(off, assume_centered=True))
         floor = shrinkage * float(spectrum.sum()) / rows.shape[1]
         if not floor > 0:
-            raise ConfigError(f"the mean features of {len(rows)} training slides leave no covariance; are they all the same?")
+            raise ConfigError(
+                f"the mean features of {len(rows)} training slides leave no covariance; are they all the same?"
+            )
         return cls(
             center=center,
             axes=axes[kept],

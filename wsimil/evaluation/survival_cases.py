@@ -98,7 +98,8 @@ class SurvivalCases:
             result[f"auc_at_{horizon:g}"] = self._auc(weights, inverse, horizon)
         if self.survival is None:
             return result
-        briers = [self._brier(weights, inverse, index) for index in range(len(self.horizons))]
+        predicted = zip(self.horizons, self.survival.T, strict=True)
+        briers = [self._brier(weights, inverse, horizon, free) for horizon, free in predicted]
         result |= {f"brier_at_{h:g}": column for h, column in zip(self.horizons, briers, strict=True)}
         if len(self.horizons) > 1:
             span = self.horizons[-1] - self.horizons[0]
@@ -126,9 +127,7 @@ class SurvivalCases:
         own = weights[:, seen]
         return weighted_ranking(event[seen], self.risks[seen], own * np.nan_to_num(inverse[seen]), own)[0]
 
-    def _brier(self, weights: Floats, inverse: Floats, index: int) -> Floats:
-        assert self.survival is not None
-        horizon, predicted = self.horizons[index], self.survival[:, index]
+    def _brier(self, weights: Floats, inverse: Floats, horizon: float, predicted: Floats) -> Floats:
         followed = float(self.censoring.at(np.array([horizon]))[0])
         event, free = self.events & (self.times <= horizon), self.times > horizon
         if np.isnan(inverse[event]).any() or (followed <= 0 and free.any()):
