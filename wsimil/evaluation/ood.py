@@ -49,7 +49,7 @@ class OodReference:
         off = rows - self.center
         along = off @ self.axes.T.astype(np.float64)
         across = np.maximum((off**2).sum(axis=1) - (along**2).sum(axis=1), 0)
-        return np.sqrt((along**2 / self.variances).sum(axis=1) + across / self.floor)
+        return np.asarray(np.sqrt((along**2 / self.variances).sum(axis=1) + across / self.floor), dtype=np.float64)
 
     def flags(self, features: Floats) -> NDArray[np.bool_]:
         """Which slides lie too far, bool [n]."""
@@ -96,8 +96,8 @@ def fit_ood(
     rank = int(np.ceil((len(rows) + 1) * (1 - false_flags) - 1e-9))
     if not 0 < false_flags < 1 or rank > len(rows) or owner.max(initial=0) < 2:
         raise ConfigError(
-            f"flagging {false_flags:g} of training-like slides needs {1 / max(false_flags, 1e-9) - 1:.0f} training slides or more,"
-            f" of 3 patients at least, got {len(rows)} of {owner.max(initial=-1) + 1}; ask for a higher rate or leave the flag out"
+            f"flagging {false_flags:g} of training-like slides needs {1 / max(false_flags, 1e-9) - 1:.0f} training slides,"
+            f" and 3 patients, got {len(rows)} of {owner.max(initial=-1) + 1}; ask for a higher rate, or leave it out"
         )
     if kind == "knn":
         unit = _unit(rows)

@@ -103,7 +103,8 @@ class SurvivalCases:
         result |= {f"brier_at_{h:g}": column for h, column in zip(self.horizons, briers, strict=True)}
         if len(self.horizons) > 1:
             span = self.horizons[-1] - self.horizons[0]
-            result["integrated_brier"] = np.trapezoid(np.stack(briers, axis=1), self.horizons, axis=1) / span
+            area = np.trapezoid(np.stack(briers, axis=1), self.horizons, axis=1)
+            result["integrated_brier"] = np.asarray(area / span, dtype=np.float64)
         return result
 
     def _concordance(self, weights: Floats, earlier: NDArray[np.bool_], importance: Floats) -> Floats:
