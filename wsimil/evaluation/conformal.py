@@ -29,9 +29,10 @@ class Conformal:
     what is stated.
 
     "lac": a class is in where 1 - its probability is at most the quantile; smallest sets on average, which may be empty
-    (Sadinle et al. 2019, JASA). "aps": where the probabilities from the highest down to its own sum to at most the quantile;
-    adapts to hard rows, and the highest is always in (Romano et al. 2020, NeurIPS, without their random draw, so that a
-    slide gets the same set again). `quantiles` is one for all classes, or one each: then coverage is stated for each class
+    (Sadinle et al. 2019, JASA). "aps": where the probabilities above its own sum to at most the
+    quantile; adapts to hard rows, and the highest is always in (Romano et al. 2020, NeurIPS, with the draw u at 0, so that a
+    slide gets the same set again; where highest probabilities are right more often than `coverage`, sets are of one class and
+    cover as often as these are right). `quantiles` is one for all classes, or one each: then coverage is stated for each class
     too. None is a class with too few rows to state anything, which is in every set.
     """
 
@@ -57,10 +58,7 @@ class Conformal:
         if p.shape[1] != self.classes:
             raise ValueError(f"conformal quantiles of {self.classes} classes, got probabilities of {p.shape[1]}")
         bound = np.array([np.inf if quantile is None else quantile for quantile in self.quantiles])
-        inside = _strangeness(p, self.kind) <= bound
-        if self.kind == "aps":
-            inside[np.arange(len(p)), p.argmax(axis=1)] = True
-        return np.asarray(inside)
+        return np.asarray(_strangeness(p, self.kind) <= bound)
 
     def to_json(self) -> dict[str, Json]:
         """All fields as plain JSON values."""
@@ -160,9 +158,9 @@ def _strangeness(probabilities: Floats, kind: SetKind) -> Floats:
     if kind == "lac":
         return 1 - probabilities
     order = np.argsort(-probabilities, axis=1, kind="stable")
-    summed = np.take_along_axis(probabilities, order, axis=1).cumsum(axis=1)
-    result = np.empty_like(probabilities)
-    np.put_along_axis(result, order, summed, axis=1)
+    falling = np.take_along_axis(probabilities, order, axis=1)
+    result = np.zeros_like(probabilities)
+    np.put_along_axis(result, order[:, 1:], falling[:, :-1].cumsum(axis=1), axis=1)
     return result
 
 

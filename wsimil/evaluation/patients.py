@@ -28,7 +28,7 @@ def patient_means(outputs: Floats, targets: Ints, patients: Sequence[str]) -> Pa
     mixed = np.flatnonzero(np.bincount(owner, weights=targets != targets[first][owner]))
     if len(mixed):
         raise ValueError(
-            f"{len(mixed)} patients have slides of different targets, e.g. {names[mixed[0]]!r}; their slides cannot be taken"
+            f"{len(mixed)} patients have slides of different targets, e.g. {str(names[mixed[0]])!r}; their slides cannot be taken"
             " together, use the bootstrap over patients instead"
         )
     order = np.argsort(first)
@@ -50,7 +50,7 @@ def refuse_repeated_patients(patients: Sequence[str], rows: int, what: str) -> N
     if len(names) != rows:
         worst = int(counts.argmax())
         raise ValueError(
-            f"{what} takes rows as independent, but {int((counts > 1).sum())} patients have several, e.g. {names[worst]!r}"
+            f"{what} takes rows as independent, but {int((counts > 1).sum())} patients have several, e.g. {str(names[worst])!r}"
             f" {int(counts[worst])}; take the mean of a patient's slides first (patients.patient_means), or use the bootstrap"
             " over patients"
         )

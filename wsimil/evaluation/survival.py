@@ -106,9 +106,9 @@ def log_rank(times: Floats, events: NDArray[np.bool_], groups: Sequence[str]) ->
     if len(names) < 2:
         return LogRank(groups=len(names), statistic=None, p_value=None)
     steps = np.unique(time[event])
-    own = group == np.arange(len(names))[:, None]
-    at_risk = np.array([(time >= step) @ own.T for step in steps], dtype=np.float64).reshape(-1, len(names))
-    died = np.array([((time == step) & event) @ own.T for step in steps], dtype=np.float64).reshape(-1, len(names))
+    own = np.eye(len(names))[group]
+    at_risk = (time >= steps[:, None]) @ own
+    died = ((time == steps[:, None]) & event) @ own
     n, d = at_risk.sum(axis=1), died.sum(axis=1)
     share = at_risk / n[:, None]
     excess = (died - d[:, None] * share).sum(axis=0)[:-1]
