@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -92,7 +94,7 @@ def test_the_reliability_curve_adds_up() -> None:
         assert sum(one.rows for one in curve) == 300
         assert sum(one.rows * one.observed for one in curve) == pytest.approx(cases.targets.sum())
         assert all(one.low <= one.observed <= one.high for one in curve)
-        assert all(a.predicted < b.predicted for a, b in zip(curve, curve[1:], strict=False))
+        assert all(a.predicted < b.predicted for a, b in pairwise(curve))
 
 
 def test_calibration_error_stands_beside_that_of_a_calibrated_model() -> None:

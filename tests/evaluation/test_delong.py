@@ -12,8 +12,12 @@ from wsimil.evaluation.delong import delong_auroc, delong_difference
 from wsimil.evaluation.patients import patient_means
 
 # fmt: off
-TARGETS = np.array([1, 0, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 1, 1, 1, 0, 0, 1, 0, 1, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 1, 1, 0, 0, 1, 0, 1, 1, 1, 1, 0, 1, 1, 1, 0, 0, 1, 1, 0, 1, 0, 1, 1, 0, 1, 0])
-SCORES = np.array([.861, .349, .612, .413, .464, .438, .548, .37, .749, .861, .601, .36, .876, .705, .831, .649, .403, .283, .414, .825, .65, .608, .727, .612, .774, .835, .889, .762, .75, .905, .546, .501, .832, .287, .365, .529, .592, .616, .369, .132, .665, .693, .721, .842, .774, .774, .834, .476, .236, .559, .841, .849, .644, .856, .692, .32, .566, .612, .832, .181])
+TARGETS = np.array([1, 0, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 1, 1, 1, 0, 0, 1, 0, 1, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1,
+    0, 1, 1, 0, 0, 1, 0, 1, 1, 1, 1, 0, 1, 1, 1, 0, 0, 1, 1, 0, 1, 0, 1, 1, 0, 1, 0])
+SCORES = np.array([.861, .349, .612, .413, .464, .438, .548, .37, .749, .861, .601, .36, .876, .705, .831, .649, .403,
+    .283, .414, .825, .65, .608, .727, .612, .774, .835, .889, .762, .75, .905, .546, .501, .832, .287, .365, .529,
+    .592, .616, .369, .132, .665, .693, .721, .842, .774, .774, .834, .476, .236, .559, .841, .849, .644, .856, .692,
+    .32, .566, .612, .832, .181])
 # fmt: on
 
 
@@ -65,7 +69,7 @@ def test_slides_of_one_patient_are_refused_and_can_be_taken_together() -> None:
     assert means.patients == tuple(f"p{i}" for i in range(10))
     assert means.outputs == pytest.approx(cases.probabilities.reshape(10, 2).mean(axis=1))
     assert delong_auroc(means.targets, means.outputs, means.patients).value is not None
-    with pytest.raises(ValueError, match="1 patients have slides of different targets, e.g. 'p3'"):
+    with pytest.raises(ValueError, match=r"1 patients have slides of different targets, e\.g\. 'p3'"):
         patient_means(cases.probabilities, np.where(np.arange(20) == 7, 1 - targets, targets), patients)
 
 
