@@ -117,6 +117,8 @@ def test_models_of_other_rows_are_not_compared() -> None:
     cases = two_classes(20)
     with pytest.raises(ValueError, match="match them by slide first"):
         differences(cases, cases.take(np.arange(20)[::-1]), alone(20))
+    with pytest.raises(ValueError, match="match them by slide first"):
+        differences(numbers(20), numbers(20, seed=1), alone(20))
 
 
 def test_a_class_of_one_patient_has_a_value_and_no_interval() -> None:

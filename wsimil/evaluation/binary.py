@@ -5,11 +5,12 @@ Values by scikit-learn where it has them; replicates of all of them by matrix pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn import metrics as sk
 
 from wsimil.evaluation.binning import NAMES_CALIBRATION, Binning, bin_of, calibration_error
@@ -69,6 +70,11 @@ class BinaryCases:
         """Rows of both classes."""
         positive = int(self.targets.sum())
         return {"negative": len(self) - positive, "positive": positive}
+
+    @property
+    def truth(self) -> Sequence[NDArray[np.generic]]:
+        """What is true of the rows."""
+        return (self.targets,)
 
     def take(self, rows: Ints) -> Self:
         """The cases of these rows."""

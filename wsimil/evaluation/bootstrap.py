@@ -150,8 +150,7 @@ def differences(
 ) -> dict[str, Difference]:
     """Every metric of two models on the same rows in the same order, both drawn with the same patients in each replicate.
 
-    That both hold the same truth is checked by their strata and counts; the caller matches the rows by slide. Raises
-    ValueError.
+    Raises ValueError where they do not hold the same truth row by row; the caller matches rows by slide.
     """
     plan = _shared(first, second, patients)
 
@@ -298,10 +297,11 @@ def _bca(tails: Floats, value: float, kept: Floats, lost: Floats, plan: Resampli
 
 
 def _shared(first: Cases, second: Cases, patients: Sequence[str]) -> Resampling:
-    if len(first) != len(second) or not np.array_equal(first.strata, second.strata) or first.counts != second.counts:
+    pairs = zip(first.truth, second.truth, strict=True)
+    if len(first) != len(second) or not all(np.array_equal(ours, theirs) for ours, theirs in pairs):
         raise ValueError(
-            f"two models are compared on the same rows, got {len(first)} rows {dict(first.counts)} and {len(second)} rows"
-            f" {dict(second.counts)} in another order or with another truth; match them by slide first"
+            f"two models are compared on the same rows, got {len(first)} and {len(second)} rows in another order or with another"
+            " truth; match them by slide first"
         )
     return resampling(patients, first.strata)
 

@@ -6,7 +6,7 @@ One class for each kind of task (`BinaryCases`, `MulticlassCases`, `MultilabelCa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, Self, TypeAlias
 
 import numpy as np
@@ -29,6 +29,11 @@ class Cases(Protocol):
     @property
     def counts(self) -> Mapping[str, int]:
         """How many rows there are of what is to be found: of each class, of positives of each label, of events."""
+        ...
+
+    @property
+    def truth(self) -> Sequence[NDArray[np.generic]]:
+        """What is true of the rows, one array or several of n rows; two models are compared where these are equal."""
         ...
 
     def take(self, rows: Ints) -> Self:

@@ -129,6 +129,11 @@ class ConformalCases:
         """Rows of each class, by its index."""
         return {str(c): int(n) for c, n in enumerate(np.bincount(self.targets, minlength=self.sets.shape[1]))}
 
+    @property
+    def truth(self) -> Sequence[NDArray[np.generic]]:
+        """What is true of the rows."""
+        return (self.targets,)
+
     def take(self, rows: Ints) -> Self:
         """The cases of these rows."""
         return type(self)(targets=self.targets[rows], sets=self.sets[rows])

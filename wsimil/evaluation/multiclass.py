@@ -5,11 +5,12 @@ The averaging over classes is in the name: macro means that each class counts th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn import metrics as sk
 
 from wsimil.evaluation.binary import LOG_FLOOR, ratio
@@ -67,6 +68,11 @@ class MulticlassCases:
     def counts(self) -> Mapping[str, int]:
         """Rows of each class, by its index."""
         return {str(c): int(n) for c, n in enumerate(np.bincount(self.targets, minlength=self.classes))}
+
+    @property
+    def truth(self) -> Sequence[NDArray[np.generic]]:
+        """What is true of the rows."""
+        return (self.targets,)
 
     def take(self, rows: Ints) -> Self:
         """The cases of these rows."""

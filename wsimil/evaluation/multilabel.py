@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wsimil.evaluation.binary import NAMES, BinaryCases
 from wsimil.evaluation.binning import NAMES_CALIBRATION
@@ -50,6 +51,11 @@ class MultilabelCases:
     def counts(self) -> Mapping[str, int]:
         """Rows that have each label."""
         return {name: int((self.targets[:, i] == 1).sum()) for i, name in enumerate(self.labels)}
+
+    @property
+    def truth(self) -> Sequence[NDArray[np.generic]]:
+        """What is true of the rows."""
+        return (self.targets,)
 
     def take(self, rows: Ints) -> Self:
         """The cases of these rows."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 from sklearn import metrics as sk
 
@@ -45,6 +46,11 @@ class RegressionCases:
     def counts(self) -> Mapping[str, int]:
         """Nothing is counted."""
         return {}
+
+    @property
+    def truth(self) -> Sequence[NDArray[np.generic]]:
+        """What is true of the rows."""
+        return (self.targets,)
 
     def take(self, rows: Ints) -> Self:
         """The cases of these rows."""

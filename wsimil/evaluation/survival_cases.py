@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -68,6 +68,11 @@ class SurvivalCases:
         """Rows with an event, and without."""
         events = int(self.events.sum())
         return {"censored": len(self) - events, "events": events}
+
+    @property
+    def truth(self) -> Sequence[NDArray[np.generic]]:
+        """What is true of the rows."""
+        return (self.times, self.events)
 
     def take(self, rows: Ints) -> Self:
         """The cases of these rows."""
