@@ -65,9 +65,10 @@ def test_slides_of_one_patient_are_refused_and_can_be_taken_together() -> None:
     with pytest.raises(ValueError, match=r"10 patients have several, e\.g\. 'p0' 2.*patient_means"):
         delong_auroc(cases.targets, cases.probabilities, patients)
     targets = np.repeat([0, 1] * 5, 2)
-    means = patient_means(cases.probabilities, targets, patients)
-    assert means.patients == tuple(f"p{i}" for i in range(10))
+    means = patient_means(cases.probabilities, targets, [f"p{9 - i // 2}" for i in range(20)])
+    assert means.patients == tuple(f"p{9 - i}" for i in range(10))
     assert means.outputs == pytest.approx(cases.probabilities.reshape(10, 2).mean(axis=1))
+    assert means.targets.tolist() == [0, 1] * 5
     assert delong_auroc(means.targets, means.outputs, means.patients).value is not None
     with pytest.raises(ValueError, match=r"1 patients have slides of different targets, e\.g\. 'p3'"):
         patient_means(cases.probabilities, np.where(np.arange(20) == 7, 1 - targets, targets), patients)
@@ -89,3 +90,7 @@ def test_the_logit_interval_stays_inside_and_is_not_symmetric() -> None:
     found = delong_auroc(cases.targets, cases.probabilities, alone(24))
     assert found.high_plain == 1.0
     assert found.low < found.low_plain < found.value < found.high < 1
+    odds = [np.log(x / (1 - x)) for x in (found.low, found.value, found.high)]
+    # The derivative of the logit is 1 / (x (1 - x)).
+    reach = 1.959963984540054 * found.standard_error / (found.value * (1 - found.value))
+    assert (odds[0], odds[2]) == pytest.approx((odds[1] - reach, odds[1] + reach), rel=1e-9)

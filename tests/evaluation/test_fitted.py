@@ -97,6 +97,14 @@ def test_a_calibration_is_the_same_after_json() -> None:
         assert (again.apply(logits) == made.apply(logits)).all()
 
 
+def test_a_row_that_no_isotonic_curve_knows_is_spread_evenly() -> None:
+    nothing = ((0.0, 0.0), (1.0, 0.0))
+    made = Calibration(kind="isotonic", classes=3, fitted_on="val", rows=9, curves=(nothing, nothing, nothing))
+    assert made.apply(np.array([[1.0, 2.0, 3.0]])) == pytest.approx(np.full((1, 3), 1 / 3))
+    with pytest.raises(ModelError, match="does not rise"):
+        Calibration(kind="isotonic", classes=2, fitted_on="val", rows=9, curves=(((0.0, 0.5), (1.0, 0.2)),))
+
+
 def test_no_temperature_is_made_up() -> None:
     logits, targets = logits_of(50, 3)
     with pytest.raises(ModelError, match="no more than chance"):

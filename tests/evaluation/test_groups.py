@@ -54,6 +54,13 @@ def test_folds_have_a_spread_and_their_mean_an_interval() -> None:
     assert found.pooled.value == cases.values()["auroc"]
 
 
+def test_small_folds_keep_their_classes_in_every_replicate() -> None:
+    targets = np.tile([0, 1], 15)
+    cases = BinaryCases(targets=targets, probabilities=np.random.default_rng(0).random(30), threshold=0.5)
+    found = over_runs(cases, [str(i // 6) for i in range(30)], alone(30), replicates=200)["auroc"]
+    assert (found.averaged.replicates, found.averaged.undefined) == (200, 0)
+
+
 def test_seeds_of_one_model_do_not_narrow_the_interval_over_patients() -> None:
     cases = two_classes(60)
     once = over_runs(cases, ["0"] * 60, alone(60))["auroc"]
