@@ -143,8 +143,12 @@ def test_only_the_order_of_risks_counts_and_reversing_it_mirrors_concordance(see
     ours = SurvivalCases(risks=cases.risks, **settings_).values()
     stretched = SurvivalCases(risks=np.exp(cases.risks) * 7, **settings_).values()
     mirrored = SurvivalCases(risks=-cases.risks, **settings_).values()
-    assert stretched == pytest.approx(ours, rel=1e-12)
-    assert all(ours[name] + mirrored[name] == pytest.approx(1) for name in ours)
+    # Where the last patient is censored at the time of an event, nobody knows the weight of that event.
+    told = {name: value for name, value in ours.items() if value is not None}
+    assert "harrell_c" in told
+    assert {name for name, value in stretched.items() if value is not None} == set(told)
+    assert {name: stretched[name] for name in told} == pytest.approx(told, rel=1e-12)
+    assert all(value + mirrored[name] == pytest.approx(1) for name, value in told.items())
 
 
 def test_times_of_zero_are_refused() -> None:

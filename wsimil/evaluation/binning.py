@@ -40,7 +40,7 @@ def calibration_error(bins_of: Ints, residuals: Floats) -> float | None:
     arXiv:1706.04599.
 
     It is biased upward, the more the fewer rows there are in a bin, and once more in a bootstrap: of 95 % percentile
-    intervals 0 to 82 % covered the truth in simulation (`benchmarks/coverage.py`). So it has no interval here;
+    intervals 0 to 71 % covered the truth in simulation (`benchmarks/coverage.py`). So it has no interval here;
     `reliability.ece_if_calibrated` says what a perfectly calibrated model would show on as many rows.
     """
     if not len(residuals):

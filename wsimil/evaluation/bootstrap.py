@@ -5,6 +5,10 @@ What is resampled: patients, whole, with all their rows. Each patient belongs to
 has the strata's numbers of patients, and none loses a class that one patient at least has to itself. All replicates of a
 block are computed at once, as weights of rows.
 
+Intervals are BCa by default: with few patients and near 1 they come nearer to what they say than percentile intervals (AUROC
+0.96 of 100 patients: 96 % against 89 %; `benchmarks/coverage.py`). Differences have percentile intervals, to which their
+p-value belongs.
+
 Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapters 8, 13 (percentile) and 14 (BCa); acceleration over
 strata as in Davison & Hinkley 1997, "Bootstrap Methods and their Application", section 5.3.2.
 """
@@ -35,8 +39,9 @@ class Estimate:
     """A metric with its interval, None where it is undefined.
 
     `replicates` are those in which it was defined, `undefined` the others. There is no interval where more than 5 % of the
-    replicates are undefined, nor where a stratum has one patient only: such an interval would not know how its class
-    spreads. A metric that a bootstrap says something false of (expected calibration error) has neither interval nor replicates.
+    replicates are undefined, where a stratum has one patient only, or where all replicates are the same (a perfect model): such
+    an interval would not know how patients spread. A metric that a bootstrap says something false of (expected calibration
+    error) has neither interval nor replicates.
     """
 
     value: float | None
@@ -113,7 +118,7 @@ def estimates(
     replicates: int = 2000,
     level: float = 0.95,
     seed: int = 0,
-    kind: Kind = "percentile",
+    kind: Kind = "bca",
 ) -> dict[str, Estimate]:
     """Every metric of `cases` with its interval; `patients` [n] names the patient of each row."""
     plan = resampling(patients, cases.strata)
@@ -128,7 +133,7 @@ def estimate(
     replicates: int = 2000,
     level: float = 0.95,
     seed: int = 0,
-    kind: Kind = "percentile",
+    kind: Kind = "bca",
 ) -> Estimate:
     """Any metric of cases with its interval, replicate by replicate; the draws are those of `estimates`."""
     plan = resampling(patients, cases.strata)
@@ -192,7 +197,7 @@ def intervals(
     replicates: int = 2000,
     level: float = 0.95,
     seed: int = 0,
-    kind: Kind = "percentile",
+    kind: Kind = "bca",
 ) -> dict[str, Estimate]:
     """Intervals of `values`, of which `replicated` gives the replicates for weights [R, n]; what `estimates` is made of."""
     draw = _Draw(plan=plan, replicates=replicates, level=level, seed=seed, kind=kind)
@@ -239,6 +244,8 @@ class _Draw:
             return np.zeros(0), (None, None)
         kept = np.sort(column[np.isfinite(column)])
         if value is None or self.plan.smallest < 2 or len(kept) < (1 - MOST_UNDEFINED) * self.replicates:
+            return kept, (None, None)
+        if kept[0] == kept[-1]:
             return kept, (None, None)
         tails = np.array([(1 - self.level) / 2, (1 + self.level) / 2])
         if lost is not None:
