@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from wsimil.bags import FeatureBag
 from wsimil.cohort import Cohort
+from wsimil.evaluation.binary import BinaryCases
 from wsimil.evaluation.bootstrap import Estimate, estimates
+from wsimil.evaluation.multiclass import MulticlassCases
 from wsimil.evaluation.prediction import Prediction
 from wsimil.evaluation.predictor import class_probabilities, predict
 from wsimil.evaluation.table import Row, write_table
@@ -69,9 +71,16 @@ def estimate_splits(answers: Sequence[Answer], cohort: Cohort) -> dict[str, dict
         ]
         if pairs:
             slides = [slide for slide, _ in pairs]
-            probabilities = np.stack([p for _, p in pairs])
-            result[split] = estimates(cohort.targets(slides), probabilities, [slide.patient_id for slide in slides])
+            cases = cases_of(cohort.targets(slides), np.stack([p for _, p in pairs]))
+            result[split] = estimates(cases, [slide.patient_id for slide in slides])
     return result
+
+
+def cases_of(targets: NDArray[np.int64], probabilities: NDArray[np.float64]) -> BinaryCases | MulticlassCases:
+    """Answers beside the truth, `targets` [n] and `probabilities` [n, C]; two classes are decided at 0.5."""
+    if probabilities.shape[1] == 2:
+        return BinaryCases(targets=targets, probabilities=probabilities[:, 1], threshold=0.5)
+    return MulticlassCases(targets=targets, probabilities=probabilities)
 
 
 def write_answers(
