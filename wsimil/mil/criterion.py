@@ -58,8 +58,9 @@ class BinaryCrossEntropy:
 class LabelCrossEntropy:
     """`(w * bce(logits, targets))[known].sum(1) / known.sum(1)`, mean over bags, in float32 or wider.
 
-    A target is 1 for a label that a bag has, 0 for one that it has not, -1 for one that is not known. `weights` [2, L] weigh a label that a bag has not (row 0) and has (row 1). `label_smoothing` in [0, 1) moves that share of a
-    target evenly to yes and no. A bag of which nothing is known counts 0.
+    A target is 1 for a label that a bag has, 0 for one that it has not, -1 for one that is not known. `weights` [2, L] weigh a
+    label that a bag has not (row 0) and has (row 1). `label_smoothing` in [0, 1) moves that share of a target evenly to yes and
+    no. A bag of which nothing is known counts 0.
     """
 
     weights: Float[Tensor, "2 L"] | None = None

@@ -11,23 +11,25 @@ from numpy.typing import NDArray
 
 from wsimil.bags import FeatureBag
 from wsimil.cohort import Cohort
-from wsimil.evaluation.bootstrap import Estimate, estimates
+from wsimil.evaluation.bootstrap import Estimate
 from wsimil.evaluation.prediction import Prediction
-from wsimil.evaluation.predictor import class_probabilities, predict
+from wsimil.evaluation.predictor import answer_values, predict
 from wsimil.evaluation.table import Row, write_table
+from wsimil.evaluation.task_metrics import estimates_of
 from wsimil.mil.saved import TrainedModel
 from wsimil.store import FeatureStore
 from wsimil.store.base import InstanceStore
+from wsimil.targets import Task
 
 NO_TILES = "no tissue tile"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What is said of one slide: `probabilities` [C], or None and a `status` that says why."""
+    """What is said of one slide: `values` [V] as the task answers, or None and a `status` that says why."""
 
     slide_id: str
-    probabilities: NDArray[np.float64] | None
+    values: NDArray[np.float64] | None
     status: str = "ok"
 
 
@@ -38,17 +40,15 @@ def answer_from(trained: TrainedModel, store: FeatureStore, slide_id: str) -> An
     """
     if not isinstance(store, InstanceStore):
         prediction = predict_one(trained, store.read(slide_id))
-        probabilities = None if prediction is None else prediction.probabilities
+        values = None if prediction is None else prediction.values
     else:
         found = store.read_instances(slide_id)
         if len(found.features):
             trained.check_features(store.header(slide_id).provenance, f"slide {slide_id!r}")
-            probabilities = class_probabilities(trained, found.features, found.order_xy, slide_id=slide_id)
+            values = answer_values(trained, found.features, found.order_xy, slide_id=slide_id)
         else:
-            probabilities = None
-    return Answer(
-        slide_id=slide_id, probabilities=probabilities, status="ok" if probabilities is not None else NO_TILES
-    )
+            values = None
+    return Answer(slide_id=slide_id, values=values, status="ok" if values is not None else NO_TILES)
 
 
 def predict_one(trained: TrainedModel, bag: FeatureBag) -> Prediction | None:
@@ -63,14 +63,15 @@ def estimate_splits(answers: Sequence[Answer], cohort: Cohort) -> dict[str, dict
     result: dict[str, dict[str, Estimate]] = {}
     for split in sorted({known[a.slide_id].split or "all" for a in answers if a.slide_id in known}):
         pairs = [
-            (known[a.slide_id], a.probabilities)
+            (known[a.slide_id], a.values)
             for a in answers
-            if a.probabilities is not None and a.slide_id in known and (known[a.slide_id].split or "all") == split
+            if a.values is not None and a.slide_id in known and (known[a.slide_id].split or "all") == split
         ]
         if pairs:
             slides = [slide for slide, _ in pairs]
-            probabilities = np.stack([p for _, p in pairs])
-            result[split] = estimates(cohort.targets(slides), probabilities, [slide.patient_id for slide in slides])
+            values = np.stack([v for _, v in pairs])
+            patients = [slide.patient_id for slide in slides]
+            result[split] = estimates_of(cohort.task, cohort.targets(slides), values, patients)
     return result
 
 
@@ -78,7 +79,7 @@ def write_answers(
     folder: Path,
     answers: Sequence[Answer],
     *,
-    classes: Sequence[str],
+    task: Task,
     cohort: Cohort | None = None,
     splits: Mapping[str, str] | None = None,
 ) -> None:
@@ -91,10 +92,10 @@ def write_answers(
             Row(
                 slide_id=one.slide_id,
                 patient_id=slide.patient_id if slide else "",
-                probabilities=one.probabilities,
+                values=one.values,
                 label=slide.label if slide else "",
                 split=(splits or {}).get(one.slide_id, (slide.split or "") if slide else ""),
                 status=one.status,
             )
         )
-    write_table(folder, rows, classes=classes)
+    write_table(folder, rows, task=task)

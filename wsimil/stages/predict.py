@@ -1,4 +1,4 @@
-"""predict: a trained run and features or slides to probabilities, tile scores and heatmaps."""
+"""predict: a trained run and features or slides to answers, tile scores and heatmaps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from wsimil.extraction.sources import list_sources
 from wsimil.files import check_writable, write_text
 from wsimil.mil.batch import pack
 from wsimil.mil.saved import FACTS, TrainedModel, load_model
-from wsimil.stages.answers import Answer, answer_from, estimate_splits, predict_one, write_answers
+from wsimil.stages.answers import NO_TILES, Answer, answer_from, estimate_splits, predict_one, write_answers
 from wsimil.stages.device import resolve_device
 from wsimil.stages.extract import extract
 from wsimil.stages.features import is_feature_folder, open_features
@@ -37,11 +37,12 @@ from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.store import FeatureStore, open_store
 from wsimil.store.base import InstanceStore
+from wsimil.targets import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictOptions:
-    """What a user may choose about prediction. `score` is what heatmaps show, None for the contribution to the predicted class.
+    """What a user may choose about prediction. `score` is what heatmaps show, None for the contribution to what is predicted.
 
     `encoder_weights`, `mpp_override`, `batch_size` and `readers` matter where slides are given: the rest of the extraction is
     the model's. `origin` says from where QuPath coordinates count.
@@ -69,7 +70,7 @@ class PredictSummary:
     failures: Mapping[str, str]
     metrics: Mapping[str, Mapping[str, Estimate]]
     seen: tuple[str, ...]
-    classes: tuple[str, ...]
+    task: Task
     notes: tuple[str, ...] = ()
 
 
@@ -93,7 +94,7 @@ def predict(
     _refuse_foreign_folder(source, out)
     device = resolve_device(options.device)
     trained = load_model(run, device=device)
-    cohort = read_cohort(cohort_csv, classes=trained.classes) if cohort_csv else None
+    cohort = read_cohort(cohort_csv, task=trained.task) if cohort_csv else None
     check_writable(out)
     failures: dict[str, str] = {}
     _refuse_unknown_score(trained, options)
@@ -114,7 +115,7 @@ def predict(
             _refuse_unknown_bounds(bag, options)
             prediction = predict_one(trained, bag)
             if prediction is None:
-                answers.append(Answer(slide_id=slide_id, probabilities=None, status="no tissue tile"))
+                answers.append(Answer(slide_id=slide_id, values=None, status=NO_TILES))
                 reporter.finish_item(f"{slide_id}: no tissue tile, no answer")
                 continue
             _export(prediction, features, out, options)
@@ -124,14 +125,12 @@ def predict(
             failures[slide_id] = str(error)
             reporter.finish_item(f"{slide_id}: FAILED: {error}")
             continue
-        answers.append(Answer(slide_id=slide_id, probabilities=prediction.probabilities))
-        best = int(np.argmax(prediction.probabilities))
-        reporter.finish_item(
-            f"{slide_id}: {prediction.predicted} ({prediction.probabilities[best]:.3f}), {len(bag)} tiles"
-        )
+        answers.append(Answer(slide_id=slide_id, values=prediction.values))
+        share = trained.task.confidence(prediction.values)
+        sure = "" if share is None else f" ({share:.3f})"
+        reporter.finish_item(f"{slide_id}: {prediction.predicted}{sure}, {len(bag)} tiles")
     answers += [
-        Answer(slide_id=slide_id, probabilities=None, status=f"failed: {reason}")
-        for slide_id, reason in failures.items()
+        Answer(slide_id=slide_id, values=None, status=f"failed: {reason}") for slide_id, reason in failures.items()
     ]
     return _conclude(answers, failures, trained, run, cohort, out)
 
@@ -189,7 +188,7 @@ def _refuse_unknown_score(trained: TrainedModel, options: PredictOptions) -> Non
     two = np.zeros((2, trained.model.in_dim), np.float32)
     device = next(trained.model.parameters()).device
     bags = pack([two], xy0=[np.array([[0, 0], [1, 0]])], slide_ids=["made up"]).to(device)
-    names = attribute(trained.model, bags, classes=trained.classes).names
+    names = attribute(trained.model, bags, outputs=trained.task.outputs).names
     if options.score not in names:
         raise ConfigError(f"score {options.score!r} is not given by this model; it gives {', '.join(names)}")
 
@@ -270,10 +269,10 @@ def _conclude(
     patients = {} if cohort is None else {slide.slide_id: slide.patient_id for slide in cohort.slides}
     seen = tuple(a.slide_id for a in answers if learned.knows(a.slide_id, patients.get(a.slide_id)))
     if cohort is None:
-        write_answers(out, answers, classes=trained.classes, splits=learned.splits)
+        write_answers(out, answers, task=trained.task, splits=learned.splits)
         metrics: Mapping[str, Mapping[str, Estimate]] = {}
     else:
-        write_answers(out, answers, classes=trained.classes, cohort=cohort, splits=learned.splits)
+        write_answers(out, answers, task=trained.task, cohort=cohort, splits=learned.splits)
         blind = replace(cohort, slides=tuple(replace(s, split=None, fold=None) for s in cohort.slides))
         metrics = estimate_splits([a for a in answers if a.slide_id not in seen], blind)
         about = {"not counted, because the model learned from these patients or was chosen on them": list(seen)}
@@ -285,7 +284,7 @@ def _conclude(
         failures=failures,
         metrics=metrics,
         seen=seen,
-        classes=trained.classes,
+        task=trained.task,
         notes=_notes(trained),
     )
 

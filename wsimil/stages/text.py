@@ -171,7 +171,7 @@ def show_training(summary: TrainSummary, out: Path, *, as_json: bool) -> None:
 
 def show_prediction(summary: PredictSummary, out: Path, *, as_json: bool) -> None:
     """What was predicted."""
-    answered = [answer for answer in summary.answers if answer.probabilities is not None]
+    answered = [answer for answer in summary.answers if answer.values is not None]
     if as_json:
         say_json(
             {

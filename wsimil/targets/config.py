@@ -24,8 +24,8 @@ class TaskConfig(FrozenConfig):
     `kind`: "classification" (two classes or more), "multilabel" (labels that do not exclude each other), "ordinal" (levels with
     an order), "regression" (numbers) or "survival" (a time, and whether the event was seen).
     `columns`: "label" by default, for survival "time" and "event"; for multilabel also several columns of 0 and 1, for
-    regression one column of numbers or several. `levels`: of ordinal, lowest first. `unit`: of numbers or times, for people. Survival: `model` "hazard"
-    (discrete time, in `bins` intervals) or "cox"; `horizons`, times at which survival is told.
+    regression one column of numbers or several. `levels`: of ordinal, lowest first. `unit`: of numbers or times, for people.
+    Survival: `model` "hazard" (discrete time, in `bins` intervals) or "cox"; `horizons`, times at which survival is told.
     """
 
     kind: TaskKind = "classification"
