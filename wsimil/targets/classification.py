@@ -169,9 +169,9 @@ class Ordinal(Task):
 
     def values(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
         """Probabilities [n, K] of the levels."""
-        above = np.cumprod(sigmoid(logits), axis=1)
         ends = np.ones((len(logits), 1))
-        return np.asarray(-np.diff(np.concatenate([ends, above, 0 * ends], axis=1), axis=1), np.float64)
+        above = np.concatenate([ends, np.cumprod(sigmoid(logits), axis=1)], axis=1)
+        return above * np.concatenate([sigmoid(-logits), ends], axis=1)
 
     def decided(self, values: NDArray[np.float64]) -> str:
         """CORN's rule, the median: the highest level that the slide is at or above with a probability of more than a half."""
