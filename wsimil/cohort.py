@@ -70,6 +70,8 @@ class Cohort:
         if isinstance(self.task, Classification):
             if not self.task.classes:
                 object.__setattr__(self, "task", replace(self.task, classes=self.classes))
+            if self.classes and self.classes != self.task.classes:
+                raise CohortError(f"classes {list(self.classes)} are not those of the task, {list(self.task.classes)}")
             object.__setattr__(self, "classes", self.task.classes)
         try:
             self.task.refuse([s.label for s in self.slides])

@@ -201,6 +201,11 @@ def test_what_means_nothing_for_a_task_is_refused_before_training(
         assert says in str(caught.value)
 
 
+def test_every_recipe_of_another_task_than_classification_is_tried_here() -> None:
+    shipped = {path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.glob("*/*.yaml")}
+    assert {name for name in shipped if not name.startswith("classification/")} == {case.recipe for case in CASES[:-1]}
+
+
 def test_a_cohort_without_the_columns_of_the_task_is_refused(place: Path, tmp_path: Path) -> None:
     config = configured(case_of("survival/cox_abmil"))
     with pytest.raises(CohortError, match="column 'time', 'event' is missing"):

@@ -314,7 +314,8 @@ def show_demo(result: DemoResult, out: Path) -> None:
 
 def _show_cohort(cohort: Cohort) -> None:
     rows = [(split or "all", label, str(slides), str(patients)) for split, label, slides, patients in cohort.counts()]
-    table(["split", "class", "slides", "patients"], rows)
+    group = "class" if cohort.task.kind == "classification" else "group"
+    table(["split", group, "slides", "patients"], rows)
     say(*(f"note: {finding}" for finding in cohort.findings))
 
 

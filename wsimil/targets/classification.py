@@ -171,7 +171,7 @@ class Ordinal(Task):
         """Probabilities [n, K] of the levels."""
         ends = np.ones((len(logits), 1))
         above = np.concatenate([ends, np.cumprod(sigmoid(logits), axis=1)], axis=1)
-        return above * np.concatenate([sigmoid(-logits), ends], axis=1)
+        return np.asarray(above * np.concatenate([sigmoid(-logits), ends], axis=1), np.float64)
 
     def decided(self, values: NDArray[np.float64]) -> str:
         """CORN's rule, the median: the highest level that the slide is at or above with a probability of more than a half."""
