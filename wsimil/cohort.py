@@ -25,7 +25,10 @@ _BY_CLASS = Classification()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CohortSlide:
-    """One row: a slide, whose it is, and what is known of it; `label` is the task's target as text, `fold` counts from 0."""
+    """One row: a slide, whose it is, and what is known of it; `label` is the task's target as text, `fold` counts from 0.
+
+    Where a bag holds all slides of a patient, a row is a patient under both ids, and `members` are the slides.
+    """
 
     slide_id: str
     patient_id: str
@@ -33,6 +36,7 @@ class CohortSlide:
     site: str | None = None
     split: Split | None = None
     fold: int | None = None
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,14 +195,42 @@ class Cohort:
             return replace(cohort, findings=(*findings, *_finding(what, [s.slide_id for s in cohort.of("test")])))
         return cohort
 
+    def by_patient(self) -> Cohort:
+        """One row a patient, in order of their first slides, whose members are sorted; the site is that of all slides or none.
+
+        Raises CohortError for a patient whose slides have different labels.
+        """
+        owned: dict[str, list[CohortSlide]] = defaultdict(list)
+        for slide in self.slides:
+            owned[slide.patient_id].append(slide)
+        rows = []
+        for patient, slides in owned.items():
+            labels = sorted({slide.label for slide in slides})
+            if len(labels) > 1:
+                raise CohortError(
+                    f"patient {patient!r} has slides of different labels, {', '.join(map(repr, labels))}, and is to be one bag;"
+                    " give all slides of a patient one label, or train with bag: slide"
+                )
+            sites = {slide.site for slide in slides}
+            rows.append(
+                replace(
+                    slides[0],
+                    slide_id=patient,
+                    site=slides[0].site if len(sites) == 1 else None,
+                    members=tuple(sorted(slide.slide_id for slide in slides)),
+                )
+            )
+        return replace(self, slides=tuple(rows))
+
     def to_csv(self) -> str:
-        """The cohort table: one line a slide, its split included."""
+        """The cohort table: one line a slide, its split included; of patients also their slides, with semicolons."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*_IDS, *self.task.columns, "site", "split"])
-        writer.writerows(
-            [s.slide_id, s.patient_id, *self.task.cells(s.label), s.site or "", s.split or ""] for s in self.slides
-        )
+        joined = any(s.members for s in self.slides)
+        writer.writerow([*_IDS, *self.task.columns, "site", "split", *(["slides"] if joined else [])])
+        for s in self.slides:
+            row = [s.slide_id, s.patient_id, *self.task.cells(s.label), s.site or "", s.split or ""]
+            writer.writerow([*row, ";".join(s.members)] if joined else row)
         return text.getvalue()
 
     def counts(self) -> list[tuple[str, str, int, int]]:
@@ -294,6 +326,20 @@ def read_cohort(path: Path, *, task: Task = _BY_CLASS) -> Cohort:
         return Cohort(slides=tuple(slides), task=task.named([s.label for s in slides]), findings=findings)
     except CohortError as error:
         raise CohortError(f"{path}: {error}") from None
+
+
+def read_patients(path: Path) -> dict[str, str]:
+    """Slide -> patient of every row of a cohort file, whether it has a label or not. Raises CohortError."""
+    rows, columns = _read_rows(path)
+    missing = [name for name in _IDS if name not in columns]
+    if missing:
+        raise CohortError(f"{path}: column {', '.join(map(repr, missing))} is missing; it tells whose a slide is")
+    return {(row["slide_id"] or "").strip(): (row["patient_id"] or "").strip() for row in rows}
+
+
+def has_columns(path: Path, task: Task) -> bool:
+    """Whether a cohort file has the columns of a task. Raises CohortError."""
+    return set(task.columns) <= set(_read_rows(path)[1])
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, str | None]], list[str]]:

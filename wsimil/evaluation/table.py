@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wsimil.files import atomic_path, write_text
+from wsimil.mil.saved import BagUnit
 from wsimil.targets import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One slide: `values` [V] as the task answers, or None and a `status` that says why not.
+    """One slide, or one patient of `slides`: `values` [V] as the task answers, or None and a `status` that says why not.
 
     `patient_id`, `label` and `split` are empty where they are not known.
     """
@@ -30,29 +31,28 @@ class Row:
     label: str = ""
     split: str = ""
     status: str = "ok"
+    slides: tuple[str, ...] = ()
 
 
-def write_table(folder: Path, rows: Sequence[Row], *, task: Task) -> None:
+def write_table(folder: Path, rows: Sequence[Row], *, task: Task, bag: BagUnit = "slide") -> None:
     """Write predictions.csv (values that a spreadsheet would run as formulas get a leading quote) and predictions.parquet.
 
-    Columns: slide_id, patient_id, the task's answers (prob_<class> for each class), predicted where the task decides for one of
-    several, label, split, status. Raises OutputError.
+    Columns: slide_id, patient_id (where a bag is a patient: patient_id, slides), the task's answers (prob_<class> for each
+    class), predicted where the task decides for one of several, label, split, status. Raises OutputError.
     """
     numbers = [column.name for column in task.answers]
     tail = ["predicted", "label", "split", "status"] if task.decides else ["label", "split", "status"]
-    header = ["slide_id", "patient_id", *numbers, *tail]
+    ids = ["slide_id", "patient_id"] if bag == "slide" else ["patient_id", "slides"]
+    header = [*ids, *numbers, *tail]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([_inert(name) for name in header])
     for row in rows:
         shown = [""] * len(numbers) if row.values is None else [f"{value:.9g}" for value in row.values]
-        ids = (_inert(row.slide_id), _inert(row.patient_id))
-        writer.writerow([*ids, *shown, *(_inert(_text(row, name, task)) for name in tail)])
+        names, words = ([_inert(_text(row, name, task)) for name in part] for part in (ids, tail))
+        writer.writerow([*names, *shown, *words])
     write_text(folder / "predictions.csv", text.getvalue())
-    columns: dict[str, list[object]] = {
-        "slide_id": [row.slide_id for row in rows],
-        "patient_id": [row.patient_id for row in rows],
-    }
+    columns: dict[str, list[object]] = {name: [_text(row, name, task) for row in rows] for name in ids}
     for index, name in enumerate(numbers):
         columns[name] = [None if row.values is None else float(row.values[index]) for row in rows]
     for name in tail:
@@ -66,7 +66,7 @@ def write_table(folder: Path, rows: Sequence[Row], *, task: Task) -> None:
 def _text(row: Row, name: str, task: Task) -> str:
     if name == "predicted":
         return "" if row.values is None else task.decided(row.values)
-    return str(getattr(row, name))
+    return ";".join(row.slides) if name == "slides" else str(getattr(row, name))
 
 
 def _inert(text: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import safetensors
 import safetensors.torch
@@ -23,6 +23,8 @@ from wsimil.provenance import Json, Provenance, sha256_json
 from wsimil.targets import Classification, Task, from_json
 
 WEIGHTS, FACTS = "model.safetensors", "model.json"
+BagUnit: TypeAlias = Literal["slide", "patient"]
+
 FORMAT_VERSION = 2
 _READ_VERSIONS = (1, 2)
 """1 held the names of classes where 2 holds the task."""
@@ -31,6 +33,8 @@ _READ_VERSIONS = (1, 2)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedModel:
     """A model with what it takes to use it: the task that it was trained for, and the kind of features that it was trained on.
+
+    `bag`: whether a bag is a slide, or all slides of a patient.
 
     `features` is None where a model was imported and nobody said of which kind they were. `digest` is of the weights;
     `training` says where it came from, as plain JSON.
@@ -42,6 +46,7 @@ class TrainedModel:
     features: Provenance | None
     training: Mapping[str, Json]
     digest: str
+    bag: BagUnit = "slide"
 
     @property
     def facts(self) -> dict[str, Json]:
@@ -72,6 +77,7 @@ def save_model(
     task: Task,
     features: Provenance | None,
     training: Mapping[str, Json],
+    bag: BagUnit = "slide",
 ) -> None:
     """Write model.safetensors, then model.json, which names the digest of the former. Raises OutputError."""
     state = {name: tensor.detach().to("cpu").contiguous() for name, tensor in model.state_dict().items()}
@@ -84,6 +90,7 @@ def save_model(
         "config": model.config.model_dump(mode="json"),
         "in_dim": model.in_dim,
         "task": task.to_json(),
+        "bag": bag,
         "weights_digest": _digest(state),
         "features": None if features is None else features.to_json(),
         "training": dict(training),
@@ -117,6 +124,7 @@ def load_model(run: Path, *, device: str = "cpu") -> TrainedModel:
             features=None if facts["features"] is None else Provenance.from_json(facts["features"]),
             training=MappingProxyType(facts["training"]),
             digest=str(facts["weights_digest"]),
+            bag="patient" if facts.get("bag") == "patient" else "slide",
         )
     except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         reason = " ".join(str(error).split())

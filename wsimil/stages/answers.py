@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from wsimil.evaluation.prediction import Prediction
 from wsimil.evaluation.predictor import answer_values, predict
 from wsimil.evaluation.table import Row, write_table
 from wsimil.evaluation.task_metrics import estimates_of
-from wsimil.mil.saved import TrainedModel
+from wsimil.mil.saved import BagUnit, TrainedModel
+from wsimil.stages.cohort_features import PatientBags
 from wsimil.store import FeatureStore
 from wsimil.store.base import InstanceStore
 from wsimil.targets import Task
@@ -26,11 +27,15 @@ NO_TILES = "no tissue tile"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What is said of one slide: `values` [V] as the task answers, or None and a `status` that says why."""
+    """What is said of one slide: `values` [V] as the task answers, or None and a `status` that says why.
+
+    Where a bag is a patient, `slide_id` is the patient's, and `slides` are those that the answer is of.
+    """
 
     slide_id: str
     values: NDArray[np.float64] | None
     status: str = "ok"
+    slides: tuple[str, ...] = ()
 
 
 def answer_from(trained: TrainedModel, store: FeatureStore, slide_id: str) -> Answer:
@@ -49,6 +54,23 @@ def answer_from(trained: TrainedModel, store: FeatureStore, slide_id: str) -> An
         else:
             values = None
     return Answer(slide_id=slide_id, values=values, status="ok" if values is not None else NO_TILES)
+
+
+def answer_of_patient(trained: TrainedModel, bags: PatientBags, patient_id: str) -> Answer:
+    """The answer for all slides of a patient; there is none where none of them has a tile.
+
+    Raises ModelError where features do not fit the model, StoreError.
+    """
+    slides = bags.members[patient_id]
+    headers = {slide_id: bags.bags.store.header(slide_id) for slide_id in slides}
+    filled = tuple(slide_id for slide_id, header in headers.items() if header.n)
+    if not filled:
+        return Answer(slide_id=patient_id, values=None, status=NO_TILES, slides=slides)
+    for slide_id in filled:
+        trained.check_features(headers[slide_id].provenance, f"slide {slide_id!r}")
+    found = replace(bags, members={patient_id: filled}).load(patient_id)
+    values = answer_values(trained, found.features, found.xy0, slide_id=patient_id)
+    return Answer(slide_id=patient_id, values=values, slides=slides)
 
 
 def predict_one(trained: TrainedModel, bag: FeatureBag) -> Prediction | None:
@@ -82,6 +104,7 @@ def write_answers(
     task: Task,
     cohort: Cohort | None = None,
     splits: Mapping[str, str] | None = None,
+    bag: BagUnit = "slide",
 ) -> None:
     """Write predictions.csv and .parquet; what `cohort` knows of a slide stands beside its answer, `splits` wins over it."""
     known = {slide.slide_id: slide for slide in cohort.slides} if cohort else {}
@@ -91,11 +114,12 @@ def write_answers(
         rows.append(
             Row(
                 slide_id=one.slide_id,
-                patient_id=slide.patient_id if slide else "",
+                patient_id=one.slide_id if bag == "patient" else slide.patient_id if slide else "",
                 values=one.values,
                 label=slide.label if slide else "",
                 split=(splits or {}).get(one.slide_id, (slide.split or "") if slide else ""),
                 status=one.status,
+                slides=one.slides,
             )
         )
-    write_table(folder, rows, task=task)
+    write_table(folder, rows, task=task, bag=bag)

@@ -24,7 +24,7 @@ from wsimil.files import check_writable, write_text
 from wsimil.mil import registry
 from wsimil.mil.batch import BagBatch, StepContext, pack
 from wsimil.mil.regularizers.attention_entropy import attention_entropy
-from wsimil.mil.saved import TrainedModel, load_model, save_model
+from wsimil.mil.saved import BagUnit, TrainedModel, load_model, save_model
 from wsimil.provenance import Json, Provenance, sha256_json
 from wsimil.targets import Survival, Task
 from wsimil.training.checkpoint import (
@@ -122,15 +122,17 @@ def fit(
     in_dim: int,
     run: Path,
     device: str = "cpu",
+    bag: BagUnit = "slide",
     on_epoch: Callable[[EpochRecord], None] = lambda _: None,
 ) -> FitResult:
     """Train for the cohort's task on its train split, watch its val split, and write the model into `run`.
 
-    `run` also gets metrics.jsonl, tensorboard/ and checkpoint/. Raises TrainingError where the loss is not finite or `run`
+    `bag` says what a row of the cohort and a bag of `source` is, for whoever predicts. `run` also gets metrics.jsonl,
+    tensorboard/ and checkpoint/. Raises TrainingError where the loss is not finite or `run`
     holds a run of another recipe, CohortError where a split is missing or nothing can be learned from its targets, ConfigError
     for a wrong method, or one or an option that means nothing for the task.
     """
-    trainer = _Run(source, cohort, method, method_config, config, features, in_dim, run, device)
+    trainer = _Run(source, cohort, method, method_config, config, features, in_dim, run, device, bag)
     return trainer.go(on_epoch)
 
 
@@ -154,8 +156,10 @@ class _Run:
         in_dim: int,
         run: Path,
         device: str,
+        bag: BagUnit,
     ) -> None:
         self.config = config = resolved(config, cohort.task)
+        self.bag: BagUnit = bag
         self.cohort, self.device, self.run, self.method, self.features = (cohort, device, run, method, features)
         self.train, self.val = cohort.of("train"), cohort.of("val")
         if not self.train or not self.val:
@@ -238,6 +242,8 @@ class _Run:
 
     def _warm_start(self, run: Path, other: TrainedModel) -> None:
         other.check_features(self.features, f"fit.warm_start {run}")
+        if other.bag != self.bag:
+            raise ModelError(f"fit.warm_start {run}: its bags are of a {other.bag}, those of this run of a {self.bag}")
         if other.task.kind != self.task.kind or other.task.outputs != self.task.outputs:
             raise ModelError(
                 f"fit.warm_start {run}: its logits are those of {other.task.kind}, {', '.join(other.task.outputs)}, those of the"
@@ -402,6 +408,7 @@ class _Run:
             self.model,
             method=self.method,
             task=self.task,
+            bag=self.bag,
             features=self.features,
             training=training,
         )
