@@ -151,8 +151,11 @@ def test_only_the_order_of_risks_counts_and_reversing_it_mirrors_concordance(see
     assert all(value + mirrored[name] == pytest.approx(1) for name, value in told.items())
 
 
-def test_times_of_zero_are_refused() -> None:
-    with pytest.raises(ValueError, match="above 0"):
-        kaplan_meier(np.array([0.0, 1.0]), np.array([True, False]))
+def test_times_below_zero_are_refused_and_zero_is_a_time() -> None:
+    with pytest.raises(ValueError, match="0 or more, got -1 among 2"):
+        kaplan_meier(np.array([-1.0, 1.0]), np.array([True, False]))
+    # One of three dies at once, one is never followed, and one is.
+    curve = kaplan_meier(np.array([0.0, 0.0, 1.0]), np.array([True, False, False]))
+    assert curve.survival[-1] == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="must be bool"):
         kaplan_meier(np.array([1.0, 2.0]), np.array([1, 0]))

@@ -137,7 +137,7 @@ class MulticlassCases:
         return (weights @ cell).reshape(len(weights), self.classes, self.classes)
 
     def _calibration(self, binning: Binning) -> float | None:
-        confidence = self.probabilities.max(axis=1)
+        confidence = self.probabilities[np.arange(len(self)), self.decided]
         residuals = (self.decided == self.targets) - confidence
         return calibration_error(bin_of(confidence, binning), residuals)
 
@@ -145,11 +145,17 @@ class MulticlassCases:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class OrdinalCases(MulticlassCases):
     """Classes with an order, grades for example: what `MulticlassCases` has, and two metrics that know how far off a
-    decision is.
+    decision is. The decision is the median: the highest class that a row is in or above with a probability of more than a half.
 
     - cohen_kappa_quadratic (Cohen 1968): in [-1, 1], 0 by chance; None where targets and decisions are all of one class.
     - mae_rank: mean distance of the decided class from the true one, in classes; None without rows.
     """
+
+    @property
+    def decided(self) -> Ints:
+        """The median class of each row, [n]."""
+        above = 1 - np.cumsum(self.probabilities[:, :-1], axis=1)
+        return np.asarray((above > 0.5).sum(axis=1), dtype=np.int64)
 
     def values(self) -> dict[str, float | None]:
         """Every metric by its name."""

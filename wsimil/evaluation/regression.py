@@ -114,3 +114,60 @@ def _varied(values: Floats, weights: Floats) -> np.ndarray[tuple[int], np.dtype[
     there = weights > 0
     high = np.where(there, values, -np.inf).max(axis=1, initial=-np.inf)
     return np.asarray(high > np.where(there, values, np.inf).min(axis=1, initial=np.inf))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SeveralNumbersCases:
+    """Several numbers a slide: "<metric>:<name>" for each metric of `RegressionCases`, and "<metric>", the mean over names."""
+
+    names: tuple[str, ...]
+    numbers: tuple[RegressionCases, ...]
+
+    def __post_init__(self) -> None:
+        rows = {len(one) for one in self.numbers}
+        if len(self.names) != len(self.numbers) or len(set(self.names)) != len(self.names) or len(rows) != 1:
+            raise ValueError(
+                f"want a unique name for each number, all of as many rows, got {self.names} and {rows} rows"
+            )
+
+    def __len__(self) -> int:
+        return len(self.numbers[0])
+
+    @property
+    def strata(self) -> Ints:
+        """All rows in one."""
+        return self.numbers[0].strata
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Nothing is counted."""
+        return {}
+
+    @property
+    def truth(self) -> Sequence[NDArray[np.generic]]:
+        """What is true of the rows."""
+        return tuple(one.targets for one in self.numbers)
+
+    def take(self, rows: Ints) -> Self:
+        """The cases of these rows."""
+        return type(self)(names=self.names, numbers=tuple(one.take(rows) for one in self.numbers))
+
+    def values(self) -> dict[str, float | None]:
+        """Every metric by its name."""
+        each = [one.values() for one in self.numbers]
+        found = {
+            f"{metric}:{name}": row[metric] for metric in NAMES for name, row in zip(self.names, each, strict=True)
+        }
+        means: dict[str, float | None] = {}
+        for metric in NAMES:
+            known = [value for row in each if (value := row[metric]) is not None]
+            means[metric] = float(np.mean(known)) if len(known) == len(each) else None
+        return means | found
+
+    def replicates(self, weights: Floats) -> dict[str, Floats]:
+        """Every metric for each row of `weights` [R, n]."""
+        each = [one.replicates(weights) for one in self.numbers]
+        found = {
+            f"{metric}:{name}": row[metric] for metric in NAMES for name, row in zip(self.names, each, strict=True)
+        }
+        return {metric: np.mean([row[metric] for row in each], axis=0) for metric in NAMES} | found

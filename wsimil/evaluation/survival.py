@@ -71,7 +71,7 @@ class CensoringCurve:
 
 
 def kaplan_meier(times: Floats, events: NDArray[np.bool_], *, level: float = 0.95) -> KaplanMeier:
-    """The survival curve of all rows. Raises ValueError for times that are not above 0, and without rows."""
+    """The survival curve of all rows. Raises ValueError for times below 0, and without rows."""
     time, event = checked_survival(times, events)
     if not len(time):
         raise ValueError("a survival curve needs rows, got none")
@@ -134,13 +134,13 @@ def censoring_curve(times: Floats, events: NDArray[np.bool_]) -> CensoringCurve:
 
 
 def checked_survival(times: Floats, events: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.bool_]]:
-    """Times as float64 [n] above 0, events as bool [n]. Raises ValueError."""
+    """Times as float64 [n] of 0 or more, events as bool [n]. Raises ValueError."""
     time = checked_numbers("times", times, (len(times),))
     event = np.asarray(events)
     if event.shape != time.shape or event.dtype != np.bool_:
         raise ValueError(f"events must be bool [{len(time)}], got {event.dtype} {list(event.shape)}")
-    if len(time) and time.min() <= 0:
-        raise ValueError(f"times must be above 0, got {time.min():g} among {len(time)}; a time of 0 tells nothing")
+    if len(time) and time.min() < 0:
+        raise ValueError(f"times must be 0 or more, got {time.min():g} among {len(time)}")
     return time, event
 
 

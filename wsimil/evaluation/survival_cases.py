@@ -19,7 +19,7 @@ _BLOCK = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SurvivalCases:
-    """`times` float64 [n] > 0, `events` bool [n], `risks` float64 [n], of which a higher one means an earlier event.
+    """`times` float64 [n] >= 0, `events` bool [n], `risks` float64 [n], of which a higher one means an earlier event.
 
     `horizons` [H] rise, in the unit of `times`; `survival` float64 [n, H] in [0, 1] is the predicted probability to be free
     of the event at each, None for a model that gives risks only. `censoring` weighs by the inverse probability to be
