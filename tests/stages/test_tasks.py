@@ -241,3 +241,22 @@ def test_methods_serve_tasks_that_they_do_not_know(method: str, recipe: str, pla
     summary = train(configured(case, **given), place / "features", cohort_of(place, case), tmp_path)
     assert all(np.isfinite(record.train_loss) for record in summary.fit.history)
     assert load_model(tmp_path).method == method
+
+
+def test_the_epoch_with_the_smallest_error_is_kept(place: Path, tmp_path: Path) -> None:
+    case = case_of("regression/gated_abmil")
+    config = configured(case, **{"fit.epochs": 12, "fit.lr": 0.02, "fit.watch_from": 0.0})
+    summary = train(config, place / "features", cohort_of(place, case), tmp_path)
+    errors = [record.val["mae"] for record in summary.fit.history]
+    assert errors[summary.fit.kept_epoch - 1] == min(errors)
+    assert errors.index(max(errors)) != errors.index(min(errors))
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["val_mae"] for line in lines] == errors
+
+
+def test_a_level_that_only_the_test_split_has_is_refused(place: Path, tmp_path: Path) -> None:
+    text = cohort_of(place, case_of("ordinal/gated_abmil")).read_text(encoding="utf-8").splitlines()
+    lines = [line.replace(",3,", ",2,") if not line.endswith(",test") else line for line in text]
+    (tmp_path / "c.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with pytest.raises(CohortError, match="the train split: no training slide is of level '3'"):
+        train(configured(case_of("ordinal/gated_abmil")), place / "features", tmp_path / "c.csv", tmp_path / "run")

@@ -157,18 +157,21 @@ def _answers(page: Page, x: int, y: int, table: ScoreTable) -> int:
     """The numbers of the answer; probabilities of classes, the highest first, with a bar each."""
     columns = table.task.answers
     exclusive = table.task.kind == "classification"
-    heading = "Probability of the slide" if all(c.probability for c in columns) else "Answer for the slide"
+    whose = "patient" if "patient" in table.model else "slide"
+    heading = f"Probability of the {whose}" if all(c.probability for c in columns) else f"Answer for the {whose}"
     page.text(x, y, heading, _HEADING, width_px=_PANEL_PX)
     order = np.argsort(-table.values, kind="stable") if exclusive else np.arange(len(columns))
+    names_px = 132 if exclusive else 162
+    bar_px = _PANEL_PX - names_px - 64
     y += 24
     for index in order[:_ANSWERS_SHOWN]:
         column, value = columns[index], float(table.values[index])
-        page.text(x, y, column.title, _BODY, width_px=132)
+        page.text(x, y, column.title, _BODY, width_px=names_px)
         if column.probability:
-            page.box(x + 142, y - 6, 124, 12, _TRACK)
-            page.box(x + 142, y - 6, 124 * value, 12, _BAR)
+            page.box(x + names_px + 10, y - 6, bar_px, 12, _TRACK)
+            page.box(x + names_px + 10, y - 6, bar_px * value, 12, _BAR)
         number = f"{value:.3f}" if column.probability else f"{value:.4g} {column.unit}".strip()
-        width = 54 if column.probability else _PANEL_PX - 142
+        width = 54 if column.probability else bar_px + 54
         page.text(x + _PANEL_PX, y, number, _BODY, width_px=width, align="right")
         y += 24
     rest = order[_ANSWERS_SHOWN:]
