@@ -125,7 +125,7 @@ def run_task(task: Task) -> dict[str, Any]:
     logits, found, truth, entropies = [], {}, [], []
     with torch.no_grad():
         for row in rows:
-            scores = attribute(model, one_bag(bags, row), classes=("n", "p"))
+            scores = attribute(model, one_bag(bags, row), outputs=("n", "p"))
             logits.append(scores.output.logits[0].double())
             columns = dict(zip(scores.names, scores.values.T.numpy(), strict=True))
             entropies += [_entropy(values) for name, values in columns.items() if name.startswith("attention")]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from wsimil.cohort import Cohort, CohortSlide, read_cohort
 from wsimil.errors import CohortError
+from wsimil.targets import Classification
 
 
 def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -96,8 +97,8 @@ def test_a_missing_file_and_a_binary_file_are_named(tmp_path: Path) -> None:
 
 def test_a_label_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "slide_id,patient_id,label\na,p1,tumour\n")
-    with pytest.raises(CohortError, match=r"label 'tumour' \(slide 'a'\) is unknown to the model"):
-        read_cohort(path, classes=("normal", "tumor"))
+    with pytest.raises(CohortError, match=r"line 2: slide 'a': label 'tumour' is unknown to the model"):
+        read_cohort(path, task=Classification(classes=("normal", "tumor")))
 
 
 def test_what_is_missing_on_either_side_is_counted() -> None:

@@ -164,7 +164,9 @@ def train(
     cohort: Annotated[
         Path,
         typer.Option(
-            "--cohort", help="CSV: slide_id, patient_id, label; optionally site, split or fold.", show_default=False
+            "--cohort",
+            help="CSV: slide_id, patient_id, label (or the columns of task); optionally site, split or fold.",
+            show_default=False,
         ),
     ],
     out: Out,
@@ -231,7 +233,9 @@ def predict(
     heatmaps: Annotated[bool, typer.Option(help="Write QuPath GeoJSON and PNG overlays.")] = True,
     score: Annotated[
         str | None,
-        typer.Option(help="What overlays show: contribution:<class> or attention.", show_default="contribution"),
+        typer.Option(
+            help="What overlays show: contribution:<class or output> or attention.", show_default="contribution"
+        ),
     ] = None,
     origin: Annotated[
         str, typer.Option(help="Where QuPath coordinates count from: bounds (QuPath's way) or level0.")

@@ -14,17 +14,21 @@ from typing import Literal, TypeAlias, cast, get_args
 import numpy as np
 
 from wsimil.errors import CohortError
+from wsimil.targets import Classification, Targets, Task
 
 Split: TypeAlias = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-_REQUIRED = ("slide_id", "patient_id", "label")
-_MISSING_LABELS = frozenset({"", "na", "n/a", "nan", "none", "null", "?"})
+_IDS = ("slide_id", "patient_id")
+_BY_CLASS = Classification()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CohortSlide:
-    """One row: a slide, whose it is, and what is known of it; `fold` counts from 0."""
+    """One row: a slide, whose it is, and what is known of it; `label` is the task's target as text, `fold` counts from 0.
+
+    Where a bag holds all slides of a patient, a row is a patient under both ids, and `members` are the slides.
+    """
 
     slide_id: str
     patient_id: str
@@ -32,6 +36,7 @@ class CohortSlide:
     site: str | None = None
     split: Split | None = None
     fold: int | None = None
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,14 +52,17 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cohort:
-    """The labelled slides of a study, in the order of their file; `classes` sorted, at least two.
+    """The labelled slides of a study, in the order of their file, and the task that their labels belong to.
 
-    Raises CohortError for duplicate ids, one class only, a patient in two splits or folds, or ids that differ in case alone.
+    `classes` are those of a classification, at least two, and empty for other tasks; where they are given alone the task is that.
+    Raises CohortError for duplicate ids, labels that do not fit the task, one class only, a patient in two splits or folds, or
+    ids that differ in case alone.
     """
 
     slides: tuple[CohortSlide, ...]
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    task: Task = _BY_CLASS
 
     def __post_init__(self) -> None:
         duplicates = [name for name, count in Counter(s.slide_id for s in self.slides).items() if count > 1]
@@ -63,14 +71,16 @@ class Cohort:
                 f"slide_id must be unique, {len(duplicates)} occur more than once: {_some(duplicates)};"
                 " keep one row for each slide"
             )
-        unknown = sorted({s.label for s in self.slides} - set(self.classes))
-        if unknown:
-            raise CohortError(f"labels {unknown} are not among the classes {list(self.classes)}")
-        if len(self.classes) < 2:
-            raise CohortError(
-                f"a cohort needs slides of at least two classes, got {len(self.slides)} slides of {list(self.classes)};"
-                " check the label column"
-            )
+        if isinstance(self.task, Classification):
+            if not self.task.classes:
+                object.__setattr__(self, "task", replace(self.task, classes=self.classes))
+            if self.classes and self.classes != self.task.classes:
+                raise CohortError(f"classes {list(self.classes)} are not those of the task, {list(self.task.classes)}")
+            object.__setattr__(self, "classes", self.task.classes)
+        try:
+            self.task.refuse([s.label for s in self.slides])
+        except ValueError as error:
+            raise CohortError(str(error)) from None
         _refuse_shared_patients(self.slides)
 
     @property
@@ -83,10 +93,9 @@ class Cohort:
         """Ids of all patients, sorted."""
         return tuple(sorted({s.patient_id for s in self.slides}))
 
-    def targets(self, slides: Iterable[CohortSlide]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Class index of each slide, int64 [n]."""
-        index = {name: i for i, name in enumerate(self.classes)}
-        return np.array([index[s.label] for s in slides], dtype=np.int64)
+    def targets(self, slides: Iterable[CohortSlide]) -> Targets:
+        """The target of each slide as the task encodes it: of a classification class indices, int64 [n]."""
+        return self.task.encode([s.label for s in slides])
 
     def of(self, split: Split) -> tuple[CohortSlide, ...]:
         """The slides of one split, in order."""
@@ -167,7 +176,7 @@ class Cohort:
         if "val" not in splits.values() and val_fraction > 0:
             rest = [p for p in self.patients if splits[p] == "train"]
             share = val_fraction * len(self.patients) / len(rest)
-            strata = {p: s for p, s in _strata(slides).items() if splits[p] == "train"}
+            strata = {p: s for p, s in self.strata().items() if splits[p] == "train"}
             drawn = _draw_fraction(strata, min(share, 0.5), np.random.default_rng([seed, 1]), "val")
             splits.update(dict.fromkeys(drawn, "val"))
             if given or in_folds:
@@ -186,23 +195,63 @@ class Cohort:
             return replace(cohort, findings=(*findings, *_finding(what, [s.slide_id for s in cohort.of("test")])))
         return cohort
 
+    def by_patient(self) -> Cohort:
+        """One row a patient, in order of their first slides, whose members are sorted; the site is that of all slides or none.
+
+        Raises CohortError for a patient whose slides have different labels.
+        """
+        owned: dict[str, list[CohortSlide]] = defaultdict(list)
+        for slide in self.slides:
+            owned[slide.patient_id].append(slide)
+        rows = []
+        for patient, slides in owned.items():
+            labels = sorted({slide.label for slide in slides})
+            if len(labels) > 1:
+                raise CohortError(
+                    f"patient {patient!r} has slides of different labels, {', '.join(map(repr, labels))}, and is to be one bag;"
+                    " give all slides of a patient one label, or train with bag: slide"
+                )
+            sites = {slide.site for slide in slides}
+            rows.append(
+                replace(
+                    slides[0],
+                    slide_id=patient,
+                    site=slides[0].site if len(sites) == 1 else None,
+                    members=tuple(sorted(slide.slide_id for slide in slides)),
+                )
+            )
+        return replace(self, slides=tuple(rows))
+
     def to_csv(self) -> str:
-        """The cohort table: one line a slide, its split included."""
+        """The cohort table: one line a slide, its split included; of patients also their slides, with semicolons."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["slide_id", "patient_id", "label", "site", "split"])
-        writer.writerows([s.slide_id, s.patient_id, s.label, s.site or "", s.split or ""] for s in self.slides)
+        joined = any(s.members for s in self.slides)
+        writer.writerow([*_IDS, *self.task.columns, "site", "split", *(["slides"] if joined else [])])
+        for s in self.slides:
+            row = [s.slide_id, s.patient_id, *self.task.cells(s.label), s.site or "", s.split or ""]
+            writer.writerow([*row, ";".join(s.members)] if joined else row)
         return text.getvalue()
 
     def counts(self) -> list[tuple[str, str, int, int]]:
-        """(split, class, slides, patients) for every split that is used and every class; split "" where none is set."""
+        """(split, group, slides, patients) for every split in use and every group of the task, such as a class.
+
+        Split "" where none is set; a slide of several labels counts to each.
+        """
         rows: list[tuple[str, str, int, int]] = []
         for split in ("", *SPLITS):
             here = [s for s in self.slides if (s.split or "") == split]
-            for label in self.classes if here else ():
-                patients = [s.patient_id for s in here if s.label == label]
-                rows.append((split, label, len(patients), len(set(patients))))
+            for group in self.task.group_names if here else ():
+                patients = [s.patient_id for s in here if group in self.task.groups(s.label)]
+                rows.append((split, group, len(patients), len(set(patients))))
         return rows
+
+    def strata(self) -> dict[str, str]:
+        """Patient -> the stratum that splits keep even; of a classification the rarest class of its slides."""
+        labels: dict[str, list[str]] = defaultdict(list)
+        for slide in self.slides:
+            labels[slide.patient_id].append(slide.label)
+        return dict(zip(labels, self.task.strata([*labels.values()]), strict=True))
 
     def _from_fold_column(self, fold: int) -> dict[str, Split]:
         missing = [s.slide_id for s in self.slides if s.fold is None]
@@ -214,7 +263,7 @@ class Cohort:
         return {s.patient_id: "test" if s.fold == fold else "train" for s in self.slides}
 
     def _draw_test(self, seed: int, fraction: float, folds: int | None, fold: int) -> set[str]:
-        strata, rng = _strata(self.slides), np.random.default_rng([seed, 0])
+        strata, rng = self.strata(), np.random.default_rng([seed, 0])
         if folds is None:
             return _draw_fraction(strata, fraction, rng, "test") if fraction > 0 else set()
         if not 0 <= fold < folds:
@@ -233,15 +282,16 @@ class Cohort:
         return sorted(set(self.classes) - here) if here else []
 
 
-def read_cohort(path: Path, *, classes: Sequence[str] | None = None) -> Cohort:
-    """Read a CSV with slide_id, patient_id, label, and optionally site, split (train, val, test) or fold (0, 1, ...).
+def read_cohort(path: Path, *, task: Task = _BY_CLASS) -> Cohort:
+    """Read a CSV: slide_id, patient_id, the columns of `task`, optionally site, split (train, val, test) or fold (0, 1, ...).
 
-    UTF-8 with or without a BOM; comma, semicolon or tab; more columns are ignored. Spaces around values are removed and
-    counted. A slide without a label is left out and counted. `classes` fixes the classes of a trained model: another
-    label is an error. Raises CohortError.
+    The task is by default a classification by the column "label". UTF-8 with or without a BOM; comma, semicolon or tab; more
+    columns are ignored. Spaces around values are removed and counted. A slide without a label is left out and counted. A task
+    that knows its names, such as a trained model's, takes no other label. Raises CohortError.
     """
     rows, columns = _read_rows(path)
-    missing = [name for name in _REQUIRED if name not in columns]
+    required = (*_IDS, *task.columns)
+    missing = [name for name in required if name not in columns]
     if missing:
         hints = [f"{close[0]!r} for {name!r}?" for name in missing if (close := get_close_matches(name, columns, n=1))]
         raise CohortError(
@@ -253,32 +303,43 @@ def read_cohort(path: Path, *, classes: Sequence[str] | None = None) -> Cohort:
     spaced: list[str] = []
     for number, row in enumerate(rows, start=2):
         values = {key: (row[key] or "").strip() for key in columns}
-        for name in ("slide_id", "patient_id"):
+        for name in _IDS:
             if not values[name]:
                 raise CohortError(f"{path}: line {number}: {name} is empty")
-        if any((row[key] or "") != values[key] for key in _REQUIRED):
+        if any((row[key] or "") != values[key] for key in required):
             spaced.append(values["slide_id"])
-        if values["label"].lower() in _MISSING_LABELS:
+        try:
+            label = task.read([values[name] for name in task.columns])
+        except ValueError as error:
+            raise CohortError(f"{path}: line {number}: slide {values['slide_id']!r}: {error}") from None
+        if label is None:
             unlabelled.append(values["slide_id"])
             continue
-        slides.append(_slide(path, number, values))
+        slides.append(_slide(path, number, values, label))
     if not slides:
         raise CohortError(f"{path}: no slide has a label")
-    found = sorted({s.label for s in slides})
-    for label in found if classes is not None else ():
-        if classes is not None and label not in classes:
-            where = next(s.slide_id for s in slides if s.label == label)
-            raise CohortError(
-                f"{path}: label {label!r} (slide {where!r}) is unknown to the model, which knows {list(classes)}"
-            )
     findings = (
         *_finding("slides have no label and are left out", unlabelled),
         *_finding("rows had spaces around values, which were removed", spaced),
     )
     try:
-        return Cohort(slides=tuple(slides), classes=tuple(classes or found), findings=findings)
+        return Cohort(slides=tuple(slides), task=task.named([s.label for s in slides]), findings=findings)
     except CohortError as error:
         raise CohortError(f"{path}: {error}") from None
+
+
+def read_patients(path: Path) -> dict[str, str]:
+    """Slide -> patient of every row of a cohort file, whether it has a label or not. Raises CohortError."""
+    rows, columns = _read_rows(path)
+    missing = [name for name in _IDS if name not in columns]
+    if missing:
+        raise CohortError(f"{path}: column {', '.join(map(repr, missing))} is missing; it tells whose a slide is")
+    return {(row["slide_id"] or "").strip(): (row["patient_id"] or "").strip() for row in rows}
+
+
+def has_columns(path: Path, task: Task) -> bool:
+    """Whether a cohort file has the columns of a task. Raises CohortError."""
+    return set(task.columns) <= set(_read_rows(path)[1])
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, str | None]], list[str]]:
@@ -306,7 +367,7 @@ def _read_rows(path: Path) -> tuple[list[dict[str, str | None]], list[str]]:
     return rows, columns
 
 
-def _slide(path: Path, number: int, values: Mapping[str, str]) -> CohortSlide:
+def _slide(path: Path, number: int, values: Mapping[str, str], label: str) -> CohortSlide:
     split, fold = values.get("split", "").lower(), values.get("fold", "")
     if split and split not in SPLITS:
         raise CohortError(f"{path}: line {number}: split {values['split']!r}, wanted one of {', '.join(SPLITS)}")
@@ -315,7 +376,7 @@ def _slide(path: Path, number: int, values: Mapping[str, str]) -> CohortSlide:
     return CohortSlide(
         slide_id=values["slide_id"],
         patient_id=values["patient_id"],
-        label=values["label"],
+        label=label,
         site=values.get("site") or None,
         split=next((known for known in SPLITS if known == split), None),
         fold=int(fold) if fold else None,
@@ -345,15 +406,6 @@ def _refuse_shared_patients(slides: Iterable[CohortSlide]) -> None:
                 f"{len(shared)} patients are in more than one {kind}: {_some(shared)} ({shared[0]!r} in {places});"
                 f" put all slides of a patient into one {kind}"
             )
-
-
-def _strata(slides: Iterable[CohortSlide]) -> dict[str, str]:
-    """Patient -> the one of its slides' labels that the fewest patients have."""
-    labels: dict[str, set[str]] = defaultdict(set)
-    for slide in slides:
-        labels[slide.patient_id].add(slide.label)
-    frequency = Counter(label for found in labels.values() for label in found)
-    return {patient: min(found, key=lambda label: (frequency[label], label)) for patient, found in labels.items()}
 
 
 def _shuffled(strata: Mapping[str, str], rng: np.random.Generator) -> list[list[str]]:

@@ -22,7 +22,7 @@ def build(name, **config):
 
 def test_contributions_sum_to_the_logits_less_the_bias():
     model, bags = build("abmil"), make_bags()
-    attribution = attribute(model, bags, classes=NAMES)
+    attribution = attribute(model, bags, outputs=NAMES)
     assert attribution.names == ("attention", "contribution:benign", "contribution:grade 1", "contribution:grade 2")
     assert [len(scores) for scores in attribution.per_bag()] == list(bags.lengths)
     for scores, logits in zip(attribution.per_bag(), attribution.output.logits, strict=True):
@@ -38,12 +38,12 @@ def test_attribution_answers_as_forward_does():
         model, bags = build(name), make_bags()
         with torch.no_grad():
             answer = model(bags)
-        assert torch.equal(attribute(model, bags, classes=NAMES).output.logits, answer.logits)
+        assert torch.equal(attribute(model, bags, outputs=NAMES).output.logits, answer.logits)
 
 
 def test_a_mean_gives_each_instance_its_own_logit_by_the_number():
     model, bags = build("pooling"), make_bags((63,))
-    (scores,) = attribute(model, bags, classes=NAMES).per_bag()
+    (scores,) = attribute(model, bags, outputs=NAMES).per_bag()
     bias = model.classifier.bias.detach().numpy()
     np.testing.assert_allclose(scores[:, :3], (scores[:, 3:] - bias) / 63, rtol=1e-4, atol=1e-7)
 
@@ -52,7 +52,7 @@ def test_a_mean_gives_each_instance_its_own_logit_by_the_number():
 def test_instances_that_tie_for_a_maximum_share_it(level):
     model, bags = build("pooling", pool="max", level=level), make_bags((2,))
     bags.features[1] = bags.features[0]
-    (scores,) = attribute(model, bags, classes=NAMES).per_bag()
+    (scores,) = attribute(model, bags, outputs=NAMES).per_bag()
     np.testing.assert_array_equal(scores[0], scores[1])
     logits = scores[:, :3].sum(0) + model.classifier.bias.detach().numpy()
     np.testing.assert_allclose(logits, model(bags).logits[0].detach().numpy(), rtol=1e-5)
@@ -60,7 +60,7 @@ def test_instances_that_tie_for_a_maximum_share_it(level):
 
 def test_a_maximum_of_logits_goes_to_the_instance_that_has_it():
     model, bags = build("pooling", pool="max"), make_bags((63,))
-    (scores,) = attribute(model, bags, classes=NAMES).per_bag()
+    (scores,) = attribute(model, bags, outputs=NAMES).per_bag()
     for column in range(3):
         assert np.flatnonzero(scores[:, column]).tolist() == [int(scores[:, 3 + column].argmax())]
 
@@ -88,16 +88,16 @@ class Silent(TwoHeads):
 
 def test_a_method_without_an_exact_split_gives_what_it_has():
     bags = make_bags((37, 2))
-    heads = attribute(TwoHeads(TwoHeads.Config(), in_dim=DIM, num_classes=CLASSES), bags, classes=NAMES)
+    heads = attribute(TwoHeads(TwoHeads.Config(), in_dim=DIM, num_classes=CLASSES), bags, outputs=NAMES)
     assert heads.names == ("attention:1", "attention:2")
     for scores in heads.per_bag():
         np.testing.assert_allclose(scores.sum(0), [1, 1], rtol=1e-6)
-    silent = attribute(Silent(Silent.Config(), in_dim=DIM, num_classes=CLASSES), bags, classes=NAMES)
+    silent = attribute(Silent(Silent.Config(), in_dim=DIM, num_classes=CLASSES), bags, outputs=NAMES)
     assert silent.names == ()
     assert silent.bias is None
     assert [scores.shape for scores in silent.per_bag()] == [(37, 0), (2, 0)]
 
 
 def test_names_of_another_number_of_classes_are_refused():
-    with pytest.raises(ModelError, match="3 classes, got 2 names: a, b"):
-        attribute(build("abmil"), make_bags(), classes=["a", "b"])
+    with pytest.raises(ModelError, match="3 logits, got 2 names: a, b"):
+        attribute(build("abmil"), make_bags(), outputs=["a", "b"])

@@ -10,6 +10,7 @@ import pytest
 
 from wsimil.evaluation.prediction import Prediction
 from wsimil.geometry import SlideInfo, TileGrid, TileSpec
+from wsimil.targets import Classification
 
 
 def _grid(n: int) -> TileGrid:
@@ -41,8 +42,8 @@ def _prediction(n: int = 63) -> Prediction:
     logits = scores[:, 1:].astype(np.float64).sum(axis=0) + bias
     return Prediction(
         slide_id="s",
-        classes=("normal", "tumor"),
-        probabilities=np.array([0.25, 0.75]),
+        task=Classification(classes=("normal", "tumor")),
+        values=np.array([0.25, 0.75]),
         logits=logits,
         bias=bias,
         score_names=("other", "contribution:normal", "contribution:tumor"),
@@ -61,7 +62,7 @@ def test_a_prediction_of_any_size_names_its_class_and_its_scores(n: int) -> None
 
 def test_nothing_in_a_prediction_can_be_changed() -> None:
     prediction = _prediction()
-    for array in (prediction.scores, prediction.logits, prediction.bias, prediction.probabilities):
+    for array in (prediction.scores, prediction.logits, prediction.bias, prediction.values):
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0
     with pytest.raises(TypeError):
@@ -78,11 +79,11 @@ def test_an_unknown_score_names_those_that_are_there() -> None:
     [
         ({"slide_id": "t"}, "tiles of 's'"),
         ({"grid": _grid(0), "scores": np.empty((0, 3), np.float32)}, "no tiles"),
-        ({"classes": ("tumor",)}, "two or more"),
-        ({"classes": ("tumor", "tumor")}, "unique"),
-        ({"probabilities": np.array([0.5, 0.6])}, "sum of 1"),
-        ({"probabilities": np.array([-0.5, 1.5])}, ">= 0"),
-        ({"probabilities": np.array([0.5, 0.5], np.float32)}, "float64"),
+        ({"task": Classification(classes=("tumor",))}, "two or more"),
+        ({"task": Classification(classes=("a", "b", "c"))}, r"values are float64 \[3\]"),
+        ({"values": np.array([0.5, 0.6])}, "sum of 1"),
+        ({"values": np.array([-0.5, 1.5])}, ">= 0"),
+        ({"values": np.array([0.5, 0.5], np.float32)}, "float64"),
         ({"logits": np.array([0.0, np.nan])}, "not finite"),
         ({"bias": np.zeros(3)}, r"float64 \[2\]"),
         ({"scores": np.zeros((63, 3))}, "float32"),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from wsimil.evaluation.prediction import Prediction
 from wsimil.geometry import SlideInfo, TileGrid, TileSpec, grid_positions
+from wsimil.targets import Classification
 
 PLANTED = "MRS-JANE-DOE-1957"
 
@@ -93,8 +94,8 @@ def make_prediction() -> MakePrediction:
         odds = np.exp(logits - logits.max())
         return Prediction(
             slide_id=grid.slide.slide_id,
-            classes=classes,
-            probabilities=odds / odds.sum(),
+            task=Classification(classes=classes),
+            values=odds / odds.sum(),
             logits=logits,
             bias=bias,
             score_names=("attention", *(f"contribution:{name}" for name in classes)),

@@ -123,7 +123,7 @@ def test_a_tile_that_was_not_scored_is_the_string_nan(make_prediction) -> None:
 def test_the_slide_itself_carries_its_probabilities(make_prediction) -> None:
     table = score_table(make_prediction(n=63))
     slide = _objects(_parse(table), "annotation")[0]["properties"]
-    assert slide["measurements"]["wsimil: P(tumor)"] == table.probabilities[1]
+    assert slide["measurements"]["wsimil: P(tumor)"] == table.values[1]
     assert slide["metadata"]["wsimil.model.digest"] == "a3f5c0de"
 
 

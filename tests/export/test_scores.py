@@ -110,9 +110,9 @@ def test_a_foreign_parquet_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda h: h.update(schema="wsimil/scores/9"), "wanted 'wsimil/scores/1'"),
-        (lambda h: h.pop("classes"), "classes"),
-        (lambda h: h.update(probabilities=[1.0]), "float64"),
+        (lambda h: h.update(schema="wsimil/scores/9"), "wanted 'wsimil/scores/2'"),
+        (lambda h: h.pop("task"), "task"),
+        (lambda h: h.update(values=[1.0]), "float64"),
         (lambda h: h["scores"].append({"column": "ghost"}), "ghost"),
         (lambda h: h.update(slide=[]), "not whole"),
     ],

@@ -182,7 +182,7 @@ def test_wrong_names_and_taken_folders_are_refused(shared_dir, tmp_path):
     with pytest.raises(ConfigError, match="holds a model already"):
         bring(path, "xmil", tmp_path / "run")
     bring(path, "xmil", tmp_path / "run", overwrite=True)
-    assert load_model(tmp_path / "run").classes == ("negative", "positive")
+    assert load_model(tmp_path / "run").task.classes == ("negative", "positive")
 
 
 def test_what_tensors_do_not_tell_is_said_and_can_be_set(shared_dir, tmp_path):

@@ -159,10 +159,8 @@ def test_predictions_are_complete_and_their_files_are_there(place: Path, tmp_pat
     assert not (tmp_path / "failures.csv").exists()
     for slide_id in sorted(set(rows) - {"glass"}):
         table = read_scores(tmp_path / "scores" / f"{slide_id}.parquet")
-        assert float(rows[slide_id]["prob_big"]) == pytest.approx(
-            table.probabilities[table.classes.index("big")], abs=1e-8
-        )
-        for name, logit, bias in zip(table.classes, table.logits, table.bias, strict=True):
+        assert float(rows[slide_id]["prob_big"]) == pytest.approx(table.answer("prob_big"), abs=1e-8)
+        for name, logit, bias in zip(table.task.outputs, table.logits, table.bias, strict=True):
             assert table.score(f"contribution:{name}").astype(float).sum() + bias == pytest.approx(logit, abs=1e-4)
         assert table.score("attention").sum() == pytest.approx(1, abs=1e-5)
         assert (

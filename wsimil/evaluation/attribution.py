@@ -24,9 +24,9 @@ class Attribution:
 
     "attention" (or "attention:1" ... where there are several heads) is in [0, 1] and sums to 1 over a bag: how much the bag's
     vector is made of an instance, which is not what the instance speaks for; where a method's attention is no softmax
-    (`BagOutput.attention`) it is as that method has it. "contribution:<class>" is what an instance adds
-    to the logit of a class; over a bag it sums to the logit less `bias`, which is None where there are no contributions.
-    "score:<class>" is an instance's own logit.
+    (`BagOutput.attention`) it is as that method has it. "contribution:<output>" is what an instance adds
+    to a logit, such as that of a class; over a bag it sums to the logit less `bias`, which is None without contributions.
+    "score:<output>" is an instance's own logit.
     """
 
     output: BagOutput
@@ -41,13 +41,13 @@ class Attribution:
 
 
 @torch.no_grad()
-def attribute(model: MILModel, bags: BagBatch, *, classes: Sequence[str]) -> Attribution:
-    """One forward pass, and every score that the method has; `classes` name the logits in their order.
+def attribute(model: MILModel, bags: BagBatch, *, outputs: Sequence[str]) -> Attribution:
+    """One forward pass, and every score that the method has; `outputs` name the logits in their order.
 
-    Raises ModelError where the model has another number of classes.
+    Raises ModelError where the model has another number of logits.
     """
-    if len(classes) != model.num_classes:
-        raise ModelError(f"the model has {model.num_classes} classes, got {len(classes)} names: {', '.join(classes)}")
+    if len(outputs) != model.num_classes:
+        raise ModelError(f"the model has {model.num_classes} logits, got {len(outputs)} names: {', '.join(outputs)}")
     split = model.contributions(bags)
     output: BagOutput = model(bags) if split is None else split.output
     names: list[str] = []
@@ -60,10 +60,10 @@ def attribute(model: MILModel, bags: BagBatch, *, classes: Sequence[str]) -> Att
         names += ["attention"] if heads == 1 else [f"attention:{head}" for head in range(1, heads + 1)]
         columns.append(attention)
     if split is not None:
-        names += [f"contribution:{name}" for name in classes]
+        names += [f"contribution:{name}" for name in outputs]
         columns.append(split.values)
     if output.instance_logits is not None:
-        names += [f"score:{name}" for name in classes]
+        names += [f"score:{name}" for name in outputs]
         columns.append(output.instance_logits)
     values = torch.cat(columns, dim=1) if columns else bags.features.new_empty((len(bags.features), 0))
     bias = None if split is None else split.bias.detach()

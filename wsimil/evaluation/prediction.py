@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from wsimil.geometry import TileGrid
 from wsimil.provenance import Json, canonical_json
+from wsimil.targets import Task
 
 _COMPLETENESS = 1e-4
 
@@ -20,16 +21,17 @@ _COMPLETENESS = 1e-4
 class Prediction:
     """One slide's answer: row i of `scores` float32 [N, K] belongs to `grid.xy0[i]`; N >= 1.
 
-    `probabilities`, `logits` and `bias` are float64 [C] in the order of `classes`. A score is named by its kind, and by what it
-    speaks of where there is more than one: "attention", "contribution:<class>". NaN is a tile that was not scored.
-    For each class with contributions, `logit = contributions.sum() + bias`. `model` holds what made it, as plain JSON.
+    `logits` and `bias` are float64 [C] in the order of the task's outputs, `values` float64 [V] in that of its answers, such as
+    the probability of each class. A score is named by its kind, and by what it speaks of where there is more than one:
+    "attention", "contribution:<output>". NaN is a tile that was not scored. For each output with contributions,
+    `logit = contributions.sum() + bias`. `model` holds what made it, as plain JSON.
 
     A slide without tiles has no prediction; whoever predicts a cohort records it by name and reason instead.
     """
 
     slide_id: str
-    classes: tuple[str, ...]
-    probabilities: NDArray[np.float64]
+    task: Task
+    values: NDArray[np.float64]
     logits: NDArray[np.float64]
     bias: NDArray[np.float64]
     score_names: tuple[str, ...]
@@ -42,21 +44,17 @@ class Prediction:
             raise ValueError(f"prediction of {self.slide_id!r} with the tiles of {self.grid.slide.slide_id!r}")
         if not len(self.grid):
             raise ValueError(f"slide {self.slide_id!r} has no tiles, so it has no prediction; record it as one without")
-        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes) or not all(self.classes):
-            raise ValueError(f"a prediction needs two or more classes, named and unique, got {self.classes}")
-        for name in ("probabilities", "logits", "bias"):
-            self._check_per_class(name, getattr(self, name))
-        if np.any(self.probabilities < 0) or abs(float(self.probabilities.sum()) - 1) > 1e-6:
-            raise ValueError(
-                f"slide {self.slide_id!r}: probabilities {self.probabilities} are not >= 0 with a sum of 1"
-            )
+        self._check_numbers("values", self.values, len(self.task.answers))
+        for name in ("logits", "bias"):
+            self._check_numbers(name, getattr(self, name), len(self.task.outputs))
+        self._check_probabilities()
         self._check_scores()
         object.__setattr__(self, "model", MappingProxyType(json.loads(canonical_json(self.model))))
 
     @property
     def predicted(self) -> str:
-        """The class with the highest probability, the first one of equals."""
-        return self.classes[int(np.argmax(self.probabilities))]
+        """The answer in words, such as the class with the highest probability."""
+        return self.task.decided(self.values)
 
     def score(self, name: str) -> NDArray[np.float32]:
         """One score, float32 [N]. Raises KeyError where the method does not give it."""
@@ -66,9 +64,16 @@ class Prediction:
             )
         return self.scores[:, self.score_names.index(name)]
 
-    def _check_per_class(self, name: str, values: NDArray[np.float64]) -> None:
-        if values.dtype != np.float64 or values.shape != (len(self.classes),):
-            raise ValueError(f"{name} are float64 [{len(self.classes)}], got {values.dtype} {values.shape}")
+    def _check_probabilities(self) -> None:
+        shares = self.values[[column.probability for column in self.task.answers]]
+        exclusive = self.task.kind in ("classification", "ordinal")
+        if np.any(shares < 0) or np.any(shares > 1 + 1e-6) or (exclusive and abs(float(shares.sum()) - 1) > 1e-6):
+            wanted = "with a sum of 1" if exclusive else "and <= 1"
+            raise ValueError(f"slide {self.slide_id!r}: probabilities {shares} are not >= 0 {wanted}")
+
+    def _check_numbers(self, name: str, values: NDArray[np.float64], count: int) -> None:
+        if values.dtype != np.float64 or values.shape != (count,):
+            raise ValueError(f"{name} are float64 [{count}], got {values.dtype} {values.shape}")
         if not np.isfinite(values).all():
             raise ValueError(f"slide {self.slide_id!r}: {name} {values} are not finite")
         values.setflags(write=False)
@@ -81,7 +86,7 @@ class Prediction:
             raise ValueError(f"scores are float32 [{len(self.grid)}, {len(names)}], got {scores.dtype} {scores.shape}")
         if np.isinf(scores).any():
             raise ValueError(f"slide {self.slide_id!r}: {int(np.isinf(scores).sum())} scores are infinite")
-        for index, label in enumerate(self.classes):
+        for index, label in enumerate(self.task.outputs):
             if f"contribution:{label}" in names:
                 self._check_complete(label, float(self.logits[index]), float(self.bias[index]))
         scores.setflags(write=False)

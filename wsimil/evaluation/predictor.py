@@ -37,21 +37,21 @@ def predict(trained: TrainedModel, bags: Iterable[FeatureBag], *, max_instances:
 
 
 @torch.no_grad()
-def class_probabilities(
+def answer_values(
     trained: TrainedModel,
     features: NDArray[np.float16] | NDArray[np.float32],
     order_xy: NDArray[np.int64],
     *,
     slide_id: str,
 ) -> NDArray[np.float64]:
-    """Probabilities [C] for one bag, of whose places `order_xy` [N, 2] no more than the order is known; the bits of `predict`.
+    """The task's answer [V] for one bag, of whose places `order_xy` [N, 2] the order alone is known; the bits of `predict`.
 
     The caller has checked that the features are of the model's kind.
     """
     device = next(trained.model.parameters()).device
     packed = pack([features], xy0=[order_xy], slide_ids=[slide_id]).to(device)
-    logits = attribute(trained.model, packed, classes=trained.classes).output.logits.double().cpu()
-    return np.asarray(torch.softmax(logits, dim=1)[0].numpy(), dtype=np.float64)
+    logits = attribute(trained.model, packed, outputs=trained.task.outputs).output.logits.double().cpu()
+    return np.asarray(trained.task.values(logits.numpy())[0], np.float64)
 
 
 @torch.no_grad()
@@ -60,15 +60,15 @@ def _predict(trained: TrainedModel, bags: list[FeatureBag]) -> Iterator[Predicti
     packed = pack(
         [bag.features for bag in bags], xy0=[bag.grid.xy0 for bag in bags], slide_ids=[bag.slide_id for bag in bags]
     )
-    attribution = attribute(trained.model, packed.to(device), classes=trained.classes)
-    logits = attribution.output.logits.double().cpu()
-    probabilities = torch.softmax(logits, dim=1).numpy()
-    bias = np.zeros(len(trained.classes)) if attribution.bias is None else attribution.bias.double().cpu().numpy()
-    for bag, scores, row, probability in zip(bags, attribution.per_bag(), logits.numpy(), probabilities, strict=True):
+    task = trained.task
+    attribution = attribute(trained.model, packed.to(device), outputs=task.outputs)
+    logits = attribution.output.logits.double().cpu().numpy()
+    bias = np.zeros(len(task.outputs)) if attribution.bias is None else attribution.bias.double().cpu().numpy()
+    for bag, scores, row, values in zip(bags, attribution.per_bag(), logits, task.values(logits), strict=True):
         yield Prediction(
             slide_id=bag.slide_id,
-            classes=trained.classes,
-            probabilities=probability,
+            task=task,
+            values=values,
             logits=row,
             bias=bias,
             score_names=attribution.names,

@@ -14,55 +14,59 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wsimil.files import atomic_path, write_text
+from wsimil.mil.saved import BagUnit
+from wsimil.targets import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One slide: `probabilities` [C] and the class with the highest, or None and a `status` that says why not.
+    """One slide, or one patient of `slides`: `values` [V] as the task answers, or None and a `status` that says why not.
 
     `patient_id`, `label` and `split` are empty where they are not known.
     """
 
     slide_id: str
     patient_id: str = ""
-    probabilities: NDArray[np.float64] | None = None
+    values: NDArray[np.float64] | None = None
     label: str = ""
     split: str = ""
     status: str = "ok"
+    slides: tuple[str, ...] = ()
 
 
-def write_table(folder: Path, rows: Sequence[Row], *, classes: Sequence[str]) -> None:
+def write_table(folder: Path, rows: Sequence[Row], *, task: Task, bag: BagUnit = "slide") -> None:
     """Write predictions.csv (values that a spreadsheet would run as formulas get a leading quote) and predictions.parquet.
 
-    Columns: slide_id, patient_id, prob_<class> for each class, predicted, label, split, status. Raises OutputError.
+    Columns: slide_id, patient_id (where a bag is a patient: patient_id, slides), the task's answers (prob_<class> for each
+    class), predicted where the task decides for one of several, label, split, status. Raises OutputError.
     """
-    header = ["slide_id", "patient_id", *(f"prob_{name}" for name in classes), "predicted", "label", "split", "status"]
+    numbers = [column.name for column in task.answers]
+    tail = ["predicted", "label", "split", "status"] if task.decides else ["label", "split", "status"]
+    ids = ["slide_id", "patient_id"] if bag == "slide" else ["patient_id", "slides"]
+    header = [*ids, *numbers, *tail]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([_inert(name) for name in header])
     for row in rows:
-        shown = [""] * len(classes) if row.probabilities is None else [f"{p:.9g}" for p in row.probabilities]
-        ids = (_inert(row.slide_id), _inert(row.patient_id))
-        tail = (_inert(value) for value in (_predicted(row, classes), row.label, row.split, row.status))
-        writer.writerow([*ids, *shown, *tail])
+        shown = [""] * len(numbers) if row.values is None else [f"{value:.9g}" for value in row.values]
+        names, words = ([_inert(_text(row, name, task)) for name in part] for part in (ids, tail))
+        writer.writerow([*names, *shown, *words])
     write_text(folder / "predictions.csv", text.getvalue())
-    columns: dict[str, list[object]] = {
-        "slide_id": [row.slide_id for row in rows],
-        "patient_id": [row.patient_id for row in rows],
-    }
-    for index, name in enumerate(classes):
-        columns[f"prob_{name}"] = [None if r.probabilities is None else float(r.probabilities[index]) for r in rows]
-    columns["predicted"] = [_predicted(row, classes) for row in rows]
-    for name in ("label", "split", "status"):
-        columns[name] = [getattr(row, name) for row in rows]
-    types = {name: pa.float64() if name.startswith("prob_") else pa.string() for name in columns}
+    columns: dict[str, list[object]] = {name: [_text(row, name, task) for row in rows] for name in ids}
+    for index, name in enumerate(numbers):
+        columns[name] = [None if row.values is None else float(row.values[index]) for row in rows]
+    for name in tail:
+        columns[name] = [_text(row, name, task) for row in rows]
+    types = {name: pa.float64() if name in numbers else pa.string() for name in columns}
     arrow = pa.table({name: pa.array(values, type=types[name]) for name, values in columns.items()})
     with atomic_path(folder / "predictions.parquet") as temporary:
         pq.write_table(arrow, temporary)
 
 
-def _predicted(row: Row, classes: Sequence[str]) -> str:
-    return "" if row.probabilities is None else classes[int(np.argmax(row.probabilities))]
+def _text(row: Row, name: str, task: Task) -> str:
+    if name == "predicted":
+        return "" if row.values is None else task.decided(row.values)
+    return ";".join(row.slides) if name == "slides" else str(getattr(row, name))
 
 
 def _inert(text: str) -> str:

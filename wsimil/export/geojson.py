@@ -20,6 +20,7 @@ from wsimil import __version__
 from wsimil.export.scores import ScoreTable
 from wsimil.files import atomic_path
 from wsimil.provenance import Json
+from wsimil.targets import AnswerColumn
 
 Origin = Literal["bounds", "level0"]
 
@@ -77,7 +78,7 @@ def _about(table: ScoreTable, origin: Origin, offset: NDArray[np.int64]) -> dict
         "origin": origin,
         "offset_level0_px": [int(value) for value in offset],
         "mpp": table.mpp,
-        "probabilities": dict(zip(table.classes, table.probabilities.tolist(), strict=True)),
+        "answer": {column.name: value for column, value in zip(table.task.answers, table.values.tolist(), strict=True)},
         "model": dict(table.model),
         "notice": "Research use only",
     }
@@ -97,18 +98,18 @@ def _metadata(table: ScoreTable, origin: Origin, offset: NDArray[np.int64]) -> d
 
 def _slide_feature(table: ScoreTable, xy: NDArray[np.int64], metadata: Mapping[str, Json]) -> dict[str, Json]:
     """One rectangle around all tiles, which carries what is known of the whole slide."""
-    probabilities = {f"wsimil: P({name})": float(p) for name, p in zip(table.classes, table.probabilities, strict=True)}
-    share = float(table.probabilities.max())
+    answer = {_answer(column): float(v) for column, v in zip(table.task.answers, table.values, strict=True)}
+    share = table.task.confidence(table.values)
     return {
         "type": "Feature",
         "geometry": _rectangle(xy.min(axis=0), xy.max(axis=0) + table.size0_px),
         "properties": {
             "objectType": "annotation",
-            "name": f"{table.slide_id}: {table.predicted} ({share:.2f})",
+            "name": f"{table.slide_id}: {table.predicted}" + ("" if share is None else f" ({share:.2f})"),
             "classification": {"name": "wsimil: Slide", "color": _SLIDE_COLOR},
             "color": _SLIDE_COLOR,
             "isLocked": True,
-            "measurements": {**probabilities, "wsimil: tiles": len(table)},
+            "measurements": {**answer, "wsimil: tiles": len(table)},
             "metadata": metadata,
         },
     }
@@ -156,6 +157,12 @@ def _tile_chunks(table: ScoreTable, xy: NDArray[np.int64]) -> Iterator[str]:
         numbers = [_numbers(table.scores[part, k] / scale[k]) for k in range(len(names))]
         rows = zip(x0, y0, x1, y0, x1, y1, x0, y1, x0, y0, *numbers, strict=True)
         yield "".join([template % row for row in rows])
+
+
+def _answer(column: AnswerColumn) -> str:
+    if column.probability:
+        return f"wsimil: P({column.title})"
+    return f"wsimil: {column.title}" + (f" ({column.unit})" if column.unit else "")
 
 
 def _measurement(name: str) -> str:

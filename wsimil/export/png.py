@@ -27,7 +27,7 @@ _STRIP_PX = 44
 _PANEL_PX = 320
 _MIN_LEFT_PX = 300
 _MAX_BAR_PX = 200
-_CLASSES_SHOWN = 8
+_ANSWERS_SHOWN = 8
 _MODEL_LINES = 5
 
 _TITLE = Style(size_px=22, bold=True)
@@ -68,7 +68,8 @@ def render_png(table: ScoreTable, heatmap: Heatmap, *, thumbnail: NDArray[np.uin
     page_width = 3 * _MARGIN_PX + left_px + _PANEL_PX
     page_height = _HEADER_PX + max(frame.height + _STRIP_PX, rows) + _MARGIN_PX
     page = Page(page_width, page_height)
-    answer = f"{table.predicted}, probability {float(table.probabilities.max()):.3f}"
+    share = table.task.confidence(table.values)
+    answer = table.predicted if share is None else f"{table.predicted}, probability {share:.3f}"
     inner = page_width - 2 * _MARGIN_PX
     page.text(_MARGIN_PX, 28, table.slide_id, _TITLE, width_px=inner)
     page.text(_MARGIN_PX, 54, f"Predicted: {answer}", _BODY, width_px=inner)
@@ -116,19 +117,20 @@ def _round_length(most: float) -> float:
 
 def _panel_rows(table: ScoreTable) -> int:
     """Height that the panel needs, px: what `_panel` draws, added up."""
-    classes = min(len(table.classes), _CLASSES_SHOWN) + (len(table.classes) > _CLASSES_SHOWN)
-    return 176 + 40 + 24 * classes + 42 + 22 * len(_slide_lines(table)) + 42 + 22 * len(_model_lines(table)) + 40
+    count = len(table.values)
+    answers = min(count, _ANSWERS_SHOWN) + (count > _ANSWERS_SHOWN)
+    return 176 + 40 + 24 * answers + 42 + 22 * len(_slide_lines(table)) + 42 + 22 * len(_model_lines(table)) + 40
 
 
 def _panel(page: Page, x: int, table: ScoreTable, heatmap: Heatmap) -> None:
-    y = _legend(page, x, _HEADER_PX + 6, heatmap)
-    y = _probabilities(page, x, y + 18, table)
+    y = _legend(page, x, _HEADER_PX + 6, heatmap, table)
+    y = _answers(page, x, y + 18, table)
     y = _lines(page, x, y + 18, "Tiles", _slide_lines(table))
     y = _lines(page, x, y + 18, "Model", _model_lines(table))
     page.text(x, y + 22, NOTICE, _NOTICE, width_px=_PANEL_PX)
 
 
-def _legend(page: Page, x: int, y: int, heatmap: Heatmap) -> int:
+def _legend(page: Page, x: int, y: int, heatmap: Heatmap, table: ScoreTable) -> int:
     low, high = heatmap.range
     page.text(x, y, heatmap.label[0].upper() + heatmap.label[1:], _HEADING, width_px=_PANEL_PX)
     ramp = np.linspace(low, high, _PANEL_PX, dtype=np.float32)[None].repeat(18, axis=0)
@@ -141,7 +143,8 @@ def _legend(page: Page, x: int, y: int, heatmap: Heatmap) -> int:
     page.text(x, y + 50, ("≤ " if below else "") + _number(low), _BODY, width_px=100)
     page.text(x + _PANEL_PX / 2, y + 50, _number(middle), _BODY, width_px=100, align="center")
     page.text(x + _PANEL_PX, y + 50, ("≥ " if above else "") + _number(high), _BODY, width_px=100, align="right")
-    meaning = "blue: against, orange: for" if heatmap.kind == "signed" else "violet: low, yellow: high"
+    less, more = table.task.raises
+    meaning = f"blue: {less}, orange: {more}" if heatmap.kind == "signed" else "violet: low, yellow: high"
     page.text(x, y + 76, meaning, _SMALL, width_px=_PANEL_PX)
     page.text(x, y + 96, f"colors: {heatmap.normalization}", _SMALL, width_px=_PANEL_PX)
     page.picture(x, y + 114, unscored_swatch((18, 34)))
@@ -150,22 +153,34 @@ def _legend(page: Page, x: int, y: int, heatmap: Heatmap) -> int:
     return y + 140
 
 
-def _probabilities(page: Page, x: int, y: int, table: ScoreTable) -> int:
-    page.text(x, y, "Probability of the slide", _HEADING, width_px=_PANEL_PX)
-    order = np.argsort(-table.probabilities, kind="stable")
+def _answers(page: Page, x: int, y: int, table: ScoreTable) -> int:
+    """The numbers of the answer; probabilities of classes, the highest first, with a bar each."""
+    columns = table.task.answers
+    exclusive = table.task.kind == "classification"
+    whose = "patient" if "patient" in table.model else "slide"
+    heading = f"Probability of the {whose}" if all(c.probability for c in columns) else f"Answer for the {whose}"
+    page.text(x, y, heading, _HEADING, width_px=_PANEL_PX)
+    order = np.argsort(-table.values, kind="stable") if exclusive else np.arange(len(columns))
+    names_px = 132 if exclusive else 162
+    bar_px = _PANEL_PX - names_px - 64
     y += 24
-    for index in order[:_CLASSES_SHOWN]:
-        share = float(table.probabilities[index])
-        page.text(x, y, table.classes[index], _BODY, width_px=132)
-        page.box(x + 142, y - 6, 124, 12, _TRACK)
-        page.box(x + 142, y - 6, 124 * share, 12, _BAR)
-        page.text(x + _PANEL_PX, y, f"{share:.3f}", _BODY, width_px=54, align="right")
+    for index in order[:_ANSWERS_SHOWN]:
+        column, value = columns[index], float(table.values[index])
+        page.text(x, y, column.title, _BODY, width_px=names_px)
+        if column.probability:
+            page.box(x + names_px + 10, y - 6, bar_px, 12, _TRACK)
+            page.box(x + names_px + 10, y - 6, bar_px * value, 12, _BAR)
+        number = f"{value:.3f}" if column.probability else f"{value:.4g} {column.unit}".strip()
+        width = 54 if column.probability else bar_px + 54
+        page.text(x + _PANEL_PX, y, number, _BODY, width_px=width, align="right")
         y += 24
-    rest = order[_CLASSES_SHOWN:]
+    rest = order[_ANSWERS_SHOWN:]
     if len(rest):
-        share = float(table.probabilities[rest].sum())
-        page.text(x, y, f"{len(rest)} more, together", _SMALL, width_px=240)
-        page.text(x + _PANEL_PX, y, f"{share:.3f}", _BODY, width_px=54, align="right")
+        together = exclusive or table.task.kind == "ordinal"
+        page.text(x, y, f"{len(rest)} more{', together' if together else ''}", _SMALL, width_px=240)
+        if together:
+            share = float(table.values[rest].sum())
+            page.text(x + _PANEL_PX, y, f"{share:.3f}", _BODY, width_px=54, align="right")
         y += 24
     return y
 

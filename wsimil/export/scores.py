@@ -22,8 +22,11 @@ from wsimil.errors import StoreError
 from wsimil.evaluation.prediction import Prediction
 from wsimil.files import atomic_path
 from wsimil.provenance import Json, canonical_json
+from wsimil.targets import Classification, Task, from_json
 
-SCHEMA = "wsimil/scores/1"
+SCHEMA = "wsimil/scores/2"
+_OF_CLASSES = "wsimil/scores/1"
+"""Held classes and probabilities where the schema holds task and values."""
 _KEY = b"wsimil"
 _PLACE = ("tile_id", "x", "y", "w", "h")
 
@@ -47,8 +50,8 @@ class ScoreTable:
     xy0: NDArray[np.int64]
     score_names: tuple[str, ...]
     scores: NDArray[np.float32]
-    classes: tuple[str, ...]
-    probabilities: NDArray[np.float64]
+    task: Task
+    values: NDArray[np.float64]
     logits: NDArray[np.float64]
     bias: NDArray[np.float64]
     model: Mapping[str, Json]
@@ -63,10 +66,12 @@ class ScoreTable:
             raise ValueError(f"names of scores are unique and none of {', '.join(_PLACE)}, got {self.score_names}")
         if not (self.size0 > 0 and self.stride0 > 0 and self.size0_px > 0 and self.mpp > 0 and self.tile_mpp > 0):
             raise ValueError(f"sides, strides and mpp are positive, got {self.size0}, {self.stride0}, {self.mpp}")
-        per_class = (self.probabilities, self.logits, self.bias)
-        if any(values.dtype != np.float64 or values.shape != (len(self.classes),) for values in per_class):
-            raise ValueError(f"probabilities, logits and bias are float64 [{len(self.classes)}]")
-        for array in (self.xy0, self.scores, *per_class):
+        outputs, answers = len(self.task.outputs), len(self.task.answers)
+        numbers = {"values": (self.values, answers), "logits": (self.logits, outputs), "bias": (self.bias, outputs)}
+        for name, (values, count) in numbers.items():
+            if values.dtype != np.float64 or values.shape != (count,):
+                raise ValueError(f"{name} are float64 [{count}], got {values.dtype} {values.shape}")
+        for array in (self.xy0, self.scores, self.values, self.logits, self.bias):
             array.setflags(write=False)
 
     def __len__(self) -> int:
@@ -74,20 +79,28 @@ class ScoreTable:
 
     @property
     def predicted(self) -> str:
-        """The class with the highest probability, the first one of equals."""
-        return self.classes[int(np.argmax(self.probabilities))]
+        """The answer in words, such as the class with the highest probability."""
+        return self.task.decided(self.values)
 
     @property
     def main_score(self) -> str:
-        """The score that a heatmap shows by default: the contribution to the predicted class, else the first score.
+        """The score that a heatmap shows by default: the contribution to what the answer rests on, else the first score.
 
         Raises KeyError where the table holds no score.
         """
-        if f"contribution:{self.predicted}" in self.score_names:
-            return f"contribution:{self.predicted}"
+        name = f"contribution:{self.task.main_output(self.values)}"
+        if name in self.score_names:
+            return name
         if not self.score_names:
             raise KeyError(f"slide {self.slide_id!r} has no scores on its tiles, so it has no heatmap")
         return self.score_names[0]
+
+    def answer(self, name: str) -> float:
+        """One number of the slide's answer, such as "prob_tumor". Raises KeyError where the task does not give it."""
+        names = [column.name for column in self.task.answers]
+        if name not in names:
+            raise KeyError(f"slide {self.slide_id!r} has no answer {name!r}, only {', '.join(names)}")
+        return float(self.values[names.index(name)])
 
     def score(self, name: str) -> NDArray[np.float32]:
         """One raw score, float32 [N]. Raises KeyError where the table does not hold it."""
@@ -114,8 +127,8 @@ def score_table(prediction: Prediction) -> ScoreTable:
         xy0=grid.xy0,
         score_names=prediction.score_names,
         scores=prediction.scores,
-        classes=prediction.classes,
-        probabilities=prediction.probabilities,
+        task=prediction.task,
+        values=prediction.values,
         logits=prediction.logits,
         bias=prediction.bias,
         model=prediction.model,
@@ -158,7 +171,7 @@ def read_scores(path: Path) -> ScoreTable:
         )
     try:
         header = json.loads(text)
-        if header["schema"] != SCHEMA:
+        if header["schema"] not in (SCHEMA, _OF_CLASSES):
             raise StoreError(f"score table {path} has schema {header['schema']!r}, wanted {SCHEMA!r}; update wsimil")
         return _table(header, arrow)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -184,8 +197,8 @@ def _header(table: ScoreTable) -> dict[str, Json]:
             "mpp": table.tile_mpp,
         },
         "scores": [_column(name) for name in table.score_names],
-        "classes": list(table.classes),
-        "probabilities": table.probabilities.tolist(),
+        "task": table.task.to_json(),
+        "values": table.values.tolist(),
         "logits": table.logits.tolist(),
         "bias": table.bias.tolist(),
         "model": dict(table.model),
@@ -201,6 +214,7 @@ def _table(header: Mapping[str, Json], arrow: pa.Table) -> ScoreTable:
     slide: dict[str, Json] = header["slide"]  # type: ignore[assignment]  # a wrong shape is a TypeError, which is reported
     tiles: dict[str, Json] = header["tiles"]  # type: ignore[assignment]
     scores: list[dict[str, Json]] = header["scores"]  # type: ignore[assignment]
+    old = header["schema"] == _OF_CLASSES
     names = tuple(str(column["column"]) for column in scores)
     values = [arrow.column(name).to_numpy() for name in names]
     xy0 = np.stack([arrow.column("x").to_numpy(), arrow.column("y").to_numpy()], axis=1)
@@ -218,8 +232,8 @@ def _table(header: Mapping[str, Json], arrow: pa.Table) -> ScoreTable:
         xy0=xy0,
         score_names=names,
         scores=np.stack(values, axis=1) if values else np.empty((len(xy0), 0), np.float32),
-        classes=tuple(str(name) for name in header["classes"]),  # type: ignore[union-attr]
-        probabilities=np.array(header["probabilities"], np.float64),
+        task=Classification(classes=tuple(map(str, header["classes"]))) if old else from_json(header["task"]),  # type: ignore[arg-type]
+        values=np.array(header["probabilities" if old else "values"], np.float64),
         logits=np.array(header["logits"], np.float64),
         bias=np.array(header["bias"], np.float64),
         model=MappingProxyType(header["model"]),  # type: ignore[arg-type]

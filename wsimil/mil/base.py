@@ -5,16 +5,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from wsimil.config import FrozenConfig
-from wsimil.errors import ModelError
+from wsimil.errors import ConfigError, ModelError
 from wsimil.mil.batch import BagBatch, BagOutput, ClassScores, Contributions, LossTerms, StepContext
 from wsimil.mil.layers.embedding import InstanceEmbedding
 from wsimil.mil.layers.standardize import Standardize
+from wsimil.targets import Survival, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class ParamGroup:
 class MILModel(nn.Module, ABC):
     """A method. Hyperparameters are its `Config`; what the data knows, `in_dim` D and `num_classes` C, is given beside.
 
+    C is the number of logits: of classes, or of whatever a task asks. A method does not know which task it serves, and sees of
+    it the criterion of a step alone; one whose own loss or choices need classes says so in `check_task`.
     A method makes its `embed`, and writes `aggregate`, and `loss_terms` where its loss has more terms than the bag's. Between
     `embed_instances` and `aggregate` lie the embedded instances h: whoever drops instances, or adds some, does it there.
     Standardization also brings features to the dtype of the model. `nn.Module`'s train and eval modes have no meaning here:
@@ -98,6 +101,9 @@ class MILModel(nn.Module, ABC):
                 f"a warm start needs a {type(self).__name__} of the same hyperparameters; these differ: {', '.join(different)}"
             )
 
+    def check_task(self, task: Task) -> None:
+        """Raises ConfigError where the method's own loss or choices mean nothing for `task`."""
+
     def param_groups(self) -> list[ParamGroup]:
         """What the optimizer moves; matrices decay, biases and other vectors do not."""
         learned = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -141,6 +147,14 @@ class MILModel(nn.Module, ABC):
         """The loss of a training step on embedded instances of `bags`, which have targets."""
         output = self.aggregate(h, bags, step)
         return LossTerms(output=output, terms={"bag": step.criterion(output.logits, bags.known_targets)})
+
+
+def refuse_task(method: str, task: Task, why: str) -> NoReturn:
+    """Raise the ConfigError of a method that cannot serve a task."""
+    model = f" with task.model {task.model}" if isinstance(task, Survival) else ""
+    raise ConfigError(
+        f"method {method!r} does not serve task.kind {task.kind}{model}: {why}; choose another method, such as abmil"
+    )
 
 
 def _of_answers(config: FrozenConfig, in_training_only: frozenset[str]) -> dict[str, object]:

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, TypeAlias
 from zlib import crc32
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,18 +19,21 @@ from wsimil.errors import FeatureError
 from wsimil.mil.criterion import Criterion, CrossEntropy
 from wsimil.ops.varlen import CuSeqlens, bag_ids, check_cu_seqlens, cu_seqlens_of
 
+BagTargets: TypeAlias = Int64[Tensor, " B"] | Int64[Tensor, "B K"] | Float64[Tensor, "B K"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BagBatch:
     """B bags, packed: rows `cu_seqlens[b]` to `cu_seqlens[b + 1]` are the instances of bag b, and there is one at least.
 
-    `xy0` is each instance's top-left corner in level-0 px of its slide. `targets` are class numbers, absent at inference.
+    `xy0` is each instance's top-left corner in level-0 px of its slide. `targets` are what the task encodes, of a classification
+    class numbers, one row a bag; absent at inference.
     """
 
     features: Float[Tensor, "T D"]
     cu_seqlens: CuSeqlens
     xy0: Int64[Tensor, "T 2"]
-    targets: Int64[Tensor, " B"] | None = None
+    targets: BagTargets | None = None
     slide_ids: tuple[str, ...]
     lengths: tuple[int, ...] = field(init=False, repr=False)
 
@@ -43,8 +46,8 @@ class BagBatch:
             raise ValueError(f"cu_seqlens is int32 [B + 1] with B = {bags}, the number of slide_ids, got {got}")
         if self.xy0.dtype != torch.int64 or self.xy0.shape != (total, 2):
             raise ValueError(f"xy0 is int64 [{total}, 2], got {self.xy0.dtype} {list(self.xy0.shape)}")
-        if self.targets is not None and (self.targets.dtype != torch.int64 or self.targets.shape != (bags,)):
-            raise ValueError(f"targets are int64 [{bags}], got {self.targets.dtype} {list(self.targets.shape)}")
+        if self.targets is not None:
+            _check_targets(self.targets, bags)
         tensors = [self.cu_seqlens, self.xy0] + ([] if self.targets is None else [self.targets])
         if any(tensor.device != self.features.device for tensor in tensors):
             raise ValueError(
@@ -70,7 +73,7 @@ class BagBatch:
         return torch.tensor(names, device=self.features.device)
 
     @property
-    def known_targets(self) -> Int64[Tensor, " B"]:
+    def known_targets(self) -> BagTargets:
         """The targets. Raises ValueError where there are none."""
         if self.targets is None:
             raise ValueError("bags without targets have no loss; pack them with targets")
@@ -92,7 +95,7 @@ def pack(
     *,
     xy0: Sequence[NDArray[np.int64] | Tensor],
     slide_ids: Sequence[str],
-    targets: Sequence[int] | None = None,
+    targets: Sequence[int] | NDArray[np.int64] | NDArray[np.float64] | None = None,
 ) -> BagBatch:
     """Bags one after another in one batch: `features` [n, D] and `xy0` [n, 2] of each, in the order of `slide_ids`.
 
@@ -116,7 +119,7 @@ def pack(
         features=_join(features),
         cu_seqlens=cu_seqlens_of([len(rows) for rows in features]),
         xy0=_join(xy0),
-        targets=None if targets is None else torch.tensor(targets, dtype=torch.int64),
+        targets=None if targets is None else _targets(targets),
         slide_ids=tuple(slide_ids),
     )
 
@@ -274,6 +277,19 @@ def take(bags: BagBatch, rows: Int64[Tensor, " K"]) -> BagBatch:
     counts = torch.bincount(bags.bag_ids[rows], minlength=len(bags))
     ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(torch.int32)
     return replace(bags, features=bags.features[rows], xy0=bags.xy0[rows], cu_seqlens=ends)
+
+
+def _check_targets(targets: Tensor, bags: int) -> None:
+    numbers = targets.dtype == torch.int64 and targets.shape == (bags,)
+    rows = targets.dtype in (torch.int64, torch.float64) and targets.ndim == 2 and len(targets) == bags
+    if not (numbers or rows):
+        raise ValueError(
+            f"targets are int64 [{bags}], or rows [{bags}, K] of int64 or float64, got {targets.dtype} {list(targets.shape)}"
+        )
+
+
+def _targets(targets: Sequence[int] | NDArray[np.int64] | NDArray[np.float64]) -> Tensor:
+    return torch.tensor(targets) if isinstance(targets, np.ndarray) else torch.tensor(targets, dtype=torch.int64)
 
 
 def _join(parts: Sequence[NDArray[np.generic] | Tensor]) -> Tensor:

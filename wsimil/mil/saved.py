@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import safetensors
 import safetensors.torch
@@ -20,14 +20,21 @@ from wsimil.files import atomic_path, write_text
 from wsimil.mil import registry
 from wsimil.mil.base import MILModel
 from wsimil.provenance import Json, Provenance, sha256_json
+from wsimil.targets import Classification, Task, from_json
 
 WEIGHTS, FACTS = "model.safetensors", "model.json"
-FORMAT_VERSION = 1
+BagUnit: TypeAlias = Literal["slide", "patient"]
+
+FORMAT_VERSION = 2
+_READ_VERSIONS = (1, 2)
+"""1 held the names of classes where 2 holds the task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedModel:
-    """A model with what it takes to use it: the names of its classes, and the kind of features that it was trained on.
+    """A model with what it takes to use it: the task that it was trained for, and the kind of features that it was trained on.
+
+    `bag`: whether a bag is a slide, or all slides of a patient.
 
     `features` is None where a model was imported and nobody said of which kind they were. `digest` is of the weights;
     `training` says where it came from, as plain JSON.
@@ -35,10 +42,11 @@ class TrainedModel:
 
     model: MILModel
     method: str
-    classes: tuple[str, ...]
+    task: Task
     features: Provenance | None
     training: Mapping[str, Json]
     digest: str
+    bag: BagUnit = "slide"
 
     @property
     def facts(self) -> dict[str, Json]:
@@ -66,9 +74,10 @@ def save_model(
     model: MILModel,
     *,
     method: str,
-    classes: tuple[str, ...],
+    task: Task,
     features: Provenance | None,
     training: Mapping[str, Json],
+    bag: BagUnit = "slide",
 ) -> None:
     """Write model.safetensors, then model.json, which names the digest of the former. Raises OutputError."""
     state = {name: tensor.detach().to("cpu").contiguous() for name, tensor in model.state_dict().items()}
@@ -80,8 +89,8 @@ def save_model(
         "method": method,
         "config": model.config.model_dump(mode="json"),
         "in_dim": model.in_dim,
-        "classes": list(classes),
-        "decision": "the class with the highest probability",
+        "task": task.to_json(),
+        "bag": bag,
         "weights_digest": _digest(state),
         "features": None if features is None else features.to_json(),
         "training": dict(training),
@@ -103,18 +112,19 @@ def load_model(run: Path, *, device: str = "cpu") -> TrainedModel:
             f"{run / WEIGHTS} is not the file that {FACTS} beside it describes; copy both again, or train again"
         )
     try:
-        method, classes = str(facts["method"]), tuple(map(str, facts["classes"]))
+        method, task = str(facts["method"]), _task(facts)
         model = registry.build(
-            method, facts["config"], in_dim=facts["in_dim"], num_classes=len(classes), source=str(run / FACTS)
+            method, facts["config"], in_dim=facts["in_dim"], num_classes=len(task.outputs), source=str(run / FACTS)
         )
         model.load_state_dict(state)
         trained = TrainedModel(
             model=model.to(device),
             method=method,
-            classes=classes,
+            task=task,
             features=None if facts["features"] is None else Provenance.from_json(facts["features"]),
             training=MappingProxyType(facts["training"]),
             digest=str(facts["weights_digest"]),
+            bag="patient" if facts.get("bag") == "patient" else "slide",
         )
     except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         reason = " ".join(str(error).split())
@@ -137,10 +147,16 @@ def _read_facts(run: Path) -> dict[str, Any]:
         raise ModelError(f"{run} holds no {FACTS}; {remedy}") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{run / FACTS} cannot be read: {error}; copy it again, or train again") from error
-    if not isinstance(facts, dict) or facts.get("format_version") != FORMAT_VERSION:
+    if not isinstance(facts, dict) or facts.get("format_version") not in _READ_VERSIONS:
         got = facts.get("format_version") if isinstance(facts, dict) else type(facts).__name__
         raise ModelError(f"{run / FACTS}: format version {got!r}, this version reads {FORMAT_VERSION}; update wsimil")
     return facts
+
+
+def _task(facts: Mapping[str, Any]) -> Task:
+    if facts["format_version"] == 1:
+        return Classification(classes=tuple(map(str, facts["classes"])))
+    return from_json(facts["task"])
 
 
 def _digest(state: Mapping[str, torch.Tensor]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +13,29 @@ from wsimil.bags import FeatureBag
 from wsimil.cohort import Cohort
 from wsimil.evaluation.bootstrap import Estimate, estimates
 from wsimil.evaluation.prediction import Prediction
-from wsimil.evaluation.predictor import class_probabilities, predict
+from wsimil.evaluation.predictor import answer_values, predict
 from wsimil.evaluation.table import Row, write_table
-from wsimil.mil.saved import TrainedModel
+from wsimil.evaluation.task_metrics import cases_of
+from wsimil.mil.saved import BagUnit, TrainedModel
+from wsimil.stages.cohort_features import PatientBags
 from wsimil.store import FeatureStore
 from wsimil.store.base import InstanceStore
+from wsimil.targets import Task
 
 NO_TILES = "no tissue tile"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What is said of one slide: `probabilities` [C], or None and a `status` that says why."""
+    """What is said of one slide: `values` [V] as the task answers, or None and a `status` that says why.
+
+    Where a bag is a patient, `slide_id` is the patient's, and `slides` are those that the answer is of.
+    """
 
     slide_id: str
-    probabilities: NDArray[np.float64] | None
+    values: NDArray[np.float64] | None
     status: str = "ok"
+    slides: tuple[str, ...] = ()
 
 
 def answer_from(trained: TrainedModel, store: FeatureStore, slide_id: str) -> Answer:
@@ -38,17 +45,32 @@ def answer_from(trained: TrainedModel, store: FeatureStore, slide_id: str) -> An
     """
     if not isinstance(store, InstanceStore):
         prediction = predict_one(trained, store.read(slide_id))
-        probabilities = None if prediction is None else prediction.probabilities
+        values = None if prediction is None else prediction.values
     else:
         found = store.read_instances(slide_id)
         if len(found.features):
             trained.check_features(store.header(slide_id).provenance, f"slide {slide_id!r}")
-            probabilities = class_probabilities(trained, found.features, found.order_xy, slide_id=slide_id)
+            values = answer_values(trained, found.features, found.order_xy, slide_id=slide_id)
         else:
-            probabilities = None
-    return Answer(
-        slide_id=slide_id, probabilities=probabilities, status="ok" if probabilities is not None else NO_TILES
-    )
+            values = None
+    return Answer(slide_id=slide_id, values=values, status="ok" if values is not None else NO_TILES)
+
+
+def answer_of_patient(trained: TrainedModel, bags: PatientBags, patient_id: str) -> Answer:
+    """The answer for all slides of a patient; there is none where none of them has a tile.
+
+    Raises ModelError where features do not fit the model, StoreError.
+    """
+    slides = bags.members[patient_id]
+    headers = {slide_id: bags.bags.store.header(slide_id) for slide_id in slides}
+    filled = tuple(slide_id for slide_id, header in headers.items() if header.n)
+    if not filled:
+        return Answer(slide_id=patient_id, values=None, status=NO_TILES, slides=slides)
+    for slide_id in filled:
+        trained.check_features(headers[slide_id].provenance, f"slide {slide_id!r}")
+    found = replace(bags, members={patient_id: filled}).load(patient_id)
+    values = answer_values(trained, found.features, found.xy0, slide_id=patient_id)
+    return Answer(slide_id=patient_id, values=values, slides=slides)
 
 
 def predict_one(trained: TrainedModel, bag: FeatureBag) -> Prediction | None:
@@ -63,14 +85,14 @@ def estimate_splits(answers: Sequence[Answer], cohort: Cohort) -> dict[str, dict
     result: dict[str, dict[str, Estimate]] = {}
     for split in sorted({known[a.slide_id].split or "all" for a in answers if a.slide_id in known}):
         pairs = [
-            (known[a.slide_id], a.probabilities)
+            (known[a.slide_id], a.values)
             for a in answers
-            if a.probabilities is not None and a.slide_id in known and (known[a.slide_id].split or "all") == split
+            if a.values is not None and a.slide_id in known and (known[a.slide_id].split or "all") == split
         ]
         if pairs:
             slides = [slide for slide, _ in pairs]
-            probabilities = np.stack([p for _, p in pairs])
-            result[split] = estimates(cohort.targets(slides), probabilities, [slide.patient_id for slide in slides])
+            cases = cases_of(cohort.task, cohort.targets(slides), np.stack([v for _, v in pairs]))
+            result[split] = estimates(cases, [slide.patient_id for slide in slides])
     return result
 
 
@@ -78,9 +100,10 @@ def write_answers(
     folder: Path,
     answers: Sequence[Answer],
     *,
-    classes: Sequence[str],
+    task: Task,
     cohort: Cohort | None = None,
     splits: Mapping[str, str] | None = None,
+    bag: BagUnit = "slide",
 ) -> None:
     """Write predictions.csv and .parquet; what `cohort` knows of a slide stands beside its answer, `splits` wins over it."""
     known = {slide.slide_id: slide for slide in cohort.slides} if cohort else {}
@@ -90,11 +113,12 @@ def write_answers(
         rows.append(
             Row(
                 slide_id=one.slide_id,
-                patient_id=slide.patient_id if slide else "",
-                probabilities=one.probabilities,
+                patient_id=one.slide_id if bag == "patient" else slide.patient_id if slide else "",
+                values=one.values,
                 label=slide.label if slide else "",
                 split=(splits or {}).get(one.slide_id, (slide.split or "") if slide else ""),
                 status=one.status,
+                slides=one.slides,
             )
         )
-    write_table(folder, rows, classes=classes)
+    write_table(folder, rows, task=task, bag=bag)

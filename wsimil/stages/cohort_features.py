@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from wsimil.cohort import Cohort, CohortSlide, Finding
 from wsimil.errors import CohortError, StoreError
+from wsimil.evaluation.patient import stacked
 from wsimil.store import FeatureStore, StoredHeader
 from wsimil.store.base import InstanceStore, read_headers
 from wsimil.store.places import failed_ids
@@ -27,6 +30,20 @@ class StoredBags:
             return Instances(features=found.features, xy0=found.order_xy)
         bag = self.store.read(slide_id)
         return Instances(features=bag.features, xy0=bag.grid.xy0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatientBags:
+    """Bags of all slides of a patient, one slide after another, by patient id; `members` are the slides of each."""
+
+    bags: StoredBags
+    members: Mapping[str, tuple[str, ...]]
+
+    def load(self, patient_id: str) -> Instances:
+        """The instances of one patient. Raises StoreError."""
+        parts = [self.bags.load(slide_id) for slide_id in self.members[patient_id]]
+        features = np.concatenate([part.features for part in parts])
+        return Instances(features=features, xy0=stacked([part.xy0 for part in parts]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

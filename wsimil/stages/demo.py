@@ -67,7 +67,7 @@ def _measure(cohort: SyntheticCohort, features: Path, predictions: Path, *, seco
     test = [slide for slide in cohort.slides if slide.split == "test"]
     with_tumor = [slide for slide in test if slide.label == "tumor"]
     tables = {slide.slide_id: read_scores(predictions / "scores" / f"{slide.slide_id}.parquet") for slide in test}
-    probability = np.array([t.probabilities[t.classes.index("tumor")] for t in tables.values()])
+    probability = np.array([t.answer("prob_tumor") for t in tables.values()])
     truth, contribution, attention = [], [], []
     for slide in with_tumor:
         polygons = read_truth(cohort.truth_folder / f"{slide.slide_id}.geojson")

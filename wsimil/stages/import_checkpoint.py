@@ -17,6 +17,7 @@ from wsimil.mil.checkpoints.file import read_state
 from wsimil.mil.saved import FACTS, save_model
 from wsimil.provenance import Json, Provenance
 from wsimil.stages.features import open_features
+from wsimil.targets import Classification
 
 
 class ImportConfig(FrozenConfig):
@@ -70,7 +71,7 @@ def import_checkpoint(
         out,
         model,
         method=official.method,
-        classes=names,
+        task=Classification(classes=names),
         features=provenance,
         training={"imported": {"file": file.name, "source": source, "sha256": _sha256(file), "assumed": assumed}},
     )

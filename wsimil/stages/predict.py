@@ -1,4 +1,4 @@
-"""predict: a trained run and features or slides to probabilities, tile scores and heatmaps."""
+"""predict: a trained run and features or slides to answers, tile scores and heatmaps."""
 
 from __future__ import annotations
 
@@ -10,51 +10,32 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from wsimil.bags import FeatureBag
-from wsimil.cohort import Cohort, read_cohort
+from wsimil.cohort import Cohort, has_columns, read_cohort, read_patients
 from wsimil.config import parse_config
 from wsimil.errors import ConfigError, OutputError, StoreError, WsimilError
 from wsimil.evaluation.attribution import attribute
 from wsimil.evaluation.bootstrap import Estimate
-from wsimil.evaluation.prediction import Prediction
-from wsimil.export.geojson import Origin, write_geojson
-from wsimil.export.heatmap import raw_heatmap
-from wsimil.export.png import write_png
-from wsimil.export.scores import score_table, write_scores
 from wsimil.extraction.config import ExtractConfig, config_from_provenance
 from wsimil.extraction.sources import list_sources
 from wsimil.files import check_writable, write_text
 from wsimil.mil.batch import pack
 from wsimil.mil.saved import FACTS, TrainedModel, load_model
-from wsimil.stages.answers import Answer, answer_from, estimate_splits, predict_one, write_answers
+from wsimil.stages.answers import (
+    Answer,
+    estimate_splits,
+    write_answers,
+)
 from wsimil.stages.device import resolve_device
 from wsimil.stages.extract import extract
 from wsimil.stages.features import is_feature_folder, open_features
 from wsimil.stages.interrupt import interrupt
+from wsimil.stages.predict_unit import Desk, PredictOptions
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.store import FeatureStore, open_store
-from wsimil.store.base import InstanceStore
+from wsimil.targets import Task
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictOptions:
-    """What a user may choose about prediction. `score` is what heatmaps show, None for the contribution to the predicted class.
-
-    `encoder_weights`, `mpp_override`, `batch_size` and `readers` matter where slides are given: the rest of the extraction is
-    the model's. `origin` says from where QuPath coordinates count.
-    """
-
-    device: str = "auto"
-    heatmaps: bool = True
-    score: str | None = None
-    origin: Origin = "bounds"
-    encoder_weights: Path | None = None
-    mpp_override: float | None = None
-    batch_size: int = 32
-    readers: int = 2
+__all__ = ["PredictOptions", "PredictSummary", "predict"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +50,7 @@ class PredictSummary:
     failures: Mapping[str, str]
     metrics: Mapping[str, Mapping[str, Estimate]]
     seen: tuple[str, ...]
-    classes: tuple[str, ...]
+    task: Task
     notes: tuple[str, ...] = ()
 
 
@@ -86,54 +67,82 @@ def predict(
 
     What an earlier prediction left in `out` is replaced. Writes predictions.csv and .parquet, scores/<id>.parquet and, with
     heatmaps, qupath/<id>.geojson and overlays/<id>.png;
-    metrics.json where `cohort_csv` gives labels. A slide that fails stands in failures.csv and the rest goes on.
+    metrics.json where `cohort_csv` gives labels; a model of patients needs it to know whose a slide is, and answers for each
+    patient, with scores and heatmaps for each slide. A slide that fails stands in failures.csv and the rest goes on.
     Raises WsimilError for what concerns all slides.
     """
     reporter = reporter or Quiet()
     _refuse_foreign_folder(source, out)
     device = resolve_device(options.device)
     trained = load_model(run, device=device)
-    cohort = read_cohort(cohort_csv, classes=trained.classes) if cohort_csv else None
+    owners = _owners(cohort_csv, trained)
+    cohort = _labels(cohort_csv, trained)
     check_writable(out)
     failures: dict[str, str] = {}
     _refuse_unknown_score(trained, options)
     features, store, ids = _features(source, out, trained, options, reporter, failures)
     _refuse_wrong_folder(trained, store, ids)
     _remove_earlier_results(out)
+    units, unknown = _units(ids, owners, failures)
+    desk = Desk(trained=trained, store=store, features=features, out=out, options=options)
     answers: list[Answer] = []
-    reporter.begin("slides", len(ids))
-    for slide_id in ids:
+    reporter.begin("slides" if owners is None else "patients", len(units))
+    for unit, slide_ids in units.items():
         interrupt.check()
-        reporter.item(slide_id, 0)
+        reporter.item(unit, 0)
         try:
-            if not options.heatmaps and isinstance(store, InstanceStore):
-                answers.append(answer_from(trained, store, slide_id))
-                reporter.finish_item(f"{slide_id}: {answers[-1].status}, without scores of tiles")
-                continue
-            bag = store.read(slide_id)
-            _refuse_unknown_bounds(bag, options)
-            prediction = predict_one(trained, bag)
-            if prediction is None:
-                answers.append(Answer(slide_id=slide_id, probabilities=None, status="no tissue tile"))
-                reporter.finish_item(f"{slide_id}: no tissue tile, no answer")
-                continue
-            _export(prediction, features, out, options)
+            said = desk.slide(unit) if owners is None else desk.patient(unit, slide_ids)
         except (OutputError, ConfigError):
             raise  # concerns every slide
         except WsimilError as error:
-            failures[slide_id] = str(error)
-            reporter.finish_item(f"{slide_id}: FAILED: {error}")
+            failures[unit] = str(error)
+            reporter.finish_item(f"{unit}: FAILED: {error}")
             continue
-        answers.append(Answer(slide_id=slide_id, probabilities=prediction.probabilities))
-        best = int(np.argmax(prediction.probabilities))
-        reporter.finish_item(
-            f"{slide_id}: {prediction.predicted} ({prediction.probabilities[best]:.3f}), {len(bag)} tiles"
+        answers.append(said.answer)
+        reporter.finish_item(said.line)
+    answers += [Answer(slide_id=unit, values=None, status=f"failed: {reason}") for unit, reason in failures.items()]
+    summary = _conclude(answers, failures, trained, run, cohort, out)
+    if not unknown:
+        return summary
+    note = (
+        f"{len(unknown)} slides are left out, as the cohort file does not tell whose they are: {', '.join(unknown[:5])}"
+    )
+    return replace(summary, notes=(*summary.notes, note))
+
+
+def _owners(cohort_csv: Path | None, trained: TrainedModel) -> dict[str, str] | None:
+    """Slide -> patient where the model answers for patients, else None."""
+    if trained.bag == "slide":
+        return None
+    if cohort_csv is None:
+        raise ConfigError(
+            "this model answers for patients, so it must know whose each slide is; give --cohort, a CSV with slide_id and"
+            " patient_id, and labels where there are any"
         )
-    answers += [
-        Answer(slide_id=slide_id, probabilities=None, status=f"failed: {reason}")
-        for slide_id, reason in failures.items()
-    ]
-    return _conclude(answers, failures, trained, run, cohort, out)
+    return read_patients(cohort_csv)
+
+
+def _labels(cohort_csv: Path | None, trained: TrainedModel) -> Cohort | None:
+    if cohort_csv is None or (trained.bag == "patient" and not has_columns(cohort_csv, trained.task)):
+        return None
+    cohort = read_cohort(cohort_csv, task=trained.task)
+    return cohort.by_patient() if trained.bag == "patient" else cohort
+
+
+def _units(
+    ids: Sequence[str], owners: Mapping[str, str] | None, failures: dict[str, str]
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """What is answered for, with its slides, and slides whose patient nobody knows; a patient with a failed slide has failed."""
+    if owners is None:
+        return {slide_id: (slide_id,) for slide_id in ids}, []
+    for slide_id, reason in [*failures.items()]:
+        del failures[slide_id]
+        failures[owners.get(slide_id, slide_id)] = f"slide {slide_id!r}: {reason}"
+    units: dict[str, list[str]] = {}
+    for slide_id in sorted(slide_id for slide_id in ids if slide_id in owners):
+        units.setdefault(owners[slide_id], []).append(slide_id)
+    whole = {patient: tuple(slides) for patient, slides in units.items() if patient not in failures}
+    return whole, [slide_id for slide_id in ids if slide_id not in owners]
 
 
 def _features(
@@ -189,7 +198,7 @@ def _refuse_unknown_score(trained: TrainedModel, options: PredictOptions) -> Non
     two = np.zeros((2, trained.model.in_dim), np.float32)
     device = next(trained.model.parameters()).device
     bags = pack([two], xy0=[np.array([[0, 0], [1, 0]])], slide_ids=["made up"]).to(device)
-    names = attribute(trained.model, bags, classes=trained.classes).names
+    names = attribute(trained.model, bags, outputs=trained.task.outputs).names
     if options.score not in names:
         raise ConfigError(f"score {options.score!r} is not given by this model; it gives {', '.join(names)}")
 
@@ -227,37 +236,6 @@ def _remove_earlier_results(out: Path) -> None:
             path.unlink()
 
 
-def _export(prediction: Prediction, features: Path, out: Path, options: PredictOptions) -> None:
-    slide_id = prediction.slide_id
-    write_scores(out / "scores" / f"{slide_id}.parquet", prediction)
-    if not options.heatmaps:
-        return
-    table = score_table(prediction)
-    name = options.score or table.main_score
-    write_geojson(out / "qupath" / f"{slide_id}.geojson", table, origin=options.origin)
-    thumbnail = _thumbnail(features / "thumbnails" / f"{slide_id}.jpg")
-    write_png(out / "overlays" / f"{slide_id}.png", table, raw_heatmap(table, name), thumbnail=thumbnail)
-
-
-def _refuse_unknown_bounds(bag: FeatureBag, options: PredictOptions) -> None:
-    """Raise StoreError where QuPath would draw tiles at another place than where they lie, and nobody could tell."""
-    if options.heatmaps and options.origin == "bounds" and bag.provenance.slide.get("bounds_known", True) is False:
-        raise StoreError(
-            f"slide {bag.slide_id!r}: where its scan begins is not known, because its features were made by another tool and"
-            " converted without the slide, and QuPath counts from there; convert them with --slides, or say --origin level0, or"
-            " --no-heatmaps"
-        )
-
-
-def _thumbnail(path: Path) -> NDArray[np.uint8] | None:
-    """The whole slide, small; None where extraction left no picture, which the overlay says."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError:  # absent, or cut short
-        return None
-
-
 def _conclude(
     answers: Sequence[Answer],
     failures: Mapping[str, str],
@@ -266,26 +244,26 @@ def _conclude(
     cohort: Cohort | None,
     out: Path,
 ) -> PredictSummary:
-    learned = _learned_from(run)
+    learned = _learned_from(run, trained)
     patients = {} if cohort is None else {slide.slide_id: slide.patient_id for slide in cohort.slides}
     seen = tuple(a.slide_id for a in answers if learned.knows(a.slide_id, patients.get(a.slide_id)))
     if cohort is None:
-        write_answers(out, answers, classes=trained.classes, splits=learned.splits)
+        write_answers(out, answers, task=trained.task, splits=learned.splits, bag=trained.bag)
         metrics: Mapping[str, Mapping[str, Estimate]] = {}
     else:
-        write_answers(out, answers, classes=trained.classes, cohort=cohort, splits=learned.splits)
+        write_answers(out, answers, task=trained.task, cohort=cohort, splits=learned.splits, bag=trained.bag)
         blind = replace(cohort, slides=tuple(replace(s, split=None, fold=None) for s in cohort.slides))
         metrics = estimate_splits([a for a in answers if a.slide_id not in seen], blind)
         about = {"not counted, because the model learned from these patients or was chosen on them": list(seen)}
         values = {split: {n: asdict(e) for n, e in found.items()} for split, found in metrics.items()}
         write_text(out / "metrics.json", json.dumps(values | about, indent=2) + "\n")
-    _write_failures(out / "failures.csv", failures)
+    _write_failures(out / "failures.csv", failures, trained)
     return PredictSummary(
         answers=tuple(answers),
         failures=failures,
         metrics=metrics,
         seen=seen,
-        classes=trained.classes,
+        task=trained.task,
         notes=_notes(trained),
     )
 
@@ -302,7 +280,9 @@ def _notes(trained: TrainedModel) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Learned:
-    """The run's own cohort: `splits` by slide, and the patients that the model learned from or was chosen on."""
+    """The run's own cohort: `splits` by slide, or by patient where that is a bag, and the patients that the model learned from
+    or was chosen on.
+    """
 
     splits: Mapping[str, str]
     patients: frozenset[str]
@@ -311,7 +291,7 @@ class _Learned:
         return self.splits.get(slide_id) in ("train", "val") or patient_id in self.patients
 
 
-def _learned_from(run: Path) -> _Learned:
+def _learned_from(run: Path, trained: TrainedModel) -> _Learned:
     """What the table of the run says; nothing where it was not copied with the model."""
     try:
         text = (run / "cohort.csv").read_text(encoding="utf-8")
@@ -319,17 +299,17 @@ def _learned_from(run: Path) -> _Learned:
         return _Learned(splits={}, patients=frozenset())
     rows = list(csv.DictReader(io.StringIO(text)))
     return _Learned(
-        splits={row["slide_id"]: row["split"] for row in rows},
+        splits={row[f"{trained.bag}_id"]: row["split"] for row in rows},
         patients=frozenset(row["patient_id"] for row in rows if row["split"] in ("train", "val")),
     )
 
 
-def _write_failures(path: Path, failures: Mapping[str, str]) -> None:
+def _write_failures(path: Path, failures: Mapping[str, str], trained: TrainedModel) -> None:
     if not failures:
         path.unlink(missing_ok=True)
         return
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["slide_id", "reason"])
+    writer.writerow([f"{trained.bag}_id", "reason"])
     writer.writerows(failures.items())
     write_text(path, text.getvalue())

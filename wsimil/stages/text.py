@@ -171,7 +171,7 @@ def show_training(summary: TrainSummary, out: Path, *, as_json: bool) -> None:
 
 def show_prediction(summary: PredictSummary, out: Path, *, as_json: bool) -> None:
     """What was predicted."""
-    answered = [answer for answer in summary.answers if answer.probabilities is not None]
+    answered = [answer for answer in summary.answers if answer.values is not None]
     if as_json:
         say_json(
             {
@@ -314,7 +314,8 @@ def show_demo(result: DemoResult, out: Path) -> None:
 
 def _show_cohort(cohort: Cohort) -> None:
     rows = [(split or "all", label, str(slides), str(patients)) for split, label, slides, patients in cohort.counts()]
-    table(["split", "class", "slides", "patients"], rows)
+    group = "class" if cohort.task.kind == "classification" else "group"
+    table(["split", group, "slides", "patients"], rows)
     say(*(f"note: {finding}" for finding in cohort.findings))
 
 

@@ -16,15 +16,18 @@ from wsimil.errors import ConfigError
 from wsimil.evaluation.bootstrap import Estimate
 from wsimil.files import check_writable, write_text
 from wsimil.mil import registry
-from wsimil.mil.saved import FACTS, load_model
-from wsimil.stages.answers import answer_from, estimate_splits, write_answers
-from wsimil.stages.cohort_features import MatchedFeatures, StoredBags, match
+from wsimil.mil.saved import FACTS, BagUnit, load_model
+from wsimil.stages.answers import answer_from, answer_of_patient, estimate_splits, write_answers
+from wsimil.stages.cohort_features import MatchedFeatures, PatientBags, StoredBags, match
 from wsimil.stages.device import resolve_device
 from wsimil.stages.features import open_features
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.store import FeatureStore
+from wsimil.targets.config import TaskConfig
 from wsimil.training import EpochRecord, FitConfig, FitResult, fit
+from wsimil.training.fit import fitted_task
+from wsimil.training.objective import resolved as resolve_fit
 
 _OURS = (
     "config.yaml",
@@ -35,6 +38,9 @@ _OURS = (
     "predictions.csv",
     "predictions.parquet",
 )
+
+
+_SPELLED = {"auroc": "AUROC", "mae": "MAE", "c_index": "C-index", "kappa": "quadratic kappa"}
 
 
 def _default_method() -> dict[str, JsonValue]:
@@ -57,9 +63,13 @@ class SplitConfig(FrozenConfig):
 class TrainConfig(FrozenConfig):
     """Everything about a training run but the features, the cohort and the output folder.
 
-    `method`: its name, and hyperparameters of its own (`wsimil list methods`). `device`: "auto" takes CUDA where there is one.
+    `task`: what is to be learned, and from which columns of the cohort. `bag`: "slide", or "patient", all slides of a patient
+    one after another in the order of their ids, so that answers are of patients; their labels must agree. `method`: its name,
+    and hyperparameters of its own (`wsimil list methods`). `device`: "auto" takes CUDA where there is one.
     """
 
+    task: TaskConfig = TaskConfig()
+    bag: BagUnit = "slide"
     method: dict[str, JsonValue] = Field(default_factory=_default_method)
     fit: FitConfig = FitConfig()
     split: SplitConfig = SplitConfig()
@@ -112,20 +122,28 @@ def train(
         reporter.finish_item(_line(record))
         interrupt.check()
 
+    bags = StoredBags(store=store)
+    units = cohort.by_patient() if config.bag == "patient" else cohort
+    patients = PatientBags(bags=bags, members={row.slide_id: row.members for row in units.slides})
     result = fit(
-        StoredBags(store=store), cohort, method=name, method_config=hyperparameters, config=config.fit,
-        features=matched.header.provenance, in_dim=matched.header.dim, run=out, device=device,
-        on_epoch=on_epoch,
+        patients if config.bag == "patient" else bags, units, method=name, method_config=hyperparameters,
+        config=config.fit, features=matched.header.provenance, in_dim=matched.header.dim, run=out, device=device,
+        bag=config.bag, on_epoch=on_epoch,
     )  # fmt: skip
     resolved = registry.config_class(name).model_validate(hyperparameters).model_dump(mode="json")
-    write_text(out / "config.yaml", config.model_copy(update={"method": {"name": name, **resolved}}).to_yaml())
+    options = resolve_fit(config.fit, cohort.task)
+    whole = config.model_copy(update={"method": {"name": name, **resolved}, "fit": options})
+    write_text(out / "config.yaml", whole.to_yaml())
     write_text(out / "cohort.csv", cohort.to_csv())
     write_text(out / "cohort.txt", "\n".join([*cohort_lines(cohort), ""]))
     trained = load_model(out, device=device)
-    held_out = [slide for slide in cohort.slides if slide.split in ("val", "test")]
-    answers = [answer_from(trained, store, slide.slide_id) for slide in held_out]
-    metrics = estimate_splits(answers, cohort)
-    write_answers(out, answers, cohort=cohort, classes=trained.classes)
+    held_out = [unit.slide_id for unit in units.slides if unit.split in ("val", "test")]
+    if config.bag == "patient":
+        answers = [answer_of_patient(trained, patients, patient_id) for patient_id in held_out]
+    else:
+        answers = [answer_from(trained, store, slide_id) for slide_id in held_out]
+    metrics = estimate_splits(answers, units)
+    write_answers(out, answers, cohort=units, task=trained.task, bag=config.bag)
     write_text(
         out / "metrics.json",
         json.dumps({s: {n: asdict(e) for n, e in m.items()} for s, m in metrics.items()}, indent=2) + "\n",
@@ -137,7 +155,10 @@ def plan(config: TrainConfig, features: Path, cohort_csv: Path) -> TrainPlan:
     """What `train` would train on; nothing is written. Raises WsimilError."""
     name, hyperparameters = _method(config)
     matched, _ = _matched(config, features, cohort_csv)
-    registry.build(name, hyperparameters, in_dim=matched.header.dim, num_classes=len(matched.cohort.classes))
+    task = fitted_task(matched.cohort.by_patient() if config.bag == "patient" else matched.cohort)
+    resolve_fit(config.fit, task)
+    model = registry.build(name, hyperparameters, in_dim=matched.header.dim, num_classes=len(task.outputs))
+    model.check_task(task)
     return TrainPlan(cohort=matched.cohort, method=name, in_dim=matched.header.dim)
 
 
@@ -159,7 +180,7 @@ def _method(config: TrainConfig) -> tuple[str, dict[str, JsonValue]]:
 
 
 def _matched(config: TrainConfig, features: Path, cohort_csv: Path) -> tuple[MatchedFeatures, FeatureStore]:
-    cohort = read_cohort(cohort_csv)
+    cohort = read_cohort(cohort_csv, task=config.task.build())
     store = open_features(features)
     matched = match(cohort, store, where=features)
     split = config.split
@@ -184,8 +205,11 @@ def _clear(out: Path) -> None:
 
 
 def _line(record: EpochRecord) -> str:
-    auroc = "undefined" if record.val_auroc is None else f"{record.val_auroc:.3f}"
+    watched = ", ".join(
+        f"val {_SPELLED.get(name, name)} {'undefined' if value is None else f'{value:.3f}'}"
+        for name, value in record.val.items()
+    )
     return (
-        f"epoch {record.epoch}: train loss {record.train_loss:.4f}, val loss {record.val_loss:.4f}, val AUROC {auroc},"
+        f"epoch {record.epoch}: train loss {record.train_loss:.4f}, val loss {record.val_loss:.4f}, {watched},"
         f" {record.seconds:.1f} s"
     )

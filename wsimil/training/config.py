@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import Field
 
@@ -12,6 +12,19 @@ from wsimil.mil.masking import Masking
 from wsimil.mil.regularizers.attention_entropy import AttentionEntropyConfig
 from wsimil.training.optimizer import OptimizerName
 from wsimil.training.schedule import ScheduleConfig
+
+Loss: TypeAlias = Literal[
+    "cross_entropy",
+    "binary_cross_entropy",
+    "corn",
+    "huber",
+    "squared",
+    "absolute",
+    "hazard",
+    "cox_efron",
+    "cox_breslow",
+]
+Monitor: TypeAlias = Literal["auroc", "loss", "kappa", "mae", "spearman", "c_index"]
 
 
 class FitConfig(FrozenConfig):
@@ -24,13 +37,18 @@ class FitConfig(FrozenConfig):
     "bfloat16" computes layers in it, by torch's autocast; weights stay in float32.
     `balance`: "class_weights" weighs each bag by the inverse frequency of its class, "sampling" draws classes equally often,
     "none" leaves the cohort as it is. `label_smoothing` in [0, 1).
-    `loss`: the criterion of bags, cross-entropy over classes or a binary cross-entropy for each class, as DSMIL has it.
+    `loss`: the criterion of bags. Classification: "cross_entropy", or "binary_cross_entropy" for each class, as DSMIL has it;
+    multilabel the latter; ordinal "corn"; regression "huber", "squared" or "absolute"; survival "hazard", or "cox_efron" and
+    "cox_breslow" by how these treat ties. `hazard_alpha`: how much of the loss of censored bags is held back.
+    `loss`, `balance`, `label_smoothing` and `monitor` are the task's own where they are null, for classification cross-entropy,
+    class weights, 0.1 and AUROC, and refused where they mean nothing.
     `entropy`: attention entropy maximization (AEM, arXiv:2406.15303), for methods whose attention is a softmax.
     `masking`: instances that a step keeps from methods that have attention and bring no masking of their own, by their scores;
     kind "top_k" (STKIM, ACMIL) or "rank" (the masks of MHIM-MIL).
     `clip_norm`: gradients are scaled to at most this norm. `max_instances`: instances of a bag drawn anew for each step, null
-    for all. `monitor`: what is watched on the validation split, AUROC or loss, from the share `watch_from` of the epochs on; of
-    equal epochs the latest counts as best. `patience`: epochs without a best before training stops, null for never, and not
+    for all. `monitor`: what is watched on the validation split, from the share `watch_from` of the epochs on: "loss", "auroc" of
+    classes and labels, "kappa" (quadratic) or "mae" of levels, "mae" or "spearman" of numbers, "c_index" of survival; of equal
+    epochs the latest counts as best. `patience`: epochs without a best before training stops, null for never, and not
     before the share `stop_from` of the epochs. `keep`: "best" keeps the best watched epoch, "last" the last one. `standardize`:
     features by mean and deviation of the training bags, or, with a warm start, as its run has it. `cache_gb`: memory for
     features that stay loaded. `seed` decides weights, order, dropout and draws.
@@ -47,14 +65,15 @@ class FitConfig(FrozenConfig):
     batch_bags: int = Field(1, ge=1)
     accumulate: int = Field(1, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
-    balance: Literal["class_weights", "sampling", "none"] = "class_weights"
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-    loss: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
+    balance: Literal["class_weights", "sampling", "none"] | None = None
+    label_smoothing: float | None = Field(None, ge=0, lt=1)
+    loss: Loss | None = None
+    hazard_alpha: float = Field(0.0, ge=0, lt=1)
     entropy: AttentionEntropyConfig = AttentionEntropyConfig()
     masking: Masking | None = None
     clip_norm: float | None = Field(5.0, gt=0)
     max_instances: int | None = Field(None, ge=1)
-    monitor: Literal["auroc", "loss"] = "auroc"
+    monitor: Monitor | None = None
     watch_from: float = Field(0.5, ge=0, lt=1)
     patience: int | None = Field(10, ge=1)
     stop_from: float = Field(0.0, ge=0, lt=1)

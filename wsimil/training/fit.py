@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from wsimil.cohort import Cohort, CohortSlide
 from wsimil.errors import CohortError, ConfigError, ModelError, TrainingError
-from wsimil.evaluation.metrics import auroc
+from wsimil.evaluation.task_metrics import watched
 from wsimil.files import check_writable, write_text
 from wsimil.mil import registry
 from wsimil.mil.batch import BagBatch, StepContext, pack
-from wsimil.mil.criterion import BinaryCrossEntropy, CrossEntropy
 from wsimil.mil.regularizers.attention_entropy import attention_entropy
-from wsimil.mil.saved import TrainedModel, load_model, save_model
+from wsimil.mil.saved import BagUnit, TrainedModel, load_model, save_model
 from wsimil.provenance import Json, Provenance, sha256_json
+from wsimil.targets import Survival, Task
 from wsimil.training.checkpoint import (
     Checkpoint,
     load_optimizer,
@@ -36,8 +36,9 @@ from wsimil.training.checkpoint import (
     write_checkpoint,
 )
 from wsimil.training.config import FitConfig
+from wsimil.training.objective import criterion_of, resolved
 from wsimil.training.optimizer import Lookahead, make_optimizer
-from wsimil.training.sampling import class_weights, draw_instances, epoch_order
+from wsimil.training.sampling import draw_instances, epoch_order
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -64,15 +65,41 @@ class BagSource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochRecord:
-    """One line of metrics.jsonl. `terms` are the named terms of the training loss, means over the steps of the epoch."""
+    """One line of metrics.jsonl. `terms` are the named terms of the training loss, means over the steps of the epoch.
+
+    `val` is what the task can watch on the validation split, by the names of `fit.monitor`.
+    """
 
     epoch: int
     lr: float
     train_loss: float
     terms: Mapping[str, float]
     val_loss: float
-    val_auroc: float | None
+    val: Mapping[str, float | None]
     seconds: float
+
+    @property
+    def val_auroc(self) -> float | None:
+        """AUROC on the validation split, None where it is undefined or the task has none."""
+        return self.val.get("auroc")
+
+    def to_json(self) -> dict[str, Json]:
+        """One flat mapping; what is watched is `val_<name>`."""
+        watched = {f"val_{name}": value for name, value in self.val.items()}
+        facts: dict[str, Json] = {
+            "epoch": self.epoch,
+            "lr": self.lr,
+            "train_loss": self.train_loss,
+            "terms": dict(self.terms),
+        }
+        return {**facts, "val_loss": self.val_loss, **watched, "seconds": self.seconds}
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> EpochRecord:
+        """The inverse of `to_json`."""
+        own = {name: facts[name] for name in ("epoch", "lr", "train_loss", "terms", "val_loss", "seconds")}
+        val = {k.removeprefix("val_"): v for k, v in facts.items() if k.startswith("val_") and k != "val_loss"}
+        return cls(**own, val=val)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,15 +122,26 @@ def fit(
     in_dim: int,
     run: Path,
     device: str = "cpu",
+    bag: BagUnit = "slide",
     on_epoch: Callable[[EpochRecord], None] = lambda _: None,
 ) -> FitResult:
-    """Train on the cohort's train split, watch its val split, and write the model into `run`.
+    """Train for the cohort's task on its train split, watch its val split, and write the model into `run`.
 
-    `run` also gets metrics.jsonl, tensorboard/ and checkpoint/. Raises TrainingError where the loss is not finite or `run`
-    holds a run of another recipe, CohortError where a split is missing, ConfigError for a wrong method.
+    `bag` says what a row of the cohort and a bag of `source` is, for whoever predicts. `run` also gets metrics.jsonl,
+    tensorboard/ and checkpoint/. Raises TrainingError where the loss is not finite or `run`
+    holds a run of another recipe, CohortError where a split is missing or nothing can be learned from its targets, ConfigError
+    for a wrong method, or one or an option that means nothing for the task.
     """
-    trainer = _Run(source, cohort, method, method_config, config, features, in_dim, run, device)
+    trainer = _Run(source, cohort, method, method_config, config, features, in_dim, run, device, bag)
     return trainer.go(on_epoch)
+
+
+def fitted_task(cohort: Cohort) -> Task:
+    """The task with what the train split decides. Raises CohortError where nothing can be learned from it."""
+    try:
+        return cohort.task.fitted([slide.label for slide in cohort.of("train")])
+    except ValueError as error:
+        raise CohortError(f"the train split: {error}") from None
 
 
 class _Run:
@@ -118,15 +156,11 @@ class _Run:
         in_dim: int,
         run: Path,
         device: str,
+        bag: BagUnit,
     ) -> None:
-        self.config, self.cohort, self.device, self.run, self.method, self.features = (
-            config,
-            cohort,
-            device,
-            run,
-            method,
-            features,
-        )
+        self.config = config = resolved(config, cohort.task)
+        self.bag: BagUnit = bag
+        self.cohort, self.device, self.run, self.method, self.features = (cohort, device, run, method, features)
         self.train, self.val = cohort.of("train"), cohort.of("val")
         if not self.train or not self.val:
             raise CohortError(
@@ -134,21 +168,20 @@ class _Run:
             )
         check_writable(run)
         self.cache = _Cache(source, config.cache_gb)
+        self.task = fitted_task(cohort)
         self.targets, self.val_targets = cohort.targets(self.train), cohort.targets(self.val)
-        classes = len(cohort.classes)
-        self.model = registry.build(method, method_config, in_dim=in_dim, num_classes=classes, seed=config.seed)
+        outputs = len(self.task.outputs)
+        self.model = registry.build(method, method_config, in_dim=in_dim, num_classes=outputs, seed=config.seed)
+        self.model.check_task(self.task)
         self.recipe: dict[str, Json] = {
             "method": {"name": method, **self.model.config.model_dump(mode="json")},
             "fit": config.model_dump(mode="json", exclude={"cache_gb"}),
-            "cohort": sha256_json({"table": cohort.to_csv(), "classes": list(cohort.classes)}),
+            "cohort": sha256_json({"table": cohort.to_csv(), "task": cohort.task.to_json()}),
             "features": features.feature_digest,
         }
         if config.warm_start is not None:
             self.recipe["warm_start"] = load_model(config.warm_start).digest
-        weights = class_weights(self.targets, classes=classes).to(device) if config.balance == "class_weights" else None
-        kind = CrossEntropy if config.loss == "cross_entropy" else BinaryCrossEntropy
-        self.criterion = kind(class_weights=weights, label_smoothing=config.label_smoothing)
-        self.val_criterion = kind(class_weights=None if weights is None else weights.cpu())
+        self.criterion, self.val_criterion = criterion_of(config, self.task, self.targets, device=device)
         if config.masking is not None and not self.model.takes_masking:
             raise ConfigError(f"fit.masking: method {method!r} has no attention that could be masked; leave it out")
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -183,7 +216,7 @@ class _Run:
                 self.lookahead.load(saved.tensors)
             self.generator.set_state(saved.tensors["generator"])
             best = part(saved.tensors, "best.")
-            history = [EpochRecord(**record) for record in saved.facts["history"]]
+            history = [EpochRecord.from_json(record) for record in saved.facts["history"]]
             best_epoch = saved.facts["best_epoch"]
         stopped = self._is_over(history, best_epoch)
         with _Board(self.run / "tensorboard", first=len(history)) as board:
@@ -200,15 +233,21 @@ class _Run:
         kept = best_epoch if self.config.keep == "best" else len(history)
         if self.config.keep == "best":
             self.model.load_state_dict(best)
+        if isinstance(self.task, Survival):
+            self.task = self.task.with_baseline(
+                [slide.label for slide in self.train], self._logits(self.train).double().numpy()
+            )
         self._save(history[kept - 1], kept)
         return FitResult(history=tuple(history), kept_epoch=kept, stopped_early=len(history) < self.config.epochs)
 
     def _warm_start(self, run: Path, other: TrainedModel) -> None:
         other.check_features(self.features, f"fit.warm_start {run}")
-        if other.classes != self.cohort.classes:
+        if other.bag != self.bag:
+            raise ModelError(f"fit.warm_start {run}: its bags are of a {other.bag}, those of this run of a {self.bag}")
+        if other.task.kind != self.task.kind or other.task.outputs != self.task.outputs:
             raise ModelError(
-                f"fit.warm_start {run}: its classes are {', '.join(other.classes)}, those of the cohort"
-                f" {', '.join(self.cohort.classes)}; a model begins with weights for the same classes in the same order"
+                f"fit.warm_start {run}: its logits are those of {other.task.kind}, {', '.join(other.task.outputs)}, those of the"
+                f" cohort {self.task.kind}, {', '.join(self.task.outputs)}; it takes the same in the same order"
             )
         before = other.training.get("recipe")
         if isinstance(before, Mapping) and before.get("cohort") != self.recipe["cohort"]:
@@ -224,9 +263,10 @@ class _Run:
         return best_epoch == 0 or self._worth(history[-1]) >= self._worth(history[best_epoch - 1])
 
     def _worth(self, record: EpochRecord) -> float:
-        if self.config.monitor == "auroc" and record.val_auroc is not None:
-            return record.val_auroc
-        return -record.val_loss
+        value = record.val.get(str(self.config.monitor))
+        if value is None:
+            return -record.val_loss
+        return -value if self.config.monitor == "mae" else value
 
     def _is_over(self, history: list[EpochRecord], best_epoch: int) -> bool:
         patience = self.config.patience
@@ -246,14 +286,14 @@ class _Run:
             total, terms = self._step(chosen, progress, epoch=epoch, number=number, steps=len(starts))
             for name, value in {"total": total, **terms}.items():
                 sums[name] = sums.get(name, 0.0) + value / len(starts)
-        val_loss, val_auroc = self._validate()
+        val_loss, val = self._validate()
         return EpochRecord(
             epoch=epoch + 1,
             lr=self.optimizer.param_groups[0]["lr"],
             train_loss=sums.pop("total"),
             terms=sums,
             val_loss=val_loss,
-            val_auroc=val_auroc,
+            val=val,
             seconds=round(time.perf_counter() - began, 3),
         )
 
@@ -301,11 +341,14 @@ class _Run:
                 self.model.after_step(step)
         return float(total.detach()), named
 
-    @torch.no_grad()
-    def _validate(self) -> tuple[float, float | None]:
-        logits = torch.cat([self.model(self._pack([slide], draw=False)).logits.cpu() for slide in self.val])
+    def _validate(self) -> tuple[float, dict[str, float | None]]:
+        logits = self._logits(self.val)
         loss = float(self.val_criterion(logits, torch.from_numpy(self.val_targets)))
-        return loss, auroc(self.val_targets, torch.softmax(logits.double(), dim=1).numpy())
+        return loss, watched(self.task, self.val_targets, self.task.values(logits.double().numpy()))
+
+    @torch.no_grad()
+    def _logits(self, slides: Sequence[CohortSlide]) -> torch.Tensor:
+        return torch.cat([self.model(self._pack([slide], draw=False)).logits.cpu() for slide in slides])
 
     def _pack(self, slides: list[CohortSlide], *, draw: bool) -> BagBatch:
         parts = [self.cache.load(slide.slide_id) for slide in slides]
@@ -315,7 +358,7 @@ class _Run:
                 rows = draw_instances(len(bag.xy0), self.config.max_instances, self.generator)
                 if rows is not None:
                     features[index], xy0[index] = bag.features[rows.numpy()], bag.xy0[rows.numpy()]
-        targets = self.cohort.targets(slides).tolist()
+        targets = self.cohort.targets(slides)
         return pack(features, xy0=xy0, slide_ids=[s.slide_id for s in slides], targets=targets).to(self.device)
 
     def _checkpoint(self, history: list[EpochRecord], best: dict[str, torch.Tensor], best_epoch: int) -> None:
@@ -326,7 +369,7 @@ class _Run:
             **({} if self.lookahead is None else self.lookahead.tensors()),
             "generator": self.generator.get_state(),
         }
-        records = [asdict(record) for record in history]
+        records = [record.to_json() for record in history]
         facts = {"recipe": self.recipe, "history": records, "best_epoch": best_epoch}
         write_checkpoint(self.run, Checkpoint(tensors=tensors, facts=facts))
         write_text(self.run / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
@@ -356,7 +399,7 @@ class _Run:
         training: dict[str, Json] = {
             "kept_epoch": kept,
             "val_loss": record.val_loss,
-            "val_auroc": record.val_auroc,
+            **{f"val_{name}": value for name, value in record.val.items()},
             "slides": {"train": len(self.train), "val": len(self.val)},
             "recipe": self.recipe,
         }
@@ -364,7 +407,8 @@ class _Run:
             self.run,
             self.model,
             method=self.method,
-            classes=self.cohort.classes,
+            task=self.task,
+            bag=self.bag,
             features=self.features,
             training=training,
         )
@@ -404,8 +448,7 @@ class _Board:
     def add(self, record: EpochRecord) -> None:
         values = {"loss/train": record.train_loss, "loss/val": record.val_loss, "lr": record.lr}
         values |= {f"terms/{name}": value for name, value in record.terms.items()}
-        if record.val_auroc is not None:
-            values["auroc/val"] = record.val_auroc
+        values |= {f"{name}/val": value for name, value in record.val.items() if value is not None}
         for name, value in values.items():
             self._writer.add_scalar(name, value, record.epoch)
         self._writer.flush()

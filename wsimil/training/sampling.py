@@ -8,14 +8,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wsimil.targets import Targets
+
 
 def epoch_order(
-    targets: NDArray[np.int64], *, balance: Literal["class_weights", "sampling", "none"], generator: torch.Generator
+    targets: Targets, *, balance: Literal["class_weights", "sampling", "none"] | None, generator: torch.Generator
 ) -> list[int]:
-    """Indices of bags, as many as there are: each once in random order, or, for "sampling", drawn so that classes are even."""
+    """Indices of bags, as many as there are: each once in random order, or, for "sampling", drawn so that classes are even.
+
+    "sampling" takes class numbers [n].
+    """
     count = len(targets)
     if balance != "sampling":
         return torch.randperm(count, generator=generator).tolist()
+    targets = np.asarray(targets, np.int64)
     frequency = np.bincount(targets)
     weights = torch.from_numpy(1 / frequency[targets])
     return torch.multinomial(weights, count, replacement=True, generator=generator).tolist()
@@ -25,6 +31,12 @@ def class_weights(targets: NDArray[np.int64], *, classes: int) -> torch.Tensor:
     """Weight of each class, float32 [C]: inverse to its frequency, 1 on average over the bags."""
     frequency = np.bincount(targets, minlength=classes)
     return torch.from_numpy((len(targets) / (classes * np.maximum(frequency, 1))).astype(np.float32))
+
+
+def label_weights(targets: NDArray[np.int64]) -> torch.Tensor:
+    """Weights [2, L] of bags that have not (row 0) and that have each label: inverse to their frequency among the known ones."""
+    counts = np.stack([(targets == value).sum(axis=0) for value in (0, 1)])
+    return torch.from_numpy((counts.sum(axis=0) / (2 * np.maximum(counts, 1))).astype(np.float32))
 
 
 def draw_instances(count: int, most: int | None, generator: torch.Generator) -> torch.Tensor | None:

@@ -36,7 +36,7 @@ class ABMILConfig(FrozenConfig):
 
     `centered_classifier` starts the classifier with rows whose mean over classes is 0: what an instance adds to one class of two
     is then the opposite of what it adds to the other, and stays so under cross-entropy. Nobody's code has it, and it changes
-    no probability.
+    no probability of classes. A single logit has no mean to take off.
     """
 
     hidden_dim: int | None = Field(128, ge=1)
@@ -82,7 +82,7 @@ class ABMIL(MILModel):
         )
         self.classifier = nn.Linear(self.embed.out_dim, num_classes)
         initialize(self, config.init)
-        if config.centered_classifier:
+        if config.centered_classifier and num_classes > 1:
             center(self.classifier)
 
     def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from wsimil.config import FrozenConfig
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LossTerms, StepContext
+from wsimil.mil.criterion import compares_bags
 from wsimil.mil.layers.dropout import dropout
 from wsimil.mil.layers.embedding import InstanceEmbedding
 from wsimil.mil.layers.gated_attention import GatedAttention
@@ -121,8 +122,7 @@ class ACMIL(MILModel):
         terms = {"slide": step.criterion(output.logits, bags.known_targets)}
         count = len(self.branch_classifiers)
         if count > 1 and output.branch_logits is not None:
-            targets = bags.known_targets.repeat_interleave(count)
-            terms["branches"] = step.criterion(output.branch_logits.flatten(0, 1), targets)
+            terms["branches"] = _branches(output.branch_logits, bags, step)
             terms["diversity"] = self._diversity(pooled)
         weights = {name: weight for name, weight in self.weights.items() if name in terms}
         return LossTerms(output=output, terms=terms, weights=weights)
@@ -175,3 +175,11 @@ class ACMIL(MILModel):
         cosines = gram.permute(0, 3, 1, 2) / norms.clamp_min(1e-8)
         first, second = torch.triu_indices(count, count, offset=1)
         return cosines[..., first, second].mean()
+
+
+def _branches(logits: Float[Tensor, "B M C"], bags: BagBatch, step: StepContext) -> Float[Tensor, ""]:
+    """The mean criterion of the branches."""
+    targets = bags.known_targets
+    if compares_bags(step.criterion):
+        return torch.stack([step.criterion(branch, targets) for branch in logits.unbind(dim=1)]).mean()
+    return step.criterion(logits.flatten(0, 1), targets.repeat_interleave(logits.shape[1], dim=0))

@@ -20,13 +20,14 @@ from torch.nn import functional as F
 
 from wsimil.config import FrozenConfig
 from wsimil.errors import ModelError
-from wsimil.mil.base import MILModel
+from wsimil.mil.base import MILModel, refuse_task
 from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LossTerms, StepContext
 from wsimil.mil.layers.embedding import InstanceEmbedding
 from wsimil.mil.layers.gated_attention import GatedAttention
 from wsimil.mil.layers.pooled import Pooled
 from wsimil.ops.packed_linear import packed_linear, row_linear
 from wsimil.ops.varlen import split_bags
+from wsimil.targets import Classification, Task
 
 
 class CLAMConfig(FrozenConfig):
@@ -88,6 +89,11 @@ class CLAM(MILModel):
             config.compat == "official",
         )
         self.svm, self.bag_weight = config.instance_loss == "svm", config.bag_weight
+
+    def check_task(self, task: Task) -> None:
+        """See `MILModel.check_task`: the instance loss asks of which class a bag is."""
+        if not isinstance(task, Classification):
+            refuse_task("clam", task, "its instance loss asks each class which tiles are its own")
 
     def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions:
         """Instance i adds `p_ci * (w_c · h_i)` to logit c."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsimil.config import FrozenConfig
-from wsimil.mil.base import MILModel
+from wsimil.mil.base import MILModel, refuse_task
 from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LossTerms, StepContext
 from wsimil.mil.layers.dropout import dropout
 from wsimil.mil.layers.embedding import Activation, InstanceEmbedding
@@ -28,6 +28,7 @@ from wsimil.mil.layers.pooled import Pooled, pool_by_scores
 from wsimil.ops.packed_linear import packed_linear, row_linear
 from wsimil.ops.segment_max import segment_max
 from wsimil.ops.varlen import join_bags, split_bags
+from wsimil.targets import Classification, MultiLabel, Task
 
 
 class DSMILConfig(FrozenConfig):
@@ -77,6 +78,11 @@ class DSMIL(MILModel):
         self.embedding_parts = num_classes
         self.value_dropout, self.max_weight = config.value_dropout, config.max_weight
         self.joined_loss = config.joined_loss
+
+    def check_task(self, task: Task) -> None:
+        """See `MILModel.check_task`: the highest logit of an instance is to be the class's strongest evidence."""
+        if not isinstance(task, Classification | MultiLabel):
+            refuse_task("dsmil", task, "it takes the tile with the highest logit for the strongest evidence of a class")
 
     def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions:
         """Instance i adds `sum_k a_ki (w_ck · value(h_i))` to logit c: every class reads the pooled vectors of all classes."""

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from wsimil.config import FrozenConfig
-from wsimil.mil.base import MILModel
+from wsimil.mil.base import MILModel, refuse_task
 from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LossTerms, StepContext
 from wsimil.mil.layers.embedding import InstanceEmbedding
 from wsimil.mil.layers.gated_attention import GatedAttention
@@ -31,6 +31,7 @@ from wsimil.mil.layers.pooled import Pooled
 from wsimil.mil.layers.raster import raster_order
 from wsimil.ops.packed_linear import packed_linear, row_linear
 from wsimil.ops.varlen import CuSeqlens, cu_seqlens_of, split_bags
+from wsimil.targets import Classification, Survival, Task
 
 
 class DTFDConfig(FrozenConfig):
@@ -77,6 +78,19 @@ class DTFD(MILModel):
         self.picks_instances = config.distill != "afs"
         self.share = max(config.distilled // config.pseudo_bags, 1)
 
+    def check_task(self, task: Task) -> None:
+        """See `MILModel.check_task`: maxs and maxmins choose by a class, and the first tier costs a bag's parts by themselves."""
+        if self.distill != "afs" and not isinstance(task, Classification):
+            refuse_task(
+                "dtfd",
+                task,
+                f"distill {self.distill} picks tiles by the probability of the last class; use distill afs",
+            )
+        if isinstance(task, Survival) and task.model == "cox":
+            refuse_task(
+                "dtfd", task, "its first tier costs the parts of one bag, which Cox's likelihood cannot compare"
+            )
+
     def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions:
         """Instance i adds what it weighs in the bag's vector, over both tiers, times `w_c · h_i`."""
         output = self.aggregate(h, bags, step)
@@ -94,7 +108,7 @@ class DTFD(MILModel):
         first = self._first_tier(h, bags, step)
         logits = row_linear(first.vectors, self.classifier.weight, self.classifier.bias)
         parts = zip(split_bags(logits, first.groups), bags.known_targets, strict=True)
-        losses = [step.criterion(part, target.expand(len(part))) for part, target in parts]
+        losses = [step.criterion(part, target.expand(len(part), *target.shape)) for part, target in parts]
         output = self._second_tier(first if self.end_to_end else first.detached())
         terms = {"tier1": torch.stack(losses).mean(), "tier2": step.criterion(output.logits, bags.known_targets)}
         return LossTerms(output=output, terms=terms, details={"pseudo_logits": logits})

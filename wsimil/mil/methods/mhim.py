@@ -28,13 +28,14 @@ from torch import Tensor, nn
 from wsimil.config import FrozenConfig, parse_config
 from wsimil.errors import ConfigError, ModelError
 from wsimil.mil import registry
-from wsimil.mil.base import MILModel
+from wsimil.mil.base import MILModel, refuse_task
 from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LossTerms, StepContext, rows_of, take
 from wsimil.mil.layers.momentum import consistency, follow, rising
 from wsimil.mil.layers.recycle import RecycleNetwork
 from wsimil.mil.masking import RankMasking
 from wsimil.ops.segment_softmax import segment_softmax
 from wsimil.ops.varlen import cu_seqlens_of, join_bags, split_bags
+from wsimil.targets import Classification, Task
 
 
 class RecycleConfig(FrozenConfig):
@@ -150,6 +151,14 @@ class MHIM(MILModel):
         self.without_gradient = frozenset(f"student.method.{name}" for name in method.without_gradient)
         self._recycled: list[Tensor] = []
         self.teach(_probe(in_dim), None)
+
+    def check_task(self, task: Task) -> None:
+        """See `MILModel.check_task`: the base's, and scores of classes need them."""
+        self.student.method.check_task(task)
+        if self.options.score != "attention" and not isinstance(task, Classification):
+            refuse_task(
+                "mhim", task, f"score {self.options.score} ranks tiles by their class; set method.score to attention"
+            )
 
     def forward(self, bags: BagBatch) -> BagOutput:
         """The student on whole bags."""

@@ -1,0 +1,112 @@
+"""Curves draw what all their points would draw; net benefit is that of dcurves; reliability has honest bars."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn import metrics as sk
+
+from tests.evaluation.made import two_classes
+from tests.evaluation.test_delong import SCORES, TARGETS
+from wsimil.evaluation.binary import BinaryCases
+from wsimil.evaluation.binning import bin_of
+from wsimil.evaluation.curves import confusion, decision_curve, pr_curve, roc_curve
+from wsimil.evaluation.reliability import ece_if_calibrated, reliability_curve, wilson
+
+
+def test_net_benefit_is_that_of_dcurves() -> None:
+    """Recorded from dcurves 1.1.7, dca."""
+    found = decision_curve(TARGETS, SCORES, thresholds=[0.1, 0.25, 0.4, 0.6])
+    assert found.model == pytest.approx([0.42592592592592593, 0.32777777777777783, 0.15, -0.025], abs=1e-12)
+    assert found.treat_all == pytest.approx(
+        [0.42592592592592593, 0.3111111111111111, 0.1388888888888889, -0.29166666666666646], abs=1e-12
+    )
+    assert len(decision_curve(TARGETS, SCORES).thresholds) == 99
+    with pytest.raises(ValueError, match="thresholds in"):
+        decision_curve(TARGETS, SCORES, thresholds=[1.0])
+
+
+@pytest.mark.parametrize("count", [63, 20_000])
+def test_a_thinned_roc_curve_has_the_same_area_and_few_points(count: int) -> None:
+    cases = two_classes(count)
+    curve = roc_curve(cases.targets, cases.probabilities)
+    assert len(curve.x) == len(curve.y) <= 2000
+    assert (curve.x[0], curve.y[0], curve.x[-1], curve.y[-1]) == (0, 0, 1, 1)
+    allowance = 1e-12 if count == 63 else 1 / 500  # a column of pixels
+    assert sk.auc(curve.x, curve.y) == pytest.approx(cases.values()["auroc"], abs=allowance)
+
+
+def test_a_thinned_curve_draws_the_same_pixels() -> None:
+    cases = two_classes(20_000)
+    precision, recall, _ = sk.precision_recall_curve(cases.targets, cases.probabilities)
+    curve = pr_curve(cases.targets, cases.probabilities, columns=200)
+    assert len(recall) > 10_000
+    assert len(curve.x) <= 800
+
+    def span(x: np.ndarray, y: np.ndarray) -> list[tuple[float, float]]:
+        column = np.minimum((x * 200).astype(int), 199)
+        return [(y[column == c].min(), y[column == c].max()) for c in range(200)]
+
+    assert span(np.array(curve.x), np.array(curve.y)) == span(recall[::-1], precision[::-1])
+    assert roc_curve(np.ones(3, np.int64), np.array([0.1, 0.2, 0.3])) is None
+
+
+def test_a_confusion_matrix_counts_truth_by_decision() -> None:
+    rng = np.random.default_rng(0)
+    truth, decided = rng.integers(3, size=(2, 50))
+    found = confusion(truth, decided, classes=("a", "b", "c", "never"))
+    assert np.array_equal(found.counts, sk.confusion_matrix(truth, decided, labels=range(4)))
+
+
+def test_wilson_is_that_of_scipy() -> None:
+    for events, rows in ((0, 7), (3, 10), (250, 251), (5, 5)):
+        theirs = stats.binomtest(events, rows).proportion_ci(method="wilson")
+        assert wilson(events, rows) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.integers(1, 20))
+def test_every_row_is_in_one_bin_and_equal_values_in_the_same(values: list[float], bins: int) -> None:
+    p = np.array(values)
+    for binning in ("equal_width", "equal_mass"):
+        owner = bin_of(p, binning, bins)
+        assert owner.min() >= 0
+        assert owner.max() < bins
+        order = np.argsort(p, kind="stable")
+        assert (np.diff(owner[order]) >= 0).all()
+        assert (np.diff(owner[order])[np.diff(p[order]) == 0] == 0).all()
+
+
+def test_bins_of_equal_mass_hold_equally_many() -> None:
+    p = np.random.default_rng(0).random(1000)
+    assert np.bincount(bin_of(p, "equal_mass", 10)).tolist() == [100] * 10
+
+
+def test_the_reliability_curve_adds_up() -> None:
+    cases = two_classes(300)
+    for binning in ("equal_width", "equal_mass"):
+        curve = reliability_curve(cases.targets, cases.probabilities, binning=binning)
+        assert sum(one.rows for one in curve) == 300
+        assert sum(one.rows * one.observed for one in curve) == pytest.approx(cases.targets.sum())
+        assert all(one.low <= one.observed <= one.high for one in curve)
+        assert all(a.predicted < b.predicted for a, b in pairwise(curve))
+
+
+def test_calibration_error_stands_beside_that_of_a_calibrated_model() -> None:
+    rng = np.random.default_rng(0)
+    low = 0
+    for trial in range(200):
+        p = rng.beta(2, 2, size=80)
+        honest = (rng.random(80) < p).astype(np.int64)
+        low += ece_if_calibrated(honest, p, binning="equal_width", draws=99, seed=trial).p_value <= 0.1
+    assert stats.binom.ppf(5e-5, 200, 0.1) <= low <= stats.binom.ppf(1 - 5e-5, 200, 0.1)
+    sure = BinaryCases(targets=rng.integers(2, size=80), probabilities=rng.choice([0.02, 0.98], 80), threshold=0.5)
+    found = ece_if_calibrated(sure.targets, sure.probabilities, binning="equal_width")
+    assert found.found == pytest.approx(sure.values()["ece_equal_width"])
+    assert found.found > found.quantile_95 > found.mean
+    assert found.p_value == pytest.approx(1 / 2001)

@@ -1,0 +1,202 @@
+"""Calibration, thresholds and conformal quantiles: fitted off the test split, frozen, and the same after a round trip."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.frozen import FrozenEstimator
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+
+from tests.evaluation.made import two_classes
+from wsimil.errors import ConfigError, ModelError
+from wsimil.evaluation.bootstrap import estimates
+from wsimil.evaluation.calibration import Calibration, fit_isotonic, fit_temperature
+from wsimil.evaluation.conformal import Conformal, ConformalCases, fit_conformal
+from wsimil.evaluation.threshold import (
+    Threshold,
+    cost_threshold,
+    sensitivity_threshold,
+    specificity_threshold,
+    youden_threshold,
+)
+
+
+def logits_of(count: int, classes: int, *, seed: int = 0, heat: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits that are `heat` times too sure, and truths."""
+    rng = np.random.default_rng(seed)
+    honest = rng.normal(size=(count, classes)) * 1.5
+    targets = (softmax(honest, axis=1).cumsum(axis=1) > rng.random((count, 1))).argmax(axis=1)
+    return honest * heat, targets
+
+
+def alone(count: int) -> list[str]:
+    return [str(i) for i in range(count)]
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("heat", [0.01, 3.0, 400.0])
+def test_the_temperature_is_that_of_the_lowest_loss(classes: int, heat: float) -> None:
+    logits, targets = logits_of(500, classes, heat=heat)
+    found = fit_temperature(logits, targets, fitted_on="val")
+
+    def loss(log_t: float) -> float:
+        return -log_softmax(logits / np.exp(log_t), axis=1)[np.arange(500), targets].mean()
+
+    best = minimize_scalar(
+        loss, bounds=(np.log(heat) - 2, np.log(heat) + 2), method="bounded", options={"xatol": 1e-10}
+    )
+    assert np.log(found.temperature) == pytest.approx(
+        best.x, abs=1e-6
+    )  # a minimum is flat: half the digits of its value
+    gradient = ((softmax(logits / found.temperature, axis=1) - np.eye(classes)[targets]) * logits).sum() / heat
+    assert abs(gradient) < 1e-9
+    assert found.temperature == pytest.approx(heat, rel=0.25)
+
+
+def test_the_temperature_is_that_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 3))
+    targets = (x @ np.array([[1.0, -1, 0], [0, 1, -1], [0.5, 0, 1]]) + rng.gumbel(size=(400, 3))).argmax(axis=1)
+    model = LogisticRegression(C=100.0).fit(x[:50], targets[:50])
+    theirs = CalibratedClassifierCV(FrozenEstimator(model), method="temperature").fit(x[50:], targets[50:])
+    logits = model.decision_function(x[50:])
+    ours = fit_temperature(logits, targets[50:], fitted_on="val")
+    assert ours.apply(logits) == pytest.approx(theirs.predict_proba(x[50:]), abs=1e-5)  # it stops its search there
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_isotonic_is_that_of_scikit_learn(classes: int) -> None:
+    logits, targets = logits_of(300, classes)
+    fresh, _ = logits_of(200, classes, seed=1)
+    found = fit_isotonic(logits, targets, fitted_on="val").apply(fresh)
+    curves = [
+        IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(softmax(logits, axis=1)[:, c], targets == c)
+        for c in range(classes)
+    ]
+    expected = np.stack([curve.predict(softmax(fresh, axis=1)[:, c]) for c, curve in enumerate(curves)], axis=1)
+    if classes == 2:
+        assert found[:, 1] == pytest.approx(expected[:, 1], abs=1e-12)
+    else:
+        total = expected.sum(axis=1, keepdims=True)
+        assert found == pytest.approx(np.where(total > 0, expected / np.maximum(total, 1e-300), 1 / 3), abs=1e-12)
+    assert found.sum(axis=1) == pytest.approx(1, abs=1e-12)
+
+
+def test_a_calibration_is_the_same_after_json() -> None:
+    logits, targets = logits_of(80, 3)
+    for made in (fit_temperature(logits, targets, fitted_on="val"), fit_isotonic(logits, targets, fitted_on="val")):
+        again = Calibration.from_json(json.loads(json.dumps(made.to_json(), allow_nan=False)))
+        assert again == made
+        assert (again.apply(logits) == made.apply(logits)).all()
+
+
+def test_a_row_that_no_isotonic_curve_knows_is_spread_evenly() -> None:
+    nothing = ((0.0, 0.0), (1.0, 0.0))
+    made = Calibration(kind="isotonic", classes=3, fitted_on="val", rows=9, curves=(nothing, nothing, nothing))
+    assert made.apply(np.array([[1.0, 2.0, 3.0]])) == pytest.approx(np.full((1, 3), 1 / 3))
+    with pytest.raises(ModelError, match="does not rise"):
+        Calibration(kind="isotonic", classes=2, fitted_on="val", rows=9, curves=(((0.0, 0.5), (1.0, 0.2)),))
+
+
+def test_no_temperature_is_made_up() -> None:
+    logits, targets = logits_of(50, 3)
+    with pytest.raises(ModelError, match="no more than chance"):
+        fit_temperature(-logits, targets, fitted_on="val")
+    with pytest.raises(ModelError, match="all 50 rows are decided right"):
+        fit_temperature(np.eye(3)[targets] * 4, targets, fitted_on="val")
+    with pytest.raises(ConfigError, match="all 3 classes"):
+        fit_temperature(logits, np.zeros(50, np.int64), fitted_on="val")
+
+
+@pytest.mark.parametrize("split", ["test", "external", ""])
+def test_nothing_is_fitted_on_the_test_split(split: str) -> None:
+    cases = two_classes(40)
+    logits, targets = logits_of(40, 2)
+    for attempt in (
+        lambda: fit_temperature(logits, targets, fitted_on=split),
+        lambda: fit_isotonic(logits, targets, fitted_on=split),
+        lambda: youden_threshold(cases.targets, cases.probabilities, fitted_on=split),
+        lambda: fit_conformal(targets, softmax(logits, axis=1), alone(40), kind="lac", coverage=0.9, fitted_on=split),
+    ):
+        with pytest.raises(ConfigError, match="cannot be judged on them"):
+            attempt()
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_thresholds_keep_their_rule_among_all_that_there_are(ties: bool) -> None:
+    cases = two_classes(80, ties=ties)
+    truth, p = cases.targets, cases.probabilities
+
+    def reached(value: float) -> tuple[float, float]:
+        return (p[truth == 1] >= value).mean(), (p[truth == 0] < value).mean()
+
+    every = [reached(value) for value in [*np.unique(p), 2.0]]
+    youden = youden_threshold(truth, p, fitted_on="val")
+    assert sum(reached(youden.value)) == pytest.approx(max(a + b for a, b in every))
+    held = sensitivity_threshold(truth, p, at_least=0.9, fitted_on="val")
+    assert held.specificity == pytest.approx(max(b for a, b in every if a >= 0.9))
+    held = specificity_threshold(truth, p, at_least=0.8, fitted_on="val")
+    assert held.sensitivity == pytest.approx(max(a for a, b in every if b >= 0.8))
+    cheap = cost_threshold(truth, p, false_negative=5, false_positive=1, fitted_on="val")
+    n1, n0 = truth.sum(), (1 - truth).sum()
+    assert 5 * (1 - cheap.sensitivity) * n1 + (1 - cheap.specificity) * n0 == pytest.approx(
+        min(5 * (1 - a) * n1 + (1 - b) * n0 for a, b in every)
+    )
+    for one in (youden, held, cheap):
+        assert reached(one.value) == pytest.approx((one.sensitivity, one.specificity))
+        assert Threshold.from_json(json.loads(json.dumps(one.to_json()))) == one
+        assert one.value not in p
+
+
+def test_a_threshold_of_one_class_is_refused() -> None:
+    with pytest.raises(ConfigError, match="both classes"):
+        youden_threshold(np.ones(3, np.int64), np.array([0.1, 0.2, 0.3]), fitted_on="val")
+
+
+@pytest.mark.parametrize("kind", ["lac", "aps"])
+@pytest.mark.parametrize("per_class", [False, True])
+def test_conformal_sets_hold_the_truth_as_often_as_they_say(kind: str, per_class: bool) -> None:
+    held, right = [], []
+    for trial in range(300):
+        logits, targets = logits_of(150, 3, seed=trial)
+        p = softmax(logits, axis=1)
+        made = fit_conformal(
+            targets[:100], p[:100], alone(100), kind=kind, coverage=0.8, fitted_on="val", per_class=per_class
+        )
+        held.append(made.sets(p[100:])[np.arange(50), targets[100:]].mean())
+        right.append((p[100:].argmax(axis=1) == targets[100:]).mean())
+    error = 4 * np.std(held) / np.sqrt(300)
+    # Coverage is in [0.8, 0.8 + 1 / (n + 1)] with n rows a quantile (100, or some 30 a class, never fewer than 10).
+    assert np.mean(right) < 0.8
+    assert 0.8 - error <= np.mean(held) <= 0.8 + 1 / (11 if per_class else 101) + error
+
+
+def test_conformal_quantiles_survive_json_and_a_class_of_few_is_in_every_set() -> None:
+    p = np.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]])
+    made = fit_conformal(np.array([0, 0, 1]), p, alone(3), kind="aps", coverage=0.6, fitted_on="val", per_class=True)
+    assert made.quantiles == (0.0, None)
+    assert made.sets(p).tolist() == [[True, True], [True, True], [False, True]]
+    assert Conformal.from_json(json.loads(json.dumps(made.to_json(), allow_nan=False))) == made
+    with pytest.raises(ValueError, match="takes rows as independent"):
+        fit_conformal(np.array([0, 0, 1]), p, ["a", "a", "b"], kind="lac", coverage=0.5, fitted_on="val")
+
+
+def test_measured_coverage_has_an_interval_over_patients() -> None:
+    logits, targets = logits_of(200, 3)
+    p = softmax(logits, axis=1)
+    made = fit_conformal(targets[:100], p[:100], alone(100), kind="lac", coverage=0.9, fitted_on="val")
+    cases = ConformalCases(targets=targets[100:], sets=made.sets(p[100:]))
+    found = estimates(cases, alone(100))
+    held = made.sets(p[100:])[np.arange(100), targets[100:]]
+    assert found["coverage"].value == pytest.approx(held.mean())
+    assert found["mean_set_size"].low < found["mean_set_size"].value < found["mean_set_size"].high
+    exact = stats.binomtest(int(held.sum()), 100).proportion_ci()
+    # The strata fix what the classes differ in, and the exact interval is wide by construction.
+    assert exact.low - 0.01 < found["coverage"].low < found["coverage"].value

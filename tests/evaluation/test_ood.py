@@ -1,0 +1,102 @@
+"""New slides of the same kind are flagged as often as stated; shifted ones are found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.covariance import LedoitWolf
+
+from wsimil.errors import ConfigError
+from wsimil.evaluation.ood import OodReference, fit_ood
+
+
+def slides(count: int, *, seed: int, dim: int = 40, shift: float = 0.0) -> np.ndarray:
+    """Mean features that vary in few directions, as those of one encoder do."""
+    rng = np.random.default_rng(seed)
+    loadings = np.random.default_rng(99).normal(size=(8, dim))
+    return rng.normal(size=(count, 8)) @ loadings + rng.normal(size=(count, dim)) * 0.3 + shift
+
+
+def names(count: int) -> list[str]:
+    return [f"p{i}" for i in range(count)]
+
+
+@pytest.mark.parametrize("shape", [(120, 40), (60, 150)])
+def test_the_distance_is_that_of_scikit_learn(shape: tuple[int, int]) -> None:
+    count, dim = shape
+    training, fresh = slides(count, seed=0, dim=dim), slides(20, seed=1, dim=dim, shift=0.5)
+    found = fit_ood(training, names(count), false_flags=0.1)
+    theirs = np.sqrt(LedoitWolf().fit(training).mahalanobis(fresh))
+    assert found.distances(fresh) == pytest.approx(theirs, rel=1e-4)  # kept in float32
+    assert found.axes.shape == (min(count - 1, dim), dim)
+
+
+def test_the_threshold_is_of_references_that_never_saw_the_patient() -> None:
+    training = slides(30, seed=0)
+    patients = [f"p{i // 2}" for i in range(30)]
+    # All 30 slides: the threshold is the largest distance of all that were held out.
+    found = fit_ood(training, patients, false_flags=1 / 31)
+    shrinkage = LedoitWolf().fit(training).shrinkage_
+    held_out = []
+    for patient in range(15):
+        own = np.arange(30) // 2 == patient
+        rest = training[~own]
+        covariance = np.cov(rest.T, bias=True)
+        whole = np.cov(training.T, bias=True)
+        # The shrinkage is that of all slides; everything else is made without the patient.
+        shrunk = (1 - shrinkage) * covariance + shrinkage * np.trace(whole) / 40 * np.eye(40)
+        off = training[own] - rest.mean(axis=0)
+        held_out += list(np.sqrt((off @ np.linalg.inv(shrunk) * off).sum(axis=1)))
+    assert found.threshold == pytest.approx(max(held_out), rel=1e-9)
+    assert found.threshold > found.distances(training).max()
+
+
+@pytest.mark.parametrize("kind", ["mahalanobis", "knn"])
+@pytest.mark.parametrize("shape", [(120, 40), (80, 200)])
+def test_as_many_new_slides_are_flagged_as_stated_and_shifted_ones_are_found(kind: str, shape: tuple[int, int]) -> None:
+    count, dim = shape
+    rates = []
+    for trial in range(40):
+        found = fit_ood(slides(count, seed=trial, dim=dim), names(count), kind=kind, false_flags=0.1)
+        rates.append(found.flags(slides(200, seed=1000 + trial, dim=dim)).mean())
+    error = 4 * np.std(rates) / np.sqrt(40)
+    assert 0.1 - 2 / (count + 1) - error <= np.mean(rates) <= 0.1 + error
+    # The nearest neighbor knows no direction in which training slides hardly vary, so that it needs a larger shift.
+    assert found.flags(slides(200, seed=5, dim=dim, shift=2.0 if kind == "mahalanobis" else 8.0)).mean() > 0.95
+
+
+def test_slides_of_one_patient_would_make_the_threshold_too_low() -> None:
+    rng = np.random.default_rng(0)
+    patients = [f"p{i // 4}" for i in range(160)]
+
+    def cohort(seed: int) -> np.ndarray:
+        return np.repeat(slides(40, seed=seed), 4, axis=0) + 0.05 * rng.normal(size=(160, 40))
+
+    aware, blind = [], []
+    for trial in range(30):
+        training, fresh = cohort(trial), cohort(500 + trial)
+        for kind in ("mahalanobis", "knn"):
+            aware.append(fit_ood(training, patients, kind=kind, false_flags=0.1).flags(fresh).mean())
+            blind.append(fit_ood(training, names(160), kind=kind, false_flags=0.1).flags(fresh).mean())
+    assert np.mean(aware) < 0.15
+    assert np.mean(blind) > 2 * np.mean(aware)
+
+
+@pytest.mark.parametrize("kind", ["mahalanobis", "knn"])
+def test_a_reference_is_the_same_after_a_round_trip(kind: str) -> None:
+    found = fit_ood(slides(60, seed=0), names(60), kind=kind)
+    again = OodReference.from_arrays(found.to_arrays())
+    fresh = slides(30, seed=1)
+    assert (again.distances(fresh) == found.distances(fresh)).all()
+    assert (again.kind, again.threshold, again.false_flags, again.rows) == (kind, found.threshold, 0.05, 60)
+
+
+def test_a_rate_that_cannot_be_stated_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs 19 training slides"):
+        fit_ood(slides(18, seed=0), names(18))
+    with pytest.raises(ConfigError, match="are they all the same"):
+        fit_ood(np.ones((40, 5)), names(40))
+    with pytest.raises(ConfigError, match="5 neighbors of other patients"):
+        fit_ood(slides(40, seed=0), [f"p{max(i - 35, 0)}" for i in range(40)], kind="knn", neighbors=5)
+    with pytest.raises(ValueError, match="finite"):
+        fit_ood(slides(40, seed=0), names(40)).flags(np.full((1, 40), np.nan))

@@ -1,0 +1,179 @@
+"""All slides of a patient as one bag: learned from, answered for, and mapped slide by slide."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsimil.cohort import read_cohort
+from wsimil.config import load_config
+from wsimil.errors import CohortError, ConfigError, ModelError
+from wsimil.evaluation.patient import predict_patient, stacked
+from wsimil.export.scores import read_scores
+from wsimil.mil.batch import pack
+from wsimil.mil.saved import load_model
+from wsimil.stages.predict import PredictOptions, PredictSummary, predict
+from wsimil.stages.train import TrainConfig, TrainSummary, train
+from wsimil.store import open_store
+from wsimil.testing.store_laws import make_bag
+
+PATIENTS = 40
+
+
+def slides_of(patient: int) -> int:
+    return 1 + patient % 3
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Patients of one to three slides, of which one alone shows the class; two slides more are empty or nobody's."""
+    root = tmp_path_factory.mktemp("patients")
+    store = open_store(root / "features", mode="w")
+    lines = []
+    for patient in range(PATIENTS):
+        split = ("train", "val", "train", "test")[patient // 2 % 4]
+        for number in range(slides_of(patient)):
+            name = f"p{patient}_{number}"
+            write(store, name, seed=3 * patient + number, shift=4.0 * (patient % 2) * (number == 0))
+            lines.append(f"{name},p{patient},{'ab'[patient % 2]},{split}")
+    write(store, "p7_empty", seed=900, shift=0, n=0)
+    lines.append("p7_empty,p7,b,test")
+    write(store, "stray", seed=901, shift=0)
+    (root / "cohort.csv").write_text("\n".join(["slide_id,patient_id,label,split", *lines]) + "\n", encoding="utf-8")
+    learn(root, root / "run")
+    return root
+
+
+def write(store, name: str, *, seed: int, shift: float, n: int = 9) -> None:
+    bag = make_bag(name, n=n, dim=5, dtype="float32", seed=seed)
+    features = np.array(bag.features)
+    features[: n // 2, 0] += shift
+    store.write(replace(bag, features=features, provenance=replace(bag.provenance, slide_digest=f"{seed:064x}")))
+
+
+def learn(root: Path, out: Path, **given: object) -> TrainSummary:
+    options = {"device": "cpu", "bag": "patient", "fit.epochs": 30, "fit.lr": 5e-3, **given}
+    return train(load_config(TrainConfig, given=options), root / "features", root / "cohort.csv", out)  # type: ignore[arg-type]
+
+
+def ask(root: Path, out: Path, cohort: Path | None, **options: object) -> PredictSummary:
+    chosen = PredictOptions(device="cpu", origin="level0", **options)  # type: ignore[arg-type]
+    return predict(root / "run", root / "features", out, options=chosen, cohort_csv=cohort)
+
+
+def read_csv(path: Path) -> dict[str, dict[str, str]]:
+    rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+    return {row["patient_id"]: row for row in rows}
+
+
+def test_slides_lie_below_each_other_in_their_own_order() -> None:
+    first, second = np.array([[5, 7], [0, 9]]), np.array([[3, 100], [3, 40], [9, 40]])
+    got = stacked([first, np.empty((0, 2), np.int64), second])
+    assert got.tolist() == [[5, 7 - 7], [0, 2], [3, 63], [3, 3], [9, 3]]
+    assert len({tuple(row) for row in got.tolist()}) == len(got)
+
+
+def test_a_patient_is_answered_for_as_in_training(place: Path, tmp_path: Path) -> None:
+    assert load_model(place / "run").bag == "patient"
+    trained = read_csv(place / "run/predictions.csv")
+    summary = ask(place, tmp_path, place / "cohort.csv", heatmaps=False)
+    rows = read_csv(tmp_path / "predictions.csv")
+    assert len(rows) == PATIENTS
+    assert list(rows["p2"])[:3] == ["patient_id", "slides", "prob_a"]
+    assert rows["p2"]["slides"] == "p2_0;p2_1;p2_2"
+    assert {name: row["prob_b"] for name, row in trained.items()} == {name: rows[name]["prob_b"] for name in trained}
+    assert {row["split"] for row in rows.values()} == {"train", "val", "test"}
+    assert summary.metrics["all"]["auroc"].value > 0.9  # type: ignore[operator]
+    assert set(summary.seen) == {name for name, row in rows.items() if row["split"] != "test"}
+    assert any("1 slides are left out" in note and "stray" in note for note in summary.notes)
+
+
+def test_heatmaps_are_of_slides_and_add_up_with_the_patients_other_slides(place: Path, tmp_path: Path) -> None:
+    ask(place, tmp_path, place / "cohort.csv")
+    rows = read_csv(tmp_path / "predictions.csv")
+    tables = [read_scores(tmp_path / f"scores/p2_{number}.parquet") for number in range(3)]
+    assert sum(float(table.score("attention").sum()) for table in tables) == pytest.approx(1, abs=1e-5)
+    for table in tables:
+        assert table.answer("prob_b") == pytest.approx(float(rows["p2"]["prob_b"]), rel=1e-8)
+        assert table.model["patient"] == "p2"
+        total = table.score("contribution:b").astype(float).sum() + table.bias[1]
+        assert total == pytest.approx(table.logits[1], abs=1e-4)
+    store = open_store(place / "features", mode="r")
+    own = store.read("p2_1")
+    assert tables[1].xy0.tolist() == own.grid.xy0.tolist()
+    # The same tiles by hand: one pack of all, in the order of slide ids.
+    trained = load_model(place / "run")
+    bags = [store.read(f"p2_{number}") for number in range(3)]
+    joined = np.concatenate([bag.features for bag in bags])
+    xy0 = np.stack([np.arange(len(joined)), np.zeros(len(joined), np.int64)], axis=1)
+    split = trained.model.contributions(pack([joined], xy0=[xy0], slide_ids=["p2"]))
+    np.testing.assert_allclose(
+        np.concatenate([t.score("contribution:b") for t in tables]), split.values[:, 1].detach().numpy(), atol=1e-6
+    )
+    assert not list((tmp_path / "overlays").glob("p7_empty*"))
+    assert len(list((tmp_path / "overlays").glob("p7_*.png"))) == slides_of(7)
+
+
+def test_an_empty_slide_adds_nothing_and_a_patient_of_empty_slides_has_no_answer(place: Path) -> None:
+    trained, store = load_model(place / "run"), open_store(place / "features", mode="r")
+    bags = [store.read("p7_0"), store.read("p7_1")]
+    with_empty = predict_patient(trained, "p7", [*bags, store.read("p7_empty")])
+    without = predict_patient(trained, "p7", bags)
+    assert [p.slide_id for p in with_empty] == ["p7_0", "p7_1"]
+    assert all(np.array_equal(a.logits, b.logits) for a, b in zip(with_empty, without, strict=True))
+    assert predict_patient(trained, "x", [store.read("p7_empty")]) == []
+
+
+def test_a_broken_slide_fails_its_patient_alone(place: Path, tmp_path: Path) -> None:
+    features = tmp_path / "features"
+    features.mkdir()
+    for name in ("p2_0", "p2_1", "p2_2", "p3_0"):
+        data = (place / f"features/{name}.h5").read_bytes()
+        (features / f"{name}.h5").write_bytes(data[:2000] if name == "p2_1" else data)
+    options = PredictOptions(device="cpu", heatmaps=False)
+    summary = predict(place / "run", features, tmp_path / "out", options=options, cohort_csv=place / "cohort.csv")
+    assert list(summary.failures) == ["p2"]
+    assert "p2_1.h5" in summary.failures["p2"]
+    rows = read_csv(tmp_path / "out/predictions.csv")
+    assert rows["p2"]["status"].startswith("failed")
+    assert rows["p3"]["prob_a"]
+    assert (tmp_path / "out/failures.csv").read_text(encoding="utf-8").startswith("patient_id,reason")
+
+
+def test_whose_slides_are_must_be_told_and_labels_need_not(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="this model answers for patients"):
+        ask(place, tmp_path / "a", None)
+    (tmp_path / "owners.csv").write_text("slide_id,patient_id\np2_0,new\np3_0,new\n", encoding="utf-8")
+    summary = ask(place, tmp_path / "b", tmp_path / "owners.csv", heatmaps=False)
+    assert [answer.slide_id for answer in summary.answers] == ["new"]
+    assert summary.metrics == {}
+
+
+def test_labels_of_a_patient_that_differ_are_refused(place: Path, tmp_path: Path) -> None:
+    text = (place / "cohort.csv").read_text(encoding="utf-8").replace("p2_1,p2,a", "p2_1,p2,b")
+    (tmp_path / "cohort.csv").write_text(text, encoding="utf-8")
+    assert read_cohort(tmp_path / "cohort.csv")
+    with pytest.raises(CohortError, match="patient 'p2' has slides of different labels, 'a', 'b'"):
+        read_cohort(tmp_path / "cohort.csv").by_patient()
+
+
+def test_a_warm_start_from_slides_is_refused(place: Path, tmp_path: Path) -> None:
+    learn(place, tmp_path / "slides", **{"bag": "slide", "fit.epochs": 1})
+    with pytest.raises(ModelError, match="its bags are of a slide, those of this run of a patient"):
+        learn(place, tmp_path / "run", **{"fit.warm_start": str(tmp_path / "slides"), "fit.epochs": 1})
+
+
+@pytest.mark.parametrize("method", ["transmil", "rrt"])
+def test_methods_that_ask_for_places_take_patients(method: str, place: Path, tmp_path: Path) -> None:
+    narrow = {"hidden_dim": 16, "heads": 2, "kernel": 3} if method == "transmil" else {
+        "hidden_dim": 16, "heads": 2, "cross_heads": 2, "region_side": 2, "cross_region_side": 2
+    }  # fmt: skip
+    summary = learn(place, tmp_path, **{"method": {"name": method, **narrow}, "fit.epochs": 2, "fit.entropy.weight": 0})
+    assert len(read_csv(tmp_path / "predictions.csv")) == sum(
+        split in ("val", "test") for split in [("train", "val", "train", "test")[p // 2 % 4] for p in range(PATIENTS)]
+    )
+    assert np.isfinite(summary.fit.history[-1].train_loss)

@@ -1,0 +1,135 @@
+"""Calibration: from logits to probabilities that happen as often as they say, fitted on the validation split and frozen.
+
+Temperature: Guo et al. 2017, arXiv:1706.04599. Isotonic: Zadrozny & Elkan 2002, KDD; several classes one against rest,
+normalized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal, Self, cast
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import softmax
+from sklearn.isotonic import IsotonicRegression
+
+from wsimil.errors import ConfigError, ModelError
+from wsimil.evaluation.cases import Floats, Ints, checked_numbers, checked_targets
+from wsimil.evaluation.fitted import refuse_test_split
+from wsimil.provenance import Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """How logits [n, C] become probabilities, fitted on `rows` rows of the split `fitted_on`.
+
+    "temperature": softmax of logits over `temperature` > 0, which changes no decision by highest probability. "isotonic":
+    for each of `curves` the softmax probability is looked up between knots (x rising, y not falling, both in [0, 1]); two
+    classes have one curve, of class 1, more have one each and are normalized, evenly where all are 0. A label of several has
+    the two logits (0, logit).
+    """
+
+    kind: Literal["temperature", "isotonic"]
+    classes: int
+    fitted_on: str
+    rows: int
+    temperature: float | None = None
+    curves: tuple[tuple[tuple[float, float], ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        refuse_test_split(self.fitted_on, "a calibration")
+        if self.kind == "temperature":
+            sound = self.temperature is not None and np.isfinite(self.temperature) and self.temperature > 0
+        else:
+            sound = len(self.curves) == (1 if self.classes == 2 else self.classes)
+            sound = sound and all(_rises(curve) for curve in self.curves)
+        if not sound or self.classes < 2:
+            raise ModelError(f"a {self.kind} calibration of {self.classes} classes is incomplete or does not rise")
+
+    def apply(self, logits: Floats) -> Floats:
+        """Probabilities [n, C], rows that sum to 1, for `logits` [n, C]. Raises ValueError for another C."""
+        known = checked_numbers("logits", logits, (len(logits), self.classes))
+        if self.temperature is not None:
+            return np.asarray(softmax(known / self.temperature, axis=1))
+        p = softmax(known, axis=1)
+        columns = range(self.classes) if self.classes > 2 else [1]
+        looked_up = np.stack(
+            [np.interp(p[:, c], *np.array(curve).T) for c, curve in zip(columns, self.curves, strict=True)], axis=1
+        )
+        if self.classes == 2:
+            return np.concatenate([1 - looked_up, looked_up], axis=1)
+        total = looked_up.sum(axis=1, keepdims=True)
+        return np.where(total > 0, looked_up / np.where(total > 0, total, 1), 1 / self.classes)
+
+    def to_json(self) -> dict[str, Json]:
+        """All fields as plain JSON values."""
+        return asdict(self) | {"curves": [[list(knot) for knot in curve] for curve in self.curves]}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Json]) -> Self:
+        """The inverse of `to_json`. Raises TypeError where fields are missing or unknown, ModelError where they do not fit."""
+        stored = cast("list[list[list[float]]]", tree["curves"])
+        curves = tuple(tuple((x, y) for x, y in curve) for curve in stored)
+        return cls(**{**tree, "curves": curves})  # type: ignore[arg-type]  # the constructor checks the names
+
+
+def fit_temperature(logits: Floats, targets: Ints, *, fitted_on: str) -> Calibration:
+    """The temperature of the lowest negative log-likelihood, which is convex in 1 / temperature: the root of its derivative.
+
+    Raises ModelError where there is none: logits that rank no better than chance (it would be infinite), or that get every
+    row right (it would be 0), as happens on few rows; such a model stays as it is.
+    """
+    scores, truth = _checked(logits, targets)
+    own = scores[np.arange(len(truth)), truth]
+
+    def slope(inverse: float) -> float:
+        return float(((softmax(scores * inverse, axis=1) * scores).sum(axis=1) - own).mean())
+
+    if slope(0.0) >= 0:
+        raise ModelError(
+            f"no temperature fits: the logits of {len(truth)} rows favor the true class no more than chance"
+        )
+    if not (scores.max(axis=1) > own).any():
+        raise ModelError(
+            f"no temperature fits: all {len(truth)} rows are decided right; give more rows, or leave logits alone"
+        )
+    high = 1.0 / float(np.abs(scores).max())
+    while slope(high) < 0:
+        high *= 2
+    inverse = float(brentq(slope, 0.0, high, xtol=1e-14 * high, rtol=1e-13))
+    return Calibration(
+        kind="temperature", classes=scores.shape[1], fitted_on=fitted_on, rows=len(truth), temperature=1 / inverse
+    )
+
+
+def fit_isotonic(logits: Floats, targets: Ints, *, fitted_on: str) -> Calibration:
+    """Rising step-wise curves of least squared error. It needs more rows than a temperature, and may say 0 or 1."""
+    scores, truth = _checked(logits, targets)
+    p = softmax(scores, axis=1)
+    classes = scores.shape[1]
+    curves = []
+    for c in range(classes) if classes > 2 else [1]:
+        fitted = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(p[:, c], truth == c)
+        knots = zip(fitted.X_thresholds_.tolist(), fitted.y_thresholds_.tolist(), strict=True)
+        curves.append(tuple(knots))
+    return Calibration(kind="isotonic", classes=classes, fitted_on=fitted_on, rows=len(truth), curves=tuple(curves))
+
+
+def _checked(logits: Floats, targets: Ints) -> tuple[Floats, Ints]:
+    scores = np.asarray(logits, dtype=np.float64)
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        raise ValueError(f"logits must be [n, C] with C >= 2, got {list(scores.shape)}; one logit z is the two (0, z)")
+    truth = checked_targets(targets, scores.shape[1])
+    if len(np.unique(truth)) < scores.shape[1]:
+        raise ConfigError(
+            f"a calibration needs rows of all {scores.shape[1]} classes, got {np.bincount(truth, minlength=scores.shape[1])}"
+        )
+    return checked_numbers("logits", scores, (len(truth), scores.shape[1])), truth
+
+
+def _rises(curve: tuple[tuple[float, float], ...]) -> bool:
+    knots = np.array(curve, dtype=np.float64).reshape(-1, 2)
+    inside = bool(len(knots)) and bool(((knots >= 0) & (knots <= 1)).all())
+    return inside and bool((np.diff(knots[:, 0]) > 0).all() and (np.diff(knots[:, 1]) >= 0).all())

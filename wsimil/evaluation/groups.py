@@ -1,0 +1,158 @@
+"""Metrics site by site, scanner by scanner, and over folds and seeds: never a bare number where there are too few patients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from wsimil.evaluation.bootstrap import Estimate, Resampling, estimates, intervals, resampling
+from wsimil.evaluation.cases import Cases, Floats, Ints
+
+FEWEST_PATIENTS = 5
+"""The fewest patients of a stratum (a class, or all where there are none) of which a group shows numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRow:
+    """One group: its rows and patients, how many of each class or event (`Cases.counts`), and its metrics with intervals.
+
+    Where a class has fewer than 5 patients, `estimates` is empty and `too_few` says what is missing; else it is None.
+    """
+
+    group: str
+    rows: int
+    patients: int
+    counts: Mapping[str, int]
+    estimates: Mapping[str, Estimate]
+    too_few: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpread:
+    """A metric over runs (folds, seeds): how it differs between them, and two figures for all of them.
+
+    `mean`, `sd` (n - 1; None for one run), `least`, `most` are over the `runs` in which it is defined; the sd
+    is no standard error, as folds share training slides. `averaged` is the mean over runs with an interval over patients,
+    each replicate drawing the same patients in all runs; None where it is undefined in one of them. `pooled` takes the rows
+    of all runs as one: for ranks (AUROC) it compares scores across models, which makes it lower where folds differ in scale
+    (Forman & Scholz 2010, SIGKDD Explorations).
+    """
+
+    runs: int
+    mean: float | None
+    sd: float | None
+    least: float | None
+    most: float | None
+    averaged: Estimate
+    pooled: Estimate
+
+
+def by_group(
+    cases: Cases,
+    groups: Sequence[str],
+    patients: Sequence[str],
+    *,
+    fewest: int = FEWEST_PATIENTS,
+    replicates: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[GroupRow, ...]:
+    """Every metric within each group, in the groups' order by name; `groups` [n] names that of each row, "" where it is not
+    known."""
+    if len(groups) != len(cases) or len(patients) != len(cases):
+        raise ValueError(
+            f"{len(groups)} groups and {len(patients)} patients for {len(cases)} rows; give those of each row"
+        )
+    names = np.asarray(groups, dtype=str)
+    owners = np.asarray(patients, dtype=str)
+    kinds = np.unique(cases.strata)
+    result = []
+    for name in np.unique(names):
+        rows = np.flatnonzero(names == name)
+        part, own = cases.take(rows), owners[rows]
+        too_few = _missing(cases.strata[rows], own, kinds, fewest)
+        found: Mapping[str, Estimate] = {}
+        if too_few is None:
+            found = estimates(part, own.tolist(), replicates=replicates, level=level, seed=seed)
+        result.append(
+            GroupRow(
+                group=str(name),
+                rows=len(rows),
+                patients=len(np.unique(own)),
+                counts=part.counts,
+                estimates=found,
+                too_few=too_few,
+            )
+        )
+    return tuple(result)
+
+
+def over_runs(
+    cases: Cases,
+    runs: Sequence[str],
+    patients: Sequence[str],
+    *,
+    replicates: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, RunSpread]:
+    """Every metric over runs: `runs` [n] names the fold or seed that each row was answered in; a slide has a row for each of
+    its runs.
+
+    Patients are drawn within their class and their set of runs, so that a replicate leaves no fold without the classes it has.
+    """
+    if len(runs) != len(cases) or len(patients) != len(cases):
+        raise ValueError(f"{len(runs)} runs and {len(patients)} patients for {len(cases)} rows; give those of each row")
+    run_names, run_of = np.unique(np.asarray(runs, dtype=str), return_inverse=True)
+    rows_of = [np.flatnonzero(run_of == index) for index in range(len(run_names))]
+    parts = [cases.take(rows) for rows in rows_of]
+    each = [part.values() for part in parts]
+    plan = _within_runs(resampling(patients, cases.strata), run_of.astype(np.int64))
+
+    def averages(weights: Floats) -> dict[str, Floats]:
+        found = [part.replicates(weights[:, rows]) for part, rows in zip(parts, rows_of, strict=True)]
+        return {name: np.mean([one[name] for one in found], axis=0) for name in (found[0] if found else {})}
+
+    pooled = intervals(cases.values(), cases.replicates, plan, replicates=replicates, level=level, seed=seed)
+    means: dict[str, float | None] = {}
+    for name in pooled:
+        column = [values[name] for values in each]
+        known = [value for value in column if value is not None]
+        means[name] = float(np.mean(known)) if known and len(known) == len(column) else None
+    averaged = intervals(means, averages, plan, replicates=replicates, level=level, seed=seed)
+    return {
+        name: _spread([values[name] for values in each], averaged=averaged[name], pooled=pooled[name])
+        for name in pooled
+    }
+
+
+def _spread(values: Sequence[float | None], *, averaged: Estimate, pooled: Estimate) -> RunSpread:
+    known = [value for value in values if value is not None]
+    return RunSpread(
+        runs=len(known),
+        mean=float(np.mean(known)) if known else None,
+        sd=float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        least=min(known, default=None),
+        most=max(known, default=None),
+        averaged=averaged,
+        pooled=pooled,
+    )
+
+
+def _within_runs(plan: Resampling, run_of: Ints) -> Resampling:
+    """The same patients, in strata that know the set of runs of a patient too."""
+    member = np.zeros((len(plan.stratum), int(run_of.max(initial=-1)) + 1), dtype=np.int64)
+    member[plan.owner, run_of] = 1
+    keys = np.column_stack([plan.stratum, member])
+    _, stratum = np.unique(keys, axis=0, return_inverse=True)
+    return Resampling(owner=plan.owner, stratum=stratum.reshape(-1).astype(np.int64))
+
+
+def _missing(strata: Ints, patients: np.ndarray[tuple[int], np.dtype[np.str_]], kinds: Ints, fewest: int) -> str | None:
+    counts = [len(np.unique(patients[strata == kind])) for kind in kinds]
+    if min(counts, default=0) >= fewest:
+        return None
+    what = "patients" if len(kinds) == 1 else "patients of a class"
+    return f"{min(counts, default=0)} {what}, {fewest} are needed"

@@ -1,0 +1,178 @@
+"""What is asked of a bag: how a row of the cohort table becomes a target, and how a model's numbers become an answer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsimil.provenance import Json, sha256_json
+
+TaskKind: TypeAlias = Literal["classification", "multilabel", "ordinal", "regression", "survival"]
+Targets: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
+
+MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "?"})
+_LEAST_PATIENTS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerColumn:
+    """One number of an answer: its column in tables, how a person reads it, its unit, and whether it is a probability."""
+
+    name: str
+    title: str
+    unit: str = ""
+    probability: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task(ABC):
+    """One of the tasks. What it is to learn stands in `columns` of the cohort table.
+
+    A target travels as text, the `label` of a slide: `read` makes it of the cells of a row, `encode` numbers of it. A task has
+    facts that the whole cohort decides, such as the names of classes (`named`), and facts that are fitted on training targets
+    alone (`fitted`); only then `outputs` and `answers` are known.
+    """
+
+    kind: ClassVar[TaskKind]
+    decides: ClassVar[bool] = True
+    """Whether an answer is one of several; else it is a number."""
+
+    raises: ClassVar[tuple[str, str]] = ("against", "for")
+    """What a tile does to an output whose logit it lowers, and to one whose logit it raises."""
+
+    columns: tuple[str, ...] = ("label",)
+
+    @property
+    @abstractmethod
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the C logits, in their order. Raises ValueError before they are known."""
+
+    @property
+    @abstractmethod
+    def answers(self) -> tuple[AnswerColumn, ...]:
+        """The V numbers of an answer, in their order. Raises ValueError before they are known."""
+
+    @abstractmethod
+    def read(self, cells: Sequence[str]) -> str | None:
+        """The label that one row's cells of `columns` say, None where it is missing. Raises ValueError: what was wanted."""
+
+    @abstractmethod
+    def encode(self, labels: Sequence[str]) -> Targets:
+        """Targets as numbers, one row each: what a criterion and metrics take. Raises ValueError for an unknown label."""
+
+    @abstractmethod
+    def values(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Answers [n, V] that logits [n, C] give."""
+
+    @abstractmethod
+    def decided(self, values: NDArray[np.float64]) -> str:
+        """One answer [V] in words."""
+
+    @abstractmethod
+    def groups(self, label: str) -> tuple[str, ...]:
+        """The groups that a slide counts to in tables of a cohort; `group_names` are all of them."""
+
+    @property
+    @abstractmethod
+    def group_names(self) -> tuple[str, ...]:
+        """All groups, in order."""
+
+    def cells(self, label: str) -> tuple[str, ...]:
+        """The inverse of `read`."""
+        return (label,)
+
+    def named(self, labels: Sequence[str]) -> Task:
+        """The task with all names that the labels of a whole cohort decide."""
+        return self
+
+    def refuse(self, labels: Sequence[str]) -> None:
+        """Raises ValueError where the labels of a cohort do not fit the task."""
+        self.encode(labels)
+
+    @abstractmethod
+    def fitted(self, labels: Sequence[str]) -> Task:
+        """The task with what training targets decide. Raises ValueError where nothing can be learned from them."""
+
+    def confidence(self, values: NDArray[np.float64]) -> float | None:
+        """The probability of what `decided` says, None where there is none."""
+        return None
+
+    def main_output(self, values: NDArray[np.float64]) -> str:
+        """The output that a heatmap shows by default: the one that the answer rests on."""
+        return self.outputs[0]
+
+    def strata(self, patients: Sequence[Sequence[str]]) -> list[str]:
+        """For each patient, given by the labels of its slides, the stratum that splits keep even.
+
+        A stratum of fewer than four patients joins the others that are too small, or the largest.
+        """
+        found = self._strata(patients)
+        small = {name for name, count in Counter(found).items() if count < _LEAST_PATIENTS}
+        joined = ["other" if name in small else name for name in found]
+        counts = Counter(joined)
+        if len(counts) > 1 and 0 < counts["other"] < _LEAST_PATIENTS:
+            largest = min((name for name in counts if name != "other"), key=lambda name: (-counts[name], name))
+            joined = [largest if name == "other" else name for name in joined]
+        return joined
+
+    @abstractmethod
+    def _strata(self, patients: Sequence[Sequence[str]]) -> list[str]:
+        """For each patient its stratum, however small."""
+
+    def to_json(self) -> dict[str, Json]:
+        """Everything as plain JSON; `wsimil.targets.from_json` is the inverse."""
+        facts: dict[str, Json] = {"kind": self.kind}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            facts[one.name] = list(value) if isinstance(value, tuple) else value
+        return facts
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over `to_json`, 64 hex digits."""
+        return sha256_json(self.to_json())
+
+    def _one_column(self) -> None:
+        if len(self.columns) != 1:
+            raise ValueError(f"{self.kind} takes one column, got {', '.join(self.columns)}")
+
+
+def rarest(patients: Sequence[Sequence[str]]) -> list[str]:
+    """For each patient the one of its labels that the fewest patients have."""
+    frequency = Counter(label for labels in patients for label in set(labels))
+    return [min(set(labels), key=lambda label: (frequency[label], label)) for labels in patients]
+
+
+def number(text: str) -> float | None:
+    """A finite number, None where the cell is missing. Raises ValueError."""
+    if text.lower() in MISSING:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no number") from None
+    if not np.isfinite(value):
+        raise ValueError(f"{text!r} is not finite")
+    return value
+
+
+def plain(value: float) -> str:
+    """A number as text that reads back exactly."""
+    return repr(float(value)).removesuffix(".0")
+
+
+def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`1 / (1 + exp(-x))` without overflow."""
+    return np.asarray(np.exp(-np.logaddexp(0.0, -x)), np.float64)
+
+
+def unique(names: Sequence[str], what: str) -> None:
+    """Raises ValueError for a name that is empty or occurs twice."""
+    if len(set(names)) != len(names) or not all(names):
+        raise ValueError(f"{what} are named and unique, got {', '.join(map(repr, names))}")
