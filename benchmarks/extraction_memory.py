@@ -3,9 +3,9 @@
     python benchmarks/extraction_memory.py [SLIDES] [--tiles 130000] [--slides 100] [--encoder timm:test_vit] [--json FILE]
 
 Resident memory at its highest (VmHWM of Linux), each part in a process of its own. One slide of 40,003 px, JPEG, made on the spot
-(see readers.py), in `--tiles` tiles that overlap, of which three quarters lie in tissue: what extraction takes beyond the same process
-with torch, the encoder and one embedded batch. The cohort is the folder SLIDES, given again under other names until there are
-`--slides`: the peak after the fifth slide, and after the last. The encoder is small, so that nothing hides behind it.
+(see readers.py), in `--tiles` tiles that overlap, of which three quarters lie in tissue: what extraction takes beyond the same
+process with torch, the encoder and one embedded batch. The cohort is the folder SLIDES, given again under other names until there
+are `--slides`: the peak after the fifth slide, and after the last. The encoder is small, so that nothing hides behind it.
 """
 
 from __future__ import annotations
