@@ -118,7 +118,7 @@ for name in registry.names():
         bags, model = make_bags(lengths), registry.build(name, {}, in_dim=24, num_classes=3)
         model.standardize.fit([bags.features])
         model.losses(bags, StepContext(generator=torch.Generator(), progress=0.5)).total.backward()
-        attribute(model, bags, classes=["a", "b", "c"])
+        attribute(model, bags, outputs=["a", "b", "c"])
 try:
     segment_sum(torch.ones(5, 1), torch.ones(6, 2), bags.cu_seqlens)
 except (TypeCheckError, TypeError) as error:
