@@ -1,0 +1,59 @@
+"""Commands that make answers of models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from wsimil.cli.app import ANSWERS, AsJson, MppOverride, Out, Quiet, Weights, app, exits
+
+
+@app.command(rich_help_panel=ANSWERS)
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder that `wsimil train` wrote.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="INPUT", help="Feature folder or pack; or a slide, a folder of slides, a manifest."),
+    ],
+    out: Out,
+    cohort: Annotated[
+        Path | None, typer.Option("--cohort", help="CSV with labels, to measure against.", show_default=False)
+    ] = None,
+    heatmaps: Annotated[bool, typer.Option(help="Write QuPath GeoJSON and PNG overlays.")] = True,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            help="What overlays show: contribution:<class or output> or attention.", show_default="contribution"
+        ),
+    ] = None,
+    origin: Annotated[
+        str, typer.Option(help="Where QuPath coordinates count from: bounds (QuPath's way) or level0.")
+    ] = "bounds",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")] = "auto",
+    encoder_weights: Weights = None,
+    mpp_override: MppOverride = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Tiles the encoder gets at once.")] = 32,
+    readers: Annotated[int, typer.Option(min=1, help="Threads that read tiles.")] = 2,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Predict slides, and show which tiles speak for the answer. From slides, extraction runs first, as the model was trained."""
+    with exits():
+        from wsimil.errors import ConfigError
+        from wsimil.stages import predict as stage
+        from wsimil.stages import text
+        from wsimil.stages.progress import reporter
+
+        origins: dict[str, Literal["bounds", "level0"]] = {"bounds": "bounds", "level0": "level0"}
+        if origin not in origins:
+            raise ConfigError(f"--origin {origin!r}: wanted bounds or level0")
+        options = stage.PredictOptions(
+            device=device, heatmaps=heatmaps, score=score, origin=origins[origin], encoder_weights=encoder_weights,
+            mpp_override=mpp_override, batch_size=batch_size, readers=readers,
+        )  # fmt: skip
+        with reporter(text.stderr(), quiet=quiet) as watch:
+            summary = stage.predict(run, source, out, options=options, cohort_csv=cohort, reporter=watch)
+        text.show_prediction(summary, out, as_json=as_json)
+        raise typer.Exit(1 if summary.failures else 0)
