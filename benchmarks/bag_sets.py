@@ -28,7 +28,7 @@ from wsimil.mil.batch import BagBatch, pack
 from wsimil.mil.saved import load_model
 from wsimil.provenance import Provenance, sha256_json
 from wsimil.training import FitConfig, fit
-from wsimil.training.fit import Instances
+from wsimil.training.loading import Instances
 
 SHARED = Path(__file__).resolve().parents[2] / "shared/data/bags"
 """Where the sets lie beside a checkout."""

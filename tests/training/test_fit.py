@@ -2,90 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.training.made import FEATURES, QUICK, MadeBags, history, made_cohort, run, weights
 from wsimil.cohort import Cohort, CohortSlide
 from wsimil.errors import ConfigError, ModelError, TrainingError
 from wsimil.mil import registry
 from wsimil.mil.masking import TopKMasking
 from wsimil.mil.regularizers.attention_entropy import AttentionEntropyConfig
 from wsimil.mil.saved import load_model
-from wsimil.provenance import Provenance
-from wsimil.training import FitConfig, FitResult, fit
+from wsimil.training import FitConfig, fit
 from wsimil.training.checkpoint import read_checkpoint
-from wsimil.training.fit import Instances
+from wsimil.training.loading import Instances
 from wsimil.training.optimizer import Lookahead
 from wsimil.training.sampling import class_weights, draw_instances, epoch_order
 from wsimil.training.schedule import ScheduleConfig
-
-DIM = 12
-FEATURES = Provenance(
-    encoder={"name": "made up", "dim": DIM}, tiling={"size_px": 224}, pixels={}, slide={}, slide_digest="", version="0"
-)
-QUICK = FitConfig(epochs=6, lr=3e-3, batch_bags=2, watch_from=0.0, patience=None)
-
-
-@dataclass
-class MadeBags:
-    """Bags of noise; in those of class "t" a third of the instances is shifted in one feature."""
-
-    slides: tuple[CohortSlide, ...]
-    loads: int = 0
-
-    def load(self, slide_id: str) -> Instances:
-        self.loads += 1
-        index = next(i for i, slide in enumerate(self.slides) if slide.slide_id == slide_id)
-        rng = np.random.default_rng(index)
-        features = rng.normal(size=(9 + index % 5, DIM)).astype(np.float16)
-        if self.slides[index].label == "t":
-            features[: len(features) // 3, 0] += 4
-        return Instances(features=features, xy0=np.zeros((len(features), 2), np.int64))
-
-
-def made_cohort(count: int = 32) -> Cohort:
-    slides = tuple(
-        CohortSlide(slide_id=f"s{i}", patient_id=f"p{i}", label="nt"[i // 2 % 2], split=("train", "val")[i % 2])
-        for i in range(count)
-    )
-    return Cohort(slides=slides, classes=("n", "t"))
-
-
-def run(
-    folder: Path, *, config: FitConfig = QUICK, method: str = "abmil", cohort: Cohort | None = None, **given: object
-) -> FitResult:
-    cohort = cohort or made_cohort()
-    source = given.pop("source", MadeBags(cohort.slides))
-    return fit(
-        source,
-        cohort,
-        method=method,
-        method_config=given.pop("method_config", {}),
-        config=config,
-        features=FEATURES,
-        in_dim=DIM,
-        run=folder,
-        **given,
-    )  # type: ignore[arg-type]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_model(folder).model.state_dict()
-
-
-def history(folder: Path) -> list[dict[str, object]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
-
 
 NARROW = {
     "rrt": {"hidden_dim": 64, "heads": 4, "cross_heads": 4, "region_side": 2, "cross_region_side": 2},
@@ -142,9 +82,9 @@ _KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-import test_fit
-config = test_fit.QUICK.model_copy(update={"epochs": 60})
-test_fit.run(Path(sys.argv[1]), config=config, on_epoch=lambda record: print(record.epoch, flush=True))
+import made
+config = made.QUICK.model_copy(update={"epochs": 60})
+made.run(Path(sys.argv[1]), config=config, on_epoch=lambda record: print(record.epoch, flush=True))
 """
 
 
@@ -173,7 +113,9 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     seen: list[object] = []
     again = run(tmp_path, on_epoch=seen.append)
     assert seen == []
-    assert [replace(r, seconds=0) for r in again.history] == [replace(r, seconds=0) for r in first.history]
+    assert [replace(r, seconds=0, waited_s=0) for r in again.history] == [
+        replace(r, seconds=0, waited_s=0) for r in first.history
+    ]
 
 
 def test_a_run_of_another_recipe_is_refused_by_name(tmp_path: Path) -> None:

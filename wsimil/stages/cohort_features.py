@@ -14,7 +14,7 @@ from wsimil.evaluation.patient import stacked
 from wsimil.store import FeatureStore, StoredHeader
 from wsimil.store.base import InstanceStore, read_headers
 from wsimil.store.places import failed_ids
-from wsimil.training.fit import Instances
+from wsimil.training.loading import Instances
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,10 @@ class StoredBags:
         bag = self.store.read(slide_id)
         return Instances(features=bag.features, xy0=bag.grid.xy0)
 
+    def count(self, slide_id: str) -> int:
+        """How many instances a slide has. Raises StoreError."""
+        return self.store.header(slide_id).n
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatientBags:
@@ -44,6 +48,10 @@ class PatientBags:
         parts = [self.bags.load(slide_id) for slide_id in self.members[patient_id]]
         features = np.concatenate([part.features for part in parts])
         return Instances(features=features, xy0=stacked([part.xy0 for part in parts]))
+
+    def count(self, patient_id: str) -> int:
+        """How many instances a patient has. Raises StoreError."""
+        return sum(self.bags.count(slide_id) for slide_id in self.members[patient_id])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

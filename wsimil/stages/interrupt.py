@@ -29,6 +29,24 @@ class _Interrupt:
         finally:
             signal.signal(signal.SIGINT, before)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within `remembered`, the first SIGINT only sets `pressed`, so that work can end at a good place; the second raises."""
+        before = signal.getsignal(signal.SIGINT)
+        if before != self._remember:
+            yield
+            return
+        signal.signal(signal.SIGINT, self._hold)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    @property
+    def pressed(self) -> bool:
+        """Whether Ctrl-C was pressed."""
+        return self._pressed
+
     def check(self) -> None:
         """Raises KeyboardInterrupt where one was lost; stages call this between two pieces of work."""
         if self._pressed:
@@ -37,6 +55,11 @@ class _Interrupt:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._pressed = True
         signal.default_int_handler(number, frame)
+
+    def _hold(self, number: int, frame: FrameType | None) -> None:
+        if self._pressed:
+            signal.default_int_handler(number, frame)
+        self._pressed = True
 
 
 interrupt = _Interrupt()

@@ -125,11 +125,12 @@ def train(
     bags = StoredBags(store=store)
     units = cohort.by_patient() if config.bag == "patient" else cohort
     patients = PatientBags(bags=bags, members={row.slide_id: row.members for row in units.slides})
-    result = fit(
-        patients if config.bag == "patient" else bags, units, method=name, method_config=hyperparameters,
-        config=config.fit, features=matched.header.provenance, in_dim=matched.header.dim, run=out, device=device,
-        bag=config.bag, on_epoch=on_epoch,
-    )  # fmt: skip
+    with interrupt.held():
+        result = fit(
+            patients if config.bag == "patient" else bags, units, method=name, method_config=hyperparameters,
+            config=config.fit, features=matched.header.provenance, in_dim=matched.header.dim, run=out, device=device,
+            bag=config.bag, on_epoch=on_epoch, pause=lambda: interrupt.pressed,
+        )  # fmt: skip
     resolved = registry.config_class(name).model_validate(hyperparameters).model_dump(mode="json")
     options = resolve_fit(config.fit, cohort.task)
     whole = config.model_copy(update={"method": {"name": name, **resolved}, "fit": options})

@@ -10,8 +10,10 @@ from pydantic import Field
 from wsimil.config import FrozenConfig
 from wsimil.mil.masking import Masking
 from wsimil.mil.regularizers.attention_entropy import AttentionEntropyConfig
+from wsimil.training.augmentation import AugmentationConfig
 from wsimil.training.optimizer import OptimizerName
 from wsimil.training.schedule import ScheduleConfig
+from wsimil.training.trackers import TrackerName
 
 Loss: TypeAlias = Literal[
     "cross_entropy",
@@ -33,7 +35,8 @@ class FitConfig(FrozenConfig):
     `optimizer`: "adamw", "adam" (decay in the gradient), "sgd" with momentum, "radam", or "lookahead_radam", which is TransMIL's.
     `betas` of the Adam family, the first also SGD's momentum. `lr` is the peak of `schedule`. `weight_decay` acts on matrices
     only, with `decay_vectors` on biases and norms too. `warm_start`: a finished run whose weights this one begins with.
-    `batch_bags`: bags in a step, packed. `accumulate`: steps whose gradients are averaged before weights move. `precision`:
+    `batch_bags`: bags in a step at most, packed; `batch_instances`: instances in a step at most, where a larger bag goes alone.
+    `accumulate`: steps whose gradients are averaged before weights move. `precision`:
     "bfloat16" computes layers in it, by torch's autocast; weights stay in float32.
     `balance`: "class_weights" weighs each bag by the inverse frequency of its class, "sampling" draws classes equally often,
     "none" leaves the cohort as it is. `label_smoothing` in [0, 1).
@@ -45,13 +48,16 @@ class FitConfig(FrozenConfig):
     `entropy`: attention entropy maximization (AEM, arXiv:2406.15303), for methods whose attention is a softmax.
     `masking`: instances that a step keeps from methods that have attention and bring no masking of their own, by their scores;
     kind "top_k" (STKIM, ACMIL) or "rank" (the masks of MHIM-MIL).
-    `clip_norm`: gradients are scaled to at most this norm. `max_instances`: instances of a bag drawn anew for each step, null
-    for all. `monitor`: what is watched on the validation split, from the share `watch_from` of the epochs on: "loss", "auroc" of
-    classes and labels, "kappa" (quadratic) or "mae" of levels, "mae" or "spearman" of numbers, "c_index" of survival; of equal
-    epochs the latest counts as best. `patience`: epochs without a best before training stops, null for never, and not
-    before the share `stop_from` of the epochs. `keep`: "best" keeps the best watched epoch, "last" the last one. `standardize`:
-    features by mean and deviation of the training bags, or, with a warm start, as its run has it. `cache_gb`: memory for
-    features that stay loaded. `seed` decides weights, order, dropout and draws.
+    `clip_norm`: gradients are scaled to at most this norm. `average`: the decay of an exponential moving average of the weights,
+    which is then what is watched and kept. `max_instances`: instances of a bag drawn anew for each step, null for all.
+    `augmentation`: what is done to features in training steps. `monitor`: what is watched on the validation split, from the share
+    `watch_from` of the epochs on: "loss", "auroc" of classes and labels, "kappa" (quadratic) or "mae" of levels, "mae" or
+    "spearman" of numbers, "c_index" of survival; of equal epochs the latest counts as best. `patience`: epochs without a best
+    before training stops, null for never, and not before the share `stop_from` of the epochs. `keep`: "best" keeps the best
+    watched epoch, "last" the last one. `standardize`: features by mean and deviation of the training bags, or, with a warm start,
+    as its run has it. `cache_gb`: memory for features that stay loaded. `prefetch`: bags that are read ahead.
+    `checkpoint_minutes`: how often a checkpoint is written within an epoch, null for after each epoch alone. `trackers`: who is
+    told of each epoch beside metrics.jsonl. `seed` decides weights, order, dropout and draws.
     """
 
     epochs: int = Field(40, ge=1)
@@ -63,6 +69,7 @@ class FitConfig(FrozenConfig):
     decay_vectors: bool = False
     warm_start: Path | None = None
     batch_bags: int = Field(1, ge=1)
+    batch_instances: int | None = Field(None, ge=1)
     accumulate: int = Field(1, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     balance: Literal["class_weights", "sampling", "none"] | None = None
@@ -72,7 +79,9 @@ class FitConfig(FrozenConfig):
     entropy: AttentionEntropyConfig = AttentionEntropyConfig()
     masking: Masking | None = None
     clip_norm: float | None = Field(5.0, gt=0)
+    average: float | None = Field(None, gt=0, lt=1)
     max_instances: int | None = Field(None, ge=1)
+    augmentation: AugmentationConfig = AugmentationConfig()
     monitor: Monitor | None = None
     watch_from: float = Field(0.5, ge=0, lt=1)
     patience: int | None = Field(10, ge=1)
@@ -80,4 +89,7 @@ class FitConfig(FrozenConfig):
     keep: Literal["best", "last"] = "best"
     standardize: bool = True
     cache_gb: float = Field(8.0, ge=0)
+    prefetch: int = Field(2, ge=0)
+    checkpoint_minutes: float | None = Field(10.0, gt=0)
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
     seed: int = Field(0, ge=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -25,6 +26,24 @@ def epoch_order(
     frequency = np.bincount(targets)
     weights = torch.from_numpy(1 / frequency[targets])
     return torch.multinomial(weights, count, replacement=True, generator=generator).tolist()
+
+
+def steps_of(order: Sequence[int], *, bags: int, instances: int | None, counts: Sequence[int]) -> list[list[int]]:
+    """`order` cut into steps of at most `bags` bags and `instances` instances; a larger bag is a step of its own.
+
+    `counts` are the instances of each bag, looked at only where `instances` limits them.
+    """
+    if instances is None:
+        return [list(order[start : start + bags]) for start in range(0, len(order), bags)]
+    steps: list[list[int]] = []
+    held = 0
+    for index in order:
+        if not steps or len(steps[-1]) == bags or held + counts[index] > instances:
+            steps.append([])
+            held = 0
+        steps[-1].append(index)
+        held += counts[index]
+    return steps
 
 
 def class_weights(targets: NDArray[np.int64], *, classes: int) -> torch.Tensor:
