@@ -21,6 +21,7 @@ COMMANDS = [
     "convert",
     "pack",
     "import-checkpoint",
+    "splits",
     "demo",
     "inspect",
     "doctor",

@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias, cast, get_args
 
 import numpy as np
 
+from wsimil.drawing import draw_folds, draw_fraction
 from wsimil.errors import CohortError
 from wsimil.targets import Classification, Targets, Task
 
@@ -177,23 +178,30 @@ class Cohort:
             rest = [p for p in self.patients if splits[p] == "train"]
             share = val_fraction * len(self.patients) / len(rest)
             strata = {p: s for p, s in self.strata().items() if splits[p] == "train"}
-            drawn = _draw_fraction(strata, min(share, 0.5), np.random.default_rng([seed, 1]), "val")
+            drawn = draw_fraction(strata, min(share, 0.5), np.random.default_rng([seed, 1]), "val")
             splits.update(dict.fromkeys(drawn, "val"))
             if given or in_folds:
                 moved = tuple(s.slide_id for s in slides if s.patient_id in drawn)
                 findings = (*findings, *_finding("slides of the train split were drawn as the validation split", moved))
         slides = tuple(replace(s, split=splits[s.patient_id]) for s in slides)
-        cohort = replace(self, slides=slides, findings=findings)
+        return replace(self, slides=slides, findings=findings).checked_splits()
+
+    def checked_splits(self) -> Cohort:
+        """The cohort, with a finding where a class is not in the test split. Raises CohortError where train or val lack one."""
         for split in SPLITS[:2]:
-            if lost := cohort._lost(split):
+            if not self.of(split):
+                raise CohortError(
+                    f"no slide is in the {split} split; training needs slides to learn from and to be chosen on"
+                )
+            if lost := self._lost(split):
                 raise CohortError(
                     f"the {split} split holds no slide of class {lost}; train and val need every class:"
                     " change the split column, the fractions or the seed"
                 )
-        if lost := cohort._lost("test"):
+        if lost := self._lost("test"):
             what = f"slides are a test split without class {', '.join(lost)}, some metrics stay undefined"
-            return replace(cohort, findings=(*findings, *_finding(what, [s.slide_id for s in cohort.of("test")])))
-        return cohort
+            return replace(self, findings=(*self.findings, *_finding(what, [s.slide_id for s in self.of("test")])))
+        return self
 
     def by_patient(self) -> Cohort:
         """One row a patient, in order of their first slides, whose members are sorted; the site is that of all slides or none.
@@ -265,7 +273,7 @@ class Cohort:
     def _draw_test(self, seed: int, fraction: float, folds: int | None, fold: int) -> set[str]:
         strata, rng = self.strata(), np.random.default_rng([seed, 0])
         if folds is None:
-            return _draw_fraction(strata, fraction, rng, "test") if fraction > 0 else set()
+            return draw_fraction(strata, fraction, rng, "test") if fraction > 0 else set()
         if not 0 <= fold < folds:
             raise CohortError(f"fold {fold} was asked for, folds of {folds} count from 0 to {folds - 1}")
         for label in self.classes:
@@ -274,7 +282,7 @@ class Cohort:
                 raise CohortError(
                     f"class {label!r} has {count} patients, fewer than the {folds} folds; ask for {count} folds or fewer"
                 )
-        return _draw_folds(strata, folds, rng)[fold]
+        return draw_folds(strata, folds, rng)[fold]
 
     def _lost(self, split: Split) -> list[str]:
         """Classes that a split in use does not hold."""
@@ -406,35 +414,6 @@ def _refuse_shared_patients(slides: Iterable[CohortSlide]) -> None:
                 f"{len(shared)} patients are in more than one {kind}: {_some(shared)} ({shared[0]!r} in {places});"
                 f" put all slides of a patient into one {kind}"
             )
-
-
-def _shuffled(strata: Mapping[str, str], rng: np.random.Generator) -> list[list[str]]:
-    groups: dict[str, list[str]] = defaultdict(list)
-    for patient in sorted(strata):
-        groups[strata[patient]].append(patient)
-    return [[groups[name][i] for i in rng.permutation(len(groups[name]))] for name in sorted(groups)]
-
-
-def _draw_fraction(strata: Mapping[str, str], fraction: float, rng: np.random.Generator, split: str) -> set[str]:
-    drawn: set[str] = set()
-    for group in _shuffled(strata, rng):
-        if len(group) < 2:
-            raise CohortError(
-                f"class {strata[group[0]]!r} has one patient left, {group[0]!r}; the {split} split would leave none for"
-                " training: give splits in the cohort's split column, or add patients"
-            )
-        drawn.update(group[: min(len(group) - 1, max(1, round(fraction * len(group))))])
-    return drawn
-
-
-def _draw_folds(strata: Mapping[str, str], folds: int, rng: np.random.Generator) -> list[set[str]]:
-    parts: list[set[str]] = [set() for _ in range(folds)]
-    dealt = 0
-    for group in _shuffled(strata, rng):
-        for patient in group:
-            parts[dealt % folds].add(patient)
-            dealt += 1
-    return parts
 
 
 def _finding(what: str, slide_ids: Sequence[str]) -> tuple[Finding, ...]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wsimil.cli.app import MODELS, AsJson, ConfigFile, Device, DryRun, Out, Quiet, Sets, app, exits
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+from wsimil.cli.app import MODELS, AsJson, ConfigFile, Device, DryRun, Out, Quiet, Sets, app, exits, path_text
 
 
 @app.command(rich_help_panel=MODELS)
@@ -46,6 +49,12 @@ def train(
         int | None, typer.Option(min=2, help="Split patients into that many folds.", show_default=False)
     ] = None,
     fold: Annotated[int | None, typer.Option(min=0, help="The fold that is the test split.", show_default="0")] = None,
+    splits: Annotated[
+        Path | None, typer.Option(help="File that `wsimil splits make` wrote, in place of folds.", show_default=False)
+    ] = None,
+    round_: Annotated[
+        str | None, typer.Option("--round", help="Which round of the splits.", show_default="the only one")
+    ] = None,
     device: Device = None,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -65,7 +74,8 @@ def train(
 
         given = {
             "method.name": method, "fit.epochs": epochs, "fit.lr": lr, "fit.seed": seed, "fit.balance": balance,
-            "split.folds": folds, "split.fold": fold, "device": device,
+            "split.folds": folds, "split.fold": fold, "split.file": path_text(splits),
+            "split.round": round_, "device": device,
         }  # fmt: skip
         resolved = load_config(stage.TrainConfig, config, overrides=sets or (), given=given)
         if dry_run:
@@ -108,3 +118,81 @@ def import_checkpoint(
             file, source, out, config=config, classes=names, features=features, overwrite=overwrite
         )
         text.show_import(summary, out, as_json=as_json)
+
+
+splitting = typer.Typer(
+    no_args_is_help=True, help="Make splits of a cohort once, as a file for every method; check them."
+)
+app.add_typer(splitting, name="splits", rich_help_panel=MODELS)
+
+CohortFile = Annotated[Path, typer.Argument(help="CSV: slide_id, patient_id, label (or the columns of task), site.")]
+Features = Annotated[
+    Path | None, typer.Option("--features", help="Feature folder: finds one slide under two names.", show_default=False)
+]
+
+
+@splitting.command("make")
+def make_splits(
+    cohort: CohortFile,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The file to write; its name ends in .json.", show_default=False)
+    ],
+    kind: Annotated[
+        str | None, typer.Option(help="kfold, nested, monte_carlo, external or column.", show_default="kfold")
+    ] = None,
+    folds: Annotated[int | None, typer.Option(min=2, help="Folds.", show_default="5")] = None,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="How often folds are drawn anew.", show_default="1")
+    ] = None,
+    preserve_sites: Annotated[
+        bool, typer.Option("--preserve-sites", help="Whole sites are tested on, never learned from too.")
+    ] = False,
+    external: Annotated[
+        list[str] | None, typer.Option(help="A site that is tested on alone. Repeatable.", show_default=False)
+    ] = None,
+    published: Annotated[
+        list[Path] | None,
+        typer.Option(help="Splits file of CLAM, TransMIL, ACMIL or xMIL. Repeatable.", show_default=False),
+    ] = None,
+    features: Features = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Decides who is drawn.", show_default="0")] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of that name.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw splits by patient, or read published ones, and write them as one file with a digest."""
+    with exits():
+        from wsimil.config import load_config
+        from wsimil.splits import SplitsConfig
+        from wsimil.stages import splits as stage
+        from wsimil.stages.text_splits import show_splits
+
+        given: dict[str, JsonValue] = {
+            "kind": kind or ("external" if external else None), "folds": folds, "repeats": repeats, "seed": seed,
+            "preserve_sites": preserve_sites or None, "external": [*external] if external else None,
+        }  # fmt: skip
+        resolved = load_config(SplitsConfig, config, overrides=sets or (), given=given)
+        made = stage.make(resolved, cohort, out, features=features, published=published or (), overwrite=overwrite)
+        show_splits(made, out, as_json=as_json)
+
+
+@splitting.command("check")
+def check_splits(
+    splits: Annotated[Path, typer.Argument(help="File that `wsimil splits make` wrote.")],
+    cohort: Annotated[Path, typer.Option("--cohort", help="The cohort that it is for.", show_default=False)],
+    features: Features = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="Keys of the task: --set kind=survival.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether splits still hold for a cohort: nobody on two sides, no slide twice, nothing changed."""
+    with exits():
+        from wsimil.config import load_config
+        from wsimil.stages import splits as stage
+        from wsimil.stages.text_splits import show_splits
+        from wsimil.targets.config import TaskConfig
+
+        task = load_config(TaskConfig, overrides=sets or ())
+        show_splits(stage.check(splits, cohort, task=task, features=features), splits, as_json=as_json)

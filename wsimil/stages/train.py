@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator
 
 from wsimil.cohort import Cohort, read_cohort
 from wsimil.config import FrozenConfig
@@ -17,6 +17,7 @@ from wsimil.evaluation.bootstrap import Estimate
 from wsimil.files import check_writable, write_text
 from wsimil.mil import registry
 from wsimil.mil.saved import FACTS, BagUnit, load_model
+from wsimil.splits import read_plan
 from wsimil.stages.answers import answer_from, answer_of_patient, estimate_splits, write_answers
 from wsimil.stages.cohort_features import MatchedFeatures, PatientBags, StoredBags, match
 from wsimil.stages.device import resolve_device
@@ -51,6 +52,8 @@ class SplitConfig(FrozenConfig):
     """How slides without a split get one, always by patient; splits and folds in the cohort file are kept.
 
     `val_fraction` and `test_fraction` are shares of all patients. With `folds`, fold number `fold` (from 0) is the test split.
+    `file` is one that `wsimil splits make` wrote, `round` names one of its rounds; then nothing is drawn. `digest` is that of the
+    file, filled in by a run: where it is given and another, the run is refused.
     """
 
     val_fraction: float = Field(0.15, gt=0, lt=0.9)
@@ -58,6 +61,15 @@ class SplitConfig(FrozenConfig):
     folds: int | None = Field(None, ge=2)
     fold: int = Field(0, ge=0)
     seed: int = Field(0, ge=0)
+    file: Path | None = None
+    round: str | None = None
+    digest: str | None = None
+
+    @field_validator("round", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        """YAML reads a round named 0 as a number, and 1.3 too."""
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 class TrainConfig(FrozenConfig):
@@ -133,7 +145,9 @@ def train(
         )  # fmt: skip
     resolved = registry.config_class(name).model_validate(hyperparameters).model_dump(mode="json")
     options = resolve_fit(config.fit, cohort.task)
-    whole = config.model_copy(update={"method": {"name": name, **resolved}, "fit": options})
+    whole = config.model_copy(
+        update={"method": {"name": name, **resolved}, "fit": options, "split": _recorded(config.split)}
+    )
     write_text(out / "config.yaml", whole.to_yaml())
     write_text(out / "cohort.csv", cohort.to_csv())
     write_text(out / "cohort.txt", "\n".join([*cohort_lines(cohort), ""]))
@@ -184,15 +198,39 @@ def _matched(config: TrainConfig, features: Path, cohort_csv: Path) -> tuple[Mat
     cohort = read_cohort(cohort_csv, task=config.task.build())
     store = open_features(features)
     matched = match(cohort, store, where=features)
-    split = config.split
-    with_splits = matched.cohort.with_splits(
-        seed=split.seed,
-        val_fraction=split.val_fraction,
-        test_fraction=split.test_fraction,
-        folds=split.folds,
-        fold=split.fold,
-    )
+    with_splits = _with_splits(matched.cohort, config.split)
     return MatchedFeatures(cohort=with_splits, header=matched.header), store
+
+
+def _with_splits(cohort: Cohort, split: SplitConfig) -> Cohort:
+    if split.file is None:
+        if split.round is not None or split.digest is not None:
+            raise ConfigError("split.round and split.digest are of a splits file; give split.file too")
+        return cohort.with_splits(
+            seed=split.seed,
+            val_fraction=split.val_fraction,
+            test_fraction=split.test_fraction,
+            folds=split.folds,
+            fold=split.fold,
+        )
+    if split.folds is not None or split.fold:
+        raise ConfigError(
+            "split.folds and split.fold draw splits, and split.file holds drawn ones; drop the one or the other"
+        )
+    plan = read_plan(split.file)
+    if split.digest not in (None, plan.digest):
+        raise ConfigError(
+            f"split.digest: {split.digest} was written by an earlier run, {split.file} has {plan.digest} now: other splits;"
+            " restore the file, or drop split.digest to train on these"
+        )
+    return plan.in_round(cohort, split.round)
+
+
+def _recorded(split: SplitConfig) -> SplitConfig:
+    if split.file is None:
+        return split
+    plan = read_plan(split.file)
+    return split.model_copy(update={"digest": plan.digest, "round": plan.round(split.round).name})
 
 
 def _clear(out: Path) -> None:

@@ -1,0 +1,42 @@
+"""Draws of patients, even over strata, the same whatever the order they are given in."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+
+from wsimil.errors import CohortError
+
+
+def shuffled(strata: Mapping[str, str], rng: np.random.Generator) -> list[list[str]]:
+    """The patients of each stratum in random order, strata by name; `strata` is patient -> stratum, in any order."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for patient in sorted(strata):
+        groups[strata[patient]].append(patient)
+    return [[groups[name][i] for i in rng.permutation(len(groups[name]))] for name in sorted(groups)]
+
+
+def draw_fraction(strata: Mapping[str, str], fraction: float, rng: np.random.Generator, split: str) -> set[str]:
+    """A share of the patients of each stratum, one at least, and one at least left. Raises CohortError where there is but one."""
+    drawn: set[str] = set()
+    for group in shuffled(strata, rng):
+        if len(group) < 2:
+            raise CohortError(
+                f"class {strata[group[0]]!r} has one patient left, {group[0]!r}; the {split} split would leave none for"
+                " training: give splits in the cohort's split column, or add patients"
+            )
+        drawn.update(group[: min(len(group) - 1, max(1, round(fraction * len(group))))])
+    return drawn
+
+
+def draw_folds(strata: Mapping[str, str], folds: int, rng: np.random.Generator) -> list[set[str]]:
+    """Patients dealt to folds, stratum after stratum: folds differ by one patient at most, and so do those of each stratum."""
+    parts: list[set[str]] = [set() for _ in range(folds)]
+    dealt = 0
+    for group in shuffled(strata, rng):
+        for patient in group:
+            parts[dealt % folds].add(patient)
+            dealt += 1
+    return parts
