@@ -22,6 +22,7 @@ COMMANDS = [
     "pack",
     "import-checkpoint",
     "splits",
+    "crossval",
     "demo",
     "inspect",
     "doctor",

@@ -87,6 +87,60 @@ def train(
 
 
 @app.command(rich_help_panel=MODELS)
+def crossval(
+    features: Annotated[Path, typer.Argument(help="Feature folder, as `wsimil train` takes it.")],
+    cohort: Annotated[Path, typer.Option("--cohort", help="CSV, as `wsimil train` takes it.", show_default=False)],
+    splits: Annotated[Path, typer.Option(help="File that `wsimil splits make` wrote.", show_default=False)],
+    out: Out,
+    configs: Annotated[
+        list[Path] | None,
+        typer.Option("--config", "-c", help="YAML config; repeat it to compare several.", show_default=False),
+    ] = None,
+    sets: Sets = None,
+    rounds: Annotated[
+        list[str] | None,
+        typer.Option("--round", help="A round. Repeatable.", show_default="all that have a test split"),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0",
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train all rounds of a study × seeds × configs, and sum up. A failed run is recorded; a rerun does what is missing."""
+    with exits():
+        from wsimil.config import load_config
+        from wsimil.errors import ConfigError
+        from wsimil.stages import crossval as stage
+        from wsimil.stages import text
+        from wsimil.stages.progress import reporter
+        from wsimil.stages.text_study import show_items, show_study
+        from wsimil.stages.train import TrainConfig
+
+        paths = configs or []
+        names = [path.stem for path in paths] or ["default"]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ConfigError(
+                f"two configs are named {twice[0]!r}; runs lie in folders of that name, so rename one file"
+            )
+        if not all(seed.strip().isdigit() for seed in seeds.split(",")):
+            raise ConfigError(f"--seeds {seeds!r}: wanted whole numbers with commas, such as 0,1,2")
+        loaded = [load_config(TrainConfig, path, overrides=sets or ()) for path in (*paths,) or (None,)]
+        items = stage.work_items(
+            dict(zip(names, loaded, strict=True)), features, cohort, out, splits=splits, rounds=rounds or (),
+            seeds=[int(seed) for seed in seeds.split(",")],
+        )  # fmt: skip
+        if dry_run:
+            show_items(items, as_json=as_json)
+            return
+        with reporter(text.stderr(), quiet=quiet) as watch:
+            summary = stage.crossval(items, out, workers=workers, reporter=watch)
+        show_study(summary, out, as_json=as_json)
+        raise typer.Exit(1 if summary.failures else 0)
+
+
+@app.command(rich_help_panel=MODELS)
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="What torch.save wrote of a state_dict, or a .safetensors file.")],
     source: Annotated[str, typer.Option("--from", help="Whose code: see the names above.", show_default=False)],

@@ -1,0 +1,173 @@
+"""A study is all its runs, each as `wsimil train` alone would make it; a bad one stops no other, a rerun does what is missing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from wsimil.cli import app
+from wsimil.config import load_config
+from wsimil.errors import ConfigError
+from wsimil.evaluation.metrics import auroc
+from wsimil.mil.saved import load_model
+from wsimil.stages.crossval import WorkItem, crossval, work_items
+from wsimil.stages.train import TrainConfig, train
+
+Study = Callable[..., tuple[Path, Path]]
+QUICK = {"fit.epochs": 3, "fit.lr": 3e-3, "device": "cpu"}
+
+
+def configured(**given: object) -> TrainConfig:
+    return load_config(TrainConfig, given={**QUICK, **given})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def study(feature_study: Study, tmp_path: Path) -> tuple[Path, Path, Path]:
+    features, cohort = feature_study()
+    splits = tmp_path / "splits.json"
+    command = ["splits", "make", str(cohort), "-o", str(splits), "--folds", "3"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    return features, cohort, splits
+
+
+def items_of(study: tuple[Path, Path, Path], out: Path, **given: object) -> list[WorkItem]:
+    features, cohort, splits = study
+    configs = given.pop("configs", {"abmil": configured()})
+    return work_items(configs, features, cohort, out, splits=splits, **given)  # type: ignore[arg-type]
+
+
+def test_runs_of_a_study_are_those_of_train_alone_to_the_bit(study: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    items = items_of(study, tmp_path / "study", seeds=(0, 1))
+    summary = crossval(items, tmp_path / "study", workers=2)
+    assert not summary.failures
+    assert len(summary.done) == 6
+    item = items[3]
+    torch.set_num_threads(1)
+    train(item.config, item.features, item.cohort, tmp_path / "alone")
+    ours, alone = (load_model(folder).model.state_dict() for folder in (item.out, tmp_path / "alone"))
+    assert all(torch.equal(ours[name], alone[name]) for name in alone)
+    tables = [pd.read_parquet(i.out / "predictions.parquet") for i in items]
+    tests = [table[table["split"] == "test"] for table in tables]
+    each = [auroc((t["label"] == "t").to_numpy(np.int64), t[["prob_n", "prob_t"]].to_numpy()) for t in tests]
+    spread = summary.configs["abmil"]["auroc"]
+    assert spread.runs == 6
+    assert spread.mean == pytest.approx(np.mean([value for value in each if value is not None]))
+    assert json.loads((tmp_path / "study" / "summary.json").read_text(encoding="utf-8"))["abmil"]["auroc"]["runs"] == 6
+    slides = pd.concat(tests)["slide_id"]
+    assert slides.value_counts().eq(2).all()
+    assert len(set(slides)) == 36
+    again = crossval(items, tmp_path / "study")
+    assert (len(again.before), len(again.done)) == (6, 0)
+    assert again.configs == summary.configs
+
+
+def test_a_run_that_fails_is_recorded_and_the_others_go_on(study: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    configs = {
+        "good": configured(),
+        "bad": configured(**{"fit.lr": 1e30, "fit.clip_norm": None, "fit.standardize": False}),
+    }
+    items = items_of(study, out, configs=configs, rounds=("0",))
+    summary = crossval(items, out)
+    assert summary.done == ("good/0/seed-0",)
+    assert "not finite" in summary.failures["bad/0/seed-0"]
+    assert "bad/0/seed-0" in (out / "failures.csv").read_text(encoding="utf-8")
+    assert set(summary.configs) == {"good"}
+
+
+def test_a_process_that_dies_fails_its_own_run_alone(
+    study: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, _, _ = study
+    out = tmp_path / "study"
+    items = items_of(study, out, rounds=("0", "1"))
+    site = tmp_path / "site"
+    site.mkdir()
+    deadly = items[1].out.relative_to(out).as_posix()
+    code = (
+        "import os, sys\n"
+        "def watch(event, arguments):\n"
+        f"    if event == 'open' and {deadly!r} in str(arguments[0]) and '/checkpoint/' in str(arguments[0]):\n"
+        "        os._exit(9)\n"
+        "sys.addaudithook(watch)\n"
+    )
+    (site / "sitecustomize.py").write_text(code, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", f"{site}:{Path(__file__).resolve().parents[2]}")
+    summary = crossval(items, out, workers=2)
+    assert summary.done == ("abmil/0/seed-0",)
+    assert "its process died" in summary.failures["abmil/1/seed-0"]
+    assert features.is_dir()
+
+
+def test_a_changed_cohort_or_config_makes_runs_anew_or_refuses(study: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    crossval(items_of(study, out, rounds=("0",)), out)
+    other = items_of(study, out, rounds=("0",), configs={"abmil": configured(**{"fit.lr": 1e-2})})
+    summary = crossval(other, out)
+    assert "holds a run of another recipe" in summary.failures["abmil/0/seed-0"]
+
+
+def test_what_cannot_train_is_refused_before_any_run(study: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    with pytest.raises(ConfigError, match=r"config odd: fit\.monitor"):
+        crossval(items_of(study, out, configs={"odd": configured(**{"fit.monitor": "mae"})}), out)
+    with pytest.raises(ConfigError, match="config own: holds a split section"):
+        items_of(study, out, configs={"own": configured(**{"split.folds": 3})})
+    assert not list(out.glob("*/*"))
+
+
+def test_nothing_lets_a_study_select_on_test() -> None:
+    fields = set(TrainConfig.model_json_schema()["$defs"]["FitConfig"]["properties"])
+    assert not [name for name in fields if "test" in name]
+
+
+def test_inner_rounds_are_no_test(study: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    features, cohort, _ = study
+    nested = tmp_path / "nested.json"
+    command = [
+        "splits",
+        "make",
+        str(cohort),
+        "-o",
+        str(nested),
+        "--kind",
+        "nested",
+        "--folds",
+        "2",
+        "--set",
+        "inner_folds=2",
+    ]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    items = work_items({"a": configured()}, features, cohort, tmp_path / "out", splits=nested)
+    assert [item.name for item in items] == ["a/0/seed-0", "a/1/seed-0"]
+
+
+def test_the_command_of_a_run_is_the_run(study: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    item = items_of(study, out, rounds=("2",))[0]
+    item.config_file.parent.mkdir(parents=True)
+    item.config_file.write_text(item.config.to_yaml(), encoding="utf-8")
+    command = [sys.executable, "-m", *item.command(), "-q"]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 0
+    assert (item.out / "predictions.csv").is_file()
+
+
+def test_the_command_line_shows_and_runs_a_study(study: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    features, cohort, splits = study
+    base = ["crossval", str(features), "--cohort", str(cohort), "--splits", str(splits), "-o", str(tmp_path / "study")]
+    quick = [part for key, value in QUICK.items() for part in ("--set", f"{key}={value}")]
+    shown = CliRunner().invoke(app, [*base, *quick, "--seeds", "0,1", "-n"])
+    assert "6 runs: 1 configs x 3 rounds x 2 seeds" in shown.stdout
+    ran = CliRunner().invoke(app, [*base, *quick, "--round", "0", "-q", "--json"])
+    assert ran.exit_code == 0
+    assert json.loads(ran.stdout)["done"] == ["default/0/seed-0"]
+    assert CliRunner().invoke(app, [*base, "--seeds", "a"]).exit_code == 2
