@@ -123,7 +123,8 @@ def test_a_task_goes_from_features_to_answers(case: Case, place: Path, tmp_path:
     found = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["all"][case.metric]["value"]
     assert found == pytest.approx(summary.metrics["test"][case.metric].value)
     rows = {row["slide_id"]: row for row in read_csv(out / "predictions.csv")}
-    assert list(rows["s4"])[2:-3] == list(case.answers)
+    assert list(rows["s4"])[2:-5] == list(case.answers)
+    assert list(rows["s4"])[-5:-3] == ["distance", "unusual"]
     assert {r["slide_id"]: r[case.answers[0]] for r in read_csv(run / "predictions.csv") if r["split"] == "test"} == {
         s: rows[s][case.answers[0]] for s in (f"s{i}" for i in range(4, SLIDES, 5))
     }

@@ -72,7 +72,7 @@ def test_a_run_leaves_everything_that_the_readme_names(place: Path) -> None:
     names = {entry.name for entry in (place / "run").iterdir()}
     assert names == {
         "config.yaml", "cohort.csv", "cohort.txt", "model.safetensors", "model.json", "metrics.jsonl", "metrics.json",
-        "tensorboard", "checkpoint", "predictions.csv", "predictions.parquet",
+        "tensorboard", "checkpoint", "predictions.csv", "predictions.parquet", "decision.json",
     }  # fmt: skip
     note = (place / "run/cohort.txt").read_text(encoding="utf-8")
     assert "1 labelled slides have no features and are left out: 'absent'" in note

@@ -30,7 +30,8 @@ NAMES = (
 class BinaryCases:
     """`targets` int64 [n] in {0, 1}, `probabilities` float64 [n] of class 1; decided for class 1 at `threshold` and above.
 
-    The threshold is given, never chosen here: it comes from the validation split (`threshold.Threshold`), or is 0.5.
+    The threshold is given, never chosen here: it comes from the validation split (`threshold.Threshold`), or is 0.5;
+    rows of several models have one each, [n].
 
     Metrics, each None where it is undefined:
 
@@ -43,13 +44,15 @@ class BinaryCases:
 
     targets: Ints
     probabilities: Floats
-    threshold: float
+    threshold: float | Floats
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", checked_targets(self.targets, 2))
         shape = (len(self.targets),)
         object.__setattr__(self, "probabilities", checked_probabilities("probabilities", self.probabilities, shape))
-        if not np.isfinite(self.threshold):
+        if np.shape(self.threshold) not in ((), (len(self.targets),)):
+            raise ValueError(f"one threshold for all rows, or one each, got {np.shape(self.threshold)}")
+        if not np.isfinite(self.threshold).all():
             raise ValueError(f"threshold must be finite, got {self.threshold}")
 
     def __len__(self) -> int:
@@ -78,7 +81,8 @@ class BinaryCases:
 
     def take(self, rows: Ints) -> Self:
         """The cases of these rows."""
-        return type(self)(targets=self.targets[rows], probabilities=self.probabilities[rows], threshold=self.threshold)
+        threshold = self.threshold if isinstance(self.threshold, float) else self.threshold[rows]
+        return type(self)(targets=self.targets[rows], probabilities=self.probabilities[rows], threshold=threshold)
 
     def values(self) -> dict[str, float | None]:
         """Every metric by its name."""

@@ -56,7 +56,7 @@ def predict_patient(trained: TrainedModel, patient_id: str, bags: Sequence[Featu
             Prediction(
                 slide_id=bag.slide_id,
                 task=task,
-                values=task.values(logits)[0],
+                values=trained.values(logits)[0],
                 logits=logits[0].copy(),
                 bias=bias + others,
                 score_names=attribution.names,

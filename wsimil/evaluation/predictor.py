@@ -36,7 +36,6 @@ def predict(trained: TrainedModel, bags: Iterable[FeatureBag], *, max_instances:
         yield from _predict(trained, waiting)
 
 
-@torch.no_grad()
 def answer_values(
     trained: TrainedModel,
     features: NDArray[np.float16] | NDArray[np.float32],
@@ -44,14 +43,27 @@ def answer_values(
     *,
     slide_id: str,
 ) -> NDArray[np.float64]:
-    """The task's answer [V] for one bag, of whose places `order_xy` [N, 2] the order alone is known; the bits of `predict`.
+    """The answer [V] for one bag, of whose places `order_xy` [N, 2] the order alone is known; the bits of `predict`.
 
     The caller has checked that the features are of the model's kind.
     """
+    logits = answer_logits(trained, features, order_xy, slide_id=slide_id)
+    return np.asarray(trained.values(logits[None])[0], np.float64)
+
+
+@torch.no_grad()
+def answer_logits(
+    trained: TrainedModel,
+    features: NDArray[np.float16] | NDArray[np.float32],
+    order_xy: NDArray[np.int64],
+    *,
+    slide_id: str,
+) -> NDArray[np.float64]:
+    """The logits [C] that `answer_values` rests on."""
     device = next(trained.model.parameters()).device
     packed = pack([features], xy0=[order_xy], slide_ids=[slide_id]).to(device)
     logits = attribute(trained.model, packed, outputs=trained.task.outputs).output.logits.double().cpu()
-    return np.asarray(trained.task.values(logits.numpy())[0], np.float64)
+    return np.asarray(logits.numpy()[0], np.float64)
 
 
 @torch.no_grad()
@@ -64,7 +76,7 @@ def _predict(trained: TrainedModel, bags: list[FeatureBag]) -> Iterator[Predicti
     attribution = attribute(trained.model, packed.to(device), outputs=task.outputs)
     logits = attribution.output.logits.double().cpu().numpy()
     bias = np.zeros(len(task.outputs)) if attribution.bias is None else attribution.bias.double().cpu().numpy()
-    for bag, scores, row, values in zip(bags, attribution.per_bag(), logits, task.values(logits), strict=True):
+    for bag, scores, row, values in zip(bags, attribution.per_bag(), logits, trained.values(logits), strict=True):
         yield Prediction(
             slide_id=bag.slide_id,
             task=task,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from wsimil.targets import Task
 class Row:
     """One slide, or one patient of `slides`: `values` [V] as the task answers, or None and a `status` that says why not.
 
-    `patient_id`, `label` and `split` are empty where they are not known.
+    `patient_id`, `label` and `split` are empty where they are not known. `beside` are further columns, numbers or text.
     """
 
     slide_id: str
@@ -32,16 +32,20 @@ class Row:
     split: str = ""
     status: str = "ok"
     slides: tuple[str, ...] = ()
+    beside: Mapping[str, str | float] = field(default_factory=dict)
 
 
 def write_table(folder: Path, rows: Sequence[Row], *, task: Task, bag: BagUnit = "slide") -> None:
     """Write predictions.csv (values that a spreadsheet would run as formulas get a leading quote) and predictions.parquet.
 
     Columns: slide_id, patient_id (where a bag is a patient: patient_id, slides), the task's answers (prob_<class> for each
-    class), predicted where the task decides for one of several, label, split, status. Raises OutputError.
+    class), what stands beside them, predicted where the task decides for one of several, label, split, status.
+    Raises OutputError.
     """
     numbers = [column.name for column in task.answers]
-    tail = ["predicted", "label", "split", "status"] if task.decides else ["label", "split", "status"]
+    kinds = {name: type(value) for row in rows for name, value in row.beside.items()}
+    further = [name for name in kinds if name not in numbers]
+    tail = [*(["predicted"] if task.decides else []), *further, "label", "split", "status"]
     ids = ["slide_id", "patient_id"] if bag == "slide" else ["patient_id", "slides"]
     header = [*ids, *numbers, *tail]
     text = io.StringIO()
@@ -56,17 +60,20 @@ def write_table(folder: Path, rows: Sequence[Row], *, task: Task, bag: BagUnit =
     for index, name in enumerate(numbers):
         columns[name] = [None if row.values is None else float(row.values[index]) for row in rows]
     for name in tail:
-        columns[name] = [_text(row, name, task) for row in rows]
-    types = {name: pa.float64() if name in numbers else pa.string() for name in columns}
+        columns[name] = [row.beside.get(name) if name in kinds else _text(row, name, task) for row in rows]
+    types = {name: pa.float64() if name in numbers or kinds.get(name) is float else pa.string() for name in columns}
     arrow = pa.table({name: pa.array(values, type=types[name]) for name, values in columns.items()})
     with atomic_path(folder / "predictions.parquet") as temporary:
         pq.write_table(arrow, temporary)
 
 
 def _text(row: Row, name: str, task: Task) -> str:
+    if name in row.beside:
+        value = row.beside[name]
+        return value if isinstance(value, str) else f"{value:.9g}"
     if name == "predicted":
         return "" if row.values is None else task.decided(row.values)
-    return ";".join(row.slides) if name == "slides" else str(getattr(row, name))
+    return ";".join(row.slides) if name == "slides" else str(getattr(row, name, ""))
 
 
 def _inert(text: str) -> str:

@@ -29,7 +29,8 @@ _WATCHED = {
 def cases_of(task: Task, targets: Targets, values: NDArray[np.float64]) -> Cases:
     """Answers `values` [n, V] beside `targets` as the task encodes them.
 
-    Two classes, and each of several labels, are decided at 0.5. Survival weighs by how long these slides' patients were followed.
+    Two classes are decided at the task's threshold, 0.5 without one, and each of several labels at 0.5.
+    Survival weighs by how long these slides' patients were followed.
     """
     if isinstance(task, Classification | Ordinal | MultiLabel):
         classes = np.asarray(targets, np.int64)
@@ -39,7 +40,11 @@ def cases_of(task: Task, targets: Targets, values: NDArray[np.float64]) -> Cases
         if isinstance(task, Ordinal):
             return OrdinalCases(targets=classes, probabilities=values)
         if len(task.classes) == 2:
-            return BinaryCases(targets=classes, probabilities=values[:, 1], threshold=_HALF)
+            return BinaryCases(
+                targets=classes,
+                probabilities=values[:, 1],
+                threshold=_HALF if task.threshold is None else task.threshold,
+            )
         return MulticlassCases(targets=classes, probabilities=values)
     numbers = np.asarray(targets, np.float64)
     if isinstance(task, Regression):

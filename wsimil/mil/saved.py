@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 
 import wsimil
 from wsimil.errors import ConfigError, ModelError
@@ -47,6 +49,11 @@ class TrainedModel:
     training: Mapping[str, Json]
     digest: str
     bag: BagUnit = "slide"
+    calibrated: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None
+
+    def values(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The task's answers [n, V] for logits [n, C], calibrated where `calibrated` says how."""
+        return self.task.values(logits) if self.calibrated is None else self.calibrated(logits)
 
     @property
     def facts(self) -> dict[str, Json]:

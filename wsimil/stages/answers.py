@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from wsimil.bags import FeatureBag
 from wsimil.cohort import Cohort
 from wsimil.evaluation.bootstrap import Estimate, estimates
+from wsimil.evaluation.decision import Decision, mean_feature
 from wsimil.evaluation.prediction import Prediction
 from wsimil.evaluation.predictor import answer_values, predict
 from wsimil.evaluation.table import Row, write_table
@@ -29,34 +30,59 @@ NO_TILES = "no tissue tile"
 class Answer:
     """What is said of one slide: `values` [V] as the task answers, or None and a `status` that says why.
 
-    Where a bag is a patient, `slide_id` is the patient's, and `slides` are those that the answer is of.
+    Where a bag is a patient, `slide_id` is the patient's, and `slides` are those that the answer is of. `beside` is what
+    the model's decision says further.
     """
 
     slide_id: str
     values: NDArray[np.float64] | None
     status: str = "ok"
     slides: tuple[str, ...] = ()
+    beside: Mapping[str, str | float] = field(default_factory=dict)
 
 
-def answer_from(trained: TrainedModel, store: FeatureStore, slide_id: str) -> Answer:
+def answer_from(
+    trained: TrainedModel, store: FeatureStore, slide_id: str, *, decision: Decision | None = None
+) -> Answer:
     """The answer for one slide of a store; an empty one has none. Needs no more than features and the order of their places.
 
     Raises ModelError where the features do not fit the model, StoreError.
     """
     if not isinstance(store, InstanceStore):
-        prediction = predict_one(trained, store.read(slide_id))
-        values = None if prediction is None else prediction.values
+        bag = store.read(slide_id)
+        prediction = predict_one(trained, bag)
+        values, features = (None if prediction is None else prediction.values), bag.features
     else:
         found = store.read_instances(slide_id)
+        features = found.features
         if len(found.features):
             trained.check_features(store.header(slide_id).provenance, f"slide {slide_id!r}")
             values = answer_values(trained, found.features, found.order_xy, slide_id=slide_id)
         else:
             values = None
-    return Answer(slide_id=slide_id, values=values, status="ok" if values is not None else NO_TILES)
+    if values is None:
+        return Answer(slide_id=slide_id, values=None, status=NO_TILES)
+    return Answer(slide_id=slide_id, values=values, beside=beside_of(decision, trained, values, features))
 
 
-def answer_of_patient(trained: TrainedModel, bags: PatientBags, patient_id: str) -> Answer:
+def beside_of(
+    decision: Decision | None,
+    trained: TrainedModel,
+    values: NDArray[np.float64],
+    *features: NDArray[np.float16] | NDArray[np.float32],
+) -> dict[str, str | float]:
+    """What a decision says beside the answer for a bag that is made of `features` [n, D] each."""
+    if decision is None or not any(len(part) for part in features):
+        return {}
+    filled = [part for part in features if len(part)]
+    means = np.stack([mean_feature(part) for part in filled])
+    mean = np.average(means, axis=0, weights=[len(part) for part in filled])
+    return decision.beside(values, mean, trained.task)
+
+
+def answer_of_patient(
+    trained: TrainedModel, bags: PatientBags, patient_id: str, *, decision: Decision | None = None
+) -> Answer:
     """The answer for all slides of a patient; there is none where none of them has a tile.
 
     Raises ModelError where features do not fit the model, StoreError.
@@ -70,7 +96,8 @@ def answer_of_patient(trained: TrainedModel, bags: PatientBags, patient_id: str)
         trained.check_features(headers[slide_id].provenance, f"slide {slide_id!r}")
     found = replace(bags, members={patient_id: filled}).load(patient_id)
     values = answer_values(trained, found.features, found.xy0, slide_id=patient_id)
-    return Answer(slide_id=patient_id, values=values, slides=slides)
+    beside = beside_of(decision, trained, values, found.features)
+    return Answer(slide_id=patient_id, values=values, slides=slides, beside=beside)
 
 
 def predict_one(trained: TrainedModel, bag: FeatureBag) -> Prediction | None:
@@ -119,6 +146,7 @@ def write_answers(
                 split=(splits or {}).get(one.slide_id, (slide.split or "") if slide else ""),
                 status=one.status,
                 slides=one.slides,
+                beside=one.beside,
             )
         )
     write_table(folder, rows, task=task, bag=bag)

@@ -16,11 +16,12 @@ from wsimil.config import parse_config
 from wsimil.errors import ConfigError, OutputError, StoreError, WsimilError
 from wsimil.evaluation.attribution import attribute
 from wsimil.evaluation.bootstrap import Estimate
+from wsimil.evaluation.decision import load_decided
 from wsimil.extraction.config import ExtractConfig, config_from_provenance
 from wsimil.extraction.sources import list_sources
 from wsimil.files import check_writable, write_text
 from wsimil.mil.batch import pack
-from wsimil.mil.saved import FACTS, TrainedModel, load_model
+from wsimil.mil.saved import FACTS, TrainedModel
 from wsimil.stages.answers import (
     Answer,
     estimate_splits,
@@ -74,7 +75,7 @@ def predict(
     reporter = reporter or Quiet()
     _refuse_foreign_folder(source, out)
     device = resolve_device(options.device)
-    trained = load_model(run, device=device)
+    trained, decision = load_decided(run, device=device)
     owners = _owners(cohort_csv, trained)
     cohort = _labels(cohort_csv, trained)
     check_writable(out)
@@ -84,7 +85,7 @@ def predict(
     _refuse_wrong_folder(trained, store, ids)
     _remove_earlier_results(out)
     units, unknown = _units(ids, owners, failures)
-    desk = Desk(trained=trained, store=store, features=features, out=out, options=options)
+    desk = Desk(trained=trained, store=store, features=features, out=out, options=options, decision=decision)
     answers: list[Answer] = []
     reporter.begin("slides" if owners is None else "patients", len(units))
     for unit, slide_ids in units.items():
@@ -264,7 +265,7 @@ def _conclude(
         metrics=metrics,
         seen=seen,
         task=trained.task,
-        notes=_notes(trained),
+        notes=(*_notes(trained), *_unusual(answers)),
     )
 
 
@@ -275,6 +276,16 @@ def _notes(trained: TrainedModel) -> tuple[str, ...]:
     return (
         "the model was imported without saying on which features it was trained: that these have as many"
         f" ({trained.model.in_dim}) is all that was checked; answers are void unless encoder, tile size and mpp are the same",
+    )
+
+
+def _unusual(answers: Sequence[Answer]) -> tuple[str, ...]:
+    names = [answer.slide_id for answer in answers if answer.beside.get("unusual") == "yes"]
+    if not names:
+        return ()
+    return (
+        f"{len(names)} of {len(answers)} lie far from what the model learned from (column unusual), and its answers for them"
+        f" rest on nothing it has seen: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}",
     )
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from wsimil.bags import FeatureBag
 from wsimil.errors import StoreError
+from wsimil.evaluation.decision import Decision
 from wsimil.evaluation.patient import predict_patient
 from wsimil.evaluation.prediction import Prediction
 from wsimil.export.geojson import Origin, write_geojson
@@ -18,7 +19,7 @@ from wsimil.export.heatmap import raw_heatmap
 from wsimil.export.png import write_png
 from wsimil.export.scores import score_table, write_scores
 from wsimil.mil.saved import TrainedModel
-from wsimil.stages.answers import NO_TILES, Answer, answer_from, answer_of_patient, predict_one
+from wsimil.stages.answers import NO_TILES, Answer, answer_from, answer_of_patient, beside_of, predict_one
 from wsimil.stages.cohort_features import PatientBags, StoredBags
 from wsimil.store import FeatureStore
 from wsimil.store.base import InstanceStore
@@ -59,11 +60,12 @@ class Desk:
     features: Path
     out: Path
     options: PredictOptions
+    decision: Decision | None = None
 
     def slide(self, slide_id: str) -> Said:
         """One slide. Raises WsimilError."""
         if not self.options.heatmaps and isinstance(self.store, InstanceStore):
-            answer = answer_from(self.trained, self.store, slide_id)
+            answer = answer_from(self.trained, self.store, slide_id, decision=self.decision)
             return Said(answer=answer, line=f"{slide_id}: {answer.status}, without scores of tiles")
         bag = self.store.read(slide_id)
         _refuse_unknown_bounds(bag, self.options)
@@ -72,14 +74,15 @@ class Desk:
             answer = Answer(slide_id=slide_id, values=None, status=NO_TILES)
             return Said(answer=answer, line=f"{slide_id}: {NO_TILES}, no answer")
         _export(prediction, self.features, self.out, self.options)
-        answer = Answer(slide_id=slide_id, values=prediction.values)
+        beside = beside_of(self.decision, self.trained, prediction.values, bag.features)
+        answer = Answer(slide_id=slide_id, values=prediction.values, beside=beside)
         return Said(answer=answer, line=self._line(slide_id, prediction, len(bag)))
 
     def patient(self, patient_id: str, slide_ids: tuple[str, ...]) -> Said:
         """One patient of these slides. Raises WsimilError."""
         if not self.options.heatmaps and isinstance(self.store, InstanceStore):
             bags = PatientBags(bags=StoredBags(store=self.store), members={patient_id: slide_ids})
-            answer = answer_of_patient(self.trained, bags, patient_id)
+            answer = answer_of_patient(self.trained, bags, patient_id, decision=self.decision)
             return Said(answer=answer, line=f"{patient_id}: {answer.status}, without scores of tiles")
         slides = [self.store.read(slide_id) for slide_id in slide_ids]
         for bag in slides:
@@ -92,7 +95,9 @@ class Desk:
             return Said(answer=answer, line=f"{patient_id}: {NO_TILES}, no answer")
         tiles = sum(len(bag) for bag in slides)
         line = self._line(patient_id, predictions[0], tiles) + f" of {len(slides)} slides"
-        return Said(answer=Answer(slide_id=patient_id, values=predictions[0].values, slides=slide_ids), line=line)
+        values = predictions[0].values
+        beside = beside_of(self.decision, self.trained, values, *(bag.features for bag in slides))
+        return Said(answer=Answer(slide_id=patient_id, values=values, slides=slide_ids, beside=beside), line=line)
 
     def _line(self, unit: str, prediction: Prediction, tiles: int) -> str:
         share = self.trained.task.confidence(prediction.values)

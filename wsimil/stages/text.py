@@ -160,12 +160,21 @@ def show_training(summary: TrainSummary, out: Path, *, as_json: bool) -> None:
                 "stopped_early": fit.stopped_early,
                 "findings": [str(finding) for finding in summary.cohort.findings],
                 "metrics": _metrics_json(summary.metrics),
+                "decision": summary.decision.to_json(),
             }
         )
         return
     _show_cohort(summary.cohort)
     ended = ", stopped early" if fit.stopped_early else ""
     say(f"{len(fit.history)} epochs{ended}; the weights of epoch {fit.kept_epoch} were kept -> {out}")
+    threshold = summary.decision.threshold
+    if threshold is not None:
+        say(
+            f"decided at {threshold.value:.3f} ({threshold.rule} on the validation split:"
+            f" sensitivity {threshold.sensitivity:.2f}, specificity {threshold.specificity:.2f} there)"
+        )
+    for note in summary.decision.notes:
+        say(f"note: {note}")
     _show_metrics(summary.metrics)
 
 

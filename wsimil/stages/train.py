@@ -5,18 +5,31 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from pydantic import Field, JsonValue, field_validator
 
 from wsimil.cohort import Cohort, read_cohort
 from wsimil.config import FrozenConfig
 from wsimil.errors import ConfigError
 from wsimil.evaluation.bootstrap import Estimate
+from wsimil.evaluation.decision import (
+    DECISION,
+    REFERENCE,
+    Decision,
+    DecisionConfig,
+    ValidationAnswers,
+    fit_decision,
+    load_decided,
+    mean_feature,
+    save_decision,
+)
+from wsimil.evaluation.predictor import answer_logits
 from wsimil.files import check_writable, write_text
 from wsimil.mil import registry
-from wsimil.mil.saved import FACTS, BagUnit, load_model
+from wsimil.mil.saved import FACTS, BagUnit, TrainedModel, load_model
 from wsimil.splits import read_plan
 from wsimil.stages.answers import answer_from, answer_of_patient, estimate_splits, write_answers
 from wsimil.stages.cohort_features import MatchedFeatures, PatientBags, StoredBags, match
@@ -28,6 +41,7 @@ from wsimil.store import FeatureStore
 from wsimil.targets.config import TaskConfig
 from wsimil.training import EpochRecord, FitConfig, FitResult, fit
 from wsimil.training.fit import fitted_task
+from wsimil.training.loading import BagSource
 from wsimil.training.objective import resolved as resolve_fit
 
 _OURS = (
@@ -38,6 +52,8 @@ _OURS = (
     "metrics.json",
     "predictions.csv",
     "predictions.parquet",
+    DECISION,
+    REFERENCE,
 )
 
 
@@ -77,7 +93,8 @@ class TrainConfig(FrozenConfig):
 
     `task`: what is to be learned, and from which columns of the cohort. `bag`: "slide", or "patient", all slides of a patient
     one after another in the order of their ids, so that answers are of patients; their labels must agree. `method`: its name,
-    and hyperparameters of its own (`wsimil list methods`). `device`: "auto" takes CUDA where there is one.
+    and hyperparameters of its own (`wsimil list methods`). `decision`: what is fitted on the validation split
+    afterwards. `device`: "auto" takes CUDA where there is one.
     """
 
     task: TaskConfig = TaskConfig()
@@ -85,16 +102,19 @@ class TrainConfig(FrozenConfig):
     method: dict[str, JsonValue] = Field(default_factory=_default_method)
     fit: FitConfig = FitConfig()
     split: SplitConfig = SplitConfig()
+    decision: DecisionConfig = DecisionConfig()
     device: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSummary:
-    """How a run ended: the fit, the cohort with its splits, and metrics with intervals for each split that was held out."""
+    """How a run ended: the fit, the cohort with its splits, and metrics with intervals for each split that was held out,
+    and what was fitted on the validation split."""
 
     fit: FitResult
     cohort: Cohort
     metrics: Mapping[str, Mapping[str, Estimate]]
+    decision: Decision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,19 +171,39 @@ def train(
     write_text(out / "config.yaml", whole.to_yaml())
     write_text(out / "cohort.csv", cohort.to_csv())
     write_text(out / "cohort.txt", "\n".join([*cohort_lines(cohort), ""]))
-    trained = load_model(out, device=device)
+    source = patients if config.bag == "patient" else bags
+    save_decision(out, _decide(config.decision, load_model(out, device=device), source, units))
+    trained, decision = load_decided(out, device=device)
+    units = replace(units, task=trained.task)
     held_out = [unit.slide_id for unit in units.slides if unit.split in ("val", "test")]
     if config.bag == "patient":
-        answers = [answer_of_patient(trained, patients, patient_id) for patient_id in held_out]
+        answers = [answer_of_patient(trained, patients, patient_id, decision=decision) for patient_id in held_out]
     else:
-        answers = [answer_from(trained, store, slide_id) for slide_id in held_out]
+        answers = [answer_from(trained, store, slide_id, decision=decision) for slide_id in held_out]
     metrics = estimate_splits(answers, units)
     write_answers(out, answers, cohort=units, task=trained.task, bag=config.bag)
     write_text(
         out / "metrics.json",
         json.dumps({s: {n: asdict(e) for n, e in m.items()} for s, m in metrics.items()}, indent=2) + "\n",
     )
-    return TrainSummary(fit=result, cohort=cohort, metrics=metrics)
+    return TrainSummary(fit=result, cohort=cohort, metrics=metrics, decision=decision)
+
+
+def _decide(config: DecisionConfig, trained: TrainedModel, source: BagSource, units: Cohort) -> Decision:
+    """What the validation split says of the model's answers, and the training split of its features."""
+    val, learned = units.of("val"), units.of("train")
+    logits = []
+    for unit in val:
+        bag = source.load(unit.slide_id)
+        logits.append(answer_logits(trained, bag.features, bag.xy0, slide_id=unit.slide_id))
+    answers = ValidationAnswers(
+        logits=np.stack(logits), targets=np.asarray(units.targets(val)), patients=tuple(u.patient_id for u in val)
+    )
+    means = None
+    if config.ood != "none":
+        means = np.stack([mean_feature(source.load(unit.slide_id).features) for unit in learned])
+    owners = [unit.patient_id for unit in learned]
+    return fit_decision(config, trained, answers, training_means=means, training_patients=owners)
 
 
 def plan(config: TrainConfig, features: Path, cohort_csv: Path) -> TrainPlan:

@@ -14,14 +14,20 @@ from wsimil.targets.base import MISSING, AnswerColumn, Task, TaskKind, rarest, s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classification(Task):
-    """One of two or more classes, by a softmax over as many logits; targets int64 [n]. `classes` are known once `named`."""
+    """One of two or more classes, by a softmax over as many logits; targets int64 [n]. `classes` are known once `named`.
+
+    `threshold`: two classes are decided for the second where its probability is that or more; None decides for the higher one.
+    """
 
     kind: ClassVar[TaskKind] = "classification"
     classes: tuple[str, ...] = ()
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         self._one_column()
         unique(self.classes, "classes")
+        if self.threshold is not None and len(self.classes) != 2:
+            raise ValueError(f"a decision threshold is for two classes, got {list(self.classes)}")
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -88,16 +94,19 @@ class Classification(Task):
         return np.asarray(odds / odds.sum(axis=1, keepdims=True), np.float64)
 
     def decided(self, values: NDArray[np.float64]) -> str:
-        """The class with the highest probability, the first one of equals."""
-        return self.classes[int(np.argmax(values))]
+        """The class by the threshold, or with the highest probability, the first one of equals."""
+        return self.classes[self._chosen(values)]
 
     def confidence(self, values: NDArray[np.float64]) -> float:
-        """The highest probability."""
-        return float(values.max())
+        """The probability of the decided class."""
+        return float(values[self._chosen(values)])
 
     def main_output(self, values: NDArray[np.float64]) -> str:
         """The decided class."""
         return self.decided(values)
+
+    def _chosen(self, values: NDArray[np.float64]) -> int:
+        return int(np.argmax(values)) if self.threshold is None else int(values[1] >= self.threshold)
 
     def _strata(self, patients: Sequence[Sequence[str]]) -> list[str]:
         return rarest(patients)

@@ -1,0 +1,168 @@
+"""What is fitted on the validation split goes with the model, and only what can be fitted soundly is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsimil.errors import ConfigError, ModelError
+from wsimil.evaluation.binary import BinaryCases
+from wsimil.evaluation.calibration import fit_temperature
+from wsimil.evaluation.decision import (
+    Decision,
+    DecisionConfig,
+    ValidationAnswers,
+    fit_decision,
+    load_decision,
+    mean_feature,
+    save_decision,
+)
+from wsimil.mil import registry
+from wsimil.mil.saved import TrainedModel
+from wsimil.targets import Classification, Regression, Task
+
+DIM = 5
+
+
+def trained(task: Task | None = None) -> TrainedModel:
+    task = task or Classification(classes=("n", "t"))
+    model = registry.build("pooling", {}, in_dim=DIM, num_classes=2)
+    return TrainedModel(model=model, method="pooling", task=task, features=None, training={}, digest="d" * 64)
+
+
+def answers(count: int = 60, *, classes: int = 2, seed: int = 0) -> ValidationAnswers:
+    rng = np.random.default_rng(seed)
+    targets = np.arange(count) % classes
+    logits = 4 * np.eye(classes)[targets] + rng.normal(0, 4, (count, classes))
+    return ValidationAnswers(logits=logits, targets=targets, patients=tuple(f"p{i}" for i in range(count)))
+
+
+def means(count: int = 40, *, seed: int = 1) -> tuple[np.ndarray, list[str]]:
+    return np.random.default_rng(seed).normal(size=(count, DIM)), [f"q{i}" for i in range(count)]
+
+
+def fitted(val: ValidationAnswers | None = None, task: Task | None = None, **given: object) -> Decision:
+    rows, owners = means()
+    config = DecisionConfig.model_validate(given)
+    return fit_decision(config, trained(task), val or answers(), training_means=rows, training_patients=owners)
+
+
+def test_probabilities_are_those_of_the_fitted_temperature_and_decided_at_the_fitted_threshold() -> None:
+    val = answers()
+    decision = fitted(val)
+    model = decision.applied(trained())
+    expected = fit_temperature(val.logits, val.targets, fitted_on="val").apply(val.logits)
+    np.testing.assert_allclose(model.values(val.logits), expected, rtol=1e-12)
+    assert decision.threshold is not None
+    cases = BinaryCases(targets=val.targets, probabilities=expected[:, 1], threshold=decision.threshold.value)
+    found = cases.values()
+    assert found["sensitivity"] == pytest.approx(decision.threshold.sensitivity)
+    assert found["specificity"] == pytest.approx(decision.threshold.specificity)
+    words = [model.task.decided(row) for row in expected]
+    assert words == ["nt"[one] for one in cases.decided]
+
+
+def test_the_same_decision_comes_back_from_disk(tmp_path: Path) -> None:
+    for given in (
+        {},
+        {"calibration": "isotonic", "conformal": "aps"},
+        {"ood": "knn"},
+        {"ood": "none", "threshold": "none"},
+    ):
+        decision = fitted(**given)
+        save_decision(tmp_path, decision)
+        again = load_decision(tmp_path)
+        assert again is not None
+        assert again.to_json() == decision.to_json()
+        rows, _ = means(9, seed=5)
+        shares = decision.applied(trained()).values(answers(9).logits)
+        for row, share in zip(rows, shares, strict=True):
+            task = trained().task
+            assert again.beside(share, row, task) == decision.beside(share, row, task)
+
+
+def test_a_decision_of_other_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="belongs to other weights"):
+        fitted().applied(replace(trained(), digest="e" * 64))
+    save_decision(tmp_path, fitted())
+    other = replace(fitted(), model="e" * 64)
+    (tmp_path / "decision.json").rename(tmp_path / "kept.json")
+    save_decision(tmp_path, other)
+    (tmp_path / "kept.json").replace(tmp_path / "decision.json")
+    with pytest.raises(ModelError, match=r"ood\.safetensors belongs to other weights"):
+        load_decision(tmp_path)
+
+
+def test_half_a_decision_is_refused(tmp_path: Path) -> None:
+    save_decision(tmp_path, fitted())
+    (tmp_path / "ood.safetensors").unlink()
+    with pytest.raises(ModelError, match="copy the whole run folder"):
+        load_decision(tmp_path)
+    (tmp_path / "decision.json").write_text('{"format_version": 1}', encoding="utf-8")
+    with pytest.raises(ModelError, match="cannot be read"):
+        load_decision(tmp_path)
+    (tmp_path / "decision.json").unlink()
+    assert load_decision(tmp_path) is None
+
+
+def test_few_patients_of_a_class_leave_probabilities_as_they_are_and_say_so() -> None:
+    many = answers(60)
+    few = replace(many, patients=tuple(f"p{i % 16}" for i in range(60)))
+    decision = fitted(few)
+    assert decision.calibration is None
+    assert decision.threshold is None
+    assert "8 patients of 'n', 10 are wanted" in decision.notes[0]
+    assert fitted(few, fewest=8).threshold is not None
+
+
+def test_a_perfect_validation_split_fits_no_temperature_and_says_so() -> None:
+    val = answers()
+    decision = fitted(replace(val, logits=9.0 * np.eye(2)[val.targets]))
+    assert decision.calibration is None
+    assert decision.threshold is not None
+    assert "not calibrated" in decision.notes[0]
+
+
+def test_sets_hold_the_true_class_as_often_as_stated() -> None:
+    decision = fitted(answers(400), conformal="lac", coverage=0.9)
+    fresh = answers(2000, seed=9)
+    model = decision.applied(trained())
+    said = [decision.beside(v, np.zeros(DIM), model.task)["plausible"] for v in model.values(fresh.logits)]
+    held = np.mean(["nt"[t] in str(names).split(";") for t, names in zip(fresh.targets, said, strict=True)])
+    assert abs(held - 0.9) < 0.035
+
+
+def test_slides_far_from_training_are_flagged_and_others_seldom() -> None:
+    decision = fitted()
+    near, _ = means(400, seed=7)
+    flags = [decision.beside(np.array([0.5, 0.5]), row, trained().task)["unusual"] for row in near]
+    assert np.mean([flag == "yes" for flag in flags]) < 0.15
+    assert decision.beside(np.array([0.5, 0.5]), np.full(DIM, 9.0), trained().task)["unusual"] == "yes"
+
+
+def test_what_means_nothing_is_refused_and_defaults_are_not() -> None:
+    task = Regression(columns=("age",)).fitted(["3", "4"])
+    numbers = replace(answers(), targets=np.zeros((60, 1)))
+    assert fitted(numbers, task).ood is not None
+    with pytest.raises(ConfigError, match=r"decision\.calibration: is for classes, the task is regression"):
+        fitted(numbers, task, calibration="temperature")
+    three = Classification(classes=("a", "b", "c"))
+    assert fitted(answers(90, classes=3), three).threshold is None
+    with pytest.raises(ConfigError, match=r"decision\.threshold: is for two classes, the task has 3"):
+        fitted(answers(90, classes=3), three, threshold="youden")
+    with pytest.raises(ConfigError, match="training slides"):
+        fit_decision(
+            DecisionConfig(ood="mahalanobis"),
+            trained(),
+            answers(),
+            training_means=np.zeros((4, DIM)),
+            training_patients="abcd",
+        )
+
+
+def test_the_mean_feature_is_the_mean(tmp_path: Path) -> None:
+    features = np.random.default_rng(0).normal(size=(1000, DIM)).astype(np.float16)
+    np.testing.assert_allclose(mean_feature(features), features.astype(np.float64).mean(axis=0), rtol=1e-12)

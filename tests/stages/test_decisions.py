@@ -1,0 +1,55 @@
+"""What training froze on the validation split is what prediction decides by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from wsimil.config import load_config
+from wsimil.stages.predict import PredictOptions, predict
+from wsimil.stages.train import TrainConfig, train
+from wsimil.store import open_store
+from wsimil.testing.store_laws import make_bag
+
+Study = Callable[..., tuple[Path, Path]]
+
+
+def test_prediction_decides_as_training_froze_it(feature_study: Study, tmp_path: Path) -> None:
+    features, cohort = feature_study(slides=120, gap=0.7)
+    given = {
+        "device": "cpu", "fit.epochs": 8, "split.val_fraction": 0.35, "fit.label_smoothing": 0.0, "decision.conformal": "lac",
+        "decision.threshold": "sensitivity", "decision.at_least": 0.95,
+    }  # fmt: skip
+    summary = train(load_config(TrainConfig, given=given), features, cohort, tmp_path / "run")  # type: ignore[arg-type]
+    threshold = summary.decision.threshold
+    assert threshold is not None
+    assert summary.decision.calibration is not None
+    assert abs(threshold.value - 0.5) > 0.02
+    ours = pd.read_parquet(tmp_path / "run" / "predictions.parquet").set_index("slide_id")
+    val = ours[ours["split"] == "val"]
+    positive = val[val["label"] == "t"]
+    assert (positive["predicted"] == "t").mean() == pytest.approx(threshold.sensitivity)
+    assert threshold.sensitivity >= 0.95
+    assert ((ours["prob_t"] >= threshold.value) == (ours["predicted"] == "t")).all()
+    written = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    assert written["val"]["sensitivity"]["value"] == pytest.approx(threshold.sensitivity)
+
+    odd = make_bag("odd", n=12, dim=6, dtype="float32", seed=999)
+    store = open_store(features, mode="w")
+    store.write(
+        replace(odd, features=np.array(odd.features) + 30, provenance=replace(odd.provenance, slide_digest="f" * 64))
+    )
+    options = PredictOptions(device="cpu", heatmaps=False)
+    answered = predict(tmp_path / "run", features, tmp_path / "out", options=options, cohort_csv=cohort)
+    theirs = pd.read_parquet(tmp_path / "out" / "predictions.parquet").set_index("slide_id")
+    columns = ["prob_n", "prob_t", "predicted", "plausible", "distance", "unusual"]
+    pd.testing.assert_frame_equal(theirs.loc[ours.index, columns], ours[columns])
+    assert theirs.loc["odd", "unusual"] == "yes"
+    assert any("odd" in note and "far from what the model learned from" in note for note in answered.notes)
+    assert (theirs["unusual"] == "yes").mean() < 0.25
