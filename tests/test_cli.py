@@ -18,6 +18,8 @@ COMMANDS = [
     "extract",
     "train",
     "predict",
+    "evaluate",
+    "compare",
     "convert",
     "pack",
     "import-checkpoint",

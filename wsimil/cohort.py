@@ -350,6 +350,23 @@ def has_columns(path: Path, task: Task) -> bool:
     return set(task.columns) <= set(_read_rows(path)[1])
 
 
+def read_columns(path: Path, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Slide -> its cells of any columns of a cohort file, without spaces around them. Raises CohortError for one that is not
+    there."""
+    rows, columns = _read_rows(path)
+    for name in ("slide_id", *names):
+        if name not in columns:
+            close = get_close_matches(name, columns, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise CohortError(f"{path}: column {name!r} is missing; it has {', '.join(map(repr, columns))}{hint}")
+    return {(row["slide_id"] or "").strip(): tuple((row[name] or "").strip() for name in names) for row in rows}
+
+
+def column_names(path: Path) -> tuple[str, ...]:
+    """The columns of a cohort file, in order. Raises CohortError."""
+    return tuple(_read_rows(path)[1])
+
+
 def _read_rows(path: Path) -> tuple[list[dict[str, str | None]], list[str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")

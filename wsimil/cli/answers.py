@@ -9,6 +9,15 @@ import typer
 
 from wsimil.cli.app import ANSWERS, AsJson, MppOverride, Out, Quiet, Weights, app, exits
 
+Cohort = Annotated[Path, typer.Option("--cohort", help="CSV with labels; also site, scanner, ...", show_default=False)]
+FeatureFolder = Annotated[
+    Path | None,
+    typer.Option(help="Folder that was predicted: thumbnails, and why slides are missing.", show_default=False),
+]
+Split = Annotated[str | None, typer.Option(help="Count this split alone.", show_default="all that was held out")]
+Replicates = Annotated[int, typer.Option(min=100, help="Bootstrap replicates.")]
+Seed = Annotated[int, typer.Option(min=0, help="Decides the draws.")]
+
 
 @app.command(rich_help_panel=ANSWERS)
 def predict(
@@ -57,3 +66,63 @@ def predict(
             summary = stage.predict(run, source, out, options=options, cohort_csv=cohort, reporter=watch)
         text.show_prediction(summary, out, as_json=as_json)
         raise typer.Exit(1 if summary.failures else 0)
+
+
+@app.command(rich_help_panel=ANSWERS)
+def evaluate(
+    predictions: Annotated[
+        list[Path],
+        typer.Argument(help="Folder that `wsimil predict` or `train` wrote; several are folds or seeds of one study."),
+    ],
+    cohort: Cohort,
+    out: Out,
+    features: FeatureFolder = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Run that answered, where predictions do not say.", show_default=False)
+    ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(help="Columns of the cohort, with commas.", show_default="site,scanner,stain_batch,sex,age"),
+    ] = None,
+    split: Split = None,
+    replicates: Replicates = 2000,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Judge answers: metrics with intervals, by group, one HTML report, a model card. What a model learned from never counts."""
+    with exits():
+        from wsimil.stages import evaluate as stage
+        from wsimil.stages import text_evaluation
+
+        options = stage.EvaluateOptions(
+            model=model, features=features, groups=_columns(groups), split=split, replicates=replicates, seed=seed
+        )
+        summary = stage.evaluate(predictions, cohort, out, options=options)
+        text_evaluation.show_evaluation(summary, out, as_json=as_json)
+
+
+@app.command(rich_help_panel=ANSWERS)
+def compare(
+    first: Annotated[Path, typer.Argument(help="Folder that `wsimil predict` or `train` wrote.")],
+    second: Annotated[Path, typer.Argument(help="Another one; differences are first less second.")],
+    cohort: Cohort,
+    out: Out,
+    features: FeatureFolder = None,
+    split: Split = None,
+    replicates: Replicates = 2000,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models on the slides that both answered and neither saw: paired bootstrap, and DeLong for AUROC."""
+    with exits():
+        from wsimil.stages import compare as stage
+        from wsimil.stages import text_evaluation
+        from wsimil.stages.evaluate import EvaluateOptions
+
+        options = EvaluateOptions(features=features, groups=(), split=split, replicates=replicates, seed=seed)
+        summary = stage.compare(first, second, cohort, out, options=options)
+        text_evaluation.show_comparison(summary, out, as_json=as_json)
+
+
+def _columns(names: str | None) -> tuple[str, ...] | None:
+    return None if names is None else tuple(name for part in names.split(",") if (name := part.strip()))

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from wsimil.errors import StoreError
 from wsimil.files import atomic_path, write_text
-from wsimil.mil.saved import BagUnit
+from wsimil.mil.facts import BagUnit
 from wsimil.targets import Task
 
 
@@ -50,10 +51,10 @@ def write_table(folder: Path, rows: Sequence[Row], *, task: Task, bag: BagUnit =
     header = [*ids, *numbers, *tail]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([_inert(name) for name in header])
+    writer.writerow([inert(name) for name in header])
     for row in rows:
         shown = [""] * len(numbers) if row.values is None else [f"{value:.9g}" for value in row.values]
-        names, words = ([_inert(_text(row, name, task)) for name in part] for part in (ids, tail))
+        names, words = ([inert(_text(row, name, task)) for name in part] for part in (ids, tail))
         writer.writerow([*names, *shown, *words])
     write_text(folder / "predictions.csv", text.getvalue())
     columns: dict[str, list[object]] = {name: [_text(row, name, task) for row in rows] for name in ids}
@@ -67,6 +68,43 @@ def write_table(folder: Path, rows: Sequence[Row], *, task: Task, bag: BagUnit =
         pq.write_table(arrow, temporary)
 
 
+def read_table(folder: Path, *, task: Task, bag: BagUnit = "slide") -> tuple[Row, ...]:
+    """The rows of predictions.parquet, to the bit. Raises StoreError where it is missing, broken or of another task."""
+    path = folder / "predictions.parquet"
+    try:
+        table = pq.read_table(path, partitioning=None, memory_map=False)
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); predict again") from error
+    numbers, key = [column.name for column in task.answers], f"{bag}_id"
+    lacking = [
+        name for name in (key, "patient_id", *numbers, "label", "split", "status") if name not in table.column_names
+    ]
+    if lacking:
+        raise StoreError(
+            f"{path} has no column {', '.join(map(repr, lacking))}, which the model beside it answers in; it has"
+            f" {', '.join(map(repr, table.column_names))}; predict again"
+        )
+    ids = table.column(key).to_pylist()
+    if len(set(ids)) != len(ids):
+        raise StoreError(f"{path} answers for a {bag} twice; predict again")
+    words = {name: table.column(name).to_pylist() for name in ("patient_id", "label", "split", "status")}
+    slides = table.column("slides").to_pylist() if bag == "patient" else [""] * len(ids)
+    values = np.stack([table.column(name).to_numpy().astype(np.float64) for name in numbers], axis=1)
+    whole = np.isfinite(values).all(axis=1)
+    return tuple(
+        Row(
+            slide_id=slide_id,
+            patient_id=words["patient_id"][i] or "",
+            values=values[i] if whole[i] else None,
+            label=words["label"][i] or "",
+            split=words["split"][i] or "",
+            status=words["status"][i] or "",
+            slides=tuple(part for part in (slides[i] or "").split(";") if part),
+        )
+        for i, slide_id in enumerate(ids)
+    )
+
+
 def _text(row: Row, name: str, task: Task) -> str:
     if name in row.beside:
         value = row.beside[name]
@@ -76,6 +114,7 @@ def _text(row: Row, name: str, task: Task) -> str:
     return ";".join(row.slides) if name == "slides" else str(getattr(row, name, ""))
 
 
-def _inert(text: str) -> str:
+def inert(text: str) -> str:
+    """Text for a cell that a spreadsheet will not run as a formula."""
     # csv leaves a lone carriage return unquoted, which readers take for the end of a line.
     return ("'" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else "") + text.replace("\r", " ")

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import safetensors
@@ -21,15 +20,11 @@ from wsimil.errors import ConfigError, ModelError
 from wsimil.files import atomic_path, write_text
 from wsimil.mil import registry
 from wsimil.mil.base import MILModel
+from wsimil.mil.facts import FACTS, FORMAT_VERSION, WEIGHTS, BagUnit, read_facts, task_of
 from wsimil.provenance import Json, Provenance, sha256_json
-from wsimil.targets import Classification, Task, from_json
+from wsimil.targets import Task
 
-WEIGHTS, FACTS = "model.safetensors", "model.json"
-BagUnit: TypeAlias = Literal["slide", "patient"]
-
-FORMAT_VERSION = 2
-_READ_VERSIONS = (1, 2)
-"""1 held the names of classes where 2 holds the task."""
+__all__ = ["FACTS", "FORMAT_VERSION", "WEIGHTS", "BagUnit", "TrainedModel", "load_model", "save_model"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +102,7 @@ def save_model(
 
 def load_model(run: Path, *, device: str = "cpu") -> TrainedModel:
     """The model of a finished run. Raises ModelError where it is missing, broken or of a newer format."""
-    facts = _read_facts(run)
+    facts = read_facts(run)
     try:
         state = safetensors.torch.load_file(run / WEIGHTS)
     except FileNotFoundError:
@@ -119,7 +114,7 @@ def load_model(run: Path, *, device: str = "cpu") -> TrainedModel:
             f"{run / WEIGHTS} is not the file that {FACTS} beside it describes; copy both again, or train again"
         )
     try:
-        method, task = str(facts["method"]), _task(facts)
+        method, task = str(facts["method"]), task_of(facts)
         model = registry.build(
             method, facts["config"], in_dim=facts["in_dim"], num_classes=len(task.outputs), source=str(run / FACTS)
         )
@@ -137,33 +132,6 @@ def load_model(run: Path, *, device: str = "cpu") -> TrainedModel:
         reason = " ".join(str(error).split())
         raise ModelError(f"{run / FACTS} does not describe a model that this version can build: {reason}") from error
     return trained
-
-
-def _read_facts(run: Path) -> dict[str, Any]:
-    if not run.is_dir():
-        raise ModelError(f"{run} is not a folder; give the folder that wsimil train wrote to")
-    try:
-        facts = json.loads((run / FACTS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        unfinished = (run / "checkpoint").is_dir()
-        remedy = (
-            "its training is not finished: run the same wsimil train again"
-            if unfinished
-            else "give the folder that wsimil train wrote to"
-        )
-        raise ModelError(f"{run} holds no {FACTS}; {remedy}") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{run / FACTS} cannot be read: {error}; copy it again, or train again") from error
-    if not isinstance(facts, dict) or facts.get("format_version") not in _READ_VERSIONS:
-        got = facts.get("format_version") if isinstance(facts, dict) else type(facts).__name__
-        raise ModelError(f"{run / FACTS}: format version {got!r}, this version reads {FORMAT_VERSION}; update wsimil")
-    return facts
-
-
-def _task(facts: Mapping[str, Any]) -> Task:
-    if facts["format_version"] == 1:
-        return Classification(classes=tuple(map(str, facts["classes"])))
-    return from_json(facts["task"])
 
 
 def _digest(state: Mapping[str, torch.Tensor]) -> str:

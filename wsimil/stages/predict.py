@@ -31,6 +31,7 @@ from wsimil.stages.device import resolve_device
 from wsimil.stages.extract import extract
 from wsimil.stages.features import is_feature_folder, open_features
 from wsimil.stages.interrupt import interrupt
+from wsimil.stages.learned import ORIGIN, learned_from, write_origin
 from wsimil.stages.predict_unit import Desk, PredictOptions
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.store import FeatureStore, open_store
@@ -230,7 +231,7 @@ def _refuse_foreign_folder(source: Path, out: Path) -> None:
 
 def _remove_earlier_results(out: Path) -> None:
     """Results of an earlier prediction into the same folder would stand beside the new ones as if they were of one model."""
-    for name in ("predictions.csv", "predictions.parquet", "metrics.json", "failures.csv"):
+    for name in ("predictions.csv", "predictions.parquet", ORIGIN, "metrics.json", "failures.csv"):
         (out / name).unlink(missing_ok=True)
     for folder, suffix in (("scores", ".parquet"), ("qupath", ".geojson"), ("overlays", ".png")):
         for path in (out / folder).glob(f"*{suffix}"):
@@ -245,7 +246,7 @@ def _conclude(
     cohort: Cohort | None,
     out: Path,
 ) -> PredictSummary:
-    learned = _learned_from(run, trained)
+    learned = learned_from(run, trained.bag)
     patients = {} if cohort is None else {slide.slide_id: slide.patient_id for slide in cohort.slides}
     seen = tuple(a.slide_id for a in answers if learned.knows(a.slide_id, patients.get(a.slide_id)))
     if cohort is None:
@@ -258,6 +259,7 @@ def _conclude(
         about = {"not counted, because the model learned from these patients or was chosen on them": list(seen)}
         values = {split: {n: asdict(e) for n, e in found.items()} for split, found in metrics.items()}
         write_text(out / "metrics.json", json.dumps(values | about, indent=2) + "\n")
+    write_origin(out, run, learned)
     _write_failures(out / "failures.csv", failures, trained)
     return PredictSummary(
         answers=tuple(answers),
@@ -286,32 +288,6 @@ def _unusual(answers: Sequence[Answer]) -> tuple[str, ...]:
     return (
         f"{len(names)} of {len(answers)} lie far from what the model learned from (column unusual), and its answers for them"
         f" rest on nothing it has seen: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}",
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Learned:
-    """The run's own cohort: `splits` by slide, or by patient where that is a bag, and the patients that the model learned from
-    or was chosen on.
-    """
-
-    splits: Mapping[str, str]
-    patients: frozenset[str]
-
-    def knows(self, slide_id: str, patient_id: str | None) -> bool:
-        return self.splits.get(slide_id) in ("train", "val") or patient_id in self.patients
-
-
-def _learned_from(run: Path, trained: TrainedModel) -> _Learned:
-    """What the table of the run says; nothing where it was not copied with the model."""
-    try:
-        text = (run / "cohort.csv").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return _Learned(splits={}, patients=frozenset())
-    rows = list(csv.DictReader(io.StringIO(text)))
-    return _Learned(
-        splits={row[f"{trained.bag}_id"]: row["split"] for row in rows},
-        patients=frozenset(row["patient_id"] for row in rows if row["split"] in ("train", "val")),
     )
 
 

@@ -48,16 +48,22 @@ def pack_at(path: Path) -> Path | None:
 
 def failed_ids(path: Path) -> frozenset[str]:
     """Slides that the last extraction could not do: those of failures.csv in a folder, or that of a shard, and of a pack."""
-    found: set[str] = set()
-    for table in path.glob("failures*.csv"):
-        with suppress(OSError, UnicodeDecodeError, csv.Error):
-            rows = csv.DictReader(io.StringIO(table.read_text(encoding="utf-8")))
-            found |= {row["slide_id"] for row in rows if row.get("slide_id")}
+    found = set(failures(path))
     listed: object = None
     with suppress(StoreError):  # a Zarr group of another tool names no such slides
         if (pack := pack_at(path)) is not None:
             listed = _attributes(pack).get(FAILED_IDS)
     return frozenset(found | {str(slide_id) for slide_id in listed}) if isinstance(listed, list) else frozenset(found)
+
+
+def failures(path: Path) -> dict[str, str]:
+    """Slides that the last extraction into a folder could not do, with the reason; of all its shards."""
+    found: dict[str, str] = {}
+    for table in sorted(path.glob("failures*.csv")):
+        with suppress(OSError, UnicodeDecodeError, csv.Error):
+            rows = csv.DictReader(io.StringIO(table.read_text(encoding="utf-8")))
+            found |= {row["slide_id"]: row.get("reason") or "" for row in rows if row.get("slide_id")}
+    return found
 
 
 def _entries(folder: Path, *, most: int | None = None) -> list[Path]:

@@ -1,0 +1,1 @@
+"""What is written of judged answers: metrics.json, one HTML page that needs no network, and a model card."""

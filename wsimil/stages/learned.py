@@ -1,0 +1,136 @@
+"""Which model made the answers in a folder, and whose slides it learned from: these are never among those it is judged by."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from wsimil.errors import ConfigError, ModelError, StoreError
+from wsimil.evaluation.decision import DECISION, load_decision
+from wsimil.files import write_text
+from wsimil.mil.facts import FACTS, BagUnit, ModelFacts, read_facts
+
+ORIGIN = "predictions.json"
+_SCHEMA = "wsimil/predictions/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """The run's own cohort: `splits` by slide, or by patient where that is a bag; `patients` are those that the model learned
+    from ("train") or was chosen on ("val").
+
+    Not `known` where the table of the cohort did not come with the model, as with one that was imported. `counts` are
+    patients by split.
+    """
+
+    known: bool
+    splits: Mapping[str, str]
+    patients: Mapping[str, str]
+    counts: Mapping[str, int]
+
+    def knows(self, slide_id: str, patient_id: str | None) -> bool:
+        """Whether the model learned from this slide or patient, or was chosen on it."""
+        return self.seen_in(slide_id, patient_id) is not None
+
+    def seen_in(self, slide_id: str, patient_id: str | None) -> str | None:
+        """ "train" or "val" where the model saw this slide, or another one of its patient, there."""
+        if patient_id is not None and patient_id in self.patients:
+            return self.patients[patient_id]
+        split = self.splits.get(slide_id)
+        return split if split in ("train", "val") else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Who answered: a model by its facts, and what it learned from."""
+
+    model: ModelFacts
+    learned: Learned
+
+
+def learned_from(run: Path, bag: BagUnit) -> Learned:
+    """What the table of the run says; not known where it was not copied with the model. Raises StoreError for a broken one."""
+    path = run / "cohort.csv"
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+        patients = {row["patient_id"]: row["split"] for row in rows if row["split"] in ("train", "val")}
+        counts = {
+            split: len({row["patient_id"] for row in rows if row["split"] == split})
+            for split in sorted({row["split"] for row in rows})
+        }
+        splits = {row[f"{bag}_id"]: row["split"] for row in rows}
+        return Learned(known=True, splits=splits, patients=patients, counts=counts)
+    except FileNotFoundError:
+        return Learned(known=False, splits={}, patients={}, counts={})
+    except (OSError, UnicodeDecodeError, KeyError, csv.Error) as error:
+        raise StoreError(f"{path} cannot be read ({error}); copy the run again, whole") from error
+
+
+def write_origin(out: Path, run: Path, learned: Learned) -> None:
+    """Write predictions.json beside answers of the model in `run`, so that they can be judged without it. Raises OutputError."""
+    tree = {
+        "schema": _SCHEMA,
+        "model": _facts(run),
+        "learned_from": asdict(learned),
+    }
+    write_text(out / ORIGIN, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_origin(folder: Path, *, model: Path | None = None) -> Origin:
+    """Who made the answers in `folder`, which `wsimil train` or `wsimil predict` wrote; `model` is the run where neither says.
+
+    Raises ConfigError where nobody knows, or where `model` is another one; ModelError, StoreError.
+    """
+    found = _of_predictions(folder) if (folder / ORIGIN).is_file() else None
+    if found is None and (folder / FACTS).is_file():
+        found = _of_run(folder)
+    if model is None:
+        if found is None:
+            raise ConfigError(
+                f"{folder} does not say which model answered: it holds neither {ORIGIN} nor {FACTS}; give --model RUN, the"
+                " folder that wsimil train wrote, or predict again"
+            )
+        return found
+    given = _of_run(model)
+    if found is not None and found.model.digest != given.model.digest:
+        raise ConfigError(
+            f"--model {model}: its weights are not those that answered in {folder} ({given.model.digest[:12]} !="
+            f" {found.model.digest[:12]}); leave --model out, or give the run that was predicted with"
+        )
+    return given if given.learned.known or found is None else found
+
+
+def _facts(run: Path) -> dict[str, Any]:
+    """model.json, and in its training facts the threshold that was frozen with it."""
+    facts = read_facts(run)
+    decision = load_decision(run)
+    if decision is None or decision.threshold is None:
+        return facts
+    if decision.model != facts["weights_digest"]:
+        raise ModelError(f"{run / DECISION} belongs to other weights than {FACTS} beside it; copy the whole run folder")
+    return {**facts, "training": {**facts["training"], "threshold": decision.threshold.to_json()}}
+
+
+def _of_run(run: Path) -> Origin:
+    facts = ModelFacts.of(_facts(run), str(run / FACTS))
+    return Origin(model=facts, learned=learned_from(run, facts.bag))
+
+
+def _of_predictions(folder: Path) -> Origin:
+    path = folder / ORIGIN
+    try:
+        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if tree["schema"] != _SCHEMA:
+            raise StoreError(f"{path} has schema {tree['schema']!r}, wanted {_SCHEMA!r}; update wsimil")
+        learned = tree["learned_from"]
+        return Origin(
+            model=ModelFacts.of(tree["model"], str(path)),
+            learned=Learned(**learned),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); predict again") from error
