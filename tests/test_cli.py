@@ -25,6 +25,7 @@ COMMANDS = [
     "import-checkpoint",
     "splits",
     "crossval",
+    "ensemble",
     "demo",
     "inspect",
     "doctor",

@@ -141,6 +141,35 @@ def crossval(
 
 
 @app.command(rich_help_panel=MODELS)
+def ensemble(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that `wsimil train` or `crossval` wrote, two or more.")],
+    out: Out,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            "--features", help="What they learned from: fits calibration and threshold anew.", show_default=False
+        ),
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Keys of the decision: --set threshold=youden.", show_default=False),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model in the output folder.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Join runs of folds and seeds to one model, whose logits are the mean of theirs."""
+    with exits():
+        from wsimil.config import load_config
+        from wsimil.evaluation.decision import DecisionConfig
+        from wsimil.stages import ensemble as stage
+        from wsimil.stages.text_study import show_ensemble
+
+        config = load_config(DecisionConfig, overrides=sets or ())
+        joined = stage.ensemble(runs, out, features=features, decision=config, overwrite=overwrite)
+        show_ensemble(joined, out, as_json=as_json)
+
+
+@app.command(rich_help_panel=MODELS)
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="What torch.save wrote of a state_dict, or a .safetensors file.")],
     source: Annotated[str, typer.Option("--from", help="Whose code: see the names above.", show_default=False)],

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 import wsimil
 from wsimil.errors import ConfigError, ModelError
 from wsimil.files import atomic_path, write_text
-from wsimil.mil import registry
 from wsimil.mil.base import MILModel
+from wsimil.mil.ensemble import build_saved
 from wsimil.mil.facts import FACTS, FORMAT_VERSION, WEIGHTS, BagUnit, read_facts, task_of
 from wsimil.provenance import Json, Provenance, sha256_json
 from wsimil.targets import Task
@@ -115,7 +115,7 @@ def load_model(run: Path, *, device: str = "cpu") -> TrainedModel:
         )
     try:
         method, task = str(facts["method"]), task_of(facts)
-        model = registry.build(
+        model = build_saved(
             method, facts["config"], in_dim=facts["in_dim"], num_classes=len(task.outputs), source=str(run / FACTS)
         )
         model.load_state_dict(state)

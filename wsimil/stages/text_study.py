@@ -12,6 +12,7 @@ from wsimil.stages.text import say, say_json, table
 if TYPE_CHECKING:
     from wsimil.evaluation.bootstrap import Estimate
     from wsimil.stages.crossval import StudySummary, WorkItem
+    from wsimil.stages.ensemble import EnsembleSummary
 
 _FIRST = ("auroc", "auroc_macro", "balanced_accuracy", "cohen_kappa_quadratic", "spearman", "mae", "harrell_c")
 
@@ -49,6 +50,19 @@ def show_study(summary: StudySummary, out: Path, *, as_json: bool) -> None:
         )
     if summary.failures:
         table(["failed run", "reason"], list(summary.failures.items()))
+
+
+def show_ensemble(summary: EnsembleSummary, out: Path, *, as_json: bool) -> None:
+    """What became one model."""
+    if as_json:
+        say_json(
+            {"members": list(summary.members), "seen": summary.seen_patients, "decision": summary.decision.to_json()}
+        )
+        return
+    say(f"{len(summary.members)} models in one -> {out}")
+    say(f"{summary.seen_patients} patients were seen by one of them at least, and never count in its tests")
+    for note in summary.decision.notes:
+        say(f"note: {note}")
 
 
 def _shown(estimate: Estimate) -> str:

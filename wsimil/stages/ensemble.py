@@ -1,0 +1,164 @@
+"""ensemble: the runs of folds and seeds become one model file that predicts as one."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wsimil.errors import ConfigError, ModelError
+from wsimil.evaluation.decision import (
+    Decision,
+    DecisionConfig,
+    ValidationAnswers,
+    fit_decision,
+    mean_feature,
+    save_decision,
+)
+from wsimil.evaluation.predictor import answer_logits
+from wsimil.files import check_writable, write_text
+from wsimil.mil.ensemble import ENSEMBLE, Ensemble
+from wsimil.mil.saved import FACTS, TrainedModel, load_model, save_model
+from wsimil.stages.cohort_features import PatientBags, StoredBags
+from wsimil.stages.features import open_features
+from wsimil.training.loading import BagSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnsembleSummary:
+    """What was joined: names of the runs, how many patients a member learned from or was chosen on, and what was fitted."""
+
+    members: tuple[str, ...]
+    seen_patients: int
+    decision: Decision
+
+
+def ensemble(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    features: Path | None = None,
+    decision: DecisionConfig | None = None,
+    overwrite: bool = False,
+) -> EnsembleSummary:
+    """Write one model of all `runs` into `out`, a folder like that of a run: `wsimil predict` takes it.
+
+    Its logits are the mean of theirs. Its cohort.csv calls train whatever one member learned from or was chosen on, so nothing of
+    that counts as a test. With `features`, calibration and threshold are fitted on what each member says of its own validation
+    slides, which it did not learn from. Raises ModelError where the runs do not answer one question on one kind of features.
+    """
+    if (out / FACTS).exists() and not overwrite:
+        raise ConfigError(f"{out} holds a model already; choose another folder, or replace it with --overwrite")
+    if len({run.resolve() for run in runs}) < max(len(runs), 2):
+        raise ConfigError("an ensemble takes two runs or more, each once")
+    members = [load_model(run) for run in runs]
+    for run, member in zip(runs[1:], members[1:], strict=True):
+        _refuse_other(runs[0], members[0], run, member)
+    tables = [_read_cohort(run) for run in runs]
+    model = Ensemble([member.model for member in members], [member.method for member in members])
+    first = members[0]
+    check_writable(out)
+    said = [{"run": run.name, "method": m.method, "digest": m.digest} for run, m in zip(runs, members, strict=True)]
+    save_model(
+        out,
+        model,
+        method=ENSEMBLE,
+        task=first.task,
+        bag=first.bag,
+        features=first.features,
+        training={"members": [*said]},
+    )
+    joined = _joined(tables)
+    write_text(out / "cohort.csv", _csv(joined))
+    whole = load_model(out)
+    fitted = Decision(model=whole.digest, notes=("not calibrated, decided at the higher probability: give --features",))
+    if features is not None:
+        fitted = _fitted(decision or DecisionConfig(), whole, members, tables, features)
+    save_decision(out, fitted)
+    seen = {row["patient_id"] for row in joined if row["split"] == "train"}
+    return EnsembleSummary(members=tuple(str(run) for run in runs), seen_patients=len(seen), decision=fitted)
+
+
+def _refuse_other(first: Path, ours: TrainedModel, second: Path, theirs: TrainedModel) -> None:
+    if ours.task != theirs.task or ours.bag != theirs.bag:
+        raise ModelError(
+            f"{first} and {second} do not answer one question alike: {ours.task.to_json()} of a {ours.bag}, and"
+            f" {theirs.task.to_json()} of a {theirs.bag}; where the task is fitted on training slides, as of numbers"
+            " and survival, logits of different folds cannot be averaged"
+        )
+    if ours.features is None or theirs.features is None:
+        raise ModelError(
+            f"{first} or {second} was imported without its kind of features; import it again with --features"
+        )
+    theirs.check_features(ours.features, f"{first} beside {second}")
+
+
+def _read_cohort(run: Path) -> list[dict[str, str]]:
+    try:
+        return list(csv.DictReader(io.StringIO((run / "cohort.csv").read_text(encoding="utf-8"))))
+    except (OSError, csv.Error) as error:
+        raise ModelError(
+            f"{run / 'cohort.csv'} cannot be read ({error}), so nobody can tell which patients the ensemble has seen; copy the"
+            " whole run folder"
+        ) from error
+
+
+def _joined(tables: Sequence[Sequence[Mapping[str, str]]]) -> list[dict[str, str]]:
+    seen = {row["patient_id"] for table in tables for row in table if row["split"] in ("train", "val")}
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for table in tables:
+        for row in table:
+            split = "train" if row["patient_id"] in seen else "test"
+            rows.setdefault((row["slide_id"], row["patient_id"]), {**row, "split": split})
+    return [*rows.values()]
+
+
+def _csv(rows: Sequence[Mapping[str, str]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*rows[0]], lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _fitted(
+    config: DecisionConfig,
+    whole: TrainedModel,
+    members: Sequence[TrainedModel],
+    tables: Sequence[Sequence[Mapping[str, str]]],
+    features: Path,
+) -> Decision:
+    store = StoredBags(store=open_features(features))
+    logits, labels, owners = [], [], []
+    means: dict[str, tuple[str, np.ndarray[tuple[int], np.dtype[np.float64]]]] = {}
+    for member, table in zip(members, tables, strict=True):
+        source: BagSource = store
+        if member.bag == "patient":
+            slides: dict[str, list[str]] = defaultdict(list)
+            for row in table:
+                slides[row["patient_id"]].append(row["slide_id"])
+            source = PatientBags(bags=store, members={patient: tuple(sorted(ids)) for patient, ids in slides.items()})
+        for unit, row in {row[f"{member.bag}_id"]: row for row in table}.items():
+            if row["split"] == "val":
+                bag = source.load(unit)
+                logits.append(answer_logits(member, bag.features, bag.xy0, slide_id=unit))
+                labels.append(whole.task.read([row[name] for name in whole.task.columns]) or "")
+                owners.append(row["patient_id"])
+            if row["split"] == "train" and config.ood != "none" and unit not in means:
+                means[unit] = (row["patient_id"], mean_feature(source.load(unit).features))
+    answers = ValidationAnswers(
+        logits=np.stack(logits), targets=np.asarray(whole.task.encode(labels)), patients=tuple(owners)
+    )
+    rows = [means[unit] for unit in sorted(means)]
+    return fit_decision(
+        config,
+        whole,
+        answers,
+        training_means=np.stack([mean for _, mean in rows]) if rows else None,
+        training_patients=[owner for owner, _ in rows],
+    )
