@@ -125,7 +125,7 @@ class _Card:
         lines = [
             "## Performance",
             "",
-            f"On {self._people()} that the model neither learned from nor was chosen on, cohort"
+            f"On {self._people()}{self._held_out()}, cohort"
             f" {inert(self._report.cohort)}{f', split {inert(self._report.split)}' if self._report.split else ''}.",
             "",
             "| Metric | Value | 95 % interval over patients |",
@@ -248,6 +248,11 @@ class _Card:
         unit = self._report.unit
         told = f"{self._number('counted', unit + 's')} {unit}s"
         return told if unit == "patient" else f"{told} of {self._number('counted', 'patients')} patients"
+
+    def _held_out(self) -> str:
+        if all(model.learned_known for model in self._report.models):
+            return " that the model neither learned from nor was chosen on"
+        return "; whether the model learned from some of them **is not known**"
 
     def _counted(self) -> str:
         names = self._found.counts
