@@ -163,7 +163,7 @@ def test_a_slide_that_changed_its_patient_is_refused(tmp_path: Path) -> None:
     task, labels, values = answers("two")
     write_run(tmp_path / "run", task, labels, values)
     cohort = write_cohort(tmp_path / "c.csv", task, labels, patients=["q1", *(f"p{i}" for i in range(1, 60))])
-    with pytest.raises(CohortError, match="slide 's0' belongs to patient 'q1' in .*, and to 'p0'"):
+    with pytest.raises(CohortError, match=r"slide 's0' belongs to patient 'q1' in .*, and to 'p0'"):
         evaluate([tmp_path / "run"], cohort, tmp_path / "out", options=QUICK)
 
 
@@ -294,7 +294,7 @@ def test_a_folder_without_answers_or_without_a_model_is_refused(tmp_path: Path) 
         evaluate([tmp_path], cohort, tmp_path / "out", options=QUICK)
     run = write_run(tmp_path / "run", task, labels, values)
     (run / "model.json").rename(tmp_path / "model.json")
-    with pytest.raises(ConfigError, match="does not say which model answered.*give --model RUN"):
+    with pytest.raises(ConfigError, match=r"does not say which model answered.*give --model RUN"):
         evaluate([run], cohort, tmp_path / "out", options=QUICK)
     (run / "predictions.parquet").write_bytes(b"PAR1 not")
     (tmp_path / "model.json").rename(run / "model.json")
@@ -499,3 +499,28 @@ def test_judging_needs_no_torch(tmp_path: Path) -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert out.strip() == "[]"
+
+
+def test_patients_are_judged_where_a_bag_is_a_patient(tmp_path: Path) -> None:
+    task, labels, values = answers("two", 30)
+    patients = [f"p{i}" for i in range(30)]
+    write_run(tmp_path / "run", task, labels, values, ids=patients, patients=patients, bag="patient")
+    slides = [f"p{i // 2}_{i % 2}" for i in range(60)]
+    cohort = write_cohort(
+        tmp_path / "c.csv",
+        task,
+        [labels[i // 2] for i in range(60)],
+        ids=slides,
+        patients=[f"p{i // 2}" for i in range(60)],
+        sites=["mixed"[: i % 2] or "one" if i < 4 else "two" for i in range(60)],
+    )
+    # A run of patients knows its cohort by patient.
+    summary = evaluate([tmp_path / "run"], cohort, tmp_path / "out", options=QUICK)
+    assert (summary.unit, summary.judgement.rows) == ("patient", 30)
+    assert {step.what: step.units for step in summary.flow}["not learned from"] == 30
+    groups = {row["group"]: row["rows"] for row in tree_of(tmp_path / "out")["groups"]["site"]}
+    assert groups == {"": 2, "two": 28}
+    table = read_csv(tmp_path / "out/predictions.csv")
+    assert list(table[0])[:2] == ["patient_id", "site"]
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "slides" not in page.split("Who was judged</h2>")[1].split("All metrics</h2>")[0]
