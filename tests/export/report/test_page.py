@@ -91,6 +91,8 @@ def test_a_browser_shows_the_numbers_of_metrics_json(kind: str, tmp_path: Path) 
     main = next(iter(tree["metrics"]))
     assert {f"/metrics/{main}/value", f"/metrics/{main}/low", "/groups/site/0/rows", "/flow/0/units"} <= shown_metrics
     assert "For research use only" in page.text
+    # Labels that do not exclude each other, and numbers, are drawn without strata.
+    assert ("within classes" in page.text) == (kind in ("two", "three"))
 
 
 def test_a_browser_shows_the_numbers_of_a_comparison(tmp_path: Path) -> None:

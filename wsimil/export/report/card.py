@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from wsimil.export.report.cells import Cells, p_text, shown
+from wsimil.export.report.cells import Cells, brief, p_text, shown
 from wsimil.export.report.names import headlines, title_of
 from wsimil.export.report.report import ComparisonReport, Report
 from wsimil.provenance import Json
@@ -101,7 +101,7 @@ class _Card:
             ("What it answers", f"{task.kind} of {self._report.unit}s: {_names(self._groups())}"),
             ("Method", inert(model.method)),
             ("Encoder", inert(str(model.encoder.get("name", ""))) or TODO),
-            ("Tiles", ", ".join(f"{inert(str(k))} {inert(str(v))}" for k, v in model.tiling.items()) or TODO),
+            ("Tiles", ", ".join(f"{inert(k)} {inert(brief(v))}" for k, v in model.tiling.items()) or TODO),
             ("Weights", f"`{model.digest}`"),
             ("Config", f"`{model.config_digest}`"),
             ("Kind of features", f"`{model.features_digest}`" if model.features_digest else TODO),
