@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,13 +45,22 @@ def items_of(study: tuple[Path, Path, Path], out: Path, **given: object) -> list
     return work_items(configs, features, cohort, out, splits=splits, **given)  # type: ignore[arg-type]
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread for torch, as each of two processes on two cores has it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_runs_of_a_study_are_those_of_train_alone_to_the_bit(study: tuple[Path, Path, Path], tmp_path: Path) -> None:
     items = items_of(study, tmp_path / "study", seeds=(0, 1))
     summary = crossval(items, tmp_path / "study", workers=2)
     assert not summary.failures
     assert len(summary.done) == 6
     item = items[3]
-    torch.set_num_threads(1)
     train(item.config, item.features, item.cohort, tmp_path / "alone")
     ours, alone = (load_model(folder).model.state_dict() for folder in (item.out, tmp_path / "alone"))
     assert all(torch.equal(ours[name], alone[name]) for name in alone)

@@ -81,6 +81,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, stop: int, b
 _KILLED = """
 import sys
 from pathlib import Path
+import torch
+torch.set_num_threads(int(sys.argv[3]))
 sys.path.insert(0, sys.argv[2])
 import made
 config = made.QUICK.model_copy(update={"epochs": 60})
@@ -93,7 +95,8 @@ def test_after_kill_9_the_same_call_ends_with_the_same_bits(tmp_path: Path) -> N
     run(tmp_path / "whole", config=config)
     killed = 0
     for lines in (1, 9, 30):
-        command = [sys.executable, "-c", _KILLED, str(tmp_path / "killed"), str(Path(__file__).parent)]
+        threads = str(torch.get_num_threads())
+        command = [sys.executable, "-c", _KILLED, str(tmp_path / "killed"), str(Path(__file__).parent), threads]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         for _ in range(lines):

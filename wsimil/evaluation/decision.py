@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import safetensors
@@ -32,9 +32,11 @@ from wsimil.evaluation.threshold import (
     youden_threshold,
 )
 from wsimil.files import write_bytes, write_text
-from wsimil.mil.saved import TrainedModel, load_model
 from wsimil.provenance import Json
 from wsimil.targets import Classification, Task
+
+if TYPE_CHECKING:
+    from wsimil.mil.saved import TrainedModel
 
 DECISION, REFERENCE = "decision.json", "ood.safetensors"
 _VERSION = 1
@@ -204,6 +206,8 @@ def load_decision(run: Path) -> Decision | None:
 
 def load_decided(run: Path, *, device: str = "cpu") -> tuple[TrainedModel, Decision]:
     """The model of a run as it answers and decides, with its decision. Raises ModelError."""
+    from wsimil.mil.saved import load_model  # torch takes a second, which whoever only reads decisions need not wait
+
     trained = load_model(run, device=device)
     decision = load_decision(run) or Decision(model=trained.digest)
     return decision.applied(trained), decision

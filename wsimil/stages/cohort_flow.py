@@ -21,6 +21,7 @@ _STEPS = (
     "in the split",
     "answered: these count",
 )
+_UNTOLD = "of which nobody knows whether the model learned from them"
 _SEEN = {"train": "the model learned from them (train)", "val": "the model was chosen on them (val)"}
 _MOST_REASONS, _MOST_EXAMPLES = 8, 5
 
@@ -89,10 +90,11 @@ def count(runs: Sequence[Run], known: Known, *, split: str | None, extracted: Ex
             fates[unit] = (5, rows[0][1].status if rows else "not predicted")
             continue
         counted += found
+    told = all(run.learned.known for run in runs)
     return Counted(
         rows=tuple(counted),
         lost={unit: why for unit, (_, why) in fates.items()},
-        flow=_flow(fates, known, split=split, with_features=extracted is not None),
+        flow=_flow(fates, known, split=split, with_features=extracted is not None, told=told),
     )
 
 
@@ -105,7 +107,7 @@ def _without_features(slides: Sequence[str], extracted: Extracted) -> str | None
 
 
 def _flow(
-    fates: Mapping[str, tuple[int, str]], known: Known, *, split: str | None, with_features: bool
+    fates: Mapping[str, tuple[int, str]], known: Known, *, split: str | None, with_features: bool, told: bool
 ) -> tuple[FlowStep, ...]:
     left = dict(known.owners)
     labels = {unit.slide_id: unit.patient_id for unit in known.cohort.slides}
@@ -114,6 +116,7 @@ def _flow(
     shown = [0, 1, *([2] if with_features else []), 3, *([4] if split else []), 5]
     for step in shown:
         what = f"in the split {split}" if step == 4 else _STEPS[step]
+        what = _UNTOLD if step == 3 and not told else what
         gone = {unit: why for unit, (at, why) in fates.items() if at == step}
         lost = _reasons(gone, left)
         left = {unit: patient for unit, patient in left.items() if unit not in gone}

@@ -67,8 +67,8 @@ def predict(
 ) -> PredictSummary:
     """Predict every slide of `source`, a feature folder, or slides that are extracted first into `out`/features.
 
-    What an earlier prediction left in `out` is replaced. Writes predictions.csv and .parquet, scores/<id>.parquet and, with
-    heatmaps, qupath/<id>.geojson and overlays/<id>.png;
+    What an earlier prediction left in `out` is replaced. Writes predictions.csv and .parquet, predictions.json (who answered),
+    scores/<id>.parquet and, with heatmaps, qupath/<id>.geojson and overlays/<id>.png;
     metrics.json where `cohort_csv` gives labels; a model of patients needs it to know whose a slide is, and answers for each
     patient, with scores and heatmaps for each slide. A slide that fails stands in failures.csv and the rest goes on.
     Raises WsimilError for what concerns all slides.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from wsimil.export.report.cells import Cells, p_text, shown
+from wsimil.export.report.cells import Cells, brief, p_text, shown
 from wsimil.export.report.names import headlines, title_of
 from wsimil.export.report.report import ComparisonReport, Report
 from wsimil.provenance import Json
@@ -101,7 +101,7 @@ class _Card:
             ("What it answers", f"{task.kind} of {self._report.unit}s: {_names(self._groups())}"),
             ("Method", inert(model.method)),
             ("Encoder", inert(str(model.encoder.get("name", ""))) or TODO),
-            ("Tiles", ", ".join(f"{inert(str(k))} {inert(str(v))}" for k, v in model.tiling.items()) or TODO),
+            ("Tiles", ", ".join(f"{inert(k)} {inert(brief(v))}" for k, v in model.tiling.items()) or TODO),
             ("Weights", f"`{model.digest}`"),
             ("Config", f"`{model.config_digest}`"),
             ("Kind of features", f"`{model.features_digest}`" if model.features_digest else TODO),
@@ -125,7 +125,7 @@ class _Card:
         lines = [
             "## Performance",
             "",
-            f"On {self._people()} that the model neither learned from nor was chosen on, cohort"
+            f"On {self._people()}{self._held_out()}, cohort"
             f" {inert(self._report.cohort)}{f', split {inert(self._report.split)}' if self._report.split else ''}.",
             "",
             "| Metric | Value | 95 % interval over patients |",
@@ -248,6 +248,11 @@ class _Card:
         unit = self._report.unit
         told = f"{self._number('counted', unit + 's')} {unit}s"
         return told if unit == "patient" else f"{told} of {self._number('counted', 'patients')} patients"
+
+    def _held_out(self) -> str:
+        if all(model.learned_known for model in self._report.models):
+            return " that the model neither learned from nor was chosen on"
+        return "; whether the model learned from some of them **is not known**"
 
     def _counted(self) -> str:
         names = self._found.counts

@@ -70,6 +70,11 @@ def shown(value: Json) -> str:
     return text.replace("-", "−")
 
 
+def brief(value: Json) -> str:
+    """A setting as a person reads it: numbers with four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def p_text(value: float | None) -> str:
     """A p-value as text, the smallest as "<0.001"."""
     return "<0.001" if value is not None and value < 0.001 else shown(value)

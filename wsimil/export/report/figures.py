@@ -369,7 +369,7 @@ def _of(shown: Sequence[OneClass], total: int) -> str:
     return "" if len(shown) == total else f", {len(shown)} of {total} classes"
 
 
-def _short(name: str, most: int = 32) -> str:
+def _short(name: str, most: int = 20) -> str:
     return name if len(name) <= most else name[: most // 2] + "…" + name[-most // 2 :]
 
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from wsimil.export.report import figures
-from wsimil.export.report.cells import Cells, text
+from wsimil.export.report.cells import Cells, brief, text
 from wsimil.export.report.names import bounds_of, headlines, meaning_of, title_of
 from wsimil.export.report.report import ComparisonReport, Report
 from wsimil.export.report.svg import Scale
@@ -18,6 +18,9 @@ from wsimil.provenance import Json
 
 _CLASS_METRICS = ("auroc", "auprc", "sensitivity", "specificity", "ppv", "f1", "brier")
 _GROUP_METRICS = 3
+_STRATA = {
+    "classification": ", within classes", "ordinal": ", within levels", "survival": ", events and censored ones apart",
+}  # fmt: skip
 
 
 def report_page(report: Report, tree: Mapping[str, Json]) -> str:
@@ -62,6 +65,7 @@ def report_page(report: Report, tree: Mapping[str, Json]) -> str:
             headlines=first,
             overall=names,
             counts=found.counts,
+            strata=_STRATA.get(found.task.kind, ""),
             figures=drawn,
             delongs=delongs,
             delong_of=found.classes[0].delong_of if found.classes else "",
@@ -171,4 +175,5 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters["clip"] = clip
+    environment.filters["brief"] = brief
     return environment

@@ -129,8 +129,7 @@ class Plot:
         width, height = self._size
         inner_w, inner_h = self._area
         parts = [
-            f'<svg class="plot" role="img" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg"'
-            f' aria-label="{escape(self._title)}">',
+            f'<svg class="plot" role="img" viewBox="0 0 {width} {height}" aria-label="{escape(self._title)}">',
             f"<title>{escape(self._title)}</title><desc>{escape(self._description)}</desc>",
             *self._frame(),
             f'<svg x="{_LEFT - _RIM}" y="{_TOP - _RIM}" width="{inner_w + 2 * _RIM}" height="{inner_h + 2 * _RIM}"'

@@ -1,0 +1,183 @@
+"""Judging a table of answers: class by class, halves by risk, and the worst answers first."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.evaluation.made import some_classes, two_classes
+from tests.stages.made_runs import KINDS, answers
+from wsimil.evaluation.binary import BinaryCases
+from wsimil.evaluation.bootstrap import estimates
+from wsimil.evaluation.judgement import Judged, compare, judge
+from wsimil.evaluation.multilabel import MultilabelCases
+from wsimil.evaluation.one_class import class_cases, judge_class
+from wsimil.evaluation.risk_groups import risk_groups
+from wsimil.evaluation.survival import censoring_curve, kaplan_meier, log_rank
+from wsimil.evaluation.survival_cases import SurvivalCases
+from wsimil.evaluation.wrong import wrong_answers
+
+
+def rows(kind: str, count: int = 60, *, seed: int = 0, noise: float = 1.0) -> Judged:
+    task, labels, values = answers(kind, count, seed=seed, noise=noise)
+    names = tuple(str(i) for i in range(count))
+    return Judged(
+        task=task, slide_ids=names, patients=names, runs=("",) * count, labels=tuple(labels), values=np.stack(values)
+    )
+
+
+def survivors(count: int, *, seed: int = 0) -> SurvivalCases:
+    rng = np.random.default_rng(seed)
+    times, events, risks = rng.exponential(size=count), rng.random(count) < 0.7, rng.normal(size=count)
+    return SurvivalCases(
+        times=times,
+        events=events,
+        risks=risks,
+        censoring=censoring_curve(times, events),
+        horizons=(0.5, 1.0),
+        survival=np.stack([np.exp(-0.5 * np.exp(risks)), np.exp(-np.exp(risks))], axis=1),
+    )
+
+
+def test_a_class_of_several_is_judged_against_the_rest() -> None:
+    cases = some_classes(90, 3)
+    own = [str(i) for i in range(90)]
+    one = class_cases(cases, ("a", "b", "c"))[1]
+    found = judge_class(one, cases, own, found={}, one_run=True, replicates=100, seed=0)
+    rest = BinaryCases(targets=(cases.targets == 1).astype(int), probabilities=cases.probabilities[:, 1], threshold=0.5)
+    assert found.estimates["auroc"] == estimates(rest, own, replicates=100)["auroc"]
+    decided = cases.decided == 1
+    assert found.estimates["sensitivity"].value == pytest.approx(decided[cases.targets == 1].mean())
+    assert found.estimates["ppv"].value == pytest.approx((cases.targets == 1)[decided].mean())
+    assert (found.rows, found.positive) == (90, int((cases.targets == 1).sum()))
+    assert found.threshold is None
+    assert found.decision is None
+    assert sum(map(sum, found.histogram)) == 90
+
+
+def test_of_two_classes_the_second_is_judged_by_the_metrics_of_the_whole() -> None:
+    cases = two_classes(60)
+    own = [str(i) for i in range(60)]
+    whole = estimates(cases, own, replicates=100)
+    (one,) = class_cases(cases, ("normal", "tumor"))
+    found = judge_class(one, cases, own, found=whole, one_run=False, replicates=100, seed=0)
+    assert (found.name, found.threshold) == ("tumor", 0.6)
+    assert found.estimates == whole
+    assert found.delong is None
+
+
+def test_a_label_that_is_not_known_of_a_row_leaves_it_out_of_that_label() -> None:
+    cases = MultilabelCases(
+        labels=("er", "pr"),
+        targets=np.array([[1, -1], [0, 1], [1, 0], [0, 1]]),
+        probabilities=np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6]]),
+        thresholds=(0.5, 0.5),
+    )
+    pr = class_cases(cases, ())[1]
+    assert pr.rows.tolist() == [1, 2, 3]
+    assert pr.cases.targets.tolist() == [1, 0, 1]
+
+
+def test_halves_by_risk_are_those_of_the_median() -> None:
+    cases = survivors(101)
+    own = [str(i) for i in range(101)]
+    found = risk_groups(cases, own, [""] * 101)
+    assert found is not None
+    high = cases.risks > np.median(cases.risks)
+    assert [one.patients for one in found.groups] == [51, 50]
+    assert found.groups[1].curve == kaplan_meier(cases.times[high], cases.events[high])
+    # Names that sort as ours do: the last bit hangs on which group is left out of the covariance.
+    assert found.log_rank == log_rank(cases.times, cases.events, np.where(high, "a", "b").tolist())
+    assert found.groups[0].at_risk[0] == 51
+    assert found.at_times[0] == 0
+    assert 4 <= len(found.at_times) <= 7
+
+
+def test_risks_of_two_runs_are_ranked_within_each() -> None:
+    cases = survivors(40)
+    runs = ["a"] * 20 + ["b"] * 20
+    own = [str(i) for i in range(40)]
+    shifted = SurvivalCases(
+        times=cases.times,
+        events=cases.events,
+        risks=np.where(np.arange(40) < 20, cases.risks, 100 + 50 * cases.risks),
+        censoring=cases.censoring,
+    )
+    ours, theirs = risk_groups(cases, own, runs), risk_groups(shifted, own, runs)
+    assert ours is not None
+    assert theirs is not None
+    assert ours.groups == theirs.groups
+    assert [one.patients for one in ours.groups] == [20, 20]
+
+
+def test_a_patient_with_several_slides_is_one_patient_in_halves() -> None:
+    cases = survivors(30)
+    twice = cases.take(np.repeat(np.arange(30), 2))
+    once = risk_groups(cases, [str(i) for i in range(30)], [""] * 30)
+    found = risk_groups(twice, [str(i // 2) for i in range(60)], [""] * 60)
+    assert once is not None
+    assert found is not None
+    assert found.groups == once.groups
+    mixed = [str(i // 2) for i in range(30)]
+    assert risk_groups(cases, mixed, [""] * 30) is None
+
+
+def test_calibration_at_a_horizon_holds_predicted_against_seen() -> None:
+    cases = survivors(100)
+    found = risk_groups(cases, [str(i) for i in range(100)], [""] * 100)
+    assert found is not None
+    assert cases.survival is not None
+    at = found.calibration[0]
+    assert at.horizon == 0.5
+    assert [row.patients for row in at.bins] == [20] * 5
+    lowest = np.argsort(cases.survival[:, 0], kind="stable")[:20]
+    curve = kaplan_meier(cases.times[lowest], cases.events[lowest])
+    step = max(i for i, time in enumerate(curve.times) if time <= 0.5)
+    assert (at.bins[0].observed, at.bins[0].low) == (curve.survival[step], curve.low[step])
+    assert at.bins[0].predicted == pytest.approx(cases.survival[lowest, 0].mean())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_worst_answers_come_first_and_are_wrong(kind: str) -> None:
+    judged = rows(kind, 80, noise=2.0)
+    found = wrong_answers(judged.task, judged.cases(), most=10)
+    numbers = [abs(one.number) for one in found]
+    assert numbers == sorted(numbers, reverse=True)
+    assert 0 < len(found) <= 10
+    assert all(one.said != one.truth for one in found)
+    if kind in ("two", "three", "ordinal"):
+        assert all(judged.labels[one.row] == one.truth for one in found)
+    if kind == "three":
+        column = [names.name for names in judged.task.answers].index(f"prob_{found[0].said}")
+        assert found[0].number == judged.values[found[0].row, column]
+
+
+def test_a_risk_that_is_wrong_in_most_pairs_is_told_by_their_share() -> None:
+    times, events = np.arange(1.0, 9.0), np.ones(8, dtype=bool)
+    risks = np.array([0.0, 7, 6, 5, 4, 3, 2, 1])
+    cases = SurvivalCases(times=times, events=events, risks=risks, censoring=censoring_curve(times, events))
+    found = wrong_answers(answers("survival")[0], cases)
+    assert [(one.row, one.number) for one in found] == [(0, 1.0)]
+    assert found[0].said == "risk 0.000, number 8 of 8"
+
+
+def test_what_is_drawn_for_a_comparison_is_the_probability_of_the_second_class() -> None:
+    first, second = rows("two"), rows("two", seed=1)
+    found = compare(first, second, replicates=100)
+    assert found.scored == "prob_tumor"
+    assert np.array_equal(found.scores[:, 1], second.values[:, 1])
+    assert found.right is not None
+    both = [np.array(one.values)[:, 1] >= 0.5 for one in (first, second)]
+    truth = np.array([label == "tumor" for label in first.labels])
+    assert found.right[1] == int(((both[0] == truth) & (both[1] != truth)).sum())
+
+
+def test_rows_in_another_order_are_not_compared_nor_none_judged() -> None:
+    first = rows("two")
+    other = rows("two", 59)
+    with pytest.raises(ValueError, match="on the same rows"):
+        compare(first, other)
+    with pytest.raises(ValueError, match="no row to judge"):
+        judge(
+            Judged(task=first.task, slide_ids=(), patients=(), runs=(), labels=(), values=np.zeros((0, 2))), groups={}
+        )
