@@ -19,7 +19,7 @@ Loss = Callable[[Weights, Tensor, Tensor, bool], Tensor]
 """(weights, features [N, D], target [1], with dropouts and random masks) -> loss."""
 
 
-def abmil(w: Weights, x: Tensor, y: Tensor, drops: bool) -> Tensor:
+def abmil(w: Weights, x: Tensor, y: Tensor, _drops: bool) -> Tensor:
     """Gated attention as ACMIL and AEM have it: no bias in the embedding, no dropout. arXiv:1802.04712."""
     h = F.relu(F.linear(x, w["embed.linear.weight"]))
     z = _gated(w, h).softmax(dim=1) @ h
@@ -99,14 +99,21 @@ def transmil(w: Weights, x: Tensor, y: Tensor, drops: bool) -> Tensor:
     t = torch.cat([w["class_token"], h, h[: side * side - len(h)]])
     t = t + _nystrom(w, "layer1", t, drops)
     image = t[1:].t().reshape(1, -1, side, side)
+    placed = image
     for kernel in (7, 5, 3):
         mixed = F.conv2d(
-            image, w[f"ppeg.conv{kernel}.weight"], w[f"ppeg.conv{kernel}.bias"], padding=kernel // 2, groups=len(image[0])
+            image,
+            w[f"ppeg.conv{kernel}.weight"],
+            w[f"ppeg.conv{kernel}.bias"],
+            padding=kernel // 2,
+            groups=len(image[0]),
         )
-        placed = image + mixed if kernel == 7 else placed + mixed
+        placed = placed + mixed
     t = torch.cat([t[:1], placed[0].flatten(1).t()])
     t = t + _nystrom(w, "layer2", t, drops)
-    return F.cross_entropy(_linear(w, "classifier", F.layer_norm(t, t.shape[1:], w["norm.weight"], w["norm.bias"])[:1]), y)
+    return F.cross_entropy(
+        _linear(w, "classifier", F.layer_norm(t, t.shape[1:], w["norm.weight"], w["norm.bias"])[:1]), y
+    )
 
 
 def _linear(w: Weights, name: str, x: Tensor) -> Tensor:

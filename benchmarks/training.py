@@ -3,11 +3,11 @@
     python benchmarks/training.py steps [--instances 10000 50000] [--rounds 5] [--threads 2] [--json FILE]
     python benchmarks/training.py study [--slides 200] [--instances 10000] [--epochs 3] [--json FILE]
 
-`steps`: one bag of 1,024 features in, forward, loss, backward and optimizer. Before anything is timed both are held to one loss and
-one gradient from the same weights, dropouts and random masks off; then both draw. Each round runs both in turn, and a figure is the
-median over rounds of the ratio of one round. Memory is the highest resident size during a step less that before it, gradients and
-the optimizer's moments aside, which a process of its own measures. "bf16" is the step of wsimil with fit.precision bfloat16, beside
-plain torch in float32.
+`steps`: one bag of 1,024 features in, forward, loss, backward and optimizer. Before anything is timed both are held to one loss
+and one gradient from the same weights, dropouts and random masks off; then both draw. Each round runs both in turn, a figure is
+the median over rounds of the ratio of one round. Memory is the highest resident size during a step less that before it, gradients
+and the optimizer's moments aside, which a process of its own measures. "bf16" is the step of wsimil with fit.precision bfloat16,
+beside plain torch in float32.
 
 `study`: five folds of full bags from feature files, as `wsimil crossval` runs them: minutes, the share of time that training
 waited for bags, the highest resident size.
@@ -192,7 +192,9 @@ def steps(given: argparse.Namespace) -> dict[str, Any]:
     contestants = [name for name in CONTESTANTS if not given.methods or name in given.methods]
     agreement = {name: hold_to_one_answer(name) for name in contestants}
     rows = []
-    print("| method | instances | plain | goal | time | bf16: goal | time | memory |\n|---|---|---|---|---|---|---|---|")
+    print(
+        "| method | instances | plain | goal | time | bf16: goal | time | memory |\n|---|---|---|---|---|---|---|---|"
+    )
     for count in given.instances:
         bag = bag_of(count)
         for name in contestants:

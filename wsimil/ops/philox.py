@@ -34,13 +34,10 @@ def philox(
         for part in counter
     )
     for _ in range(_ROUNDS):
-        # An int64 product overflows to the 64 bits that are wanted.
+        # An int64 product overflows to the 64 bits that are wanted. Of c1 and c3 the high bits never matter until the end.
         first, second = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            (second >> 32 & _LOW) ^ c1 ^ key[0],
-            second & _LOW,
-            (first >> 32 & _LOW) ^ c3 ^ key[1],
-            first & _LOW,
-        )
+        c0 = (second >> 32).bitwise_xor(c1 ^ key[0]).bitwise_and_(_LOW)
+        c2 = (first >> 32).bitwise_xor(c3 ^ key[1]).bitwise_and_(_LOW)
+        c1, c3 = second, first
         key = [(part + step) & _LOW for part, step in zip(key, _WEYL, strict=True)]
-    return c0, c1, c2, c3
+    return c0, c1 & _LOW, c2, c3 & _LOW

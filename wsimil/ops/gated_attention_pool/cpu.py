@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from wsimil.ops.gated_attention_pool.contract import (
     PoolSpec,
     PoolTensors,
 )
-from wsimil.ops.gated_attention_pool.draws import gate_factors, mask_words
+from wsimil.ops.gated_attention_pool.draws import LEVELS, gate_factors, gate_signs, mask_words
 from wsimil.ops.topk import segment_topk, topk
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def forward(tensors: PoolTensors, spec: PoolSpec) -> PoolForward:
     raw = torch.empty(len(tensors.w), pack.instances, dtype=gates.wide, device=tensors.h.device)
     kept = tensors.h.new_empty((pack.instances, gates.width) if spec.keep else 0)
     for chunk in pack.chunks():
-        factors = gates.factors(pack.rows_of(chunk), out=kept[chunk.begin : chunk.end] if spec.keep else None)
-        raw[:, chunk.begin : chunk.end] = gates.scores(gates.dropped(factors, chunk))
+        factors = gates.factors(pack.rows_of(chunk), chunk, out=kept[chunk.begin : chunk.end] if spec.keep else None)
+        raw[:, chunk.begin : chunk.end] = gates.scores(gates.product(factors, chunk))
     masked, masked_idx, masked_scores = _masks(raw, pack.bags, tensors, spec)
     scores = raw if masked is None else raw.masked_fill(masked, -math.inf)
     parts = [(raw[:, begin:end], scores[:, begin:end]) for begin, end in pack.bags]
@@ -86,7 +86,7 @@ def backward(
     for chunk in pack.chunks():
         x = pack.rows_of(chunk)
         slope = _aligned(slopes[:, chunk.begin : chunk.end])
-        factors = saved.gates[chunk.begin : chunk.end] if spec.keep else gates.factors(x)
+        factors = saved.gates[chunk.begin : chunk.end] if spec.keep else gates.factors(x, chunk)
         both = inner[: len(x)]
         product = gates.gradient(factors, slope, chunk, out=both[:, : gates.width])
         if sums is not None:
@@ -159,11 +159,16 @@ class _Gates:
         self._linear = torch.empty(self.pack.longest, self.width, dtype=self.wide, device=h.device)
         self._products = torch.empty(3, self.pack.longest, self.half, dtype=self.wide, device=h.device)
 
-    def factors(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Activated value and gate, [n, width], also in `out`; gelu is left to `dropped`: its gradient asks for what goes in."""
+    def factors(self, x: Tensor, chunk: _Chunk, out: Tensor | None = None) -> Tensor:
+        """Activated value and gate, [n, width], also in `out`; gelu is left to `product`: its gradient asks for what goes in.
+
+        A gate, which is above 0, is negative where dropout takes its product with the value.
+        """
         # A row of `out` may begin between two cache lines; what is computed must not depend on it.
         direct = out is not None and out.dtype == self.wide and out.data_ptr() % _CACHE_LINE == 0
         found = self._activated(x, out if out is not None and direct else self._linear[: len(x)])
+        if self.spec.drop_of_65536 and self.width > self.half:
+            found[:, self.half :] *= gate_signs(**self._draws(chunk))
         if out is not None and not direct:
             out.copy_(found)
         return found
@@ -180,16 +185,22 @@ class _Gates:
         out[:, self.half :].sigmoid_()
         return out
 
-    def dropped(self, factors: Tensor, chunk: _Chunk) -> Tensor:
+    def product(self, factors: Tensor, chunk: _Chunk) -> Tensor:
         """The product of both factors, less what dropout takes, [n, L]."""
         value, gate = factors[:, : self.half], factors[:, self.half :]
         if self.spec.activation == "gelu":
             value = F.gelu(value)
-        kept = self._kept(chunk)
-        if kept is not None:
-            value = value * kept[0]
-            gate = gate * kept[1] if gate.shape[1] else gate
-        return value if not gate.shape[1] else torch.mul(value, gate, out=self._products[0, : len(value)])
+        scale = self._scale(gate, chunk)
+        return value if scale is None else torch.mul(value, scale, out=self._products[0, : len(value)])
+
+    def _scale(self, gate: Tensor, chunk: _Chunk) -> Tensor | None:
+        """What a value is multiplied by: its gate and 1 / (1 - p) for each factor, or 0 where either was dropped."""
+        if not self.spec.drop_of_65536:
+            return gate if gate.shape[1] else None
+        if not gate.shape[1]:
+            return gate_factors(**self._draws(chunk))[0].to(self.wide)
+        left = 1 - self.spec.drop_of_65536 / LEVELS
+        return gate.clamp_min(0).mul_(1 / left**2)
 
     def scores(self, product: Tensor) -> Tensor:
         """[B, n]."""
@@ -201,48 +212,42 @@ class _Gates:
         With value t, gate q and r = slope of their product, d value = r q act', d gate = r t q (1 - q).
         """
         value, gate = factors[:, : self.half].to(self.wide), factors[:, self.half :].to(self.wide)
-        product = self.dropped(factors.to(self.wide), chunk)
+        scale = self._scale(gate, chunk)
+        shown = F.gelu(value) if self.spec.activation == "gelu" else value
+        product = shown if scale is None else torch.mul(shown, scale, out=self._products[0, : len(value)])
         rise = torch.mm(slope.t(), self.score, out=self._products[1, : len(value)])  # r
-        kept = self._kept(chunk)
-        if self.spec.activation == "tanh" and kept is None and gate.shape[1]:
-            whole = torch.mul(rise, product, out=self._products[2, : len(value)])  # r t q
-            direct = out.dtype == self.wide
-            to_value = torch.mul(rise, gate, out=out[:, : self.half] if direct else rise)
-            to_value.addcmul_(whole, value, value=-1)
-            if not direct:
-                out[:, : self.half] = to_value
-            to_gate = torch.addcmul(whole, whole, gate, value=-1, out=out[:, self.half :] if direct else rise)
+        whole = torch.mul(rise, product, out=self._products[2, : len(value)])  # r t q
+        direct = out.dtype == self.wide
+        if gate.shape[1]:
+            # Where dropout took the product `whole` is 0, whatever the sign of the gate.
+            to_gate = torch.addcmul(whole, whole, gate, value=-1, out=out[:, self.half :] if direct else None)
             if not direct:
                 out[:, self.half :] = to_gate
-            return product
-        ones = (1.0, 1.0) if kept is None else kept
-        shown = F.gelu(value) if self.spec.activation == "gelu" else value
-        to_value = rise * ones[0] * (gate * ones[1] if gate.shape[1] else 1.0)
-        out[:, : self.half] = to_value * self._activation_slope(value)
-        if gate.shape[1]:
-            out[:, self.half :] = rise * ones[1] * (shown * ones[0]) * gate * (1 - gate)
+        to_value = rise if scale is None else torch.mul(rise, scale, out=out[:, : self.half] if direct else rise)
+        if self.spec.activation == "tanh":
+            to_value.addcmul_(whole, value, value=-1)
+        else:
+            to_value = to_value * self._activation_slope(value)
+        if to_value.data_ptr() != out.data_ptr():
+            out[:, : self.half] = to_value
         return product
 
     def _activation_slope(self, value: Tensor) -> Tensor:
-        if self.spec.activation == "tanh":
-            return 1 - value * value
         if self.spec.activation == "relu":
             return (value > 0).to(value.dtype)
         density = (value * value * -0.5).exp() / math.sqrt(2 * math.pi)
         return (1 + (value / math.sqrt(2)).erf()) / 2 + value * density
 
-    def _kept(self, chunk: _Chunk) -> tuple[Tensor, Tensor] | None:
-        if not self.spec.drop_of_65536:
-            return None
-        value, gate = gate_factors(
-            self.tensors.drop_seed,
-            begin=chunk.begin - chunk.first,
-            end=chunk.end - chunk.first,
-            bag_id=self.tensors.bag_ids[chunk.bag],
-            width=self.half,
-            spec=self.spec,
-        )
-        return value.to(self.wide), gate.to(self.wide)
+    def _draws(self, chunk: _Chunk) -> dict[str, Any]:
+        """What names the draws of a chunk."""
+        return {
+            "seed": self.tensors.drop_seed,
+            "begin": chunk.begin - chunk.first,
+            "end": chunk.end - chunk.first,
+            "bag_id": self.tensors.bag_ids[chunk.bag],
+            "width": self.half,
+            "spec": self.spec,
+        }
 
 
 class _WeightSums:
