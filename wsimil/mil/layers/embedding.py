@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from wsimil.mil.batch import BagBatch, StepContext
 from wsimil.mil.layers.dropout import dropout
 from wsimil.ops.packed_linear import packed_linear
+from wsimil.ops.relu_linear import relu_linear
 
 Activation: TypeAlias = Literal["relu", "gelu"]
 
@@ -28,6 +29,11 @@ class InstanceEmbedding(nn.Module):
 
     def forward(self, x: Float[Tensor, "T D"], bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
         """The embedded instances of `bags`, whose standardized features are `x`."""
+        if self.linear is not None and self.activation == "relu" and step is not None and x.device.type == "cpu":
+            keep = None
+            if self.drop:
+                keep = step.keep_mask((len(x), self.out_dim), drop=self.drop, device=x.device)
+            return relu_linear(x, self.linear.weight, self.linear.bias, bags.cu_seqlens, keep=keep, drop=self.drop)
         if self.linear is not None:
             x = packed_linear(x, self.linear.weight, self.linear.bias, bags.cu_seqlens)
             x = F.relu_(x) if self.activation == "relu" else F.gelu(x)
