@@ -26,6 +26,7 @@ COMMANDS = [
     "splits",
     "crossval",
     "ensemble",
+    "search",
     "demo",
     "inspect",
     "doctor",
@@ -245,14 +246,18 @@ def test_every_shipped_config_is_valid() -> None:
     from wsimil.config import load_config
     from wsimil.extraction.config import ExtractConfig
     from wsimil.mil import registry
+    from wsimil.stages.search import SearchConfig
     from wsimil.stages.train import TrainConfig
 
     root = Path(__file__).parents[1] / "configs"
     found = sorted(root.rglob("*.yaml"))
     assert found
     for path in found:
-        if path.relative_to(root).parts[0] == "extract":
+        kind = path.relative_to(root).parts[0]
+        if kind == "extract":
             load_config(ExtractConfig, path)
+        elif kind == "search":
+            load_config(SearchConfig, path)
         else:
             method = dict(load_config(TrainConfig, path).method)
             registry.config_class(str(method.pop("name"))).model_validate(method)

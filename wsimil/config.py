@@ -49,11 +49,11 @@ def load_config(
     sources: dict[str, str] = {}
     for override in overrides:
         key, value = _split_override(override)
-        _put(tree, key, value, source="--set")
+        put(tree, key, value, source="--set")
         sources[key] = "--set"
     for key, given_value in (given or {}).items():
         if given_value is not None:
-            _put(tree, key, given_value, source="command line")
+            put(tree, key, given_value, source="command line")
             sources[key] = "command line"
     return parse_config(cls, tree, source=str(path) if path else "command line", sources=sources)
 
@@ -124,7 +124,8 @@ def _split_override(text: str) -> tuple[str, JsonValue]:
     return key.strip(), parsed
 
 
-def _put(tree: dict[str, JsonValue], dotted: str, value: JsonValue, *, source: str) -> None:
+def put(tree: dict[str, JsonValue], dotted: str, value: JsonValue, *, source: str) -> None:
+    """Lay a value into nested mappings at "a.b". Raises ConfigError, which names `source`, where something else stands at "a"."""
     *parents, leaf = dotted.split(".")
     node = tree
     for name in parents:

@@ -141,6 +141,47 @@ def crossval(
 
 
 @app.command(rich_help_panel=MODELS)
+def search(
+    features: Annotated[Path, typer.Argument(help="Feature folder, as for `wsimil train`.")],
+    cohort: Annotated[Path, typer.Option("--cohort", help="CSV, as for `wsimil train`.", show_default=False)],
+    splits: Annotated[Path, typer.Option(help="File that `wsimil splits make` wrote.", show_default=False)],
+    space: Annotated[
+        Path, typer.Option(help="YAML: space, trials, sampler, seed; see configs/search.", show_default=False)
+    ],
+    out: Out,
+    round_: Annotated[
+        str | None,
+        typer.Option("--round", help="Search within this round; its test split is left out.", show_default=False),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Settings to try.", show_default="30")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Rounds that train side by side.")] = 1,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search hyperparameters on validation splits; slides of a test split are never opened. Goes on when started again."""
+    with exits():
+        from wsimil.config import load_config
+        from wsimil.stages import search as stage
+        from wsimil.stages import text
+        from wsimil.stages.progress import reporter
+        from wsimil.stages.text_search import show_search, show_search_plan
+        from wsimil.stages.train import TrainConfig
+
+        searched = load_config(stage.SearchConfig, space, given={"trials": trials})
+        base = load_config(TrainConfig, config, overrides=sets or ())
+        planned = stage.plan_search(searched, base, cohort, splits, outer=round_)
+        if dry_run:
+            show_search_plan(planned, as_json=as_json)
+            return
+        with reporter(text.stderr(), quiet=quiet) as watch:
+            found = stage.search(planned, features, out, workers=workers, reporter=watch)
+        show_search(found, out, as_json=as_json)
+
+
+@app.command(rich_help_panel=MODELS)
 def ensemble(
     runs: Annotated[list[Path], typer.Argument(help="Folders that `wsimil train` or `crossval` wrote, two or more.")],
     out: Out,

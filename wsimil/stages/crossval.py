@@ -142,7 +142,7 @@ def crossval(
     write_text(out / "study.json", json.dumps(study, indent=1) + "\n")
     reporter.begin("runs", len(open_items))
     failures: dict[str, str] = {}
-    for item, reason in _outcomes(open_items, workers):
+    for item, reason in outcomes(open_items, workers):
         if reason is not None:
             failures[item.name] = reason
         reporter.finish_item(f"{item.name}: {'done' if reason is None else 'failed: ' + reason}")
@@ -181,8 +181,8 @@ def summarized(items: Sequence[WorkItem]) -> dict[str, dict[str, RunSpread]]:
     return found
 
 
-def _outcomes(items: Sequence[WorkItem], workers: int) -> Iterator[tuple[WorkItem, str | None]]:
-    """Each item with the reason why it failed, or None, as they end."""
+def outcomes(items: Sequence[WorkItem], workers: int) -> Iterator[tuple[WorkItem, str | None]]:
+    """Train items, `workers` at a time in processes of their own: each with the reason why it failed, or None, as they end."""
     left = list(items)
     try:
         for item, reason in _pooled(left, workers, workers):
