@@ -1,16 +1,12 @@
-"""Training on a CPU: a step beside plain torch of the same formulas, and a cross-validation from disk.
+"""A training step on a CPU beside plain torch of the same formulas.
 
-    python benchmarks/training.py steps [--instances 10000 50000] [--rounds 5] [--threads 2] [--json FILE]
-    python benchmarks/training.py study [--slides 200] [--instances 10000] [--epochs 3] [--json FILE]
+    python benchmarks/training.py [--instances 10000 50000] [--rounds 5] [--threads 2] [--json FILE]
 
-`steps`: one bag of 1,024 features in, forward, loss, backward and optimizer. Before anything is timed both are held to one loss
-and one gradient from the same weights, dropouts and random masks off; then both draw. Each round runs both in turn, a figure is
-the median over rounds of the ratio of one round. Memory is the highest resident size during a step less that before it, gradients
-and the optimizer's moments aside, which a process of its own measures. "bf16" is the step of wsimil with fit.precision bfloat16,
-beside plain torch in float32.
-
-`study`: five folds of full bags from feature files, as `wsimil crossval` runs them: minutes, the share of time that training
-waited for bags, the highest resident size.
+One bag of 1,024 features in, forward, loss, backward and optimizer. Before anything is timed both are held to one loss and one
+gradient from the same weights, dropouts and random masks off; then both draw. Each round runs both in turn; figures are medians
+over rounds of the ratio of one round. Memory is the highest resident size during a step less that before it, gradients and the
+optimizer's moments aside, which a process of its own measures. "bf16" is the step of wsimil with fit.precision bfloat16, beside
+plain torch in float32.
 """
 
 from __future__ import annotations
@@ -18,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -224,20 +219,17 @@ def steps(given: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = parser.add_subparsers(required=True)
-    one = kinds.add_parser("steps")
-    one.set_defaults(run=steps)
-    one.add_argument("--instances", type=int, nargs="+", default=[10_000, 50_000])
-    one.add_argument("--methods", nargs="+", choices=list(CONTESTANTS), default=[])
-    one.add_argument("--rounds", type=int, default=5)
-    one.add_argument("--threads", type=int, default=2)
-    one.add_argument("--json", type=Path)
+    parser.add_argument("--instances", type=int, nargs="+", default=[10_000, 50_000])
+    parser.add_argument("--methods", nargs="+", choices=list(CONTESTANTS), default=[])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    found = given.run(given)
+    found = steps(given)
     if given.json:
         about = {"device": device(), "torch": torch.__version__, "threads": given.threads, "dtype": "float32"}
         given.json.write_text(json.dumps({**about, **found}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
