@@ -1,6 +1,6 @@
 // Reads what the page was given, and asks the server for the rest; numbers arrive as base64 of little-endian arrays.
 
-import type { CasePayload, Index, Link, MultiPolygon, Notes, PagePayload, Pyramid } from "./types";
+import type { CasePayload, Index, Link, Mix, MultiPolygon, Notes, PagePayload, Pyramid, Values } from "./types";
 
 export interface SlideCase {
   readonly index: number;
@@ -16,20 +16,39 @@ export interface SlideCase {
   readonly xy0: Int32Array;
   /** NaN = not scored. */
   readonly scores: ReadonlyMap<string, Float32Array>;
-  readonly values: readonly number[];
-  readonly bias: readonly number[];
-  readonly effectiveTiles: Readonly<Record<string, number>>;
-  readonly whatIf: ClosedForm | "server" | null;
+  readonly mainScore: string | null;
+  readonly values: Values;
+  readonly predicted: string;
+  readonly effectiveTiles: Readonly<Record<string, number | null>>;
+  readonly whatIf: ClosedForm | FromServer | NoWhatIf;
   readonly pyramid: Pyramid | null;
-  readonly crops: Readonly<Record<string, string>> | null;
+  readonly pyramidNote: string | null;
+  readonly crops: CasePayload["crops"];
   readonly tissue: MultiPolygon | null;
 }
 
-/** `logit = bias + kept parts / kept share of attention`; see whatif.ts. */
+/** All that whatif.ts needs: attention [head][N], parts of logits [output][N], bias [output]. */
 export interface ClosedForm {
-  readonly attention: Float32Array;
+  readonly form: "closed";
+  readonly mix: Mix;
+  readonly attention: readonly Float32Array[];
   readonly parts: readonly Float32Array[];
+  readonly bias: readonly number[];
   readonly link: Link;
+}
+
+export interface FromServer {
+  readonly form: "server";
+}
+
+export interface NoWhatIf {
+  readonly form: null;
+  readonly reason: string;
+}
+
+export interface Reply {
+  readonly values: Values;
+  readonly predicted: string | null;
 }
 
 export const NO_NOTES: Notes = { verdict: null, text: "", pins: [] };
@@ -66,16 +85,23 @@ export class Source {
     await this.ask(`cases/${index}/notes`, notes);
   }
 
-  async answerWithout(index: number, without: readonly number[]): Promise<readonly number[]> {
-    const answer = (await this.ask(`cases/${index}/what-if`, { without })) as { values: readonly number[] };
-    return answer.values;
+  async answerWithout(index: number, without: readonly number[]): Promise<Reply> {
+    return (await this.ask(`cases/${index}/what-if`, { without })) as Reply;
   }
 
   /** The picture of one tile at full resolution, null where this page holds none. */
   crop(slide: SlideCase, tile: number): string | null {
-    const held = slide.crops?.[String(tile)];
-    if (held !== undefined) return this.live ? held.replace("{base}", this.page.base) : held;
-    return this.live && slide.pyramid !== null ? this.url(`cases/${slide.index}/crops/${tile}.jpg`) : null;
+    const { crops } = slide;
+    if (crops === null) return null;
+    if ("url" in crops) return this.url(crops.url.replace("{tile}", String(tile)));
+    return crops.tiles[String(tile)] ?? null;
+  }
+
+  /** The picture of one tile of the pyramid; "" where this page holds none. */
+  tile(pyramid: Pyramid, level: number, x: number, y: number): string {
+    const { tiles } = pyramid;
+    if ("data" in tiles) return tiles.data[`${level}/${x}_${y}`] ?? "";
+    return this.url(tiles.url.replace("{level}", String(level)).replace("{x}", String(x)).replace("{y}", String(y)));
   }
 
   private async ask(path: string, body?: unknown): Promise<unknown> {
@@ -132,24 +158,39 @@ export function decodeCase(payload: CasePayload, outputs: readonly string[]): Sl
     count: tiles,
     xy0,
     scores: new Map(Object.entries(payload.scores).map(([name, text]) => [name, floats(text, name)])),
+    mainScore: payload.main_score,
     values: payload.values,
-    bias: payload.bias,
+    predicted: payload.predicted,
     effectiveTiles: payload.effective_tiles,
-    whatIf:
-      form === null || form.form === "server"
-        ? form && "server"
-        : {
-            attention: floats(form.attention, "attention"),
-            parts: outputs.map((name) => {
-              const part = form.logit_parts[name];
-              if (part === undefined) throw new Error(`no parts of the logit of ${name}`);
-              return floats(part, `part of ${name}`);
-            }),
-            link: form.link,
-          },
+    whatIf: form.form === "closed" ? closedForm(form, payload.bias, outputs, floats) : form,
     pyramid: payload.pyramid,
+    pyramidNote: payload.pyramid_note,
     crops: payload.crops,
     tissue: payload.tissue,
+  };
+}
+
+function closedForm(
+  form: CasePayload["whatif"] & { form: "closed" },
+  bias: Values,
+  outputs: readonly string[],
+  floats: (text: string, name: string) => Float32Array,
+): ClosedForm {
+  const heads = form.mix === "output" ? outputs.length : form.mix === "single" ? 1 : form.attention.length;
+  if (form.attention.length !== heads || heads === 0) {
+    throw new Error(`attention of ${form.attention.length} heads, wanted ${heads}`);
+  }
+  return {
+    form: "closed",
+    mix: form.mix,
+    attention: form.attention.map((text, head) => floats(text, `attention of head ${head}`)),
+    parts: outputs.map((name) => {
+      const part = form.logit_parts[name];
+      if (part === undefined) throw new Error(`no parts of the logit of ${name}`);
+      return floats(part, `parts of the logit of ${name}`);
+    }),
+    bias: outputs.map((_, output) => bias[output] ?? Number.NaN),
+    link: form.link,
   };
 }
 

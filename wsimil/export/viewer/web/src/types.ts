@@ -2,6 +2,9 @@
 
 export type Kind = "signed" | "sequential";
 
+/** Numbers of an answer; null = not known. */
+export type Values = readonly (number | null)[];
+
 export interface Answer {
   readonly name: string;
   readonly title: string;
@@ -22,7 +25,8 @@ export interface ScoreFacts {
   readonly kind: Kind;
   readonly unit: string;
   readonly normalization: string;
-  readonly range: readonly [number, number];
+  /** Null where no slide says anything of it. */
+  readonly range: readonly [number, number] | null;
 }
 
 export interface CaseRow {
@@ -31,12 +35,13 @@ export interface CaseRow {
   readonly patient_id: string | null;
   readonly label: string | null;
   readonly split: string | null;
-  readonly predicted: string;
+  readonly predicted: string | null;
   readonly right: boolean | null;
-  readonly values: readonly number[];
+  readonly values: Values | null;
   readonly uncertainty: number | null;
   readonly unusual: boolean | null;
-  readonly tiles: number;
+  readonly tiles: number | null;
+  readonly scored: boolean;
   readonly status: string;
 }
 
@@ -44,8 +49,10 @@ export interface Index {
   readonly version: string;
   readonly date: string;
   readonly notice: string;
-  readonly model: Readonly<Record<string, string | number | null>>;
+  readonly unit: "slide" | "patient";
+  readonly model: Readonly<Record<string, string>>;
   readonly task: Task;
+  readonly thresholds: readonly number[];
   readonly scores: readonly ScoreFacts[];
   readonly cases: readonly CaseRow[];
 }
@@ -56,21 +63,33 @@ export interface Pyramid {
   readonly tile_size: number;
   readonly min_level: number;
   readonly max_level: number;
-  readonly tiles: string | Readonly<Record<string, string>>;
+  /** An address with {level}, {x} and {y}, or the tiles themselves by "level/x_y". */
+  readonly tiles: { readonly url: string } | { readonly data: Readonly<Record<string, string>> };
 }
 
+/** From logits to the numbers of an answer; see whatif.ts. */
 export type Link =
-  | { readonly kind: "softmax" | "sigmoid" | "corn" }
-  | { readonly kind: "linear"; readonly mean: readonly number[]; readonly scale: readonly number[] };
+  | { readonly kind: "softmax"; readonly temperature: number }
+  | { readonly kind: "isotonic"; readonly curves: readonly (readonly Point[])[] }
+  | { readonly kind: "sigmoid" }
+  | { readonly kind: "corn" }
+  | { readonly kind: "linear"; readonly mean: readonly number[]; readonly scale: readonly number[] }
+  | { readonly kind: "cox"; readonly baseline: readonly number[] }
+  | { readonly kind: "hazard"; readonly edges: readonly number[]; readonly horizons: readonly number[] };
+
+/** How heads share the tiles: one head, one for each output, or the mean of heads. */
+export type Mix = "single" | "output" | "mean";
 
 export type WhatIfPayload =
   | {
       readonly form: "closed";
-      readonly attention: string;
+      readonly mix: Mix;
+      readonly attention: readonly string[];
       readonly logit_parts: Readonly<Record<string, string>>;
       readonly link: Link;
     }
-  | { readonly form: "server" };
+  | { readonly form: "server" }
+  | { readonly form: null; readonly reason: string };
 
 export interface CasePayload {
   readonly index: number;
@@ -81,13 +100,16 @@ export interface CasePayload {
   readonly tile: { readonly size0: number; readonly stride0: number; readonly mpp: number };
   readonly xy0: string;
   readonly scores: Readonly<Record<string, string>>;
-  readonly values: readonly number[];
-  readonly logits: readonly number[];
-  readonly bias: readonly number[];
-  readonly effective_tiles: Readonly<Record<string, number>>;
-  readonly whatif: WhatIfPayload | null;
+  readonly main_score: string | null;
+  readonly values: Values;
+  readonly logits: Values;
+  readonly bias: Values;
+  readonly predicted: string;
+  readonly effective_tiles: Readonly<Record<string, number | null>>;
+  readonly whatif: WhatIfPayload;
   readonly pyramid: Pyramid | null;
-  readonly crops: Readonly<Record<string, string>> | null;
+  readonly pyramid_note: string | null;
+  readonly crops: { readonly url: string } | { readonly tiles: Readonly<Record<string, string>> } | null;
   readonly tissue: MultiPolygon | null;
 }
 
@@ -112,7 +134,7 @@ export interface Pin {
   readonly xy0: readonly Point[];
   readonly text: string;
   readonly without?: readonly number[];
-  readonly values?: readonly number[];
+  readonly values?: Values;
 }
 
 export interface Notes {
