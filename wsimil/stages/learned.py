@@ -106,14 +106,16 @@ def read_origin(folder: Path, *, model: Path | None = None) -> Origin:
 
 
 def _facts(run: Path) -> dict[str, Any]:
-    """model.json, and in its training facts the threshold that was frozen with it."""
+    """model.json, and in its training facts the threshold and the calibration that were frozen with it."""
     facts = read_facts(run)
     decision = load_decision(run)
-    if decision is None or decision.threshold is None:
+    frozen = {} if decision is None else {"threshold": decision.threshold, "calibration": decision.calibration}
+    found = {name: part.to_json() for name, part in frozen.items() if part is not None}
+    if decision is None or not found:
         return facts
     if decision.model != facts["weights_digest"]:
         raise ModelError(f"{run / DECISION} belongs to other weights than {FACTS} beside it; copy the whole run folder")
-    return {**facts, "training": {**facts["training"], "threshold": decision.threshold.to_json()}}
+    return {**facts, "training": {**facts["training"], **found}}
 
 
 def _of_run(run: Path) -> Origin:
