@@ -8,9 +8,14 @@ export function answerText(answer: Answer, value: number | null | undefined): st
   return answer.probability ? percent(value) : `${short(value, 4)}${answer.unit ? ` ${answer.unit}` : ""}`;
 }
 
+/** Short enough for a line: of a probability the name alone, for its bar and percentage say what it is. */
+export function answerTitle(answer: Answer): string {
+  return answer.probability ? answer.title.replace(/^probability of /i, "") : answer.title;
+}
+
 /** All numbers of an answer in one line. */
 export function valuesText(index: Index, values: Values): string {
-  return index.task.answers.map((answer, k) => `${answer.title} ${answerText(answer, values[k])}`).join(", ");
+  return index.task.answers.map((answer, k) => `${answerTitle(answer)} ${answerText(answer, values[k])}`).join(", ");
 }
 
 /** What is decided, null where the answer is a number or not known. */
@@ -60,7 +65,7 @@ export class AnswerCard {
     return el(
       "div",
       { class: "answer-line" },
-      el("span", { class: "answer-title", title: answer.title }, answer.title),
+      el("span", { class: "answer-title", title: answer.title }, answerTitle(answer)),
       bars,
       el(
         "span",

@@ -245,6 +245,7 @@ export class App {
     this.controls.update(this.view, score, Boolean(slide?.tissue));
     this.legend.update(this.view.visible ? this.legendFacts() : null);
     this.toolbar.update(this.view.visible, this.sideBySide);
+    this.scaleBar.element.hidden = slide === null;
     if (row) this.card.update(row, slide?.values ?? row.values, slide?.predicted ?? row.predicted, this.asking.now.values);
     this.showWhatIf();
     this.showVisible();
@@ -485,14 +486,15 @@ export class App {
       width: place.width,
       height: place.height,
       title: slide.slideId,
-      lines: [
+      facts: [
         `predicted ${slide.predicted}`,
         valuesText(index, slide.values),
         row.label === null ? "" : `label ${row.label}`,
         without ? `without ${this.asking.now.without.size} tiles: ${valuesText(index, without)}` : "",
-        `wsimil ${index.version}, ${index.date}`,
-        index.notice,
-      ].filter(Boolean),
+      ]
+        .filter(Boolean)
+        .join("  ·  "),
+      notice: [index.notice, ...Object.values(index.model), `wsimil ${index.version}`, index.date].join("  ·  "),
       legend: this.view.visible ? this.legendFacts() : null,
       bar: scaleBar(place.scale, slide.mpp),
       magnification: `${short(magnificationAt(place.scale, slide.mpp), 3)}×`,
@@ -565,6 +567,10 @@ export class App {
 
   get ready(): boolean {
     return this.slide !== null && this.main.placement() !== null && this.notesPanel.editable;
+  }
+
+  get complete(): boolean {
+    return this.ready && this.main.complete && (!this.sideBySide || (this.beside?.complete ?? false));
   }
 
   get state() {

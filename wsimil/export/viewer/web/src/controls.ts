@@ -14,7 +14,7 @@ export interface View {
   readonly tissue: boolean;
 }
 
-export const FIRST_VIEW: View = { score: null, opacity: 0.6, threshold: 0, visible: true, veil: false, tissue: false };
+export const FIRST_VIEW: View = { score: null, opacity: 0.5, threshold: 0, visible: true, veil: false, tissue: false };
 
 /** A score's family, such as contribution, and the output that it is of ("" where it is of none). */
 export function family(name: string): readonly [string, string] {

@@ -111,11 +111,12 @@ export class UniformGrid {
   }
 }
 
-/** The cells between all edges of some tiles: exact for any corners. Null where that would be too many cells. */
+/** The cells between all edges of some tiles, for any corners. Null where that would be too many cells. */
 export function exactCells(slide: SlideCase, tiles: readonly number[], { scores, without }: Shown): Cells | null {
   const { xy0, tileSize0: size } = slide;
-  const x = edges(xy0, 0, tiles, size);
-  const y = edges(xy0, 1, tiles, size);
+  const across = edges(xy0, 0, tiles, size);
+  const down = edges(xy0, 1, tiles, size);
+  const [x, y] = [across.lines, down.lines];
   const columns = Math.max(0, x.length - 1);
   const rows = Math.max(0, y.length - 1);
   if (columns * rows > MOST_EXACT_CELLS) return null;
@@ -126,10 +127,9 @@ export function exactCells(slide: SlideCase, tiles: readonly number[], { scores,
   for (const tile of tiles) {
     const value = scores[tile] ?? Number.NaN;
     const is = without.has(tile) ? LEFT_OUT : Number.isNaN(value) ? UNSCORED : SCORED;
-    const left = find(x, xy0[2 * tile] ?? 0);
-    const right = find(x, (xy0[2 * tile] ?? 0) + size);
-    const top = find(y, xy0[2 * tile + 1] ?? 0);
-    const bottom = find(y, (xy0[2 * tile + 1] ?? 0) + size);
+    const [begin0, begin1] = [xy0[2 * tile] ?? 0, xy0[2 * tile + 1] ?? 0];
+    const [left, right] = [find(x, begin0), find(x, across.end(begin0))];
+    const [top, bottom] = [find(y, begin1), find(y, down.end(begin1))];
     const corners = [top * wide + left, top * wide + right, bottom * wide + left, bottom * wide + right];
     const held = counts[is - 1] as Int32Array;
     corners.forEach((k, corner) => {
@@ -258,19 +258,31 @@ function nearlyWhole(value: number): number {
   return Math.abs(value - Math.round(value)) < 0.005 ? Math.round(value) : value;
 }
 
-function edges(xy0: Int32Array, axis: 0 | 1, tiles: readonly number[], size: number): Float64Array {
-  const all = new Float64Array(2 * tiles.length);
-  tiles.forEach((tile, i) => {
-    const begin = xy0[2 * tile + axis] ?? 0;
-    all[2 * i] = begin;
-    all[2 * i + 1] = begin + size;
-  });
-  all.sort();
-  let n = 0;
-  for (let i = 0; i < all.length; i++) if (i === 0 || all[i] !== all[n - 1]) all[n++] = all[i] ?? 0;
-  return all.slice(0, n);
+/**
+ * All edges along one axis, ascending. Corners are rounded to whole px, so a tile that ends less than a px from where others
+ * begin ends there: tiles side by side leave no gap and no sliver.
+ */
+function edges(xy0: Int32Array, axis: 0 | 1, tiles: readonly number[], size: number): Edges {
+  const begins = distinct(Float64Array.from(tiles, (tile) => xy0[2 * tile + axis] ?? 0));
+  const end = (begin: number): number => {
+    const exact = begin + size;
+    const next = find(begins, exact);
+    const near = [begins[next - 1], begins[next]].filter((other) => other !== undefined && Math.abs(other - exact) < 1);
+    return near.length === 0 ? exact : Math.max(...(near as number[]));
+  };
+  return { lines: distinct(Float64Array.from([...begins, ...begins.map(end)])), end };
 }
 
+interface Edges {
+  readonly lines: Float64Array;
+  end(begin: number): number;
+}
+
+function distinct(values: Float64Array): Float64Array {
+  return values.sort().filter((value, i, all) => i === 0 || value !== all[i - 1]);
+}
+
+/** The first of sorted values that is not below `value`, or the last one. */
 function find(sorted: Float64Array, value: number): number {
   let low = 0;
   let high = sorted.length - 1;

@@ -33,7 +33,8 @@ export function legendLines(facts: LegendFacts): string[] {
   const { score, look } = facts;
   const unit = score.unit ? ` ${score.unit}` : "";
   const sign = score.kind === "signed" ? "|score| " : "";
-  const lines = [`Range ${score.normalization}`, `Shown from ${sign}${short(thresholdValue(look))}${unit}`];
+  const threshold = look.threshold > 0 ? `Shown from ${sign}${short(thresholdValue(look))}${unit}` : "No threshold";
+  const lines = [`Range ${score.normalization}`, threshold];
   if (facts.effectiveTiles !== undefined) {
     lines.push(`Effective tiles ${short(facts.effectiveTiles)} of ${facts.tiles.toLocaleString("en-US")}`);
   }

@@ -12,6 +12,7 @@ if (root) {
     // What tests and scripts may ask; it changes nothing and is no interface for anything else.
     const handle = {
       ready: () => app.ready,
+      complete: () => app.complete,
       state: () => structuredClone(app.state),
       imageToViewer: (x: number, y: number) => app.imageToViewer(x, y),
       heatToViewer: (x: number, y: number) => app.heatToViewer(x, y),

@@ -137,10 +137,18 @@ function feature(
 }
 
 function ring(points: readonly Point[], corners: boolean): Point[] {
-  if (!corners) return [...points, points[0] ?? [0, 0]];
+  if (!corners) {
+    const [first] = points;
+    const distinct = points.filter((point, i) => !same(point, points[i - 1]) && (i === 0 || i < points.length - 1 || !same(point, first)));
+    return [...distinct, first ?? [0, 0]];
+  }
   const [a, b] = [points[0] ?? [0, 0], points[1] ?? [0, 0]];
   const [left, right, top, bottom] = [Math.min(a[0], b[0]), Math.max(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[1], b[1])];
   return [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]];
+}
+
+function same(a: Point, b: Point | undefined): boolean {
+  return b !== undefined && a[0] === b[0] && a[1] === b[1];
 }
 
 /** Whether two sides of a closed ring meet elsewhere than where one ends and the next begins. */

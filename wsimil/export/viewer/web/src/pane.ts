@@ -13,6 +13,18 @@ import type { Point } from "./types";
 const CLOSEST = 4;
 const FARTHEST = 0.6;
 
+/**
+ * OpenSeadragon adds a style element to the page, which the page's policy forbids, unless it finds its own there; an element
+ * of that name from no known namespace is found and styles nothing. We keep the focus outline anyway.
+ */
+function withoutForeignStyle(): void {
+  const mark = "data-openseadragon-mobile-css";
+  if (document.querySelector(`style[${mark}]`)) return;
+  const inert = document.createElementNS("urn:wsimil:inert", "style");
+  inert.setAttribute(mark, "true");
+  document.head.append(inert);
+}
+
 export class Pane {
   readonly element: HTMLElement;
   readonly viewer: OpenSeadragon.Viewer;
@@ -28,6 +40,7 @@ export class Pane {
     this.element = el("div", { class: "pane", role: "group", "aria-label": label });
     const host = el("div", { class: "pane-view" });
     this.element.append(host);
+    withoutForeignStyle();
     this.viewer = new OpenSeadragon.Viewer({
       element: host,
       drawer: "canvas",
@@ -79,7 +92,7 @@ export class Pane {
         resolve();
       });
       this.viewer.addOnceHandler("open-failed", (event) => reject(new Error(event.message)));
-      this.viewer.open(tileSource(slide, source) as unknown as OpenSeadragon.TileSourceOptions);
+      this.viewer.open({ tileSource: tileSource(slide, source) });
     });
   }
 
@@ -104,6 +117,11 @@ export class Pane {
       width: size.x,
       height: size.y,
     };
+  }
+
+  /** Whether all pictures of what is in sight are there. */
+  get complete(): boolean {
+    return this.viewer.world.getItemAt(0)?.getFullyLoaded() ?? false;
   }
 
   redraw(): void {

@@ -11,13 +11,15 @@ export interface Shot {
   readonly width: number;
   readonly height: number;
   readonly title: string;
-  readonly lines: readonly string[];
+  /** Under the title: what the model said; and what the reader has to know of it. */
+  readonly facts: string;
+  readonly notice: string;
   readonly legend: LegendFacts | null;
   readonly bar: Bar;
   readonly magnification: string;
 }
 
-const HEAD_PX = 54;
+const HEAD_PX = 72;
 const FOOT_PX = 118;
 const FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif";
 
@@ -55,9 +57,10 @@ export async function takeShot(shot: Shot): Promise<Blob> {
   });
 }
 
-function head(context: CanvasRenderingContext2D, { title, lines, width }: Shot): void {
+function head(context: CanvasRenderingContext2D, { title, facts, notice, width }: Shot): void {
   text(context, title, 14, 23, `600 15px ${FONT}`, "#14202b", width - 28);
-  text(context, lines.join("  ·  "), 14, 43, `12px ${FONT}`, "#4c5a67", width - 28);
+  text(context, facts, 14, 43, `12px ${FONT}`, "#4c5a67", width - 28);
+  text(context, notice, 14, 61, `12px ${FONT}`, "#8a5a00", width - 28);
 }
 
 function foot(context: CanvasRenderingContext2D, shot: Shot): void {
