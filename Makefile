@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 
 PEERS ?= .venv-peers
 
+# An installation builds the viewer's page of these.
+WEB := hatch_build.py $(wildcard $(addprefix wsimil/export/viewer/web/,*.json *.mjs src/* src/*/*))
+
 .PHONY: demo test lint peers clean
 
 demo: $(VENV)/.installed
@@ -26,11 +29,11 @@ lint: $(VENV)/.installed-dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt $(WEB)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt $(WEB)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $@ $(VENV)/.installed
 
@@ -46,4 +49,5 @@ $(PEERS)/.installed: $(VENV)/.installed-dev $(wildcard tests/store/interop/peers
 peers: $(PEERS)/.installed
 
 clean:
+	rm -rf wsimil/export/viewer/static wsimil/export/viewer/web/node_modules
 	rm -rf $(VENV) $(PEERS) demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

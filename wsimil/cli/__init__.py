@@ -13,7 +13,8 @@ from wsimil.cli.app import app
 import wsimil.cli.features
 import wsimil.cli.models
 import wsimil.cli.answers
-import wsimil.cli.about  # noqa: F401  # and the three before it
+import wsimil.cli.viewing
+import wsimil.cli.about  # noqa: F401  # and those before it
 # isort: on
 
 

@@ -48,11 +48,17 @@ def deciding_of(model: ModelFacts) -> Deciding:
 
 
 def frozen_with(decision: Decision) -> dict[str, Json]:
-    """The facts of training that `deciding_of` reads."""
+    """The facts of training by which answers are made and decided: "threshold" and "calibration" of classes, "thresholds" and
+    "calibrations" by label of several labels, each as its `to_json` has it; `deciding_of` reads the thresholds."""
     if decision.labels:
-        found = {name: one.threshold.to_json() for name, one in decision.labels.items() if one.threshold is not None}
-        return {"thresholds": found} if found else {}
-    return {} if decision.threshold is None else {"threshold": decision.threshold.to_json()}
+        thresholds = {name: one.threshold.to_json() for name, one in decision.labels.items() if one.threshold is not None}
+        calibrations = {
+            name: one.calibration.to_json() for name, one in decision.labels.items() if one.calibration is not None
+        }
+        found: dict[str, Json] = {"thresholds": thresholds, "calibrations": calibrations}
+        return {name: each for name, each in found.items() if each}
+    parts = {"threshold": decision.threshold, "calibration": decision.calibration}
+    return {name: part.to_json() for name, part in parts.items() if part is not None}
 
 
 def _of_labels(task: MultiLabel, stored: Mapping[str, object]) -> Deciding:

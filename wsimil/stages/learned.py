@@ -107,7 +107,7 @@ def read_origin(folder: Path, *, model: Path | None = None) -> Origin:
 
 
 def _facts(run: Path) -> dict[str, Any]:
-    """model.json, and in its training facts the thresholds that were frozen with it."""
+    """model.json, and in its training facts the thresholds and calibrations that were frozen with it."""
     facts = read_facts(run)
     decision = load_decision(run)
     frozen = {} if decision is None else frozen_with(decision)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from wsimil.stages.convert import ConvertSummary
     from wsimil.stages.demo import DemoResult
     from wsimil.stages.doctor import Check
+    from wsimil.stages.export_html import HtmlSummary
     from wsimil.stages.extract import ExtractSummary
     from wsimil.stages.import_checkpoint import ImportSummary
     from wsimil.stages.inspect import SlideReport
@@ -47,6 +48,11 @@ def say(*lines: str) -> None:
     """Print plain lines, unwrapped, so that they survive a pipe."""
     for line in lines:
         stdout().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(line: str) -> None:
+    """Print what a person should know beside the results."""
+    stderr().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def say_json(value: object) -> None:
@@ -413,3 +419,16 @@ def show_methods(described: Mapping[str, Mapping[str, object]], *, as_json: bool
         (name, "\n".join(f"{key}={value!r}" for key, value in config.items())) for name, config in described.items()
     ]
     table(["id", "hyperparameters (--set method.<key>=<value>)"], rows)
+
+
+def show_html(summary: HtmlSummary, *, as_json: bool) -> None:
+    """Where the page is, and what it lacks."""
+    if as_json:
+        say_json(asdict(summary) | {"page": str(summary.page)})
+        return
+    for note in summary.notes:
+        warn(note)
+    say(
+        f"{summary.slides} slides, {summary.pictures} of them with a picture, {summary.size_bytes / 2**20:.1f} MB ->"
+        f" {summary.page}"
+    )

@@ -1,0 +1,292 @@
+"""What a browser shows of a slide is where and what the scores say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.viewer.browser.conftest import Look, Open
+from tests.viewer.browser.made_page import (
+    DARK,
+    HOSTILE,
+    RANGE,
+    SIZE0_PX,
+    Lattice,
+    drawn_table,
+    grey_picture,
+    write_page,
+)
+from wsimil.export.scores import ScoreTable
+from wsimil.export.viewer.built import Built
+
+BLUE, ORANGE = (0x21, 0x66, 0xAC), (0xE6, 0x61, 0x01)
+
+
+@pytest.fixture(scope="module")
+def page(built: Built, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ScoreTable]:
+    """One slide on a lattice of fractional sides."""
+    table = drawn_table(Lattice(), unscored=(0, 30))
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    return write_page(path, built, [table], {"slide-a": grey_picture()}), table
+
+
+@pytest.fixture
+def plain(page: tuple[str, ScoreTable], look: Open) -> tuple[Look, ScoreTable]:
+    """The same, open."""
+    return look(page[0]), page[1]
+
+
+def pixel(one: Look, picture: NDArray[np.uint8], x0: float, y0: float) -> NDArray[np.uint8]:
+    x, y = one.place(x0, y0)
+    return picture[int(y), int(x)]
+
+
+def center(table: ScoreTable, tile: int) -> tuple[float, float]:
+    x, y = (table.xy0[tile] + table.size0 / 2).tolist()
+    return x, y
+
+
+def color(value: float) -> tuple[int, ...]:
+    """Of a signed score at opacity 0.5 and threshold 0."""
+    return (*(BLUE if value < 0 else ORANGE), round(255 * 0.5 * min(1.0, abs(value) / RANGE)))
+
+
+def test_the_page_loads_without_a_complaint_and_asks_for_nothing_but_itself(plain: tuple[Look, ScoreTable]) -> None:
+    one, _ = plain
+    assert one.page.title() == "slide-a · wsimil"
+    assert one.complaints == []
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in one.asked)
+    assert sum(url.startswith("file:") for url in one.asked) == 1
+
+
+def test_every_tile_has_the_color_of_its_score(plain: tuple[Look, ScoreTable]) -> None:
+    one, table = plain
+    state = one.state()
+    assert state["score"] == f"contribution:{table.predicted}"
+    values, heat = table.score(state["score"]), one.heat()
+    for tile in np.flatnonzero(~np.isnan(values)):
+        shown = pixel(one, heat, *center(table, int(tile)))
+        wanted = color(float(values[tile]))
+        # A table of 1024 steps over the range is off by half a step, less than one of 255 alphas.
+        assert abs(int(shown[3]) - wanted[3]) <= 1
+        # Canvas pixels hold colors times alpha, so colors of faint tiles come back coarse.
+        if wanted[3] > 60:
+            np.testing.assert_allclose(shown[:3], wanted[:3], atol=3)
+
+
+def test_a_tile_without_a_score_does_not_look_like_one_with_a_low_score(plain: tuple[Look, ScoreTable]) -> None:
+    one, table = plain
+    x, y = (round(value) for value in one.place(*center(table, 30)))
+    around = one.heat()[y - 6 : y + 6, x - 6 : x + 6]
+    assert around[..., 3].min() > 0
+    assert len(np.unique(around.reshape(-1, 4), axis=0)) == 2
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5], ids=["a quarter apart", "half apart"])
+def test_overlapping_tiles_show_their_mean(built: Built, look: Open, tmp_path: Path, share: float) -> None:
+    table = drawn_table(Lattice(size0=400.0, stride0=400.0 * share, columns=12, rows=10))
+    one = look(write_page(tmp_path / "page.html", built, [table]))
+    values, heat = table.score(one.state()["score"]), one.heat()
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        spot = rng.uniform(table.xy0.min(axis=0), table.xy0.max(axis=0) + table.size0)
+        x, y = one.place(*spot.tolist())
+        # The center of the pixel that was hit, which is where its color is taken.
+        scale = one.state()["placement"]["scale"]
+        exact = spot + (np.floor([x, y]) + 0.5 - [x, y]) / scale
+        covering = ((table.xy0 <= exact) & (exact < table.xy0 + table.size0)).all(axis=1)
+        alpha = int(heat[int(y), int(x), 3])
+        if covering.any():
+            assert abs(alpha - color(float(values[covering].astype(np.float64).mean()))[3]) <= 1
+        else:
+            assert alpha == 0
+
+
+def test_the_slide_and_the_heat_agree_wherever_one_goes(plain: tuple[Look, ScoreTable]) -> None:
+    one, _ = plain
+    one.page.locator(".pane").hover()
+    for _ in range(12):
+        one.page.mouse.wheel(0, -240)
+        one.page.keyboard.press("Shift+ArrowRight")
+        # While it moves, too.
+        for x0, y0 in ((0, 0), SIZE0_PX, (1234.5, 987.25)):
+            heat, slide = one.page.evaluate(f"[wsimil.heatToViewer({x0}, {y0}), wsimil.imageToViewer({x0}, {y0})]")
+            assert np.abs(np.subtract(heat, slide)).max() < 0.01
+    one.still()
+    assert one.state()["placement"]["scale"] > 1
+
+
+def test_pixels_of_the_slide_and_of_the_heat_have_the_same_edges(built: Built, look: Open, tmp_path: Path) -> None:
+    """A dark rectangle that is one tile: what is drawn, not only what is meant."""
+    lattice = Lattice(size0=253.3, stride0=253.3)
+    drawn = drawn_table(lattice)
+    scores = np.zeros_like(drawn.scores)
+    scores[:, 0] = 1 / len(drawn)
+    tile = 5 * lattice.columns + 6
+    scores[tile, 1:] = RANGE
+    table = replace(drawn, scores=scores)
+    left, top = table.xy0[tile].tolist()
+    dark = (left, top, left + 253, top + 253)
+    one = look(write_page(tmp_path / "page.html", built, [table], {"slide-a": grey_picture(dark=dark)}))
+    one.page.locator(".pane").hover()
+    for zoom in ("5 times", "10 times", "40 times"):
+        one.tab("Tiles")
+        one.page.locator(".tile").first.click()
+        one.still()
+        one.page.get_by_role("button", name=zoom).click()
+        one.still()
+        one.until("wsimil.complete()")
+        scale = one.state()["placement"]["scale"]
+        slide_pixels = one.slide()
+        darkness = (slide_pixels[..., 0] < (230 + DARK) / 2) & (slide_pixels[..., 3] == 255)
+        hot = one.heat()[..., 3] > 0
+        for axis in (0, 1):
+            slide, heat = (np.flatnonzero(mask.any(axis=axis)) for mask in (darkness, hot))
+            # Whole px on both sides, and 0.3 of a level-0 px by which the tile is larger than the rectangle.
+            assert abs(slide[0] - heat[0]) <= 1
+            assert abs(slide[-1] - heat[-1]) <= 1 + 0.3 * scale
+
+
+def test_panning_moves_the_slide_and_the_heat(plain: tuple[Look, ScoreTable]) -> None:
+    one, _ = plain
+    before, heat = one.state()["placement"], one.heat()
+    box = one.page.locator(".pane").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    one.page.mouse.move(x, y)
+    one.page.mouse.down()
+    one.page.mouse.move(x + 90, y + 60, steps=5)
+    one.page.mouse.up()
+    one.still()
+    after = one.state()["placement"]
+    assert after["x0"] < before["x0"]
+    assert after["y0"] < before["y0"]
+    assert not np.array_equal(one.heat(), heat)
+
+
+def test_a_threshold_hides_what_is_below_it_and_nothing_else(plain: tuple[Look, ScoreTable]) -> None:
+    one, table = plain
+    one.page.get_by_role("slider", name="Threshold").fill("50")
+    values, heat = table.score(one.state()["score"]), one.heat()
+    for tile in np.flatnonzero(~np.isnan(values)):
+        size = abs(float(values[tile])) / RANGE
+        alpha = int(pixel(one, heat, *center(table, int(tile)))[3])
+        assert abs(alpha - round(255 * 0.5 * min(1.0, max(0.0, (size - 0.5) / 0.5)))) <= 1
+
+
+def test_another_class_shows_other_colors(plain: tuple[Look, ScoreTable]) -> None:
+    one, table = plain
+    other = next(name for name in table.task.outputs if name != table.predicted)
+    before = one.heat()
+    one.page.locator(".controls").get_by_role("button", name=other, exact=True).click()
+    assert one.state()["score"] == f"contribution:{other}"
+    assert not np.array_equal(one.heat(), before)
+    values = table.score(f"contribution:{other}")
+    tile = int(np.nanargmax(values))
+    np.testing.assert_allclose(pixel(one, one.heat(), *center(table, tile))[:3], ORANGE, atol=3)
+
+
+def test_attention_is_never_called_evidence(plain: tuple[Look, ScoreTable]) -> None:
+    one, table = plain
+    one.page.get_by_role("combobox", name="Score").select_option("attention")
+    assert "not evidence" in one.page.locator(".legend").inner_text()
+    # viridis of matplotlib at the tile with the most attention, which is beyond the range.
+    tile = int(np.nanargmax(table.score("attention")))
+    np.testing.assert_allclose(pixel(one, one.heat(), *center(table, tile))[:3], (253, 231, 37), atol=3)
+
+
+def test_the_gallery_flies_to_the_tile(plain: tuple[Look, ScoreTable]) -> None:
+    one, table = plain
+    values = table.score(one.state()["score"])
+    one.tab("Tiles")
+    wanted = np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")[:3]
+    for number, tile in enumerate(wanted.tolist()):
+        one.page.locator(".tile").nth(number).click()
+        one.still()
+        state = one.state()
+        assert state["tile"] == tile
+        x, y = one.place(*center(table, tile))
+        place = state["placement"]
+        assert abs(x - place["width"] / 2) < 0.5
+        assert abs(y - place["height"] / 2) < 0.5
+        heat, slide = one.page.evaluate(
+            "(([x, y]) => [wsimil.heatToViewer(x, y), wsimil.imageToViewer(x, y)])", center(table, tile)
+        )
+        assert np.abs(np.subtract(heat, slide)).max() < 0.01
+
+
+def test_two_views_side_by_side_show_one_place(plain: tuple[Look, ScoreTable]) -> None:
+    one, _ = plain
+    one.page.get_by_role("button", name="Side by side").click()
+    one.until("wsimil.state().besidePlacement !== null")
+    for pane in (0, 1):
+        box = one.page.locator(".pane").nth(pane).bounding_box()
+        one.page.mouse.move(box["x"] + 100, box["y"] + 150)
+        one.page.mouse.wheel(0, -360)
+        one.page.mouse.down()
+        one.page.mouse.move(box["x"] + 160, box["y"] + 190, steps=4)
+        one.page.mouse.up()
+        one.still()
+        state = one.state()
+        for name in ("x0", "y0", "scale"):
+            assert state["besidePlacement"][name] == pytest.approx(state["placement"][name], rel=1e-9)
+
+
+def test_a_hostile_name_is_only_a_name(built: Built, look: Open, tmp_path: Path) -> None:
+    table = drawn_table(Lattice(), slide_id=HOSTILE)
+    one = look(write_page(tmp_path / "page.html", built, [table]))
+    assert one.page.evaluate("window.hurt") is None
+    assert one.page.locator("img[src=x]").count() == 0
+    assert one.page.locator(".slide-id").text_content() == HOSTILE
+    one.page.get_by_role("button", name="Screenshot").click()
+    with one.page.expect_download() as download:
+        one.page.get_by_role("button", name="Screenshot").click()
+    assert "/" not in download.value.suggested_filename
+    assert len(download.value.suggested_filename) <= 104
+
+
+def test_a_slide_that_cannot_be_loaded_says_why_and_the_next_one_opens(
+    built: Built, look: Open, tmp_path: Path
+) -> None:
+    table = drawn_table(Lattice())
+    one = look(write_page(tmp_path / "page.html", built, ["broken", table]), wait=False)
+    said = one.page.get_by_role("alert")
+    said.wait_for()
+    assert "broken could not be loaded" in said.inner_text()
+    assert "its scores cannot be read" in said.inner_text()
+    one.page.keyboard.press("ArrowRight")
+    one.ready()
+    assert one.state()["slideId"] == "slide-a"
+    assert said.count() == 0
+
+
+def test_a_slide_that_is_not_at_hand_has_its_map_on_neutral_ground(built: Built, look: Open, tmp_path: Path) -> None:
+    one = look(write_page(tmp_path / "page.html", built, [drawn_table(Lattice())]))
+    assert "The slide is not at hand: the slide was moved" in one.page.locator(".hint").inner_text()
+    assert one.heat()[..., 3].any()
+    ground = one.slide()
+    assert len(np.unique(ground[ground[..., 3] > 0].reshape(-1, 4), axis=0)) == 1
+
+
+def test_what_is_not_scored_can_be_hatched_all_over_the_slide(plain: tuple[Look, ScoreTable]) -> None:
+    one, _ = plain
+    x, y = one.place(3990, 3200)
+    assert one.heat()[int(y), int(x), 3] == 0
+    one.page.keyboard.press("u")
+    assert one.heat()[int(y), int(x), 3] > 0
+
+
+def test_ten_thousand_slides_are_a_short_list_of_elements(built: Built, look: Open, tmp_path: Path) -> None:
+    table = drawn_table(Lattice(columns=3, rows=2))
+    cases: list[ScoreTable | str] = [table, *(f"slide-{number:05d}" for number in range(9_999))]
+    one = look(write_page(tmp_path / "page.html", built, cases))
+    assert "10,000 slides" in one.page.locator(".case-count").inner_text()
+    one.page.get_by_label("Search slides").fill("slide-0999")
+    assert "9 of 10,000" in one.page.locator(".case-count").inner_text()
+    one.page.get_by_label("Search slides").fill("")
+    one.page.locator(".case-scroll").evaluate("list => { list.scrollTop = list.scrollHeight }")
+    one.page.get_by_text("slide-09998").wait_for()
+    assert one.page.locator(".case").count() < 60

@@ -1,0 +1,151 @@
+"""The answer without some tiles is Python's, and what is kept of it can be read elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import geojson
+import numpy as np
+import pytest
+import shapely
+
+from tests.viewer.browser.conftest import Look, Open
+from tests.viewer.browser.made_page import RULE, Lattice, drawn_table, write_page
+from wsimil.export.scores import ScoreTable
+from wsimil.export.viewer.built import Built
+from wsimil.export.viewer.what_if import closed_form
+
+LATTICE = Lattice()
+
+
+@pytest.fixture(scope="module")
+def page(built: Built, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ScoreTable]:
+    table = drawn_table(LATTICE)
+    return write_page(tmp_path_factory.mktemp("page") / "page.html", built, [table]), table
+
+
+@pytest.fixture
+def plain(page: tuple[str, ScoreTable], look: Open) -> tuple[Look, ScoreTable]:
+    return look(page[0]), page[1]
+
+
+def lasso(one: Look, corners: list[tuple[float, float]], *, adds: bool = False) -> None:
+    """Draws around level-0 places, with Shift where it `adds`."""
+    mouse = one.page.mouse
+    if adds:
+        one.page.keyboard.down("Shift")
+    mouse.move(*one.screen(*corners[0]))
+    mouse.down()
+    for corner in [*corners[1:], corners[0]]:
+        mouse.move(*one.screen(*corner), steps=4)
+    mouse.up()
+    if adds:
+        one.page.keyboard.up("Shift")
+
+
+def box(first: tuple[int, int], last: tuple[int, int]) -> list[tuple[float, float]]:
+    """Around the centers of tiles from `first` to `last` (column, row) of the lattice."""
+    left, top = (LATTICE.origin[axis] + LATTICE.stride0 * (first[axis] + 0.2) for axis in (0, 1))
+    right, bottom = (LATTICE.origin[axis] + LATTICE.stride0 * (last[axis] + 0.8) for axis in (0, 1))
+    return [(left, top), (right, top), (right, bottom), (left, bottom)]
+
+
+def inside(first: tuple[int, int], last: tuple[int, int]) -> set[int]:
+    return {
+        row * LATTICE.columns + column
+        for row in range(first[1], last[1] + 1)
+        for column in range(first[0], last[0] + 1)
+    }
+
+
+def expected(table: ScoreTable, without: list[int]) -> np.ndarray:
+    kept = np.ones(len(table), bool)
+    kept[without] = False
+    return RULE.values(closed_form(table, "single", RULE).logits(kept))
+
+
+def test_a_lasso_leaves_out_its_tiles_and_the_answer_is_pythons(plain: tuple[Look, ScoreTable]) -> None:
+    one, table = plain
+    one.page.keyboard.press("w")
+    lasso(one, box((2, 1), (5, 3)))
+    state = one.state()
+    assert set(state["without"]) == inside((2, 1), (5, 3))
+    # Both are float64 over the same float32 scores; sums of 143 terms in another order differ by less.
+    np.testing.assert_allclose(state["withoutValues"], expected(table, state["without"]), rtol=1e-12)
+    lasso(one, box((8, 6), (9, 8)), adds=True)
+    state = one.state()
+    assert set(state["without"]) == inside((2, 1), (5, 3)) | inside((8, 6), (9, 8))
+    np.testing.assert_allclose(state["withoutValues"], expected(table, state["without"]), rtol=1e-12)
+    lasso(one, box((0, 0), (1, 0)))
+    assert set(one.state()["without"]) == inside((0, 0), (1, 0))
+
+
+def test_no_lasso_is_needed(plain: tuple[Look, ScoreTable]) -> None:
+    """With keys alone: the tiles that speak most for the class."""
+    one, table = plain
+    values = table.score(one.state()["score"])
+    one.tab("What if")
+    one.page.get_by_label("How many tiles").fill("7")
+    one.page.get_by_role("button", name="most for").press("Enter")
+    state = one.state()
+    assert sorted(state["without"]) == sorted(np.argsort(-values, kind="stable")[:7].tolist())
+    np.testing.assert_allclose(state["withoutValues"], expected(table, state["without"]), rtol=1e-12)
+    said = one.page.locator(".result").inner_text()
+    assert f"{100 * state['withoutValues'][1]:.1f} %" in said or "99.9" in said or "0.1 %" in said
+    one.page.get_by_role("button", name="Put all back").click()
+    assert one.state()["without"] == []
+
+
+def test_what_was_left_out_is_shown(plain: tuple[Look, ScoreTable]) -> None:
+    one, _ = plain
+    before = one.heat()
+    one.page.keyboard.press("w")
+    lasso(one, box((2, 1), (5, 3)))
+    changed = (one.heat() != before).any(axis=-1)
+    x, y = (round(value) for value in one.place(LATTICE.origin[0] + 3.5 * 253.3, LATTICE.origin[1] + 2.5 * 253.3))
+    assert changed[y - 5 : y + 5, x - 5 : x + 5].all()
+    x, y = (round(value) for value in one.place(LATTICE.origin[0] + 9.5 * 253.3, LATTICE.origin[1] + 2.5 * 253.3))
+    assert not changed[y - 5 : y + 5, x - 5 : x + 5].any()
+
+
+def test_nothing_is_answered_where_nothing_is_left(plain: tuple[Look, ScoreTable]) -> None:
+    one, _ = plain
+    one.tab("What if")
+    one.page.get_by_role("button", name="Leave out all in view").click()
+    assert "nothing is left to judge" in one.page.locator(".result").inner_text()
+    assert one.state()["withoutValues"] is None
+    assert one.page.get_by_role("button", name="Keep with the notes").is_disabled()
+
+
+def test_notes_of_a_file_are_downloaded_as_qupath_takes_them(plain: tuple[Look, ScoreTable]) -> None:
+    one, _ = plain
+    page = one.page
+    page.keyboard.press("w")
+    lasso(one, box((2, 1), (5, 3)))
+    page.get_by_role("button", name="Keep with the notes").click()
+    page.get_by_role("button", name="Disagree").click()
+    page.get_by_label("Note on this slide").fill("=SUM(A1) <b>stroma</b>")
+    page.get_by_role("button", name="Pin", exact=True).click()
+    page.mouse.click(*one.screen(1000, 900))
+    page.get_by_role("button", name="Outline").click()
+    # An outline that crosses itself.
+    lasso(one, [(600, 600), (2600, 2200), (2600, 600), (600, 2200)])
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download GeoJSON").click()
+    assert download.value.suggested_filename == "slide-a.geojson"
+    tree = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
+    assert geojson.loads(json.dumps(tree)).is_valid
+    assert [shapely.geometry.shape(one["geometry"]).is_valid for one in tree["features"]] == [True] * 4
+    assert [one["geometry"]["type"] for one in tree["features"]] == ["Polygon", "Polygon", "Point", "LineString"]
+    assert all(one["properties"]["objectType"] == "annotation" for one in tree["features"])
+    assert all(len(one["properties"]["classification"]["color"]) == 3 for one in tree["features"])
+    pinned = tree["features"][2]["geometry"]["coordinates"]
+    scale = one.state()["placement"]["scale"]
+    assert np.abs(np.subtract(pinned, (1000, 900))).max() <= 1 / scale
+    assert tree["wsimil"]["notes"]["pins"][0]["without"] == sorted(inside((2, 1), (5, 3)))
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download CSV").click()
+    text = Path(download.value.path()).read_text(encoding="utf-8")
+    assert "'=SUM(A1) <b>stroma</b>" in text
+    assert len(text.splitlines()) == 5

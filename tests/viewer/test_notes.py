@@ -1,0 +1,199 @@
+"""What a person says of a slide is kept, in a form that QuPath and spreadsheets open."""
+
+from __future__ import annotations
+
+import csv
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import geojson
+import numpy as np
+import pytest
+import shapely
+
+from tests.viewer.conftest import Client, Serve
+from tests.viewer.made_study import MadeStudy
+from wsimil.export.geojson import write_geojson
+from wsimil.export.scores import ScoreTable, read_scores
+from wsimil.export.viewer.notes import MOST_TEXT, Notes, notes_geojson, parse_notes
+
+PINS = [
+    {"kind": "point", "xy0": [[612.5, 700.25]], "text": "mitosis"},
+    {"kind": "rectangle", "xy0": [[900, 800], [500, 400]], "text": ""},
+    {"kind": "lasso", "xy0": [[100, 100], [400, 120], [300, 500]], "text": "necrosis"},
+    {"kind": "what-if", "xy0": [], "text": "without the fold", "without": [0, 1, 5], "values": [0.25, 0.75]},
+]
+NOTES = {"verdict": "disagree", "text": '=HYPERLINK("http://x")\nsecond line', "pins": PINS}
+
+
+@pytest.fixture
+def client(serve: Serve, predictions: Path) -> Client:
+    return serve(predictions)
+
+
+@pytest.fixture
+def table(study: MadeStudy) -> ScoreTable:
+    return read_scores(study.predictions / "scores" / "s0.parquet")
+
+
+def test_notes_survive_a_restart(serve: Serve, predictions: Path) -> None:
+    first = serve(predictions)
+    assert first.get("cases/0/notes").json() == {"verdict": None, "text": "", "pins": []}
+    assert first.post("cases/0/notes", NOTES).status == 200
+    second = serve(predictions)
+    assert second.get("cases/0/notes").json() == NOTES
+    assert second.get("cases/1/notes").json()["verdict"] is None
+    assert second.post("cases/1/notes", {"verdict": "agree", "text": "", "pins": []}).status == 200
+    with (predictions / "notes" / "notes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["slide_id"], row["kind"]) for row in rows] == [
+        ("s0", "slide"), ("s0", "point"), ("s0", "rectangle"), ("s0", "lasso"), ("s0", "what-if"), ("s1", "slide"),
+    ]  # fmt: skip
+    assert rows[4]["tiles_left_out"] == "3"
+    assert (rows[4]["without_prob_normal"], rows[4]["without_prob_tumor"]) == ("0.25", "0.75")
+    assert (rows[2]["x0"], rows[2]["y0"], rows[2]["width0"], rows[2]["height0"]) == ("500", "400", "400", "400")
+
+
+def test_notes_go_where_they_are_told(serve: Serve, predictions: Path, tmp_path: Path) -> None:
+    client = serve(predictions, notes=tmp_path / "mine")
+    client.post("cases/0/notes", NOTES)
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["notes.csv", "s0.geojson"]
+    assert not (predictions / "notes").exists()
+
+
+def test_a_spreadsheet_runs_nothing(client: Client, predictions: Path) -> None:
+    client.post("cases/0/notes", {**NOTES, "pins": [{**PINS[0], "text": "@SUM(1)"}]})
+    with (predictions / "notes" / "notes.csv").open(newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    assert texts[0].startswith("'=HYPERLINK")
+    assert texts[1] == "'@SUM(1)"
+
+
+def test_qupath_takes_the_file(client: Client, predictions: Path) -> None:
+    """What QuPath's reader was seen to refuse: a class without a list as color, rings that are open or cross themselves."""
+    crossing = {"kind": "lasso", "xy0": [[0, 0], [100, 100], [100, 0], [0, 100]], "text": ""}
+    flat = {"kind": "lasso", "xy0": [[0, 0], [50, 50], [0, 0]], "text": ""}
+    client.post("cases/0/notes", {**NOTES, "pins": [*PINS, crossing, flat]})
+    text = (predictions / "notes" / "s0.geojson").read_text()
+    collection = geojson.loads(text)
+    assert collection.is_valid, collection.errors()
+    assert len(collection["features"]) == 7
+    for feature in collection["features"]:
+        shape = shapely.geometry.shape(feature["geometry"])
+        assert shape.is_valid
+        assert feature["geometry"]["type"] in ("Point", "Polygon", "MultiPolygon")
+        properties = feature["properties"]
+        assert properties["objectType"] == "annotation"
+        assert len(properties["classification"]["color"]) == 3
+        assert all(isinstance(value, str) for value in properties["metadata"].values())
+        assert all(isinstance(value, int | float) for value in properties["measurements"].values())
+
+
+def test_a_note_lies_in_qupaths_frame_as_the_exporters_tiles_do(table: ScoreTable, tmp_path: Path) -> None:
+    width, height = table.slide_size0_px
+    moved = replace(table, bounds0_px=(130, 70, width - 130, height - 70))
+    corner = moved.xy0[3].tolist()
+    notes = parse_notes(
+        {"pins": [{"kind": "what-if", "xy0": [], "without": [3], "values": []}, {"kind": "point", "xy0": [corner]}]},
+        tiles=len(moved),
+        answers=2,
+    )
+    for origin in ("bounds", "level0"):
+        write_geojson(tmp_path / "tiles.geojson", moved, origin=origin)
+        tiles = [
+            one for one in json.loads((tmp_path / "tiles.geojson").read_text())["features"]
+            if one["properties"]["objectType"] == "tile"
+        ]  # fmt: skip
+        area, point = notes_geojson(notes, moved, saved="now", origin=origin)["features"]
+        wanted = shapely.geometry.shape(tiles[3]["geometry"])
+        assert shapely.geometry.shape(area["geometry"]).equals(wanted)
+        assert tuple(point["geometry"]["coordinates"]) == wanted.bounds[:2]
+
+
+def test_a_what_if_carries_its_answer(client: Client, predictions: Path) -> None:
+    client.post("cases/0/notes", NOTES)
+    features = json.loads((predictions / "notes" / "s0.geojson").read_text())["features"]
+    measured = features[-1]["properties"]["measurements"]
+    assert measured == {
+        "wsimil: tiles left out": 3, "wsimil: normal without them": 0.25, "wsimil: tumor without them": 0.75,
+    }  # fmt: skip
+
+
+BAD = [
+    None, [], "x", {"verdict": "yes"}, {"text": 3}, {"text": "x" * (MOST_TEXT + 1)}, {"pins": {}}, {"more": 1},
+    {"pins": [{"kind": "point", "xy0": []}] * 2}, {"pins": [{"kind": "star", "xy0": [[1, 2]]}]},
+    {"pins": [{"kind": "point", "xy0": [[1, float("nan")]]}]}, {"pins": [{"kind": "point", "xy0": [[1, float("inf")]]}]},
+    {"pins": [{"kind": "point", "xy0": [[1, 2, 3]]}]}, {"pins": [{"kind": "point", "xy0": [["1", "2"]]}]},
+    {"pins": [{"kind": "point", "xy0": [[1e300, 0]]}]}, {"pins": [{"kind": "point", "xy0": [[True, 0]]}]},
+    {"pins": [{"kind": "lasso", "xy0": [[0, 0], [1, 1]]}]}, {"pins": [{"kind": "lasso", "xy0": [[0, 0]] * 5001}]},
+    {"pins": [{"kind": "what-if", "xy0": [], "without": [-1]}]}, {"pins": [{"kind": "what-if", "xy0": [], "without": [10**6]}]},
+    {"pins": [{"kind": "what-if", "xy0": [], "without": [0], "values": [1.0]}]},
+    {"pins": [{"kind": "point", "xy0": [[1, 2]], "without": [1]}]}, {"pins": [{"kind": "point", "xy0": [[1, 2]], "x": 1}]},
+    {"pins": [{"kind": "point", "xy0": [[1, 2]]}] * 501},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("tree", BAD, ids=range(len(BAD)))
+def test_notes_that_cannot_be_meant_are_refused_and_nothing_is_written(
+    tree: object, client: Client, predictions: Path
+) -> None:
+    assert client.post("cases/0/notes", tree).status == 422
+    assert not (predictions / "notes").exists()
+
+
+def test_text_is_text_whatever_it_holds(client: Client, predictions: Path) -> None:
+    hostile = "</script><img src=x onerror=alert(1)>\u2028\0'\";--"
+    client.post("cases/0/notes", {"verdict": None, "text": hostile, "pins": []})
+    assert client.get("cases/0/notes").json()["text"] == hostile
+    json.loads((predictions / "notes" / "s0.geojson").read_text())
+
+
+def test_a_lone_surrogate_does_not_break_the_file(client: Client, predictions: Path) -> None:
+    assert client.post("cases/0/notes", b'{"text": "a\\ud800b"}').status == 200
+    assert client.get("cases/0/notes").json()["text"] == "a?b"
+
+
+def test_a_file_of_somebody_elses_is_not_replaced(client: Client, predictions: Path) -> None:
+    foreign = '{"type": "FeatureCollection", "features": []}'
+    (predictions / "notes").mkdir()
+    (predictions / "notes" / "s0.geojson").write_text(foreign)
+    assert client.post("cases/0/notes", NOTES).status == 409
+    assert client.get("cases/0/notes").status == 409
+    assert "move it away" in client.heard[-1]
+    assert (predictions / "notes" / "s0.geojson").read_text() == foreign
+
+
+def test_a_file_of_somebody_elses_is_told_at_start(serve: Serve, predictions: Path) -> None:
+    (predictions / "notes").mkdir()
+    (predictions / "notes" / "s0.geojson").write_text("{")
+    client = serve(predictions)
+    assert any("s0.geojson" in line for line in client.heard)
+    assert client.post("cases/1/notes", NOTES).status == 200
+
+
+def test_writers_at_once_leave_whole_files(client: Client, predictions: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(
+            pool.map(
+                lambda number: client.post(f"cases/{number % 4}/notes", {"text": "x" * 5000, "pins": PINS}).status,
+                range(16),
+            )
+        )
+    assert set(answers) == {200}
+    files = sorted(path.name for path in (predictions / "notes").iterdir())
+    assert files == ["notes.csv", "s0.geojson", "s1.geojson", "s2.geojson", "s3.geojson"]
+    for name in files[1:]:
+        json.loads((predictions / "notes" / name).read_text())
+    with (predictions / "notes" / "notes.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 20
+
+
+def test_notes_keep_their_numbers_through_json(table: ScoreTable) -> None:
+    notes = parse_notes(NOTES, tiles=len(table), answers=2)
+    tree = notes_geojson(notes, table, saved="2026-01-01T00:00:00+00:00")
+    again = parse_notes(json.loads(json.dumps(tree))["wsimil"]["notes"], tiles=len(table), answers=2)
+    assert again == notes
+    assert isinstance(again, Notes)
+    assert np.isfinite(again.pins[3].values).all()

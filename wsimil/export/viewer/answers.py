@@ -1,0 +1,60 @@
+"""From logits to an answer, once for Python and once as facts by which the page computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsimil.evaluation.calibration import Calibration
+from wsimil.export.scores import ScoreTable
+from wsimil.provenance import Json
+from wsimil.targets import Classification, MultiLabel, Ordinal, Regression, Survival, Task
+
+_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRule:
+    """How a model answers: its task, and of classes the calibration that was fitted with it."""
+
+    task: Task
+    calibration: Calibration | None = None
+
+    def values(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The answer [V] for logits [C]."""
+        rows = logits[None]
+        found = self.task.values(rows) if self.calibration is None else self.calibration.apply(rows)
+        return np.asarray(found[0], np.float64)
+
+    def explains(self, table: ScoreTable) -> bool:
+        """Whether this is how the answer of `table` came from its logits."""
+        found = self.values(table.logits)
+        allowed = _TOLERANCE * (1 + np.abs(table.values))
+        return found.shape == table.values.shape and bool(np.all(np.abs(found - table.values) <= allowed))
+
+    def link(self) -> dict[str, Json]:
+        """The same as plain facts: a kind, and what it takes."""
+        task, calibration = self.task, self.calibration
+        if calibration is not None:
+            if calibration.kind == "temperature":
+                return {"kind": "softmax", "temperature": calibration.temperature}
+            return {"kind": "isotonic", "curves": [[list(knot) for knot in curve] for curve in calibration.curves]}
+        if isinstance(task, Survival):
+            return _survival(task)
+        facts: Mapping[type[Task], dict[str, Json]] = {
+            Classification: {"kind": "softmax", "temperature": 1.0},
+            MultiLabel: {"kind": "sigmoid"},
+            Ordinal: {"kind": "corn"},
+        }
+        if isinstance(task, Regression):
+            return {"kind": "linear", "mean": list(task.mean), "scale": list(task.scale)}
+        return facts[type(task)]
+
+
+def _survival(task: Survival) -> dict[str, Json]:
+    if task.model == "cox":
+        return {"kind": "cox", "baseline": list(task.baseline)}
+    return {"kind": "hazard", "edges": list(task.edges), "horizons": list(task.answered_horizons)}

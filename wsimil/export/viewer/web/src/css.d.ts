@@ -1,0 +1,2 @@
+// esbuild gathers styles that modules import.
+declare module "*.css";

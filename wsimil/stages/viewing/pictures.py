@@ -1,0 +1,182 @@
+"""Pixels of slides for the viewer: tiles, crops and whole pictures as JPEG without metadata, from readers that threads share.
+
+Of a slide's file nothing is read but its pyramid: no label, no macro image, no property.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from wsimil.errors import SlideError
+from wsimil.export.scores import ScoreTable
+from wsimil.export.viewer.pyramid import PyramidTile
+from wsimil.extraction.sources import SlideSource, clashes, list_sources
+from wsimil.slides import Slide, open_slide
+from wsimil.slides.icc import IccToSrgb
+
+MOST_CROP_PX = 512
+_OPEN_SLIDES = 8
+_CACHED_BYTES = 96 * 2**20
+_QUALITY = 85
+_TRIES = 3
+T = TypeVar("T")
+
+
+class Pictures:
+    """The slides at hand, by id: opened when they are looked at, a few at a time."""
+
+    def __init__(self, slides: Path | None, *, report: Callable[[str], None]) -> None:
+        sources = [] if slides is None else list_sources(slides)
+        self._refused = {
+            slide_id: f"slide id {slide_id!r} names {len(paths)} files of --slides; which one was predicted is not known"
+            for slide_id, paths in clashes(sources).items()
+        }
+        self._sources: Mapping[str, SlideSource] = {source.slide_id: source for source in sources}
+        self._given, self._report = slides is not None, report
+        self._lock = threading.Lock()
+        self._open: OrderedDict[str, _OpenSlide] = OrderedDict()
+        self._cache = _ByteCache(_CACHED_BYTES)
+
+    def refuse(self, table: ScoreTable) -> str | None:
+        """Why there is no picture of this slide, None where there is one: it is opened, and held against its scores.
+
+        What the file itself is to blame for is told to `report`, as it may name paths, and here in short.
+        """
+        if not self._given:
+            return "no slides were given; see them with --slides FOLDER"
+        if table.slide_id in self._refused:
+            return self._refused[table.slide_id]
+        if table.slide_id not in self._sources:
+            return "the slide is not among those of --slides"
+        try:
+            self._opened(table)
+        except _OtherSlideError as error:
+            return str(error)
+        except SlideError as error:
+            self._report(str(error))
+            return "its file cannot be read; the terminal of wsimil says why"
+        return None
+
+    def tile(self, table: ScoreTable, part: PyramidTile) -> bytes:
+        """One tile of the pyramid as JPEG. Raises SlideError."""
+        key = (table.slide_id, *part.xy0, *part.size_px, part.downsample)
+        return self._jpeg(key, table, part.xy0, part.size_px, table.mpp * part.downsample)
+
+    def crop(self, table: ScoreTable, index: int) -> bytes:
+        """A tile of the model as JPEG, at full resolution up to 512 px. Raises SlideError."""
+        side = min(table.size0_px, MOST_CROP_PX)
+        x, y = (int(value) for value in table.xy0[index])
+        key = (table.slide_id, x, y, side, side, -1)
+        return self._jpeg(key, table, (x, y), (side, side), table.mpp * table.size0_px / side)
+
+    def close(self) -> None:
+        """Close all slides."""
+        with self._lock:
+            found = [*self._open.values()]
+            self._open.clear()
+        for one in found:
+            one.slide.close()
+
+    def _jpeg(
+        self, key: tuple[object, ...], table: ScoreTable, xy0: tuple[int, int], size_px: tuple[int, int], mpp: float
+    ) -> bytes:
+        found = self._cache.get(key)
+        if found is None:
+            found = encode(self._read(table, lambda opened: opened.region(xy0, size_px, mpp)))
+            self._cache.put(key, found)
+        return found
+
+    def _read(self, table: ScoreTable, read: Callable[[_OpenSlide], T]) -> T:
+        """Read from a slide that another thread may close meanwhile to make room: then it is opened again."""
+        for _ in range(_TRIES):
+            opened = self._opened(table)
+            try:
+                return read(opened)
+            except SlideError:
+                with self._lock:
+                    kept = self._open.get(table.slide_id) is opened
+                    if kept:
+                        del self._open[table.slide_id]  # it stays unreadable: a later look opens it anew
+                if kept:
+                    opened.slide.close()
+                    raise
+        raise SlideError(f"slide {table.slide_id!r}: too many slides are read at once; look again")
+
+    def _opened(self, table: ScoreTable) -> _OpenSlide:
+        if table.slide_id in self._refused or table.slide_id not in self._sources:
+            raise SlideError(f"slide {table.slide_id!r} is not at hand")
+        closed: list[_OpenSlide] = []
+        with self._lock:
+            found = self._open.get(table.slide_id)
+            if found is None:
+                found = _OpenSlide(self._sources[table.slide_id], table)
+                self._open[table.slide_id] = found
+            self._open.move_to_end(table.slide_id)
+            while len(self._open) > _OPEN_SLIDES:
+                closed.append(self._open.popitem(last=False)[1])
+        for one in closed:
+            one.slide.close()
+        return found
+
+
+class _OtherSlideError(SlideError):
+    """A file that is not the slide that was scored."""
+
+
+class _OpenSlide:
+    """An open slide that is the one that was scored. Raises SlideError where it is not."""
+
+    def __init__(self, source: SlideSource, table: ScoreTable) -> None:
+        self.slide: Slide = open_slide(source.path, slide_id=table.slide_id, mpp_override=table.mpp)
+        if self.slide.info.size0_px != table.slide_size0_px:
+            (width, height), wanted = self.slide.info.size0_px, table.slide_size0_px
+            self.slide.close()
+            raise _OtherSlideError(
+                f"slide {table.slide_id!r}: the file has {width} x {height} px, scores are of one of {wanted[0]} x {wanted[1]};"
+                " it is another slide, or a converted one: give the one that was predicted"
+            )
+        try:
+            profile = self.slide.icc_profile
+            self._to_srgb = None if profile is None else IccToSrgb(profile, slide_id=table.slide_id)
+        except SlideError:
+            self._to_srgb = None  # a profile that cannot be used: colors as they are stored
+
+    def region(self, xy0: tuple[int, int], size_px: tuple[int, int], mpp: float) -> NDArray[np.uint8]:
+        """RGB [h, w, 3], in sRGB where the slide says what its colors are."""
+        pixels = self.slide.read_region((float(xy0[0]), float(xy0[1])), size_px, mpp)
+        return pixels if self._to_srgb is None else self._to_srgb(pixels[None])[0]
+
+
+class _ByteCache:
+    """What was read last, up to so many bytes."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most, self._bytes = most_bytes, 0
+        self._lock = threading.Lock()
+        self._found: OrderedDict[tuple[object, ...], bytes] = OrderedDict()
+
+    def get(self, key: tuple[object, ...]) -> bytes | None:
+        with self._lock:
+            if key in self._found:
+                self._found.move_to_end(key)
+            return self._found.get(key)
+
+    def put(self, key: tuple[object, ...], value: bytes) -> None:
+        with self._lock:
+            self._bytes += len(value) - len(self._found.pop(key, b""))
+            self._found[key] = value
+            while self._bytes > self._most:
+                self._bytes -= len(self._found.popitem(last=False)[1])
+
+
+def encode(pixels: NDArray[np.uint8]) -> bytes:
+    """JPEG of RGB [h, w, 3], pixels and nothing else."""
+    return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_QUALITY, colorsubsampling="420"))

@@ -1,0 +1,162 @@
+"""A folder of predictions as the viewer lists it: opened quickly, however many slides it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wsimil.cohort import read_cohort
+from wsimil.errors import ConfigError, ModelError, StoreError
+from wsimil.evaluation.calibration import Calibration
+from wsimil.evaluation.decision import load_decision
+from wsimil.evaluation.table import Row, read_table
+from wsimil.export.scores import ScoreTable, read_scores
+from wsimil.export.viewer.answers import AnswerRule
+from wsimil.export.viewer.payload import NO_SCORES, Cohort, ListedCase
+from wsimil.export.viewer.ranges import cohort_scores, sampled
+from wsimil.export.viewer.what_if import Mix, head_mix
+from wsimil.mil.facts import FACTS, ModelFacts
+from wsimil.stages.deciding import deciding_of
+from wsimil.stages.learned import read_origin
+from wsimil.store.base import is_slide_id, slide_path
+from wsimil.targets import Classification, MultiLabel, Task
+
+_COUNTED = 2000
+"""Cohorts up to that many slides have their tiles counted, which opens every score table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """Predictions in `folder`: the list, and a slide's score table when it is asked for. `notes` are for people."""
+
+    folder: Path
+    cohort: Cohort
+    mix: Mix | None
+    notes: tuple[str, ...] = ()
+
+    def table(self, index: int) -> ScoreTable:
+        """The score table of a slide of the list. Raises StoreError where it cannot be read."""
+        return read_scores(slide_path(self.folder / "scores", self.cohort.cases[index].slide_id, ".parquet"))
+
+
+def open_study(folder: Path, *, run: Path | None = None, cohort_csv: Path | None = None) -> Study:
+    """Read the list of `folder`, which `wsimil predict` wrote; of a trained run the answers alone, as it has no tile scores.
+
+    `run` is the model that answered, where it is at hand; `cohort_csv` gives labels and wins over those that were predicted
+    with. Raises WsimilError.
+    """
+    if not (folder / "predictions.parquet").is_file():
+        raise ConfigError(
+            f"{folder} holds no predictions.parquet; give the folder that wsimil predict wrote"
+            + (f": wsimil predict {folder} FEATURES -o PREDICTIONS" if (folder / FACTS).is_file() else "")
+        )
+    model = read_origin(folder, model=run).model
+    rows = read_table(folder, task=model.task, bag=model.bag)
+    files = {path.stem for path in (folder / "scores").glob("*.parquet")}
+    cases = tuple(_cases(rows, folder, model, files, _labels(cohort_csv, model)))
+    scored = tuple(case.slide_id for case in cases if case.scored)
+    notes: list[str] = []
+    if not scored:
+        notes.append(_no_scores(folder, model))
+    picked = sampled(scored)
+    deciding = deciding_of(model)
+    task: Task = model.task
+    if deciding.chosen is not None and isinstance(task, Classification):
+        task = replace(task, threshold=deciding.chosen.value)
+    if isinstance(task, MultiLabel):
+        task = replace(task, thresholds=deciding.thresholds)
+    return Study(
+        folder=folder,
+        cohort=Cohort(
+            model=model,
+            rule=AnswerRule(task=task, calibration=_calibration(model, run)),
+            thresholds=deciding.thresholds,
+            scores=cohort_scores(_readable(folder, picked, notes), slides=len(scored)),
+            cases=cases,
+        ),
+        mix=head_mix(model.method, model.config),
+        notes=tuple(notes),
+    )
+
+
+def _readable(folder: Path, slide_ids: Sequence[str], notes: list[str]) -> Iterator[ScoreTable]:
+    for slide_id in slide_ids:
+        try:
+            yield read_scores(slide_path(folder / "scores", slide_id, ".parquet"))
+        except StoreError as error:
+            notes.append(str(error))
+
+
+def _cases(
+    rows: Sequence[Row], folder: Path, model: ModelFacts, files: set[str], labels: Mapping[str, tuple[str, str]] | None
+) -> Iterator[ListedCase]:
+    unusual = _unusual(folder, len(rows))
+    count = sum(max(1, len(row.slides)) for row in rows) <= _COUNTED
+    for row, odd in zip(rows, unusual, strict=True):
+        patient, label = row.patient_id, row.label
+        if labels is not None:
+            patient, label = labels.get(row.slide_id, (patient, ""))
+        for slide_id in row.slides or (row.slide_id,):
+            scored = slide_id in files and is_slide_id(slide_id)
+            yield ListedCase(
+                slide_id=slide_id,
+                patient_id=row.slide_id if model.bag == "patient" else patient,
+                values=row.values,
+                label=label,
+                split=row.split,
+                status=row.status if scored or row.values is None else NO_SCORES,
+                unusual=odd,
+                tiles=_tiles(folder, slide_id) if scored and count else None,
+                scored=scored,
+            )
+
+
+def _tiles(folder: Path, slide_id: str) -> int | None:
+    try:
+        return int(pq.read_metadata(folder / "scores" / f"{slide_id}.parquet").num_rows)
+    except (pa.ArrowException, OSError):
+        return None  # the slide itself says so when it is opened
+
+
+def _unusual(folder: Path, rows: int) -> list[bool | None]:
+    path = folder / "predictions.parquet"
+    if "unusual" not in pq.read_schema(path).names:
+        return [None] * rows
+    column = pq.read_table(path, columns=["unusual"], partitioning=None).column("unusual").to_pylist()
+    return [{"yes": True, "no": False}.get(value) for value in column]
+
+
+def _labels(cohort_csv: Path | None, model: ModelFacts) -> dict[str, tuple[str, str]] | None:
+    """Patient and label of each unit."""
+    if cohort_csv is None:
+        return None
+    cohort = read_cohort(cohort_csv, task=model.task)
+    units = cohort.by_patient() if model.bag == "patient" else cohort
+    return {unit.slide_id: (unit.patient_id, unit.label) for unit in units.slides}
+
+
+def _calibration(model: ModelFacts, run: Path | None) -> Calibration | None:
+    """From the run where it is given, else as the predictions say."""
+    if run is not None:
+        decision = load_decision(run)
+        return None if decision is None else decision.calibration
+    stored = model.training.get("calibration")
+    if not isinstance(stored, Mapping):
+        return None
+    try:
+        return Calibration.from_json(stored)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ModelError(f"predictions.json: training.calibration is none ({error}); predict again") from error
+
+
+def _no_scores(folder: Path, model: ModelFacts) -> str:
+    if (folder / FACTS).is_file():
+        return (
+            f"{folder} is a trained run: it has answers, and no tile scores; make these with: wsimil predict {folder} FEATURES"
+            f" -o PREDICTIONS{' --cohort COHORT.csv' if model.bag == 'patient' else ''}, and view PREDICTIONS"
+        )
+    return f"{folder} has answers, and no tile scores; make them with wsimil predict, without --no-heatmaps"
