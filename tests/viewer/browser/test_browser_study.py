@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from tests.viewer.browser.conftest import Open
-from tests.viewer.made_study import MadeStudy
+from tests.viewer.made_study import MadeStudy, make_run
 from wsimil.export.scores import read_scores
 from wsimil.export.viewer.built import Built
 from wsimil.stages.export_html import HtmlOptions, export_html
+from wsimil.stages.predict import PredictOptions, predict
 from wsimil.stages.view import ViewOptions, open_viewer
 from wsimil.stages.viewing.server import ViewServer
 
@@ -111,6 +112,23 @@ def test_a_what_if_in_the_page_is_what_the_server_answers(study: MadeStudy, serv
     np.testing.assert_allclose(state["withoutValues"], answered["values"], rtol=1e-9)
     one.page.get_by_role("button", name="Keep with the notes").click()
     assert one.state()["notes"]["pins"][0]["without"] == sorted(state["without"])
+
+
+def test_a_what_if_of_another_method_is_asked_of_the_server(
+    study: MadeStudy, served: Serving, look: Open, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", study.features, method="pooling", config={"pool": "max"})
+    predict(run, study.features, tmp_path / "predictions", options=PredictOptions(device="cpu"))
+    server = served(tmp_path / "predictions", run=run)
+    one = look(server.url)
+    one.tab("What if")
+    one.page.get_by_label("How many tiles").fill("9")
+    one.page.get_by_role("button", name="most for").click()
+    one.page.get_by_text("The model was run again without these tiles.").wait_for()
+    state = one.state()
+    assert len(state["without"]) == 9
+    assert state["withoutValues"] == server.desk.what_if(0, {"without": sorted(state["without"])})["values"]
+    assert state["withoutValues"] != server.desk.case(0)["values"]
 
 
 @pytest.mark.parametrize("single_file", [True, False], ids=["one file", "a folder"])
