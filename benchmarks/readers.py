@@ -1,6 +1,7 @@
 """Reading tiles of a slide: wsimil beside openslide-python, and the readers that are installed, in one process.
 
     python benchmarks/readers.py [--texture SLIDE] [--side 40003] [--tiles 4000] [--rounds 7] [--slides SLIDE ...] [--json FILE]
+    python benchmarks/readers.py --scaling [--texture SLIDE] [--json FILE]
 
 A slide of `--side` px is made on the spot: JPEG (4:2:0, quality 80) of pieces of `--texture`, or of drawn tissue, in tiles
 of 256, Aperio style, with levels of a quarter and a sixteenth whose downsamples are no whole numbers; another in JPEG 2000,
@@ -9,7 +10,7 @@ Each case reads `--tiles` tiles in blocks in which every contestant takes its tu
 over blocks of the ratio of CPU time (and of wall time) to openslide-python, which reads `read_region`, `convert("RGB")`, and
 resizes with Pillow where the case asks for it. The floor is libjpeg-turbo alone on the same compressed bytes, read into one
 buffer. `--slides` are read too, at level 0, aligned and not. Pixels of all contestants are compared, and the largest
-difference is printed.
+difference is printed. `--scaling` measures the engine on two cores over one instead; it wants idle cores.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -345,6 +347,44 @@ def measure_batches(path: Path, *, tiles: int, rounds: int, threads: int) -> dic
     }  # fmt: skip
 
 
+def measure_scaling(path: Path, *, tiles: int, rounds: int) -> dict[str, object]:
+    """The engine on one core with one reading thread, and on two cores with two: wall time of the first over the second."""
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        raise TooSmallError("scaling needs two cores")
+    cores = sorted(allowed)[:2]
+    with open_slide(path) as slide:
+        whole = grid_of(slide, Case(name="batches", size_px=224), tiles * (rounds + 1))
+        if len(whole) < tiles * (rounds + 1):
+            raise TooSmallError(f"{rounds + 1} rounds of {tiles} tiles want more than the {len(whole)} of the slide")
+        ratios, rates = [], []
+        for number in range(rounds + 1):
+            part = slice(number * tiles, (number + 1) * tiles)
+            grid = replace(whole, xy0=whole.xy0[part], tissue=whole.tissue[part])
+            spent = {}
+            for threads in (1, 2) if number % 2 else (2, 1):
+                on_cores(cores[:threads])
+                began = time.perf_counter()
+                encode_tiles(slide, grid, Normalizer(), readers=threads, batch_size=64, dtype="float32")
+                spent[threads] = time.perf_counter() - began
+            if number:
+                ratios.append(spent[1] / spent[2])
+                rates.append(len(grid) / spent[2])
+        on_cores(allowed)
+    return {
+        "case": "normalized float32 batches, two cores over one", "slide": path.name, "tiles": tiles,
+        "two_over_one": round(statistics.median(ratios), 2), "rounds": [round(ratio, 2) for ratio in ratios],
+        "tiles_per_s_on_two": round(statistics.median(rates)),
+    }  # fmt: skip
+
+
+def on_cores(cores: Iterable[int]) -> None:
+    """Bind every thread of this process, those that libraries keep included."""
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread.name), cores)
+
+
 def blocks(count: int, rounds: int, *, shuffled: bool) -> Iterator[np.ndarray]:
     """Rows of a grid, some for every round."""
     rows = np.random.default_rng(2).permutation(count) if shuffled else np.arange(count)
@@ -403,6 +443,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--slides", nargs="*", type=Path, default=[])
     parser.add_argument("--mpp-override", type=float, default=0.5)
+    parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -420,6 +461,13 @@ def main() -> None:
         images = pieces(args.texture, 400)
         jpeg = [simplejpeg.encode_jpeg(image, quality=80, colorsubsampling="420") for image in images]
         path = write_pyramid(Path(scratch) / "jpeg.svs", jpeg, args.side, compression="jpeg")
+        if args.scaling:
+            scaling = measure_scaling(path, tiles=args.tiles // 2, rounds=args.rounds)
+            print(
+                f"{scaling['case']}: {scaling['two_over_one']} {scaling['rounds']}, {scaling['tiles_per_s_on_two']} tiles/s"
+            )
+            write(args.json, [scaling], reading_threads=2)
+            return
         for case in CASES:
             report(measure(path, case, tiles=args.tiles, rounds=args.rounds, floor=True, mpp=None))
         for threads in (1, 2):
@@ -441,15 +489,22 @@ def main() -> None:
                 )
             except TooSmallError as reason:
                 print(f"{path.name}, {case.name}: {reason}")
+    write(args.json, results, reading_threads=1)
+
+
+def write(path: Path | None, results: list[dict[str, object]], *, reading_threads: int) -> None:
+    """Results, with what they were measured on."""
     versions = {
         "openslide": openslide.__library_version__,
         "simplejpeg": simplejpeg.__version__,
         "torch": torch.__version__,
     }
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "reading_threads": 1}
+    machine = {
+        "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "reading_threads": reading_threads,
+    }  # fmt: skip
     answer = {"what": __doc__.splitlines()[0], "machine": machine, "versions": versions, "results": results}
-    if args.json:
-        args.json.write_text(json.dumps(answer, indent=1) + "\n")
+    if path:
+        path.write_text(json.dumps(answer, indent=1) + "\n")
 
 
 if __name__ == "__main__":

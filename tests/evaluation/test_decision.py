@@ -22,7 +22,7 @@ from wsimil.evaluation.decision import (
 )
 from wsimil.mil import registry
 from wsimil.mil.saved import TrainedModel
-from wsimil.targets import Classification, Regression, Task
+from wsimil.targets import Classification, MultiLabel, Regression, Task
 
 DIM = 5
 
@@ -166,3 +166,69 @@ def test_what_means_nothing_is_refused_and_defaults_are_not() -> None:
 def test_the_mean_feature_is_the_mean(tmp_path: Path) -> None:
     features = np.random.default_rng(0).normal(size=(1000, DIM)).astype(np.float16)
     np.testing.assert_allclose(mean_feature(features), features.astype(np.float64).mean(axis=0), rtol=1e-12)
+
+
+LABELS = MultiLabel(columns=("er", "pr", "rare"))
+
+
+def three_labels(count: int = 80, *, seed: int = 3) -> ValidationAnswers:
+    """Logits of `er` are shifted by 2, those of `pr` three times as large as they should be; `rare` three patients have."""
+    rng = np.random.default_rng(seed)
+    truth = np.stack([np.arange(count) % 2, np.arange(count) % 3 == 0, np.arange(count) < 3], axis=1).astype(np.int64)
+    logits = 3.0 * truth - 1.5 + rng.normal(0, 1.5, truth.shape)
+    logits[:, 0] += 2
+    logits[:, 1] *= 3
+    truth[::7, 1] = -1
+    return ValidationAnswers(logits=logits, targets=truth, patients=tuple(f"p{i}" for i in range(count)))
+
+
+def of_labels() -> TrainedModel:
+    return replace(trained(LABELS), model=registry.build("pooling", {}, in_dim=DIM, num_classes=3))
+
+
+def test_each_label_has_a_temperature_and_a_threshold_of_the_rows_where_it_is_known(tmp_path: Path) -> None:
+    val = three_labels()
+    decision = fit_decision(DecisionConfig(), of_labels(), val, training_means=None)
+    assert set(decision.labels) == {"er", "pr"}
+    assert any("rare 3" in note for note in decision.notes)
+    save_decision(tmp_path, decision)
+    again = load_decision(tmp_path)
+    assert again is not None
+    assert again.to_json() == decision.to_json()
+    model = again.applied(of_labels())
+    shares = model.values(val.logits)
+    for index, name in enumerate(("er", "pr")):
+        known = val.targets[:, index] >= 0
+        z = val.logits[known, index]
+        expected = fit_temperature(np.stack([0 * z, z], axis=1), val.targets[known, index], fitted_on="val")
+        assert expected.temperature is not None
+        np.testing.assert_allclose(shares[known, index], 1 / (1 + np.exp(-z / expected.temperature)), rtol=1e-12)
+        threshold = decision.labels[name].threshold
+        assert threshold is not None
+        cases = BinaryCases(
+            targets=val.targets[known, index], probabilities=shares[known, index], threshold=threshold.value
+        )
+        assert cases.values()["sensitivity"] == pytest.approx(threshold.sensitivity)
+        assert cases.values()["specificity"] == pytest.approx(threshold.specificity)
+        assert model.task.decides_at[index] == threshold.value
+    assert model.task.decides_at[2] == 0.5
+    np.testing.assert_allclose(shares[:, 2], 1 / (1 + np.exp(-val.logits[:, 2])), rtol=1e-12)
+    said = [set(model.task.decided(row).split(";")) - {"-"} for row in shares]
+    assert said == [
+        {n for n, p, t in zip(LABELS.labels, row, model.task.decides_at, strict=True) if p >= t} for row in shares
+    ]
+    assert any(words != set(LABELS.decided(row).split(";")) - {"-"} for words, row in zip(said, shares, strict=True))
+
+
+def test_labels_of_other_names_than_the_model_has_are_refused() -> None:
+    decision = fit_decision(DecisionConfig(), of_labels(), three_labels(), training_means=None)
+    other = replace(of_labels(), task=MultiLabel(columns=("er", "her2", "rare")))
+    with pytest.raises(ModelError, match="speaks of labels that the model has not: pr"):
+        decision.applied(other)
+
+
+def test_several_labels_have_no_conformal_sets_and_may_have_nothing_fitted() -> None:
+    with pytest.raises(ConfigError, match=r"decision\.conformal: is for classes, the task is multilabel"):
+        fit_decision(DecisionConfig(conformal="lac"), of_labels(), three_labels(), training_means=None)
+    none = DecisionConfig(calibration="none", threshold="none")
+    assert not fit_decision(none, of_labels(), three_labels(), training_means=None).labels

@@ -16,6 +16,7 @@ from wsimil.evaluation.risk_groups import risk_groups
 from wsimil.evaluation.survival import censoring_curve, kaplan_meier, log_rank
 from wsimil.evaluation.survival_cases import SurvivalCases
 from wsimil.evaluation.wrong import wrong_answers
+from wsimil.targets import MultiLabel
 
 
 def rows(kind: str, count: int = 60, *, seed: int = 0, noise: float = 1.0) -> Judged:
@@ -181,3 +182,18 @@ def test_rows_in_another_order_are_not_compared_nor_none_judged() -> None:
         judge(
             Judged(task=first.task, slide_ids=(), patients=(), runs=(), labels=(), values=np.zeros((0, 2))), groups={}
         )
+
+
+def test_labels_of_several_runs_are_decided_each_at_its_own_thresholds() -> None:
+    task = MultiLabel(columns=("er", "pr"))
+    judged = Judged(
+        task=task, slide_ids=("s1", "s2", "s3", "s4"), patients=("p1", "p2", "p3", "p4"), runs=("a", "b", "a", "b"),
+        labels=("er;pr", "-", "er", "pr=?"), values=np.array([[0.6, 0.6], [0.6, 0.6], [0.3, 0.3], [0.3, 0.3]]),
+    )  # fmt: skip
+    cases = judged.cases({"a": (0.5, 0.7), "b": (0.7, 0.2)})
+    assert isinstance(cases, MultilabelCases)
+    assert cases.of("er").decided.tolist() == [1, 0, 0, 0]
+    assert cases.of("pr").decided.tolist() == [0, 1, 0]
+    assert cases.take(np.array([3, 0])).of("er").decided.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="a finite threshold for each"):
+        judged.cases((0.5,))

@@ -51,6 +51,17 @@ def test_the_threshold_is_of_references_that_never_saw_the_patient() -> None:
     assert found.threshold > found.distances(training).max()
 
 
+def test_features_that_look_like_noise_have_distances_in_units_of_the_mean_variance() -> None:
+    """Ledoit and Wolf shrink all of a covariance that is no more than noise, which once was a division by zero."""
+    training = np.kron(np.ones((6, 1)), np.vstack([np.eye(5), -np.eye(5)]))
+    assert LedoitWolf().fit(training).shrinkage_ == 1.0
+    found = fit_ood(training, names(60), false_flags=0.1)
+    fresh = np.full((1, 5), 2.0)
+    assert found.distances(fresh) == pytest.approx([np.sqrt(20 / training.var())], rel=1e-4)
+    rest = 59
+    assert found.threshold == pytest.approx((1 + 1 / rest) / np.sqrt(training.var()), rel=1e-9)
+
+
 @pytest.mark.parametrize("kind", ["mahalanobis", "knn"])
 @pytest.mark.parametrize("shape", [(120, 40), (80, 200)])
 def test_as_many_new_slides_are_flagged_as_stated_and_shifted_ones_are_found(kind: str, shape: tuple[int, int]) -> None:

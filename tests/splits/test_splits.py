@@ -127,6 +127,23 @@ def test_few_sites_are_dealt_as_evenly_as_can_be(counts: list[tuple[int, int]], 
     assert found == pytest.approx(min(unevenness(dealt, table, folds) for dealt in every), abs=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_no_move_of_a_site_and_no_swap_of_two_makes_folds_more_even(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts, folds = rng.integers(0, 60, (23, 3)), 4
+    dealt = even_folds(counts, folds, rng)
+    least = unevenness(dealt, counts, folds) - 1e-9
+    for one in range(len(counts)):
+        for fold in range(folds):
+            moved = dealt.copy()
+            moved[one] = fold
+            assert unevenness(moved, counts, folds) >= least
+        for other in range(one):
+            swapped = dealt.copy()
+            swapped[[one, other]] = dealt[[other, one]]
+            assert unevenness(swapped, counts, folds) >= least
+
+
 def test_sites_that_share_a_patient_stay_together() -> None:
     sites = {"a": ["x", "y"], "b": ["x"], "c": ["y"], "d": ["z"], "e": ["w"]}
     for seed in range(5):

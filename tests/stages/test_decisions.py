@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from wsimil.config import load_config
+from wsimil.stages.evaluate import EvaluateOptions, evaluate
 from wsimil.stages.predict import PredictOptions, predict
 from wsimil.stages.train import TrainConfig, train
 from wsimil.store import open_store
@@ -53,3 +54,45 @@ def test_prediction_decides_as_training_froze_it(feature_study: Study, tmp_path:
     assert theirs.loc["odd", "unusual"] == "yes"
     assert any("odd" in note and "far from what the model learned from" in note for note in answered.notes)
     assert (theirs["unusual"] == "yes").mean() < 0.25
+
+
+def test_labels_are_said_and_judged_at_the_thresholds_that_training_froze_for_each(
+    feature_study: Study, tmp_path: Path
+) -> None:
+    features, cohort = feature_study(slides=120, gap=0.7)
+    rng = np.random.default_rng(0)
+    table = pd.read_csv(cohort)
+    table["er"] = (table["label"] == "t").astype(int)
+    table["pr"] = np.where(rng.random(len(table)) < 0.2, 1 - table["er"], table["er"])
+    table.drop(columns="label").to_csv(cohort, index=False)
+    given = {
+        "device": "cpu", "fit.epochs": 8, "split.val_fraction": 0.35, "task.kind": "multilabel", "task.columns": ["er", "pr"],
+        "decision.threshold": "sensitivity", "decision.at_least": 0.95,
+    }  # fmt: skip
+    summary = train(load_config(TrainConfig, given=given), features, cohort, tmp_path / "run")  # type: ignore[arg-type]
+    labels = summary.decision.labels
+    assert set(labels) == {"er", "pr"}
+    at = {name: one.threshold.value for name, one in labels.items() if one.threshold is not None}
+    assert any(abs(value - 0.5) > 0.02 for value in at.values())
+    predict(
+        tmp_path / "run",
+        features,
+        tmp_path / "out",
+        options=PredictOptions(device="cpu", heatmaps=False),
+        cohort_csv=cohort,
+    )
+    for folder in (tmp_path / "run", tmp_path / "out"):
+        rows = pd.read_parquet(folder / "predictions.parquet")
+        said = ["er;pr", "er", "pr", "-"]
+        for row in rows.itertuples():
+            expected = ";".join(name for name in at if getattr(row, f"prob_{name}") >= at[name]) or "-"
+            assert row.predicted == expected
+            assert expected in said
+    evaluate([tmp_path / "run"], cohort, tmp_path / "report", options=EvaluateOptions(replicates=100, groups=()))
+    tree = json.loads((tmp_path / "report/metrics.json").read_text(encoding="utf-8"))
+    assert tree["models"][0]["thresholds"] == pytest.approx([at["er"], at["pr"]])
+    assert "er by sensitivity" in tree["models"][0]["threshold_origin"]
+    written = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    threshold = labels["er"].threshold
+    assert threshold is not None
+    assert written["val"]["sensitivity:er"]["value"] == pytest.approx(threshold.sensitivity)

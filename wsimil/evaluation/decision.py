@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import safetensors
@@ -33,13 +33,15 @@ from wsimil.evaluation.threshold import (
 )
 from wsimil.files import write_bytes, write_text
 from wsimil.provenance import Json
-from wsimil.targets import Classification, Task
+from wsimil.targets import Classification, MultiLabel, Task
+from wsimil.targets.base import sigmoid
 
 if TYPE_CHECKING:
     from wsimil.mil.saved import TrainedModel
 
 DECISION, REFERENCE = "decision.json", "ood.safetensors"
-_VERSION = 1
+_VERSION = 2
+_READABLE = (1, 2)
 
 
 class DecisionConfig(FrozenConfig):
@@ -48,7 +50,8 @@ class DecisionConfig(FrozenConfig):
     Of classes: `calibration` "temperature", "isotonic" or "none". `threshold` of two classes, for the calibrated probability of
     the second: "youden", "sensitivity" or "specificity" of `at_least`, "cost" with `miss_cost` and `false_alarm_cost`, or "none",
     the higher probability. `conformal`: "lac" or "aps" sets with `coverage`, fitted on one slide a patient. `fewest`: patients of
-    each class that the validation split must have, or all three stay as they are, and a note says so.
+    each class that the validation split must have, or all three stay as they are, and a note says so. Of several labels each
+    has a calibration and a threshold of its own, where so many patients have it and so many have not.
     `ood`: "mahalanobis" or "knn" distance of a slide's mean feature to the training slides, or "none"; of slides like these the
     share `false_flags` is flagged. Null is the first of each where it can be fitted; what is asked for and cannot be is refused.
     """
@@ -66,12 +69,29 @@ class DecisionConfig(FrozenConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LabelDecision:
+    """Of one label of several: how its logit becomes a probability, and from which one on it is said; None: as the task does."""
+
+    calibration: Calibration | None = None
+    threshold: Threshold | None = None
+
+    def to_json(self) -> dict[str, Json]:
+        """Both as plain JSON."""
+        parts = {"calibration": self.calibration, "threshold": self.threshold}
+        return {name: None if part is None else part.to_json() for name, part in parts.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What goes with the weights of digest `model`; None is what was not fitted, and `notes` say why."""
+    """What goes with the weights of digest `model`; None is what was not fitted, and `notes` say why.
+
+    `labels` are of a task of several labels, by name, those alone for which something was fitted.
+    """
 
     model: str
     calibration: Calibration | None = None
     threshold: Threshold | None = None
+    labels: Mapping[str, LabelDecision] = field(default_factory=dict)
     conformal: Conformal | None = None
     ood: OodReference | None = None
     notes: tuple[str, ...] = ()
@@ -85,8 +105,29 @@ class Decision:
         task = trained.task
         if self.threshold is not None and isinstance(task, Classification):
             task = replace(task, threshold=self.threshold.value)
+        if self.labels and isinstance(task, MultiLabel):
+            return self._of_labels(trained, task)
         apply = None if self.calibration is None else self.calibration.apply
         return replace(trained, task=task, calibrated=apply)
+
+    def _of_labels(self, trained: TrainedModel, task: MultiLabel) -> TrainedModel:
+        unknown = sorted(set(self.labels) - set(task.labels))
+        if unknown:
+            raise ModelError(f"{DECISION} speaks of labels that the model has not: {', '.join(unknown)}; train again")
+        own = [self.labels.get(name, LabelDecision()) for name in task.labels]
+        at = [
+            half if one.threshold is None else one.threshold.value
+            for one, half in zip(own, task.decides_at, strict=True)
+        ]
+
+        def probabilities(logits: Floats) -> Floats:
+            columns = task.values(logits)
+            for index, one in enumerate(own):
+                if one.calibration is not None:
+                    columns[:, index] = one.calibration.apply(_two_logits(logits[:, index]))[:, 1]
+            return columns
+
+        return replace(trained, task=replace(task, thresholds=tuple(at)), calibrated=probabilities)
 
     def beside(self, values: Floats, mean_features: Floats, task: Task) -> dict[str, str | float]:
         """What stands beside an answer `values` [V] of one slide: "plausible" classes, "distance", "unusual" (yes or no)."""
@@ -105,6 +146,7 @@ class Decision:
         facts: dict[str, Json] = {"format_version": _VERSION, "model": self.model}
         facts |= {name: None if part is None else part.to_json() for name, part in parts.items()}
         ood = self.ood
+        facts["labels"] = {name: one.to_json() for name, one in self.labels.items()}
         return facts | {
             "ood": None
             if ood is None
@@ -138,20 +180,26 @@ def fit_decision(
     ood = _distance(config, training_means, training_patients, notes)
     task = trained.task
     if not isinstance(task, Classification):
+        meant = ("calibration", "threshold") if isinstance(task, MultiLabel) else ()
         asked = [
-            name for name in ("calibration", "threshold", "conformal") if getattr(config, name) not in (None, "none")
+            name
+            for name in ("calibration", "threshold", "conformal")
+            if name not in meant and getattr(config, name) not in (None, "none")
         ]
         if asked:
             raise ConfigError(f"decision.{asked[0]}: is for classes, the task is {task.kind}; leave it out")
-        return Decision(model=trained.digest, ood=ood, notes=tuple(notes))
+        labels = _labels(config, task, val, notes) if isinstance(task, MultiLabel) else {}
+        return Decision(model=trained.digest, labels=labels, ood=ood, notes=tuple(notes))
     few = _few(task, val, config.fewest)
     if few:
         if any(getattr(config, name) != "none" for name in ("calibration", "threshold", "conformal")):
             notes.append(f"probabilities and the threshold are as the model gives them: {few}")
         return Decision(model=trained.digest, ood=ood, notes=tuple(notes))
-    calibration = _calibration(config, val, notes)
+    calibration = _calibration(config, val.logits, val.targets, notes)
     shares = task.values(val.logits) if calibration is None else calibration.apply(val.logits)
-    threshold = _threshold(config, task, val.targets, shares)
+    if len(task.classes) != 2 and config.threshold not in (None, "none"):
+        raise ConfigError(f"decision.threshold: is for two classes, the task has {len(task.classes)}; leave it out")
+    threshold = _threshold(config, val.targets, shares[:, 1]) if len(task.classes) == 2 else None
     return Decision(
         model=trained.digest,
         calibration=calibration,
@@ -176,9 +224,9 @@ def load_decision(run: Path) -> Decision | None:
     """The decision of a run, None where it has none. Raises ModelError where it is broken."""
     try:
         facts = json.loads((run / DECISION).read_text(encoding="utf-8"))
-        if facts["format_version"] != _VERSION:
+        if facts["format_version"] not in _READABLE:
             raise ModelError(
-                f"{run / DECISION}: format version {facts['format_version']!r}, this version reads {_VERSION}"
+                f"{run / DECISION}: format version {facts['format_version']!r}, this version reads {_VERSION} and older ones"
             )
         ood = None
         if facts["ood"] is not None:
@@ -190,6 +238,7 @@ def load_decision(run: Path) -> Decision | None:
             model=facts["model"],
             calibration=None if facts["calibration"] is None else Calibration.from_json(facts["calibration"]),
             threshold=None if facts["threshold"] is None else Threshold.from_json(facts["threshold"]),
+            labels={name: _label(one) for name, one in facts.get("labels", {}).items()},
             conformal=None if facts["conformal"] is None else Conformal.from_json(facts["conformal"]),
             ood=ood,
             notes=tuple(facts["notes"]),
@@ -227,23 +276,60 @@ def _few(task: Classification, val: ValidationAnswers, fewest: int) -> str:
     return f"the validation split has {counts[least]} patients of {task.classes[least]!r}, {fewest} are wanted (decision.fewest)"
 
 
-def _calibration(config: DecisionConfig, val: ValidationAnswers, notes: list[str]) -> Calibration | None:
+def _label(facts: Mapping[str, Any]) -> LabelDecision:
+    calibration, threshold = facts["calibration"], facts["threshold"]
+    return LabelDecision(
+        calibration=None if calibration is None else Calibration.from_json(calibration),
+        threshold=None if threshold is None else Threshold.from_json(threshold),
+    )
+
+
+def _labels(
+    config: DecisionConfig, task: MultiLabel, val: ValidationAnswers, notes: list[str]
+) -> dict[str, LabelDecision]:
+    """Each label on the rows where it is known, where enough patients have it and enough have not."""
+    if config.calibration == config.threshold == "none":
+        return {}
+    found, few = {}, []
+    patients = np.asarray(val.patients, dtype=str)
+    for index, name in enumerate(task.labels):
+        known = val.targets[:, index] >= 0
+        truth, logits = val.targets[known, index], _two_logits(val.logits[known, index])
+        least = min(len(np.unique(patients[known][truth == value])) for value in (0, 1))
+        if least < config.fewest:
+            few.append(f"{name} {least}")
+            continue
+        own: list[str] = []
+        calibration = _calibration(config, logits, truth, own)
+        notes += [f"label {name}: {note}" for note in own]
+        p = sigmoid(logits[:, 1]) if calibration is None else calibration.apply(logits)[:, 1]
+        found[name] = LabelDecision(calibration=calibration, threshold=_threshold(config, truth, p))
+    if few:
+        notes.append(
+            f"of {len(few)} labels the probabilities are as the model gives them, and 0.5 decides: the validation split has fewer"
+            f" than {config.fewest} patients with or without them (decision.fewest): {', '.join(few)}"
+        )
+    return found
+
+
+def _two_logits(logits: Floats) -> Floats:
+    """A label's logit z [n] as the two (0, z) of having it not and having it, [n, 2]."""
+    return np.stack([np.zeros_like(logits), logits], axis=1)
+
+
+def _calibration(config: DecisionConfig, logits: Floats, targets: Ints, notes: list[str]) -> Calibration | None:
     if config.calibration == "none":
         return None
     fit = fit_isotonic if config.calibration == "isotonic" else fit_temperature
     try:
-        return fit(val.logits, val.targets, fitted_on="val")
+        return fit(logits, targets, fitted_on="val")
     except ModelError as error:
         notes.append(f"not calibrated: {error}")
         return None
 
 
-def _threshold(config: DecisionConfig, task: Classification, targets: Ints, shares: Floats) -> Threshold | None:
-    if len(task.classes) != 2:
-        if config.threshold not in (None, "none"):
-            raise ConfigError(f"decision.threshold: is for two classes, the task has {len(task.classes)}; leave it out")
-        return None
-    p = shares[:, 1]
+def _threshold(config: DecisionConfig, targets: Ints, p: Floats) -> Threshold | None:
+    """By the rule of `config`, for probabilities `p` [n] of class 1."""
     if config.threshold in (None, "youden"):
         return youden_threshold(targets, p, fitted_on="val")
     if config.threshold == "sensitivity":

@@ -24,8 +24,8 @@ from wsimil.evaluation.task_metrics import cases_of
 from wsimil.evaluation.wrong import WrongAnswer, class_names, wrong_answers
 from wsimil.targets import Task
 
-Thresholds: TypeAlias = Sequence[float] | Mapping[str, float]
-"""Of two classes one, or one for each run by its name; of several labels one each."""
+Thresholds: TypeAlias = Sequence[float] | Mapping[str, Sequence[float]]
+"""Of two classes one, of several labels one each; for all rows, or for each run by its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,14 +46,13 @@ class Judged:
     def cases(self, thresholds: Thresholds | None = None) -> Cases:
         """The cases, decided at `thresholds`; at a half without any."""
         found = cases_of(self.task, self.task.encode(self.labels), self.values)
-        if isinstance(thresholds, Mapping):
-            own = np.array([thresholds[run] for run in self.runs])
-            return replace(found, threshold=own) if isinstance(found, BinaryCases) else found
-        if isinstance(found, BinaryCases) and thresholds is not None:
-            return replace(found, threshold=thresholds[0])
-        if isinstance(found, MultilabelCases) and thresholds is not None:
-            return replace(found, thresholds=tuple(thresholds))
-        return found
+        if thresholds is None:
+            return found
+        by_run = isinstance(thresholds, Mapping)
+        at = np.array([thresholds[run] for run in self.runs] if isinstance(thresholds, Mapping) else thresholds)
+        if isinstance(found, BinaryCases):
+            return replace(found, threshold=at[:, 0] if by_run else float(at[0]))
+        return replace(found, thresholds=at) if isinstance(found, MultilabelCases) else found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

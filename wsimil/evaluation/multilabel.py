@@ -17,7 +17,7 @@ from wsimil.evaluation.cases import Floats, Ints, checked_probabilities
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MultilabelCases:
     """`targets` int64 [n, L]: 1 has it, 0 has not, -1 unknown and not counted; `probabilities` float64 [n, L]; `thresholds`
-    [L].
+    float64 [L], or [n, L] where rows were decided by several models.
 
     Metrics: "<metric>:<label>" for each metric of `BinaryCases` and each label, and "<metric>_macro", the mean over labels,
     None where it is undefined for one of them. A bootstrap draws patients without strata, as one patient is in many; count
@@ -27,14 +27,20 @@ class MultilabelCases:
     labels: tuple[str, ...]
     targets: Ints
     probabilities: Floats
-    thresholds: tuple[float, ...]
+    thresholds: Floats
 
     def __post_init__(self) -> None:
         targets = np.asarray(self.targets)
         if targets.ndim != 2 or targets.shape[1] != len(self.labels) or not np.isin(targets, (-1, 0, 1)).all():
             raise ValueError(f"targets must be [n, {len(self.labels)}] of 1, 0 and -1, got {list(targets.shape)}")
-        if not self.labels or len(set(self.labels)) != len(self.labels) or len(self.thresholds) != len(self.labels):
-            raise ValueError(f"want unique labels and a threshold for each, got {self.labels} and {self.thresholds}")
+        at = np.asarray(self.thresholds, np.float64)
+        if not self.labels or len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"want unique labels, got {self.labels}")
+        if at.shape not in ((len(self.labels),), targets.shape) or not np.isfinite(at).all():
+            raise ValueError(
+                f"want a finite threshold for each of {list(self.labels)}, of all rows or each, got {list(at.shape)}"
+            )
+        object.__setattr__(self, "thresholds", at)
         object.__setattr__(self, "targets", targets.astype(np.int64))
         known = checked_probabilities("probabilities", self.probabilities, targets.shape)
         object.__setattr__(self, "probabilities", known)
@@ -63,17 +69,18 @@ class MultilabelCases:
             labels=self.labels,
             targets=self.targets[rows],
             probabilities=self.probabilities[rows],
-            thresholds=self.thresholds,
+            thresholds=self.thresholds if self.thresholds.ndim == 1 else self.thresholds[rows],
         )
 
     def of(self, label: str) -> BinaryCases:
         """One label's cases, of the rows where it is known. Raises ValueError for a label that is not there."""
         index = self.labels.index(label)
         known = self.targets[:, index] >= 0
+        one_for_all = self.thresholds.ndim == 1
         return BinaryCases(
             targets=self.targets[known, index],
             probabilities=self.probabilities[known, index],
-            threshold=self.thresholds[index],
+            threshold=float(self.thresholds[index]) if one_for_all else self.thresholds[known, index],
         )
 
     def values(self) -> dict[str, float | None]:

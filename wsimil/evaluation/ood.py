@@ -176,8 +176,9 @@ class _Gaussian:
             removed = np.vstack([self.scores[own], np.sqrt(rest) * shift])
             off = self.scores[own] - shift
             cross = removed @ (inverse * off).T
-            inner = rest / (1 - self.shrinkage) * np.eye(len(removed)) - removed @ (inverse * removed).T
-            squared = (off**2 * inverse).sum(axis=1) + (cross * np.linalg.solve(inner, cross)).sum(axis=0)
+            kept = 1 - self.shrinkage  # 0 where rows look like noise: then their covariance counts for nothing
+            inner = rest * np.eye(len(removed)) - kept * (removed @ (inverse * removed).T)
+            squared = (off**2 * inverse).sum(axis=1) + kept * (cross * np.linalg.solve(inner, cross)).sum(axis=0)
             result[own] = np.sqrt(squared)
         return result
 

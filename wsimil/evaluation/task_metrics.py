@@ -17,7 +17,6 @@ from wsimil.evaluation.survival import censoring_curve
 from wsimil.evaluation.survival_cases import SurvivalCases
 from wsimil.targets import Classification, MultiLabel, Ordinal, Regression, Survival, Targets, Task
 
-_HALF = 0.5
 _WATCHED = {
     "multilabel": {"auroc": "auroc_macro"},
     "ordinal": {"kappa": "cohen_kappa_quadratic", "mae": "mae_rank"},
@@ -29,21 +28,21 @@ _WATCHED = {
 def cases_of(task: Task, targets: Targets, values: NDArray[np.float64]) -> Cases:
     """Answers `values` [n, V] beside `targets` as the task encodes them.
 
-    Two classes are decided at the task's threshold, 0.5 without one, and each of several labels at 0.5.
+    Two classes are decided at the task's threshold, 0.5 without one, and so is each of several labels.
     Survival weighs by how long these slides' patients were followed.
     """
     if isinstance(task, Classification | Ordinal | MultiLabel):
         classes = np.asarray(targets, np.int64)
         if isinstance(task, MultiLabel):
-            thresholds = (_HALF,) * len(task.labels)
-            return MultilabelCases(labels=task.labels, targets=classes, probabilities=values, thresholds=thresholds)
+            at = np.array(task.decides_at)
+            return MultilabelCases(labels=task.labels, targets=classes, probabilities=values, thresholds=at)
         if isinstance(task, Ordinal):
             return OrdinalCases(targets=classes, probabilities=values)
         if len(task.classes) == 2:
             return BinaryCases(
                 targets=classes,
                 probabilities=values[:, 1],
-                threshold=_HALF if task.threshold is None else task.threshold,
+                threshold=task.decides_at[0],
             )
         return MulticlassCases(targets=classes, probabilities=values)
     numbers = np.asarray(targets, np.float64)

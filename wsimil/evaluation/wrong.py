@@ -45,7 +45,7 @@ def said_of(task: Task, cases: Cases, values: Floats) -> list[str]:
     if isinstance(cases, BinaryCases | MulticlassCases):
         return [names[c] for c in cases.decided]
     if isinstance(cases, MultilabelCases):
-        has = cases.probabilities >= np.array(cases.thresholds)
+        has = cases.probabilities >= cases.thresholds
         return [";".join(name for name, own in zip(cases.labels, row, strict=True) if own) or "-" for row in has]
     return [task.decided(row) for row in values]
 

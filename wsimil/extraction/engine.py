@@ -9,7 +9,9 @@ products: relative to the vector's length below 1e-5 in float32, which a test ho
 
 from __future__ import annotations
 
+import os
 import queue
+import sys
 import threading
 import time
 from collections import deque
@@ -36,6 +38,7 @@ U = TypeVar("U")
 
 _LARGEST_PIECE = 64
 _UNWRITTEN_SLIDES = 4
+_READER_NICENESS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +146,14 @@ def encode_tiles(
     return ended.features
 
 
+def _let_encoders_go_first() -> None:
+    """Called by a reader: where all cores are busy an encoder is not held up by tiles that are read ahead of it."""
+    if sys.platform != "linux":
+        return  # elsewhere a priority is that of the whole process
+    reader = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, reader, min(os.getpriority(os.PRIO_PROCESS, reader) + _READER_NICENESS, 19))
+
+
 class _StopError(Exception):
     """Ends a thread of an engine that was closed."""
 
@@ -172,7 +183,7 @@ class _Run:
         ) * self._piece
         pinned = any(embedder.overlaps for embedder in self._embedders)
         self._memory = TileMemory(most_tiles=most, piece=self._piece, pinned=pinned)
-        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="read")
+        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="read", initializer=_let_encoders_go_first)
         self._pieces: queue.Queue[tuple[SlideJob, Future[Part]] | None] = queue.Queue()
         self._events: queue.Queue[Event | Exception | None] = queue.Queue()
         self._unwritten = threading.Semaphore(_UNWRITTEN_SLIDES)
@@ -200,7 +211,7 @@ class _Run:
         finally:
             self._stopped.set()
             self._memory.close()
-            self._unwritten.release(1 << 20)
+            self._unwritten.release(len(threads))  # each thread waits once at most, and then stops
             self._readers.shutdown(wait=True, cancel_futures=True)
             self._pieces.put(None)
             for thread in threads:

@@ -9,7 +9,7 @@ import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,17 +17,15 @@ import numpy as np
 import pandas as pd
 
 from wsimil.errors import ConfigError, WsimilError
-from wsimil.evaluation.binary import BinaryCases
 from wsimil.evaluation.decision import load_decided
 from wsimil.evaluation.groups import RunSpread, over_runs
-from wsimil.evaluation.task_metrics import cases_of
+from wsimil.evaluation.judgement import Judged
 from wsimil.files import check_writable, write_text
 from wsimil.provenance import sha256_json
 from wsimil.splits import read_plan
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.train import TrainConfig, plan, train
-from wsimil.targets import Classification
 
 _DONE = "done.json"
 _INTERRUPTED = "interrupted"
@@ -164,20 +162,24 @@ def summarized(items: Sequence[WorkItem]) -> dict[str, dict[str, RunSpread]]:
     found: dict[str, dict[str, RunSpread]] = {}
     for name in dict.fromkeys(item.name.split("/")[0] for item in items):
         own = [item for item in items if item.name.split("/")[0] == name]
-        tasks = [load_decided(item.out)[0].task for item in own]
+        models = [load_decided(item.out)[0] for item in own]
+        tasks, units = [model.task for model in models], [model.bag for model in models]
         tables = []
-        for item, task in zip(own, tasks, strict=True):
+        for item in own:
             table = pd.read_parquet(item.out / "predictions.parquet")
             table = table[(table["split"] == "test") & (table["status"] == "ok")]
-            threshold = task.threshold if isinstance(task, Classification) else None
-            tables.append(table.assign(run=item.name, threshold=0.5 if threshold is None else threshold))
+            tables.append(table.assign(run=item.name))
         whole = pd.concat(tables, ignore_index=True)
         if len(whole):
-            values = whole[[column.name for column in tasks[0].answers]].to_numpy(np.float64)
-            cases = cases_of(tasks[0], tasks[0].encode(whole["label"].tolist()), values)
-            if isinstance(cases, BinaryCases):  # each run decides at the threshold of its own validation split
-                cases = replace(cases, threshold=whole["threshold"].to_numpy(np.float64))
-            found[name] = over_runs(cases, whole["run"].tolist(), whole["patient_id"].tolist())
+            judged = Judged(
+                task=tasks[0], slide_ids=tuple(whole[f"{units[0]}_id"]), patients=tuple(whole["patient_id"]),
+                runs=tuple(whole["run"]), labels=tuple(whole["label"]),
+                values=whole[[column.name for column in tasks[0].answers]].to_numpy(np.float64),
+            )  # fmt: skip
+            # Each run decides at the thresholds of its own validation split.
+            at = {item.name: task.decides_at for item, task in zip(own, tasks, strict=True)}
+            cases = judged.cases(at if tasks[0].decides_at else None)
+            found[name] = over_runs(cases, judged.runs, judged.patients)
     return found
 
 

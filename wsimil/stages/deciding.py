@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from wsimil.errors import ModelError
+from wsimil.evaluation.decision import Decision
 from wsimil.evaluation.threshold import Threshold
 from wsimil.mil.facts import ModelFacts
-from wsimil.targets import Classification, MultiLabel, Task
+from wsimil.provenance import Json
+from wsimil.targets import Classification, MultiLabel
 
 _HALF = 0.5
+_FROZEN = "and frozen before these slides were judged"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,40 +26,65 @@ class Deciding:
 
 
 def deciding_of(model: ModelFacts) -> Deciding:
-    """The threshold that was frozen with the model, in `training["threshold"]` as `Threshold.to_json` has it; else a half.
+    """The thresholds that were frozen with the model, as `frozen_with` puts them into its training facts; else a half.
 
     Raises ModelError where what stands there is none.
     """
-    labels = _labels(model.task)
-    if not labels:
+    halves = model.task.decides_at
+    if not halves:
         return Deciding(thresholds=(), origin="not needed: no answer is decided by a threshold")
     stored = model.training.get("threshold")
-    if labels == 1 and isinstance(stored, Mapping):
-        try:
-            chosen = Threshold.from_json(stored)
-        except TypeError as error:
-            raise ModelError(f"model.json: training.threshold is no threshold ({error}); train again") from error
-        origin = (
-            f"chosen by {chosen.rule} on {chosen.rows} rows of the split {chosen.fitted_on!r} and frozen before these slides"
-            " were judged"
-        )
+    if isinstance(model.task, Classification) and isinstance(stored, Mapping):
+        chosen = _threshold(stored)
+        origin = f"chosen by {chosen.rule} on {chosen.rows} rows of the split {chosen.fitted_on!r} {_FROZEN}"
         return Deciding(thresholds=(chosen.value,), origin=origin, chosen=chosen)
+    several = model.training.get("thresholds")
+    if isinstance(model.task, MultiLabel) and isinstance(several, Mapping) and several:
+        return _of_labels(model.task, several)
     return Deciding(
-        thresholds=(_HALF,) * labels,
+        thresholds=halves,
         origin="not chosen: 0.5, as the validation split was too small for a threshold, or none was wanted",
     )
 
 
-def _labels(task: Task) -> int:
-    if isinstance(task, MultiLabel):
-        return len(task.labels)
-    return 1 if isinstance(task, Classification) and len(task.classes) == 2 else 0
+def frozen_with(decision: Decision) -> dict[str, Json]:
+    """The facts of training by which answers are made and decided: "threshold" and "calibration" of classes, "thresholds" and
+    "calibrations" by label of several labels, each as its `to_json` has it; `deciding_of` reads the thresholds."""
+    if decision.labels:
+        thresholds = {name: one.threshold.to_json() for name, one in decision.labels.items() if one.threshold is not None}
+        calibrations = {
+            name: one.calibration.to_json() for name, one in decision.labels.items() if one.calibration is not None
+        }
+        found: dict[str, Json] = {"thresholds": thresholds, "calibrations": calibrations}
+        return {name: each for name, each in found.items() if each}
+    parts = {"threshold": decision.threshold, "calibration": decision.calibration}
+    return {name: part.to_json() for name, part in parts.items() if part is not None}
 
 
-def pooled_thresholds(models: Mapping[str, ModelFacts]) -> tuple[float, ...] | Mapping[str, float] | None:
-    """The thresholds of several runs by name: the same for all, or of two classes each run's own. None where none decides."""
+def _of_labels(task: MultiLabel, stored: Mapping[str, object]) -> Deciding:
+    found = {name: _threshold(one) for name, one in stored.items()}
+    each = [f"{name} by {one.rule} on {one.rows} rows" for name, one in found.items()]
+    left = [name for name in task.labels if name not in found]
+    half = f"; 0.5 for {', '.join(left)}, of which that split has too few" if left else ""
+    return Deciding(
+        thresholds=tuple(found[name].value if name in found else _HALF for name in task.labels),
+        origin=f"chosen on the split {next(iter(found.values())).fitted_on!r} {_FROZEN}: {', '.join(each)}{half}",
+    )
+
+
+def _threshold(stored: object) -> Threshold:
+    try:
+        if not isinstance(stored, Mapping):
+            raise TypeError(f"got {stored!r}")  # noqa: TRY301 - one message for all that can be wrong
+        return Threshold.from_json(stored)
+    except TypeError as error:
+        raise ModelError(f"model.json: training.threshold is no threshold ({error}); train again") from error
+
+
+def pooled_thresholds(models: Mapping[str, ModelFacts]) -> tuple[float, ...] | Mapping[str, tuple[float, ...]] | None:
+    """The thresholds of several runs by name: the same for all, or each run's own. None where none decides."""
     found = {name: deciding_of(model).thresholds for name, model in models.items()}
     same = next(iter(found.values()))
     if all(one == same for one in found.values()):
         return same or None
-    return {name: one[0] for name, one in found.items()}
+    return found

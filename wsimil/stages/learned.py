@@ -14,6 +14,7 @@ from wsimil.errors import ConfigError, ModelError, StoreError
 from wsimil.evaluation.decision import DECISION, load_decision
 from wsimil.files import write_text
 from wsimil.mil.facts import FACTS, BagUnit, ModelFacts, read_facts
+from wsimil.stages.deciding import frozen_with
 
 ORIGIN = "predictions.json"
 _SCHEMA = "wsimil/predictions/1"
@@ -106,16 +107,15 @@ def read_origin(folder: Path, *, model: Path | None = None) -> Origin:
 
 
 def _facts(run: Path) -> dict[str, Any]:
-    """model.json, and in its training facts the threshold and the calibration that were frozen with it."""
+    """model.json, and in its training facts the thresholds and calibrations that were frozen with it."""
     facts = read_facts(run)
     decision = load_decision(run)
-    frozen = {} if decision is None else {"threshold": decision.threshold, "calibration": decision.calibration}
-    found = {name: part.to_json() for name, part in frozen.items() if part is not None}
-    if decision is None or not found:
+    frozen = {} if decision is None else frozen_with(decision)
+    if decision is None or not frozen:
         return facts
     if decision.model != facts["weights_digest"]:
         raise ModelError(f"{run / DECISION} belongs to other weights than {FACTS} beside it; copy the whole run folder")
-    return {**facts, "training": {**facts["training"], **found}}
+    return {**facts, "training": {**facts["training"], **frozen}}
 
 
 def _of_run(run: Path) -> Origin:

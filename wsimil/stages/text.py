@@ -179,6 +179,9 @@ def show_training(summary: TrainSummary, out: Path, *, as_json: bool) -> None:
             f"decided at {threshold.value:.3f} ({threshold.rule} on the validation split:"
             f" sensitivity {threshold.sensitivity:.2f}, specificity {threshold.specificity:.2f} there)"
         )
+    for name, one in summary.decision.labels.items():
+        if one.threshold is not None:
+            say(f"{name} said from {one.threshold.value:.3f} on ({one.threshold.rule} on the validation split)")
     for note in summary.decision.notes:
         say(f"note: {note}")
     _show_metrics(summary.metrics)

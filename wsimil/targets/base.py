@@ -99,6 +99,11 @@ class Task(ABC):
     def fitted(self, labels: Sequence[str]) -> Task:
         """The task with what training targets decide. Raises ValueError where nothing can be learned from them."""
 
+    @property
+    def decides_at(self) -> tuple[float, ...]:
+        """The probability from which on the second of two classes, or each of several labels, is said; empty for others."""
+        return ()
+
     def confidence(self, values: NDArray[np.float64]) -> float | None:
         """The probability of what `decided` says, None where there is none."""
         return None

@@ -42,6 +42,11 @@ class Classification(Task):
         return tuple(AnswerColumn(name=f"prob_{name}", title=name) for name in self.outputs)
 
     @property
+    def decides_at(self) -> tuple[float, ...]:
+        """See `Task.decides_at`."""
+        return (0.5 if self.threshold is None else self.threshold,) if len(self.classes) == 2 else ()
+
+    @property
     def group_names(self) -> tuple[str, ...]:
         """The classes."""
         return self.classes

@@ -21,11 +21,12 @@ class MultiLabel(Task):
 
     Two or more `columns` hold 0 or 1 each, empty where it is not known, and are the labels. One column holds the labels that a
     slide has, with semicolons, or "-" for none; `labels` are then those that occur, and none is unknown. A slide of which
-    nothing is known is left out.
+    nothing is known is left out. `thresholds`: a label is said where its probability is its threshold or more; none are halves.
     """
 
     kind: ClassVar[TaskKind] = "multilabel"
     labels: tuple[str, ...] = ()
+    thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         unique(self.columns, "columns")
@@ -39,6 +40,8 @@ class MultiLabel(Task):
             )
         if len(self.columns) > 1 and self.labels != self.columns:
             raise ValueError(f"several columns are the labels, got {self.columns} and {self.labels}")
+        if self.thresholds and len(self.thresholds) != len(self.labels):
+            raise ValueError(f"each label has a threshold or none has, got {self.thresholds} for {self.labels}")
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -105,9 +108,15 @@ class MultiLabel(Task):
         """Probabilities [n, L]."""
         return sigmoid(logits)
 
+    @property
+    def decides_at(self) -> tuple[float, ...]:
+        """See `Task.decides_at`."""
+        return self.thresholds or (0.5,) * len(self.labels)
+
     def decided(self, values: NDArray[np.float64]) -> str:
-        """The labels with a probability of a half or more, with semicolons."""
-        return ";".join(name for name, p in zip(self.labels, values, strict=True) if p >= 0.5) or NONE
+        """The labels whose probability is at or above their threshold, with semicolons."""
+        each = zip(self.labels, values, self.decides_at, strict=True)
+        return ";".join(name for name, p, least in each if p >= least) or NONE
 
     def main_output(self, values: NDArray[np.float64]) -> str:
         """The most probable label."""

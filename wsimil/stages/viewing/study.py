@@ -23,7 +23,7 @@ from wsimil.mil.facts import FACTS, ModelFacts
 from wsimil.stages.deciding import deciding_of
 from wsimil.stages.learned import read_origin
 from wsimil.store.base import is_slide_id, slide_path
-from wsimil.targets import Classification, Task
+from wsimil.targets import Classification, MultiLabel, Task
 
 _COUNTED = 2000
 """Cohorts up to that many slides have their tiles counted, which opens every score table."""
@@ -67,6 +67,8 @@ def open_study(folder: Path, *, run: Path | None = None, cohort_csv: Path | None
     task: Task = model.task
     if deciding.chosen is not None and isinstance(task, Classification):
         task = replace(task, threshold=deciding.chosen.value)
+    if isinstance(task, MultiLabel):
+        task = replace(task, thresholds=deciding.thresholds)
     return Study(
         folder=folder,
         cohort=Cohort(
