@@ -62,7 +62,7 @@ def main() -> None:
     side = round(64 + lattice.stride0 * columns + SIDE)
     table = drawn_table(lattice, size0_px=(side, side))
     case = drawn_case(0, table, None)
-    pyramid = Pyramid(size0_px=(side, side)).reduced(32)
+    pyramid = Pyramid(size0_px=(side, side)).without_largest(5)
     case["pyramid"] = pyramid.to_json({"data": _textures(pyramid)})
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         path = Path(folder) / "page.html"

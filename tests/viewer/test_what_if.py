@@ -12,7 +12,7 @@ from tests.viewer.conftest import Serve
 from tests.viewer.made_study import MadeStudy, make_run, write_cohort
 from wsimil.bags import FeatureBag
 from wsimil.evaluation.calibration import Calibration
-from wsimil.evaluation.decision import load_decided
+from wsimil.evaluation.decision import Decision, LabelDecision, load_decided, save_decision
 from wsimil.evaluation.predictor import predict
 from wsimil.export.scores import ScoreTable, read_scores, score_table
 from wsimil.export.viewer.answers import AnswerRule
@@ -194,6 +194,24 @@ def test_calibration_is_applied_as_predict_does(
     wanted = next(predict(trained, [without(bag, kept)]))
     np.testing.assert_allclose(answered["values"], wanted.values, rtol=0, atol=1e-5)
     np.testing.assert_allclose(answered["logits"], wanted.logits, rtol=1e-5, atol=1e-5)
+
+
+def test_labels_are_calibrated_each_in_its_own_way(study: MadeStudy, tmp_path: Path, serve: Serve) -> None:
+    task = MultiLabel(columns=("er", "pr", "her2"))
+    run = make_run(tmp_path / "run", study.features, task=task, sharp=4.0)
+    labels = {name: LabelDecision(calibration=one) for name, one in zip(("er", "her2"), CALIBRATIONS, strict=True)}
+    save_decision(run, Decision(model=load_model(run).digest, labels=labels))
+    options = predict_stage.PredictOptions(device="cpu", heatmaps=False)
+    predict_stage.predict(run, study.features, tmp_path / "predictions", options=options)
+    trained, _ = load_decided(run)
+    bag = open_store(study.features, mode="r").read("s1")
+    kept = np.arange(len(bag)) % 3 > 0
+    wanted = next(predict(trained, [without(bag, kept)]))
+    for client in (serve(tmp_path / "predictions"), serve(tmp_path / "predictions", run=run)):
+        link = client.get("cases/1.json").json()["whatif"]["link"]
+        assert (link["kind"], [one["kind"] for one in link["each"]]) == ("labels", ["softmax", "softmax", "isotonic"])
+        answered = client.post("cases/1/what-if", {"without": np.flatnonzero(~kept).tolist()}).json()
+        np.testing.assert_allclose(answered["values"], wanted.values, rtol=0, atol=1e-5)
 
 
 def test_predictions_that_do_not_say_how_they_were_calibrated_get_no_closed_form(

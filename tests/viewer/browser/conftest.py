@@ -21,6 +21,9 @@ from wsimil.export.viewer.built import Built, read_built
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
 
 
+WAIT_MS = 20_000
+
+
 @dataclass(slots=True, kw_only=True)
 class Look:
     """A page that is open; `complaints` are its errors and warnings, `asked` the URLs that it wanted."""
@@ -34,8 +37,16 @@ class Look:
         return dict(self.page.evaluate("wsimil.state()"))
 
     def until(self, condition: str) -> None:
-        """Waits until JavaScript holds."""
-        self.page.wait_for_function(condition)
+        """Waits until JavaScript holds; the page's policy forbids the driver's own way of evaluating texts."""
+        self.page.evaluate(
+            f"""async () => {{
+                const end = performance.now() + {WAIT_MS};
+                while (!({condition})) {{
+                    if (performance.now() > end) throw new Error("waited in vain");
+                    await new Promise(requestAnimationFrame);
+                }}
+            }}"""
+        )
 
     def ready(self) -> None:
         """Waits until a slide is shown and stands still."""
@@ -120,7 +131,7 @@ def look(chromium: Any, tmp_path: Path) -> Iterator[Open]:
             viewport={"width": size[0], "height": size[1]}, offline=url.startswith("file:"), accept_downloads=True
         )
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(WAIT_MS)
         one = Look(page=page)
         page.on("console", lambda said: one.complaints.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: one.complaints.append(str(error)))

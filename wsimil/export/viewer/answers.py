@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +18,20 @@ _TOLERANCE = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerRule:
-    """How a model answers: its task, and of classes the calibration that was fitted with it."""
+    """How a model answers: its task, and the calibration that was fitted with it, of classes or of `labels` by name."""
 
     task: Task
     calibration: Calibration | None = None
+    labels: Mapping[str, Calibration] = field(default_factory=dict)
 
     def values(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
         """The answer [V] for logits [C]."""
         rows = logits[None]
-        found = self.task.values(rows) if self.calibration is None else self.calibration.apply(rows)
-        return np.asarray(found[0], np.float64)
+        found = (self.task.values(rows) if self.calibration is None else self.calibration.apply(rows))[0]
+        for index, name in enumerate(self.task.outputs):
+            if name in self.labels:  # a label is the second of two classes, whose first has the logit 0
+                found[index] = self.labels[name].apply(np.array([[0.0, logits[index]]]))[0, 1]
+        return np.asarray(found, np.float64)
 
     def explains(self, table: ScoreTable) -> bool:
         """Whether this is how the answer of `table` came from its logits."""
@@ -38,10 +42,10 @@ class AnswerRule:
     def link(self) -> dict[str, Json]:
         """The same as plain facts: a kind, and what it takes."""
         task, calibration = self.task, self.calibration
+        if self.labels:
+            return {"kind": "labels", "each": [_calibrated(self.labels.get(name)) for name in task.outputs]}
         if calibration is not None:
-            if calibration.kind == "temperature":
-                return {"kind": "softmax", "temperature": calibration.temperature}
-            return {"kind": "isotonic", "curves": [[list(knot) for knot in curve] for curve in calibration.curves]}
+            return _calibrated(calibration)
         if isinstance(task, Survival):
             return _survival(task)
         facts: Mapping[type[Task], dict[str, Json]] = {
@@ -52,6 +56,12 @@ class AnswerRule:
         if isinstance(task, Regression):
             return {"kind": "linear", "mean": list(task.mean), "scale": list(task.scale)}
         return facts[type(task)]
+
+
+def _calibrated(calibration: Calibration | None) -> dict[str, Json]:
+    if calibration is None or calibration.temperature is not None:
+        return {"kind": "softmax", "temperature": 1.0 if calibration is None else calibration.temperature}
+    return {"kind": "isotonic", "curves": [[list(knot) for knot in curve] for curve in calibration.curves]}
 
 
 def _survival(task: Survival) -> dict[str, Json]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from wsimil.cohort import read_cohort
 from wsimil.errors import ConfigError, ModelError, StoreError
 from wsimil.evaluation.calibration import Calibration
-from wsimil.evaluation.decision import load_decision
+from wsimil.evaluation.decision import Decision, load_decision
 from wsimil.evaluation.table import Row, read_table
 from wsimil.export.scores import ScoreTable, read_scores
 from wsimil.export.viewer.answers import AnswerRule
@@ -73,7 +73,7 @@ def open_study(folder: Path, *, run: Path | None = None, cohort_csv: Path | None
         folder=folder,
         cohort=Cohort(
             model=model,
-            rule=AnswerRule(task=task, calibration=_calibration(model, run)),
+            rule=_rule(task, model, run),
             thresholds=deciding.thresholds,
             scores=cohort_scores(_readable(folder, picked, notes), slides=len(scored)),
             cases=cases,
@@ -139,16 +139,21 @@ def _labels(cohort_csv: Path | None, model: ModelFacts) -> dict[str, tuple[str, 
     return {unit.slide_id: (unit.patient_id, unit.label) for unit in units.slides}
 
 
-def _calibration(model: ModelFacts, run: Path | None) -> Calibration | None:
+def _rule(task: Task, model: ModelFacts, run: Path | None) -> AnswerRule:
     """From the run where it is given, else as the predictions say."""
     if run is not None:
-        decision = load_decision(run)
-        return None if decision is None else decision.calibration
-    stored = model.training.get("calibration")
-    if not isinstance(stored, Mapping):
-        return None
+        decision = load_decision(run) or Decision(model=model.digest)
+        labels = {name: one.calibration for name, one in decision.labels.items() if one.calibration is not None}
+        return AnswerRule(task=task, calibration=decision.calibration, labels=labels)
+    stored, each = model.training.get("calibration"), model.training.get("calibrations")
     try:
-        return Calibration.from_json(stored)
+        return AnswerRule(
+            task=task,
+            calibration=Calibration.from_json(stored) if isinstance(stored, Mapping) else None,
+            labels={name: Calibration.from_json(one) for name, one in each.items() if isinstance(one, Mapping)}
+            if isinstance(each, Mapping)
+            else {},
+        )
     except (TypeError, KeyError, ValueError) as error:
         raise ModelError(f"predictions.json: training.calibration is none ({error}); predict again") from error
 

@@ -64,7 +64,7 @@ export class AnswerCard {
       : null;
     return el(
       "div",
-      { class: "answer-line" },
+      { class: compared ? "answer-line compared" : "answer-line" },
       el("span", { class: "answer-title", title: answer.title }, answerTitle(answer)),
       bars,
       el(

@@ -12,7 +12,7 @@ import { Heat, type Placement } from "./heat";
 import { type Commands, keymap } from "./keymap";
 import { Help, Keyboard } from "./keys";
 import { inside, Sheet, type Drawn, type Tool } from "./lasso";
-import { banner, Messages, Tabs, Toolbar } from "./layout";
+import { banner, Messages, modelFacts, Tabs, Toolbar } from "./layout";
 import { endWords, Legend, type LegendFacts } from "./legend";
 import { MarkLayer, type Marks } from "./marks";
 import { NotesPanel } from "./notes";
@@ -263,7 +263,7 @@ export class App {
     let unscored = 0;
     for (const value of slide.scores.get(score.name) ?? []) if (Number.isNaN(value)) unscored++;
     const effectiveTiles = slide.effectiveTiles[score.name] ?? undefined;
-    return { score, look, task: this.source.index.task, effectiveTiles, tiles: slide.count, unscored };
+    return { score, look, task: this.source.index.task, effectiveTiles, tiles: slide.count, unscored, leftOut: this.asking.now.without.size };
   }
 
   private showMarks(): void {
@@ -494,7 +494,7 @@ export class App {
       ]
         .filter(Boolean)
         .join("  ·  "),
-      notice: [index.notice, ...Object.values(index.model), `wsimil ${index.version}`, index.date].join("  ·  "),
+      notice: [index.notice, `wsimil ${index.version}`, index.date, ...modelFacts(index)].join("  ·  "),
       legend: this.view.visible ? this.legendFacts() : null,
       bar: scaleBar(place.scale, slide.mpp),
       magnification: `${short(magnificationAt(place.scale, slide.mpp), 3)}×`,

@@ -4,8 +4,12 @@ import { button, el, fill } from "./dom";
 import { PRESETS } from "./scalebar";
 import type { Index } from "./types";
 
+export function modelFacts(index: Index): string[] {
+  return Object.entries(index.model).map(([name, value]) => `${name} ${value}`);
+}
+
 export function banner(index: Index): HTMLElement {
-  const facts = Object.entries(index.model).map(([name, value]) => `${name} ${value}`);
+  const facts = modelFacts(index);
   return el(
     "header",
     { class: "banner" },

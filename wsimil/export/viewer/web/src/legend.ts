@@ -2,7 +2,7 @@
 
 import type { Look } from "./colors";
 import { colorAt, thresholdValue } from "./colors";
-import { el, fill, short } from "./dom";
+import { count, el, fill, short } from "./dom";
 import type { ScoreFacts, Task } from "./types";
 
 const STEPS = 256;
@@ -14,6 +14,8 @@ export interface LegendFacts {
   readonly effectiveTiles: number | undefined;
   readonly tiles: number;
   readonly unscored: number;
+  /** Tiles that the what-if leaves out. */
+  readonly leftOut: number;
 }
 
 /** The words under a score, attention never without its warning. */
@@ -36,7 +38,7 @@ export function legendLines(facts: LegendFacts): string[] {
   const threshold = look.threshold > 0 ? `Shown from ${sign}${short(thresholdValue(look))}${unit}` : "No threshold";
   const lines = [`Range ${score.normalization}`, threshold];
   if (facts.effectiveTiles !== undefined) {
-    lines.push(`Effective tiles ${short(facts.effectiveTiles)} of ${facts.tiles.toLocaleString("en-US")}`);
+    lines.push(`Effective tiles ${short(facts.effectiveTiles)} of ${count(facts.tiles)}`);
   }
   return lines;
 }
@@ -50,6 +52,10 @@ export function paintRamp(context: CanvasRenderingContext2D, x: number, y: numbe
     const from = Math.round(x + (w * i) / STEPS);
     context.fillRect(from, y, Math.round(x + (w * (i + 1)) / STEPS) - from, h);
   }
+}
+
+function key(kind: string, text: string): HTMLElement {
+  return el("p", { class: "legend-key" }, el("span", { class: `swatch ${kind}`, "aria-hidden": "true" }), text);
 }
 
 export class Legend {
@@ -73,12 +79,8 @@ export class Legend {
       el("div", { class: "legend-ends" }, el("span", {}, short(low)), el("span", {}, middle), el("span", {}, short(high))),
       el("div", { class: "legend-ends muted" }, el("span", {}, down), el("span", {}, score.unit), el("span", {}, up)),
       ...legendLines(facts).map((line) => el("p", {}, line)),
-      el(
-        "p",
-        { class: "legend-key" },
-        el("span", { class: "swatch hatch", "aria-hidden": "true" }),
-        facts.unscored > 0 ? `not scored (${facts.unscored.toLocaleString("en-US")} tiles)` : "not scored",
-      ),
+      key("hatch", facts.unscored > 0 ? `not scored (${count(facts.unscored)} tiles)` : "not scored"),
+      facts.leftOut > 0 ? key("hatch left-out", `left out (${count(facts.leftOut)} tiles)`) : null,
     );
   }
 }

@@ -1,0 +1,150 @@
+"""The viewer of a study that was extracted and predicted: served, and exported as files."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.viewer.browser.conftest import Open
+from tests.viewer.made_study import MadeStudy, make_run
+from wsimil.export.scores import read_scores
+from wsimil.export.viewer.built import Built
+from wsimil.stages.export_html import HtmlOptions, export_html
+from wsimil.stages.predict import PredictOptions, predict
+from wsimil.stages.view import ViewOptions, open_viewer
+from wsimil.stages.viewing.server import ViewServer
+
+Serving = Callable[..., ViewServer]
+
+
+@pytest.fixture
+def served(built: Built, study: MadeStudy) -> Iterator[Serving]:
+    """A function that serves predictions with the page as it was built; the server before it ends."""
+    running: list[tuple[ViewServer, threading.Thread]] = []
+
+    def stop() -> None:
+        for server, thread in running:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+            server.desk.pictures.close()
+        running.clear()
+
+    def start(predictions: Path, **options: object) -> ViewServer:
+        stop()
+        given = ViewOptions(slides=study.slides, features=study.features, **options)  # type: ignore[arg-type]
+        server = open_viewer(predictions, options=given, report=lambda _: None, built=built)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        running.append((server, thread))
+        return server
+
+    yield start
+    stop()
+
+
+def test_a_served_study_is_shown_and_asks_only_its_server(study: MadeStudy, served: Serving, look: Open) -> None:
+    server = served(study.predictions)
+    one = look(server.url)
+    one.until("wsimil.complete()")
+    assert one.state()["slideId"] == "s0"
+    assert all(url.startswith(server.url) or url.startswith("data:") for url in one.asked)
+    assert any("/tiles/" in url for url in one.asked)
+    pixels = one.slide()
+    assert np.ptp(pixels[pixels[..., 3] == 255][:, :3].astype(int), axis=0).min() > 30
+    for name in ("Tiles", "What if", "Notes", "Overlay"):
+        one.tab(name)
+    crop = one.page.locator("img.tile-picture").first
+    one.tab("Tiles")
+    one.until("document.querySelector('img.tile-picture').naturalWidth > 0")
+    assert crop.evaluate("image => image.naturalWidth") > 0
+
+
+def test_notes_survive_a_restart_of_the_server(predictions: Path, served: Serving, look: Open) -> None:
+    one = look(served(predictions).url)
+    page = one.page
+    one.tab("Notes")
+    page.get_by_role("button", name="Disagree").click()
+    page.get_by_label("Note on this slide").fill("stroma <b>only</b>")
+    page.get_by_role("button", name="Pin", exact=True).click()
+    page.mouse.click(*one.screen(700, 500))
+    page.get_by_label("Text of Pin 1").fill("here")
+    page.get_by_text("Saved.").wait_for()
+    again = look(served(predictions).url)
+    notes = again.state()["notes"]
+    assert (notes["verdict"], notes["text"]) == ("disagree", "stroma <b>only</b>")
+    assert [(pin["kind"], pin["text"]) for pin in notes["pins"]] == [("point", "here")]
+    assert np.abs(np.subtract(notes["pins"][0]["xy0"][0], (700, 500))).max() <= 1 / one.state()["placement"]["scale"]
+    again.tab("Notes")
+    assert again.page.get_by_label("Note on this slide").input_value() == "stroma <b>only</b>"
+    assert again.page.get_by_role("button", name="Disagree").get_attribute("aria-pressed") == "true"
+    saved = json.loads((predictions / "notes" / "s0.geojson").read_text(encoding="utf-8"))
+    assert len(saved["features"]) == 2
+
+
+def test_notes_that_cannot_be_saved_say_so(predictions: Path, served: Serving, look: Open) -> None:
+    one = look(served(predictions).url, complains=True)
+    one.tab("Notes")
+    one.page.context.set_offline(True)
+    one.page.get_by_role("button", name="Unsure").click()
+    one.page.get_by_text("Not saved: the server does not answer").wait_for()
+    one.page.context.set_offline(False)
+    one.page.get_by_role("button", name="Try again").click()
+    one.page.get_by_text("Saved.").wait_for()
+    assert (predictions / "notes" / "s0.geojson").is_file()
+
+
+def test_a_what_if_in_the_page_is_what_the_server_answers(study: MadeStudy, served: Serving, look: Open) -> None:
+    server = served(study.predictions)
+    one = look(server.url)
+    table = read_scores(study.predictions / "scores" / "s0.parquet")
+    one.tab("What if")
+    one.page.get_by_label("How many tiles").fill(str(len(table) // 3))
+    one.page.get_by_role("button", name="most against").click()
+    state = one.state()
+    answered = server.desk.what_if(0, {"without": state["without"]})
+    # The page has float32 parts and shares, as the table has; both sum them in float64.
+    np.testing.assert_allclose(state["withoutValues"], answered["values"], rtol=1e-9)
+    one.page.get_by_role("button", name="Keep with the notes").click()
+    assert one.state()["notes"]["pins"][0]["without"] == sorted(state["without"])
+
+
+def test_a_what_if_of_another_method_is_asked_of_the_server(
+    study: MadeStudy, served: Serving, look: Open, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", study.features, method="pooling", config={"pool": "max"})
+    predict(run, study.features, tmp_path / "predictions", options=PredictOptions(device="cpu"))
+    server = served(tmp_path / "predictions", run=run)
+    one = look(server.url)
+    one.tab("What if")
+    one.page.get_by_label("How many tiles").fill("9")
+    one.page.get_by_role("button", name="most for").click()
+    one.page.get_by_text("The model was run again without these tiles.").wait_for()
+    state = one.state()
+    assert len(state["without"]) == 9
+    assert state["withoutValues"] == server.desk.what_if(0, {"without": sorted(state["without"])})["values"]
+    assert state["withoutValues"] != server.desk.case(0)["values"]
+
+
+@pytest.mark.parametrize("single_file", [True, False], ids=["one file", "a folder"])
+def test_an_export_works_from_a_file_without_a_network(
+    study: MadeStudy, built: Built, look: Open, tmp_path: Path, single_file: bool
+) -> None:
+    out = tmp_path / ("page.html" if single_file else "page")
+    options = HtmlOptions(slides=study.slides, features=study.features, single_file=single_file)
+    export_html(study.predictions, out, options=options, built=built)
+    one = look((out if single_file else out / "index.html").as_uri())
+    one.until("wsimil.complete()")
+    assert one.heat().any()
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in one.asked)
+    one.tab("Tiles")
+    one.page.locator(".tile").first.click()
+    one.still()
+    one.page.keyboard.press("ArrowRight")
+    one.ready()
+    assert one.state()["slideId"] == "s1"
