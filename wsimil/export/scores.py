@@ -30,8 +30,10 @@ _WITHOUT_RULES = "wsimil/scores/2"
 NOT_RECORDED = "not recorded"
 _OF_CLASSES = "wsimil/scores/1"
 """Held also classes and probabilities where the schema holds task and values."""
+EXACT = "exact"
+"""The rule of contributions that are the terms of a sum, as `wsimil.evaluation.attribution` names it."""
 _OLD_RULES = {
-    "contribution": "exact",
+    "contribution": EXACT,
     "score": "the method's own logit of the tile",
 }
 _BY_DEFAULT = ("contribution", "single", "leave_one_out", "integrated_gradients", "gradient_x_input", "score")

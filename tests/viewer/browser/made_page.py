@@ -167,6 +167,8 @@ def _score(name: str, label: str, kind: str, shown: list[Json]) -> dict[str, Jso
         "label": label,
         "kind": kind,
         "unit": "logit" if kind == "signed" else "× uniform",
+        "zero": "0 = adds nothing" if kind == "signed" else "",
+        "rule": "exact",
         "normalization": "fixed for this test",
         "range": shown,
     }
