@@ -32,6 +32,15 @@ def test_what_is_read_is_what_was_predicted(n: int, make_prediction, tmp_path: P
     assert _same(read_scores(tmp_path / "scores.parquet"), score_table(prediction))
 
 
+def test_tissue_comes_back_ring_by_ring(make_prediction, tmp_path: Path) -> None:
+    rings = tuple(np.array(ring, np.int64) for ring in ([[0, 0], [90, 0], [90, 80]], [[5, 5], [6, 5], [6, 6]]))
+    write_scores(tmp_path / "s.parquet", make_prediction(n=63), tissue=(rings, rings[:1]))
+    read = read_scores(tmp_path / "s.parquet").tissue
+    assert [len(polygon) for polygon in read] == [2, 1]
+    assert all(np.array_equal(a, b) for a, b in zip(read[0], rings, strict=True))
+    assert read[0][0].dtype == np.int64
+
+
 def test_a_tile_that_was_not_scored_stays_nan(make_prediction, tmp_path: Path) -> None:
     prediction = make_prediction(n=63)
     scores = prediction.scores.copy()
@@ -115,6 +124,8 @@ def test_a_foreign_parquet_file_is_refused(tmp_path: Path) -> None:
         (lambda h: h.update(values=[1.0]), "float64"),
         (lambda h: h["scores"].append({"column": "ghost"}), "ghost"),
         (lambda h: h.update(slide=[]), "not whole"),
+        (lambda h: h.update(tissue={"type": "Polygon"}), "no list of polygons"),
+        (lambda h: h.update(tissue=[[[0, 1, 2]]]), "rings of tissue"),
     ],
 )
 def test_a_header_that_does_not_fit_is_refused(change, says: str, make_prediction, tmp_path: Path) -> None:

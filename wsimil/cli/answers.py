@@ -50,21 +50,61 @@ def predict(
 ) -> None:
     """Predict slides, and show which tiles speak for the answer. From slides, extraction runs first, as the model was trained."""
     with exits():
-        from wsimil.errors import ConfigError
         from wsimil.stages import predict as stage
         from wsimil.stages import text
         from wsimil.stages.progress import reporter
 
-        origins: dict[str, Literal["bounds", "level0"]] = {"bounds": "bounds", "level0": "level0"}
-        if origin not in origins:
-            raise ConfigError(f"--origin {origin!r}: wanted bounds or level0")
         options = stage.PredictOptions(
-            device=device, heatmaps=heatmaps, score=score, origin=origins[origin], encoder_weights=encoder_weights,
+            device=device, heatmaps=heatmaps, score=score, origin=_origin(origin), encoder_weights=encoder_weights,
             mpp_override=mpp_override, batch_size=batch_size, readers=readers,
         )  # fmt: skip
         with reporter(text.stderr(), quiet=quiet) as watch:
             summary = stage.predict(run, source, out, options=options, cohort_csv=cohort, reporter=watch)
         text.show_prediction(summary, out, as_json=as_json)
+        raise typer.Exit(1 if summary.failures else 0)
+
+
+@app.command(rich_help_panel=ANSWERS)
+def export(
+    predictions: Annotated[Path, typer.Argument(help="Folder that `wsimil predict` wrote.")],
+    to: Annotated[
+        str, typer.Option(help="Forms, with commas: qupath, png, ome-tiff, dicom, dsa, csv.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Output folder.", show_default="PREDICTIONS/export")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Folder that was predicted: thumbnails, and tissue.", show_default=False)
+    ] = None,
+    slides: Annotated[
+        Path | None,
+        typer.Option(help="For dicom: the slide, a folder of slides, a manifest.", show_default=False),
+    ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(help="One score alone, such as attention.", show_default="all, or what the answer rests on"),
+    ] = None,
+    origin: Annotated[
+        str, typer.Option(help="Where QuPath and OME-TIFF count from: bounds (QuPath's way) or level0.")
+    ] = "bounds",
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the scores of tiles for the viewers that pathologists use. One slide that fails does not stop the others."""
+    with exits():
+        from datetime import UTC, datetime
+
+        from wsimil.stages import export as stage
+        from wsimil.stages import text, text_export
+        from wsimil.stages.progress import reporter
+
+        options = stage.ExportOptions(
+            formats=_columns(to) or (), score=score, origin=_origin(origin), features=features, slides=slides
+        )
+        out = out or predictions / stage.FOLDER
+        with reporter(text.stderr(), quiet=quiet) as watch:
+            summary = stage.export(predictions, out, options=options, now=datetime.now(UTC), reporter=watch)
+        text_export.show_export(summary, out, as_json=as_json)
         raise typer.Exit(1 if summary.failures else 0)
 
 
@@ -126,3 +166,12 @@ def compare(
 
 def _columns(names: str | None) -> tuple[str, ...] | None:
     return None if names is None else tuple(name for part in names.split(",") if (name := part.strip()))
+
+
+def _origin(text: str) -> Literal["bounds", "level0"]:
+    from wsimil.errors import ConfigError
+
+    origins: dict[str, Literal["bounds", "level0"]] = {"bounds": "bounds", "level0": "level0"}
+    if text not in origins:
+        raise ConfigError(f"--origin {text!r}: wanted bounds or level0")
+    return origins[text]

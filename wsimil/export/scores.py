@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,11 @@ from wsimil.evaluation.prediction import Prediction
 from wsimil.files import atomic_path
 from wsimil.provenance import Json, canonical_json
 from wsimil.targets import Classification, Task, from_json
+
+Origin: TypeAlias = Literal["bounds", "level0"]
+"""Where a viewer counts from: the top-left of the scanned part, or that of the whole level-0 frame."""
+Tissue: TypeAlias = tuple[tuple[NDArray[np.int64], ...], ...]
+"""Polygons of rings int64 [n, 2] in level-0 px, the outer one first, closed or not."""
 
 SCHEMA = "wsimil/scores/2"
 _OF_CLASSES = "wsimil/scores/1"
@@ -37,6 +43,7 @@ class ScoreTable:
 
     `size0_px` is the side of a tile in whole level-0 px, `size0` and `stride0` are exact; `slide_size0_px` (W, H) and
     `bounds0_px` (x, y, w, h) describe the slide; `mpp` is µm per level-0 px, `tile_mpp` that of a tile as the encoder saw it.
+    `tissue` is what was found to be tissue; empty where that is not known.
     """
 
     slide_id: str
@@ -55,6 +62,7 @@ class ScoreTable:
     logits: NDArray[np.float64]
     bias: NDArray[np.float64]
     model: Mapping[str, Json]
+    tissue: Tissue = ()
 
     def __post_init__(self) -> None:
         if self.xy0.dtype != np.int64 or self.xy0.ndim != 2 or self.xy0.shape[1] != 2 or not len(self.xy0):
@@ -111,7 +119,7 @@ class ScoreTable:
         return self.scores[:, self.score_names.index(name)]
 
 
-def score_table(prediction: Prediction) -> ScoreTable:
+def score_table(prediction: Prediction, *, tissue: Tissue = ()) -> ScoreTable:
     """What `write_scores` writes of a prediction and `read_scores` gives back."""
     grid = prediction.grid
     slide, spec = grid.slide, grid.spec
@@ -132,15 +140,16 @@ def score_table(prediction: Prediction) -> ScoreTable:
         logits=prediction.logits,
         bias=prediction.bias,
         model=prediction.model,
+        tissue=tissue,
     )
 
 
-def write_scores(path: Path, prediction: Prediction) -> None:
+def write_scores(path: Path, prediction: Prediction, *, tissue: Tissue = ()) -> None:
     """Write `scores.parquet` atomically; the same prediction gives the same bytes with the same pyarrow.
 
     Raises OutputError.
     """
-    table = score_table(prediction)
+    table = score_table(prediction, tissue=tissue)
     side = np.full(len(table), table.size0_px, np.int32)
     columns = {
         "tile_id": np.arange(len(table), dtype=np.int32),
@@ -202,6 +211,7 @@ def _header(table: ScoreTable) -> dict[str, Json]:
         "logits": table.logits.tolist(),
         "bias": table.bias.tolist(),
         "model": dict(table.model),
+        **({"tissue": [[ring.tolist() for ring in polygon] for polygon in table.tissue]} if table.tissue else {}),
     }
 
 
@@ -237,4 +247,14 @@ def _table(header: Mapping[str, Json], arrow: pa.Table) -> ScoreTable:
         logits=np.array(header["logits"], np.float64),
         bias=np.array(header["bias"], np.float64),
         model=MappingProxyType(header["model"]),  # type: ignore[arg-type]
+        tissue=_tissue(header.get("tissue", [])),
     )
+
+
+def _tissue(polygons: Json) -> Tissue:
+    if not isinstance(polygons, list):
+        raise TypeError("tissue is no list of polygons")
+    found: Tissue = tuple(tuple(np.array(ring, np.int64) for ring in polygon) for polygon in polygons)  # type: ignore[union-attr]
+    if any(ring.ndim != 2 or ring.shape[1] != 2 for polygon in found for ring in polygon):
+        raise ValueError("rings of tissue are lists of [x, y]")
+    return found

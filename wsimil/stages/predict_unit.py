@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from wsimil.bags import FeatureBag
 from wsimil.errors import StoreError
 from wsimil.evaluation.decision import Decision
 from wsimil.evaluation.patient import predict_patient
 from wsimil.evaluation.prediction import Prediction
-from wsimil.export.geojson import Origin, write_geojson
-from wsimil.export.heatmap import raw_heatmap
-from wsimil.export.png import write_png
-from wsimil.export.scores import score_table, write_scores
+from wsimil.export.formats import HEATMAPS, Beside
+from wsimil.export.scores import Origin, score_table, write_scores
 from wsimil.mil.saved import TrainedModel
 from wsimil.stages.answers import NO_TILES, Answer, answer_from, answer_of_patient, beside_of, predict_one
 from wsimil.stages.cohort_features import PatientBags, StoredBags
+from wsimil.stages.export import thumbnail_of, tissue_of, write_formats
 from wsimil.store import FeatureStore
-from wsimil.store.base import InstanceStore
+from wsimil.store.base import InstanceStore, slide_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,14 +103,17 @@ class Desk:
 
 def _export(prediction: Prediction, features: Path, out: Path, options: PredictOptions) -> None:
     slide_id = prediction.slide_id
-    write_scores(out / "scores" / f"{slide_id}.parquet", prediction)
+    tissue = tissue_of(features, slide_id, prediction.grid.slide.bounds0_px)
+    write_scores(slide_path(out / "scores", slide_id, ".parquet"), prediction, tissue=tissue)
     if not options.heatmaps:
         return
-    table = score_table(prediction)
-    name = options.score or table.main_score
-    write_geojson(out / "qupath" / f"{slide_id}.geojson", table, origin=options.origin)
-    thumbnail = _thumbnail(features / "thumbnails" / f"{slide_id}.jpg")
-    write_png(out / "overlays" / f"{slide_id}.png", table, raw_heatmap(table, name), thumbnail=thumbnail)
+    beside = Beside(
+        now=datetime.now(UTC),
+        score=options.score,
+        origin=options.origin,
+        thumbnail=thumbnail_of(features, slide_id),
+    )
+    write_formats(score_table(prediction, tissue=tissue), HEATMAPS, out, beside)
 
 
 def _refuse_unknown_bounds(bag: FeatureBag, options: PredictOptions) -> None:
@@ -125,12 +124,3 @@ def _refuse_unknown_bounds(bag: FeatureBag, options: PredictOptions) -> None:
             " converted without the slide, and QuPath counts from there; convert them with --slides, or say --origin level0, or"
             " --no-heatmaps"
         )
-
-
-def _thumbnail(path: Path) -> NDArray[np.uint8] | None:
-    """The whole slide, small; None where extraction left no picture, which the overlay says."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError:  # absent, or cut short
-        return None
