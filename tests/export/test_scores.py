@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
+from base64 import b64encode
 from pathlib import Path
 
 import numpy as np
@@ -124,8 +126,9 @@ def test_a_foreign_parquet_file_is_refused(tmp_path: Path) -> None:
         (lambda h: h.update(values=[1.0]), "float64"),
         (lambda h: h["scores"].append({"column": "ghost"}), "ghost"),
         (lambda h: h.update(slide=[]), "not whole"),
-        (lambda h: h.update(tissue={"type": "Polygon"}), "no list of polygons"),
-        (lambda h: h.update(tissue=[[[0, 1, 2]]]), "rings of tissue"),
+        (lambda h: h.update(tissue=[[[0, 1, 2]]]), "no mapping of rings"),
+        (lambda h: h.update(tissue={"rings": [[3]], "steps": ""}), "not whole"),
+        (lambda h: h.update(tissue={"rings": [[3]], "steps": b64encode(zlib.compress(bytes(8))).decode()}), "1 points"),
     ],
 )
 def test_a_header_that_does_not_fit_is_refused(change, says: str, make_prediction, tmp_path: Path) -> None:

@@ -23,8 +23,7 @@ from wsimil.provenance import Json
 from wsimil.targets import AnswerColumn
 
 if TYPE_CHECKING:
-    from shapely import LinearRing
-    from shapely.geometry.base import BaseGeometry
+    from shapely import Polygon
 
 _BLOCK = 4096
 _TOP_COLOR: list[Json] = [230, 97, 1]
@@ -131,33 +130,32 @@ def _outlines(tissue: Tissue, offset: NDArray[np.int64]) -> Iterator[dict[str, J
         if len(outer) < 3:
             continue
         shape = shapely.Polygon(outer, [hole for hole in holes if len(hole) > 2])
-        if not shape.is_valid:
-            # Apart: a hole that touches the outer ring is filled where both are mended together.
-            inner = [shapely.make_valid(shapely.Polygon(ring)) for ring in shape.interiors]
-            shape = shapely.make_valid(shapely.Polygon(shape.exterior)).difference(shapely.union_all(inner))
-        # Whole px again once lines that cross are cut: two parts may meet in a point then, which is valid in two polygons only.
-        made = shapely.set_precision(shape, 1.0)
-        parts = [[_whole(ring) for ring in polygon] for polygon in _polygons(made)]
+        parts = [_rings(polygon) for polygon in ([shape] if shape.is_valid else _mended(shape))]
         if len(parts) == 1:
             yield {"type": "Polygon", "coordinates": parts[0]}
         elif parts:
             yield {"type": "MultiPolygon", "coordinates": parts}  # type: ignore[dict-item]  # lists of lists of JSON
 
 
-def _polygons(geometry: BaseGeometry) -> Iterator[list[LinearRing]]:
-    """The rings of every polygon in a geometry; lines and points that are left of invalid ones are dropped."""
-    if geometry.geom_type == "Polygon":
-        if not geometry.is_empty:
-            # Normalized, exteriors run clockwise; RFC 7946 wants the other way.
-            polygon = geometry.normalize().reverse()
-            yield [polygon.exterior, *polygon.interiors]
-        return
-    for part in getattr(geometry, "geoms", ()):
-        yield from _polygons(part)
+def _mended(shape: Polygon) -> list[Polygon]:
+    """A polygon that crosses itself as polygons that do not, in whole px; lines and points that are left over are dropped."""
+    import shapely  # as above
+
+    # Apart: a hole that touches the outer ring is filled where both are mended together.
+    holes = [shapely.make_valid(shapely.Polygon(ring)) for ring in shape.interiors]
+    whole = shapely.make_valid(shapely.Polygon(shape.exterior)).difference(shapely.union_all(holes))
+    # Two parts that were cut may meet in a point on the grid of px: that is valid in two polygons only.
+    parts = shapely.get_parts(shapely.get_parts(shapely.set_precision(whole, 1.0)))
+    return [part for part in parts if part.geom_type == "Polygon" and not part.is_empty]
 
 
-def _whole(ring: LinearRing) -> Json:
-    return [[int(x), int(y)] for x, y in ring.coords]
+def _rings(polygon: Polygon) -> list[Json]:
+    """Closed rings in whole px: the outer one counterclockwise as RFC 7946 counts, the others clockwise."""
+    found: list[Json] = []
+    for number, ring in enumerate((polygon.exterior, *polygon.interiors)):
+        points = np.rint(np.asarray(ring.coords)).astype(np.int64)
+        found.append((points if ring.is_ccw == (number == 0) else points[::-1]).tolist())
+    return found
 
 
 def _tissue_feature(geometry: Json, number: int) -> dict[str, Json]:

@@ -8,6 +8,8 @@ columns do not say. Neither holds a path or any property of the slide but its ge
 from __future__ import annotations
 
 import json
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +185,7 @@ def read_scores(path: Path) -> ScoreTable:
         if header["schema"] not in (SCHEMA, _OF_CLASSES):
             raise StoreError(f"score table {path} has schema {header['schema']!r}, wanted {SCHEMA!r}; update wsimil")
         return _table(header, arrow)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
         raise StoreError(
             f"score table {path} is not whole: {type(error).__name__}: {error}; make it anew with wsimil predict"
         ) from error
@@ -211,7 +213,7 @@ def _header(table: ScoreTable) -> dict[str, Json]:
         "logits": table.logits.tolist(),
         "bias": table.bias.tolist(),
         "model": dict(table.model),
-        **({"tissue": [[ring.tolist() for ring in polygon] for polygon in table.tissue]} if table.tissue else {}),
+        **({"tissue": _packed(table.tissue)} if table.tissue else {}),
     }
 
 
@@ -247,14 +249,30 @@ def _table(header: Mapping[str, Json], arrow: pa.Table) -> ScoreTable:
         logits=np.array(header["logits"], np.float64),
         bias=np.array(header["bias"], np.float64),
         model=MappingProxyType(header["model"]),  # type: ignore[arg-type]
-        tissue=_tissue(header.get("tissue", [])),
+        tissue=_tissue(header.get("tissue")),
     )
 
 
-def _tissue(polygons: Json) -> Tissue:
-    if not isinstance(polygons, list):
-        raise TypeError("tissue is no list of polygons")
-    found: Tissue = tuple(tuple(np.array(ring, np.int64) for ring in polygon) for polygon in polygons)  # type: ignore[union-attr]
-    if any(ring.ndim != 2 or ring.shape[1] != 2 for polygon in found for ring in polygon):
-        raise ValueError("rings of tissue are lists of [x, y]")
-    return found
+def _packed(tissue: Tissue) -> Json:
+    """Lists of the lengths of each polygon's rings, and all their points one after another, in base64 of zlib of int32 steps."""
+    points = np.concatenate([ring for polygon in tissue for ring in polygon])
+    steps = np.diff(points, axis=0, prepend=np.zeros((1, 2), np.int64)).astype("<i4")
+    return {
+        "rings": [[len(ring) for ring in polygon] for polygon in tissue],
+        "steps": b64encode(zlib.compress(steps.tobytes(), 1)).decode("ascii"),
+    }
+
+
+def _tissue(packed: Json) -> Tissue:
+    if packed is None:
+        return ()
+    if not isinstance(packed, dict):
+        raise TypeError("tissue is no mapping of rings and steps")
+    lengths: list[list[int]] = packed["rings"]
+    steps = np.frombuffer(zlib.decompress(b64decode(str(packed["steps"]), validate=True)), "<i4").reshape(-1, 2)
+    if len(steps) != sum(map(sum, lengths)) or min(map(len, lengths), default=1) < 1:
+        raise ValueError(f"tissue has {len(steps)} points for rings of {sum(map(sum, lengths))}")
+    points = np.cumsum(steps, axis=0, dtype=np.int64)
+    ends = np.cumsum([length for polygon in lengths for length in polygon])[:-1]
+    rings = iter(np.split(points, ends))
+    return tuple(tuple(next(rings) for _ in polygon) for polygon in lengths)
