@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from wsimil.cli import app
@@ -180,6 +182,29 @@ def test_dicom_without_a_dicom_slide_fails_slide_by_slide_and_says_what_to_do(
     assert "slide that is DICOM itself" in reasons["one"]
     assert str(tmp_path) not in reasons["one"]
     assert "give the slides with --slides" in reasons["two"]
+
+
+def test_pictures_of_a_cohort_share_one_range_unless_another_is_asked_for(predictions: Path, tmp_path: Path) -> None:
+    louder = _prediction("three")
+    scores = louder.scores.copy()
+    scores[:, 1:] *= 10
+    logits = scores[:, 1:].astype(np.float64).sum(axis=0)
+    write_scores(predictions / "scores/three.parquet", replace(louder, scores=scores, logits=logits))
+
+    def said(**options: object) -> dict[str, dict[str, object]]:
+        assert run(predictions, tmp_path / "out", formats=("png",), **options).failures == ()
+        found = {}
+        for slide_id in ("one", "three"):
+            with Image.open(tmp_path / "out/overlays" / f"{slide_id}.png") as picture:
+                found[slide_id] = json.loads(picture.text["wsimil"])  # type: ignore[attr-defined]  # of PNG images
+        return found
+
+    shared = said()
+    assert shared["one"]["range"] == shared["three"]["range"]
+    assert shared["one"]["normalization"] == "fixed for the cohort, 3 slides"
+    own = said(range="slide")
+    assert own["three"]["range"] == pytest.approx([10 * end for end in own["one"]["range"]])  # type: ignore[attr-defined]
+    assert said(range="rank")["one"]["range"] == [0, 1]
 
 
 def test_two_slides_of_one_id_are_refused(predictions: Path, tmp_path: Path, make_slide) -> None:

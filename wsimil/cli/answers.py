@@ -31,12 +31,27 @@ def predict(
         Path | None, typer.Option("--cohort", help="CSV with labels, to measure against.", show_default=False)
     ] = None,
     heatmaps: Annotated[bool, typer.Option(help="Write QuPath GeoJSON and PNG overlays.")] = True,
+    scores: Annotated[
+        str | None,
+        typer.Option(
+            help="Kinds of tile scores to store, with commas: contribution, single, leave_one_out, integrated_gradients,"
+            " gradient_x_input, attention.",
+            show_default="contribution,attention",
+        ),
+    ] = None,
     score: Annotated[
         str | None,
         typer.Option(
-            help="What overlays show: contribution:<class or output> or attention.", show_default="contribution"
+            help="What overlays show: <kind>:<class or output>, as single:tumor, or attention.",
+            show_default="contribution to the answer",
         ),
     ] = None,
+    span: Annotated[
+        str,
+        typer.Option(
+            "--range", help="What their colors span: cohort (one range for all slides), slide (its own) or rank."
+        ),
+    ] = "cohort",
     origin: Annotated[
         str, typer.Option(help="Where QuPath coordinates count from: bounds (QuPath's way) or level0.")
     ] = "bounds",
@@ -50,13 +65,15 @@ def predict(
 ) -> None:
     """Predict slides, and show which tiles speak for the answer. From slides, extraction runs first, as the model was trained."""
     with exits():
+        from wsimil.evaluation.attribution import kinds_of
         from wsimil.stages import predict as stage
         from wsimil.stages import text
         from wsimil.stages.progress import reporter
 
         options = stage.PredictOptions(
-            device=device, heatmaps=heatmaps, score=score, origin=_origin(origin), encoder_weights=encoder_weights,
-            mpp_override=mpp_override, batch_size=batch_size, readers=readers,
+            device=device, heatmaps=heatmaps, scores=None if scores is None else kinds_of(scores), score=score,
+            range=_range(span), origin=_origin(origin), encoder_weights=encoder_weights, mpp_override=mpp_override,
+            batch_size=batch_size, readers=readers,
         )  # fmt: skip
         with reporter(text.stderr(), quiet=quiet) as watch:
             summary = stage.predict(run, source, out, options=options, cohort_csv=cohort, reporter=watch)
@@ -84,6 +101,10 @@ def export(
         str | None,
         typer.Option(help="One score alone, such as attention.", show_default="all, or what the answer rests on"),
     ] = None,
+    span: Annotated[
+        str,
+        typer.Option("--range", help="What colors of png span: cohort (one range for all slides), slide or rank."),
+    ] = "cohort",
     origin: Annotated[
         str, typer.Option(help="Where QuPath and OME-TIFF count from: bounds (QuPath's way) or level0.")
     ] = "bounds",
@@ -99,8 +120,9 @@ def export(
         from wsimil.stages.progress import reporter
 
         options = stage.ExportOptions(
-            formats=_columns(to) or (), score=score, origin=_origin(origin), features=features, slides=slides
-        )
+            formats=_columns(to) or (), score=score, range=_range(span), origin=_origin(origin), features=features,
+            slides=slides,
+        )  # fmt: skip
         out = out or predictions / stage.FOLDER
         with reporter(text.stderr(), quiet=quiet) as watch:
             summary = stage.export(predictions, out, options=options, now=datetime.now(UTC), reporter=watch)
@@ -166,6 +188,15 @@ def compare(
 
 def _columns(names: str | None) -> tuple[str, ...] | None:
     return None if names is None else tuple(name for part in names.split(",") if (name := part.strip()))
+
+
+def _range(text: str) -> Literal["cohort", "slide", "rank"]:
+    from wsimil.errors import ConfigError
+
+    ranges: dict[str, Literal["cohort", "slide", "rank"]] = {"cohort": "cohort", "slide": "slide", "rank": "rank"}
+    if text not in ranges:
+        raise ConfigError(f"--range {text!r}: wanted cohort, slide or rank")
+    return ranges[text]
 
 
 def _origin(text: str) -> Literal["bounds", "level0"]:

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from wsimil import __version__
 from wsimil.errors import ConfigError, SlideError
-from wsimil.export.heatmap import Kind, display_range, raw_heatmap
+from wsimil.export.heatmap import display_range
 from wsimil.export.raster import area_mean, point_mean
 from wsimil.export.scores import ScoreTable
+from wsimil.export.shown import Kind, shown
 from wsimil.files import atomic_directory
 from wsimil.slides.stored_tiles import NotDirectError
 
@@ -160,7 +161,7 @@ def _map(
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
-    kind = raw_heatmap(table, name).kind
+    kind = shown(table, name).kind
     scored = raw[~np.isnan(raw)]
     frames, corners = _frames(_on_image(table, raw, size_px))
     if not corners:

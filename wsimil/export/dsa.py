@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsimil import __version__
-from wsimil.export.heatmap import display_range, raw_heatmap
+from wsimil.export.heatmap import display_range
 from wsimil.export.raster import Cells, cells_of_tiles
 from wsimil.export.scores import ScoreTable
+from wsimil.export.shown import shown
 from wsimil.files import atomic_path
 from wsimil.provenance import Json
 
@@ -47,15 +48,16 @@ def write_dsa(path: Path, table: ScoreTable, *, scores: tuple[str, ...] = ()) ->
 
 
 def _annotation(table: ScoreTable, name: str, cells: Cells) -> Iterator[str]:
-    heatmap = raw_heatmap(table, name)
     raw = table.score(name)
-    _, end = display_range(raw, heatmap.kind)
+    kind = shown(table, name).kind
+    _, end = display_range(raw, kind)
     about: dict[str, Json] = {
         "name": f"wsimil: {name}",
-        "description": f"{heatmap.label}, raw values; {UNSCORED:g} where no tile was scored. Research use only.",
+        "description": f"{name} ({table.rule(name)}), raw values; {UNSCORED:g} where no tile was scored. Research use only.",
         "attributes": {
             "slide": table.slide_id,
             "score": name,
+            "rule": table.rule(name),
             "cell_level0_px": cells.cell0,
             "level0_mpp": table.mpp,
             "answer": {
@@ -68,7 +70,7 @@ def _annotation(table: ScoreTable, name: str, cells: Cells) -> Iterator[str]:
     yield json.dumps(about, allow_nan=False)[:-1] + ', "elements": [\n'
     raster = cells.raster(raw)
     parts = [("", raster, _AMOUNT)]
-    if heatmap.kind == "signed":
+    if kind == "signed":
         parts = [("for", raster, _FOR), ("against", -raster, _AGAINST)]
     for number, (group, values, color) in enumerate(parts):
         yield ",\n" if number else ""

@@ -19,7 +19,7 @@ from wsimil.errors import SlideError
 from wsimil.export.csv_table import write_csv
 from wsimil.export.dsa import write_dsa
 from wsimil.export.geojson import write_geojson
-from wsimil.export.heatmap import raw_heatmap
+from wsimil.export.heatmap import Heatmap, raw_heatmap
 from wsimil.export.ome_tiff import write_ome_tiff
 from wsimil.export.png import write_png
 from wsimil.export.qupath_script import write_script
@@ -31,12 +31,14 @@ class Beside:
     """What an export may use beside the score table. `now` is when it is made, for forms that must say so.
 
     `score` is the one that is shown; None for the table's main score where one is shown, for all of them where all can be.
+    `heatmap` is what a picture shows; None for that score with colors that span this slide's own range.
     `thumbnail` is a picture of the whole slide, `slide` the slide itself; a form that can do without takes None.
     """
 
     now: datetime
     score: str | None = None
     origin: Origin = "bounds"
+    heatmap: Heatmap | None = None
     thumbnail: Path | None = None
     slide: Path | None = None
 
@@ -66,7 +68,7 @@ def _qupath(path: Path, table: ScoreTable, beside: Beside) -> None:
 
 
 def _png(path: Path, table: ScoreTable, beside: Beside) -> None:
-    heatmap = raw_heatmap(table, beside.score or table.main_score)
+    heatmap = beside.heatmap or raw_heatmap(table, beside.score or table.main_score)
     write_png(path, table, heatmap, thumbnail=None if beside.thumbnail is None else _picture(beside.thumbnail))
 
 
@@ -102,6 +104,7 @@ def _picture(path: Path) -> NDArray[np.uint8] | None:
         return None
 
 
+PICTURE = "png"
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
         form.name: form
@@ -114,7 +117,9 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
                 write=_qupath,
                 once=write_script,
             ),
-            Format(name="png", folder="overlays", suffix=".png", about="picture with legend and scale bar", write=_png),
+            Format(
+                name=PICTURE, folder="overlays", suffix=".png", about="picture with legend and scale bar", write=_png
+            ),
             Format(
                 name="ome-tiff",
                 folder="ome_tiff",
@@ -140,5 +145,5 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         )
     }
 )
-HEATMAPS = ("qupath", "png")
+HEATMAPS = ("qupath", PICTURE)
 """What a prediction with heatmaps writes."""

@@ -106,6 +106,7 @@ def _metadata(table: ScoreTable, names: tuple[str, ...], cells: Cells, origin: O
         "answer": ", ".join(f"{c.name}={v:.6g}" for c, v in zip(table.task.answers, table.values, strict=True)),
         "wsimil": __version__,
         "notice": "Research use only",
+        **{f"rule.{name}": table.rule(name) for name in names},
         **{f"model.{key}": value for key, value in table.model.items() if isinstance(value, str | int | float)},
     }
     return {

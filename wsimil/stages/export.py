@@ -11,17 +11,23 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from wsimil.errors import ConfigError, OutputError, StoreError, WsimilError
 from wsimil.evaluation.table import inert
-from wsimil.export.formats import FORMATS, Beside, Format
+from wsimil.export.cohort_range import CohortRange
+from wsimil.export.formats import FORMATS, PICTURE, Beside, Format
+from wsimil.export.heatmap import Heatmap, rank_heatmap, raw_heatmap
 from wsimil.export.scores import Origin, ScoreTable, Tissue, read_scores
+from wsimil.export.shown import shown
 from wsimil.extraction.sources import SlideSource, clashes, list_sources
 from wsimil.files import check_writable, write_text
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.store.base import is_slide_id, slide_path
 from wsimil.tissue.geojson import read_polygons
+
+RangeKind: TypeAlias = Literal["cohort", "slide", "rank"]
 
 FOLDER = "export"
 """Within the predictions, where no other place is named."""
@@ -31,12 +37,15 @@ FOLDER = "export"
 class ExportOptions:
     """`formats` are names of `FORMATS`; `score` as in `Beside`. `origin` says from where coordinates count.
 
+    `range` is what the colors of pictures span: one range for all slides, each slide's own, or the ranks of its tiles.
+
     `features` is the folder that was predicted, for thumbnails, and for tissue that score tables of before do not hold; `slides`
     a slide, a folder of them or a manifest, for forms that need them.
     """
 
     formats: tuple[str, ...]
     score: str | None = None
+    range: RangeKind = "cohort"
     origin: Origin = "bounds"
     features: Path | None = None
     slides: Path | None = None
@@ -93,6 +102,7 @@ def export(
     for form in forms:
         if form.once is not None:
             form.once(out / form.folder)
+    cohort = _cohort(tables, options)
     reporter.begin("slides", len(tables))
     for path in tables:
         interrupt.check()
@@ -105,7 +115,7 @@ def export(
                 _remove(slide_path(out / form.folder, path.stem, form.suffix))
             reporter.finish_item(f"{path.stem}: FAILED: {error}")
             continue
-        failed = _export(table, forms, out, options, slides.get(table.slide_id), now)
+        failed = _export(table, forms, out, options, cohort, slides.get(table.slide_id), now)
         failures += failed
         for form in forms:
             written[form.name] += form.name not in {failure.form for failure in failed}
@@ -140,7 +150,13 @@ def thumbnail_of(features: Path, slide_id: str) -> Path:
 
 
 def _export(
-    table: ScoreTable, forms: Sequence[Format], out: Path, options: ExportOptions, slide: Path | None, now: datetime
+    table: ScoreTable,
+    forms: Sequence[Format],
+    out: Path,
+    options: ExportOptions,
+    cohort: CohortRange | None,
+    slide: Path | None,
+    now: datetime,
 ) -> list[ExportFailure]:
     thumbnail = None if options.features is None else thumbnail_of(options.features, table.slide_id)
     beside = Beside(now=now, score=options.score, origin=options.origin, thumbnail=thumbnail, slide=slide)
@@ -148,6 +164,8 @@ def _export(
     for form in forms:
         path = slide_path(out / form.folder, table.slide_id, form.suffix)
         try:
+            if form.name == PICTURE:
+                beside = replace(beside, heatmap=_heatmap(table, options, cohort))
             form.write(path, table, beside)
         except (OutputError, ConfigError):
             raise  # concerns every slide
@@ -156,6 +174,28 @@ def _export(
             reason = str(error.args[0]) if isinstance(error, KeyError) else str(error)
             failed.append(ExportFailure(slide_id=table.slide_id, form=form.name, reason=reason))
     return failed
+
+
+def _cohort(tables: Sequence[Path], options: ExportOptions) -> CohortRange | None:
+    """The range of colors of all slides, where pictures are asked for; a table that cannot be read fails when its turn comes."""
+    if options.range != "cohort" or PICTURE not in options.formats:
+        return None
+    found = CohortRange()
+    for path in tables:
+        interrupt.check()
+        with suppress(WsimilError, KeyError):
+            table = read_scores(path)
+            found.add(table, options.score or table.main_score)
+    return found
+
+
+def _heatmap(table: ScoreTable, options: ExportOptions, cohort: CohortRange | None) -> Heatmap:
+    name = options.score or table.main_score
+    if options.range == "rank":
+        return rank_heatmap(table, name)
+    if cohort is None:
+        return raw_heatmap(table, name)
+    return raw_heatmap(table, name, cohort_range=cohort.span(name, shown(table, name).kind), slides=cohort.slides(name))
 
 
 def _tables(predictions: Path) -> list[Path]:
