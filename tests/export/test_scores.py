@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
+from base64 import b64encode
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,15 @@ def test_what_is_read_is_what_was_predicted(n: int, make_prediction, tmp_path: P
     prediction = make_prediction(n=n, size_px=63, mpp=0.2527, bounds0_px=(100, 50, 3500, 2900))
     write_scores(tmp_path / "scores.parquet", prediction)
     assert _same(read_scores(tmp_path / "scores.parquet"), score_table(prediction))
+
+
+def test_tissue_comes_back_ring_by_ring(make_prediction, tmp_path: Path) -> None:
+    rings = tuple(np.array(ring, np.int64) for ring in ([[0, 0], [90, 0], [90, 80]], [[5, 5], [6, 5], [6, 6]]))
+    write_scores(tmp_path / "s.parquet", make_prediction(n=63), tissue=(rings, rings[:1]))
+    read = read_scores(tmp_path / "s.parquet").tissue
+    assert [len(polygon) for polygon in read] == [2, 1]
+    assert all(np.array_equal(a, b) for a, b in zip(read[0], rings, strict=True))
+    assert read[0][0].dtype == np.int64
 
 
 def test_a_tile_that_was_not_scored_stays_nan(make_prediction, tmp_path: Path) -> None:
@@ -121,6 +132,9 @@ def test_a_foreign_parquet_file_is_refused(tmp_path: Path) -> None:
         (lambda h: h["scores"].append({"column": "ghost", "rule": "exact"}), "ghost"),
         (lambda h: h["scores"][0].pop("rule"), "rule"),
         (lambda h: h.update(slide=[]), "not whole"),
+        (lambda h: h.update(tissue=[[[0, 1, 2]]]), "no mapping of rings"),
+        (lambda h: h.update(tissue={"rings": [[3]], "steps": ""}), "not whole"),
+        (lambda h: h.update(tissue={"rings": [[3]], "steps": b64encode(zlib.compress(bytes(8))).decode()}), "1 points"),
     ],
 )
 def test_a_header_that_does_not_fit_is_refused(change, says: str, make_prediction, tmp_path: Path) -> None:

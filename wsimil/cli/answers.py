@@ -65,21 +65,14 @@ def predict(
 ) -> None:
     """Predict slides, and show which tiles speak for the answer. From slides, extraction runs first, as the model was trained."""
     with exits():
-        from wsimil.errors import ConfigError
         from wsimil.evaluation.attribution import kinds_of
         from wsimil.stages import predict as stage
         from wsimil.stages import text
         from wsimil.stages.progress import reporter
 
-        origins: dict[str, Literal["bounds", "level0"]] = {"bounds": "bounds", "level0": "level0"}
-        if origin not in origins:
-            raise ConfigError(f"--origin {origin!r}: wanted bounds or level0")
-        ranges: dict[str, Literal["cohort", "slide", "rank"]] = {"cohort": "cohort", "slide": "slide", "rank": "rank"}
-        if span not in ranges:
-            raise ConfigError(f"--range {span!r}: wanted cohort, slide or rank")
         options = stage.PredictOptions(
             device=device, heatmaps=heatmaps, scores=None if scores is None else kinds_of(scores), score=score,
-            range=ranges[span], origin=origins[origin], encoder_weights=encoder_weights, mpp_override=mpp_override,
+            range=range_of(span), origin=origin_of(origin), encoder_weights=encoder_weights, mpp_override=mpp_override,
             batch_size=batch_size, readers=readers,
         )  # fmt: skip
         with reporter(text.stderr(), quiet=quiet) as watch:
@@ -115,7 +108,7 @@ def evaluate(
         from wsimil.stages import text_evaluation
 
         options = stage.EvaluateOptions(
-            model=model, features=features, groups=_columns(groups), split=split, replicates=replicates, seed=seed
+            model=model, features=features, groups=split_names(groups), split=split, replicates=replicates, seed=seed
         )
         summary = stage.evaluate(predictions, cohort, out, options=options)
         text_evaluation.show_evaluation(summary, out, as_json=as_json)
@@ -144,5 +137,26 @@ def compare(
         text_evaluation.show_comparison(summary, out, as_json=as_json)
 
 
-def _columns(names: str | None) -> tuple[str, ...] | None:
+def split_names(names: str | None) -> tuple[str, ...] | None:
+    """Names between commas; None stays None."""
     return None if names is None else tuple(name for part in names.split(",") if (name := part.strip()))
+
+
+def range_of(text: str) -> Literal["cohort", "slide", "rank"]:
+    """The value of --range. Raises ConfigError."""
+    from wsimil.errors import ConfigError
+
+    ranges: dict[str, Literal["cohort", "slide", "rank"]] = {"cohort": "cohort", "slide": "slide", "rank": "rank"}
+    if text not in ranges:
+        raise ConfigError(f"--range {text!r}: wanted cohort, slide or rank")
+    return ranges[text]
+
+
+def origin_of(text: str) -> Literal["bounds", "level0"]:
+    """The value of --origin. Raises ConfigError."""
+    from wsimil.errors import ConfigError
+
+    origins: dict[str, Literal["bounds", "level0"]] = {"bounds": "bounds", "level0": "level0"}
+    if text not in origins:
+        raise ConfigError(f"--origin {text!r}: wanted bounds or level0")
+    return origins[text]

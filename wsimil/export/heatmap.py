@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from wsimil.export.raster import area_mean
 from wsimil.export.scores import ScoreTable
 from wsimil.export.shown import Kind, Shown, shown
 
 DISPLAY_PERCENTILE = 99.0
-# Rounded corners let a tile reach a sliver into its neighbor's cell; a whole tile always fills more than this of one cell.
-_MIN_COVERAGE = 0.125
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -100,21 +99,9 @@ def rasterize(heatmap: Heatmap, *, shape: tuple[int, int]) -> NDArray[np.float32
     height, width = shape
     if height < 1 or width < 1:
         raise ValueError(f"a raster has at least one cell, got {shape}")
-    scored = ~np.isnan(heatmap.values)
-    xy0 = heatmap.xy0[scored].astype(np.float64)
     cells = np.array([width / heatmap.slide_size0_px[0], height / heatmap.slide_size0_px[1]])
     side = heatmap.size0 * cells
-    columns = _edges(xy0[:, 0] * cells[0], side[0], width)
-    rows = _edges(xy0[:, 1] * cells[1], side[1], height)
-    values = heatmap.values[scored].astype(np.float64)
-    # A common offset keeps what cumulative sums lose below float32, however far from 0 the scores lie.
-    middle = float(values.mean()) if len(values) else 0.0
-    covered = _integrate(rows, columns, np.ones(len(values)), shape)
-    total = _integrate(rows, columns, values - middle, shape)
-    enough = covered > _MIN_COVERAGE * min(1.0, side[0]) * min(1.0, side[1])
-    raster = np.full(shape, np.nan, np.float32)
-    raster[enough] = total[enough] / covered[enough] + middle
-    return raster
+    return area_mean(heatmap.xy0 * cells, (float(side[0]), float(side[1])), heatmap.values, shape)
 
 
 def _heatmap(table: ScoreTable, name: str, what: Shown, colors: tuple[float, float], normalization: str) -> Heatmap:
@@ -138,30 +125,3 @@ def _percentile(values: NDArray[np.float64]) -> float:
     if not len(values):
         return 1.0
     return float(np.percentile(values, DISPLAY_PERCENTILE)) or float(values.max()) or 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Edges:
-    """The derivative along cells of how much of each cell a tile covers: four entries for each tile."""
-
-    index: NDArray[np.int64]
-    step: NDArray[np.float64]
-
-
-def _edges(start: NDArray[np.float64], side: float, length: int) -> _Edges:
-    begin, end = np.clip(start, 0, length), np.clip(start + side, 0, length)
-    low, high = np.floor(begin), np.floor(end)
-    index = np.stack([low, low + 1, high, high + 1]).astype(np.int64)
-    return _Edges(index, np.stack([1 - (begin - low), begin - low, (end - high) - 1, high - end]))
-
-
-def _integrate(
-    rows: _Edges, columns: _Edges, values: NDArray[np.float64], shape: tuple[int, int]
-) -> NDArray[np.float64]:
-    """Sum over tiles of value times covered share, for each cell; the cost does not depend on the size of a tile."""
-    height, width = shape[0] + 2, shape[1] + 2
-    index = rows.index[:, None] * width + columns.index[None]
-    steps = rows.step[:, None] * columns.step[None] * values
-    flat: NDArray[np.float64] = np.bincount(index.ravel(), steps.ravel(), minlength=height * width).astype(np.float64)
-    summed: NDArray[np.float64] = np.cumsum(np.cumsum(flat.reshape(height, width), axis=0), axis=1)
-    return summed[: shape[0], : shape[1]]

@@ -8,10 +8,13 @@ columns do not say. Neither holds a path or any property of the slide but its ge
 from __future__ import annotations
 
 import json
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +26,11 @@ from wsimil.evaluation.prediction import Prediction
 from wsimil.files import atomic_path
 from wsimil.provenance import Json, canonical_json
 from wsimil.targets import Classification, Task, from_json
+
+Origin: TypeAlias = Literal["bounds", "level0"]
+"""Where a viewer counts from: the top-left of the scanned part, or that of the whole level-0 frame."""
+Tissue: TypeAlias = tuple[tuple[NDArray[np.int64], ...], ...]
+"""Polygons of rings int64 [n, 2] in level-0 px, the outer one first, closed or not."""
 
 SCHEMA = "wsimil/scores/3"
 _WITHOUT_RULES = "wsimil/scores/2"
@@ -49,6 +57,7 @@ class ScoreTable:
     `bounds0_px` (x, y, w, h) describe the slide; `mpp` is µm per level-0 px, `tile_mpp` that of a tile as the encoder saw it.
     `score_rules` say by name how a score was made, such as "exact"; `bias` is what contributions leave to the logits, on this
     slide.
+    `tissue` is what was found to be tissue; empty where that is not known.
     """
 
     slide_id: str
@@ -68,6 +77,7 @@ class ScoreTable:
     bias: NDArray[np.float64]
     model: Mapping[str, Json]
     score_rules: Mapping[str, str] = field(default_factory=dict)
+    tissue: Tissue = ()
 
     def __post_init__(self) -> None:
         if self.xy0.dtype != np.int64 or self.xy0.ndim != 2 or self.xy0.shape[1] != 2 or not len(self.xy0):
@@ -129,7 +139,7 @@ class ScoreTable:
         return self.score_rules.get(name, NOT_RECORDED)
 
 
-def score_table(prediction: Prediction) -> ScoreTable:
+def score_table(prediction: Prediction, *, tissue: Tissue = ()) -> ScoreTable:
     """What `write_scores` writes of a prediction and `read_scores` gives back."""
     grid = prediction.grid
     slide, spec = grid.slide, grid.spec
@@ -151,15 +161,16 @@ def score_table(prediction: Prediction) -> ScoreTable:
         logits=prediction.logits,
         bias=prediction.bias,
         model=prediction.model,
+        tissue=tissue,
     )
 
 
-def write_scores(path: Path, prediction: Prediction) -> None:
+def write_scores(path: Path, prediction: Prediction, *, tissue: Tissue = ()) -> None:
     """Write `scores.parquet` atomically; the same prediction gives the same bytes with the same pyarrow.
 
     Raises OutputError.
     """
-    table = score_table(prediction)
+    table = score_table(prediction, tissue=tissue)
     side = np.full(len(table), table.size0_px, np.int32)
     columns = {
         "tile_id": np.arange(len(table), dtype=np.int32),
@@ -193,7 +204,7 @@ def read_scores(path: Path) -> ScoreTable:
         if header["schema"] not in (SCHEMA, _WITHOUT_RULES, _OF_CLASSES):
             raise StoreError(f"score table {path} has schema {header['schema']!r}, wanted {SCHEMA!r}; update wsimil")
         return _table(header, arrow)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
         raise StoreError(
             f"score table {path} is not whole: {type(error).__name__}: {error}; make it anew with wsimil predict"
         ) from error
@@ -221,6 +232,7 @@ def _header(table: ScoreTable) -> dict[str, Json]:
         "logits": table.logits.tolist(),
         "bias": table.bias.tolist(),
         "model": dict(table.model),
+        **({"tissue": _packed(table.tissue)} if table.tissue else {}),
     }
 
 
@@ -262,4 +274,30 @@ def _table(header: Mapping[str, Json], arrow: pa.Table) -> ScoreTable:
         logits=np.array(header["logits"], np.float64),
         bias=np.array(header["bias"], np.float64),
         model=MappingProxyType(header["model"]),  # type: ignore[arg-type]
+        tissue=_tissue(header.get("tissue")),
     )
+
+
+def _packed(tissue: Tissue) -> Json:
+    """Lists of the lengths of each polygon's rings, and all their points one after another, in base64 of zlib of int32 steps."""
+    points = np.concatenate([ring for polygon in tissue for ring in polygon])
+    steps = np.diff(points, axis=0, prepend=np.zeros((1, 2), np.int64)).astype("<i4")
+    return {
+        "rings": [[len(ring) for ring in polygon] for polygon in tissue],
+        "steps": b64encode(zlib.compress(steps.tobytes(), 1)).decode("ascii"),
+    }
+
+
+def _tissue(packed: Json) -> Tissue:
+    if packed is None:
+        return ()
+    if not isinstance(packed, dict):
+        raise TypeError("tissue is no mapping of rings and steps")
+    lengths: list[list[int]] = packed["rings"]
+    steps = np.frombuffer(zlib.decompress(b64decode(str(packed["steps"]), validate=True)), "<i4").reshape(-1, 2)
+    if len(steps) != sum(map(sum, lengths)) or min(map(len, lengths), default=1) < 1:
+        raise ValueError(f"tissue has {len(steps)} points for rings of {sum(map(sum, lengths))}")
+    points = np.cumsum(steps, axis=0, dtype=np.int64)
+    ends = np.cumsum([length for polygon in lengths for length in polygon])[:-1]
+    rings = iter(np.split(points, ends))
+    return tuple(tuple(next(rings) for _ in polygon) for polygon in lengths)

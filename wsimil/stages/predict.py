@@ -17,6 +17,7 @@ from wsimil.errors import ConfigError, OutputError, StoreError, WsimilError
 from wsimil.evaluation.attribution import attribute
 from wsimil.evaluation.bootstrap import Estimate
 from wsimil.evaluation.decision import load_decided
+from wsimil.export.formats import FORMATS, HEATMAPS
 from wsimil.extraction.config import ExtractConfig, config_from_provenance
 from wsimil.extraction.sources import list_sources
 from wsimil.files import check_writable, write_text
@@ -28,6 +29,7 @@ from wsimil.stages.answers import (
     write_answers,
 )
 from wsimil.stages.device import resolve_device
+from wsimil.stages.export import remove_exports
 from wsimil.stages.extract import extract
 from wsimil.stages.features import is_feature_folder, open_features
 from wsimil.stages.interrupt import interrupt
@@ -87,6 +89,9 @@ def predict(
     _refuse_wrong_folder(trained, store, ids)
     _remove_earlier_results(out)
     units, unknown = _units(ids, owners, failures)
+    for name in HEATMAPS if options.heatmaps else ():
+        if (once := FORMATS[name].once) is not None:
+            once(out / FORMATS[name].folder)
     desk = Desk(trained=trained, store=store, features=features, out=out, options=options, decision=decision)
     answers: list[Answer] = []
     reporter.begin("slides" if owners is None else "patients", len(units))
@@ -237,9 +242,13 @@ def _remove_earlier_results(out: Path) -> None:
     """Results of an earlier prediction into the same folder would stand beside the new ones as if they were of one model."""
     for name in ("predictions.csv", "predictions.parquet", ORIGIN, "metrics.json", "failures.csv"):
         (out / name).unlink(missing_ok=True)
-    for folder, suffix in (("scores", ".parquet"), ("qupath", ".geojson"), ("overlays", ".png")):
+    for folder, suffix in (
+        ("scores", ".parquet"),
+        *((FORMATS[name].folder, FORMATS[name].suffix) for name in HEATMAPS),
+    ):
         for path in (out / folder).glob(f"*{suffix}"):
             path.unlink()
+    remove_exports(out)
 
 
 def _conclude(

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from wsimil.bags import FeatureBag
 from wsimil.errors import StoreError
@@ -18,20 +14,18 @@ from wsimil.evaluation.decision import Decision
 from wsimil.evaluation.patient import predict_patient
 from wsimil.evaluation.prediction import Prediction
 from wsimil.export.cohort_range import CohortRange
-from wsimil.export.geojson import Origin, write_geojson
+from wsimil.export.formats import Beside
 from wsimil.export.heatmap import Heatmap, rank_heatmap, raw_heatmap
-from wsimil.export.png import write_png
-from wsimil.export.scores import ScoreTable, read_scores, score_table, write_scores
+from wsimil.export.scores import Origin, ScoreTable, read_scores, score_table, write_scores
 from wsimil.export.shown import effective_tiles_of, shown
 from wsimil.mil.saved import TrainedModel
 from wsimil.stages.answers import NO_TILES, Answer, answer_from, answer_of_patient, beside_of, predict_one
 from wsimil.stages.cohort_features import PatientBags, StoredBags
+from wsimil.stages.export import RangeKind, thumbnail_of, tissue_of, write_formats
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Reporter
 from wsimil.store import FeatureStore
-from wsimil.store.base import InstanceStore
-
-RangeKind: TypeAlias = Literal["cohort", "slide", "rank"]
+from wsimil.store.base import InstanceStore, slide_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,11 +141,12 @@ class Desk:
 
     def _export(self, prediction: Prediction) -> ScoreTable:
         slide_id, options = prediction.slide_id, self.options
-        write_scores(self._path(slide_id), prediction)
-        table = score_table(prediction)
+        tissue = tissue_of(self.features, slide_id, prediction.grid.slide.bounds0_px)
+        write_scores(self._path(slide_id), prediction, tissue=tissue)
+        table = score_table(prediction, tissue=tissue)
         if not options.heatmaps:
             return table
-        write_geojson(self.out / "qupath" / f"{slide_id}.geojson", table, origin=options.origin)
+        self._write("qupath", table)
         name = options.score or table.main_score
         if options.range == "cohort":
             self.cohort.add(table, name)
@@ -161,11 +156,19 @@ class Desk:
         return table
 
     def _draw(self, table: ScoreTable, heatmap: Heatmap) -> None:
-        thumbnail = _thumbnail(self.features / "thumbnails" / f"{table.slide_id}.jpg")
-        write_png(self.out / "overlays" / f"{table.slide_id}.png", table, heatmap, thumbnail=thumbnail)
+        self._write("png", table, heatmap=heatmap)
+
+    def _write(self, form: str, table: ScoreTable, *, heatmap: Heatmap | None = None) -> None:
+        beside = Beside(
+            now=datetime.now(UTC),
+            origin=self.options.origin,
+            heatmap=heatmap,
+            thumbnail=thumbnail_of(self.features, table.slide_id),
+        )
+        write_formats(table, (form,), self.out, beside)
 
     def _path(self, slide_id: str) -> Path:
-        return self.out / "scores" / f"{slide_id}.parquet"
+        return slide_path(self.out / "scores", slide_id, ".parquet")
 
 
 def _refuse_unknown_bounds(bag: FeatureBag, options: PredictOptions) -> None:
@@ -176,12 +179,3 @@ def _refuse_unknown_bounds(bag: FeatureBag, options: PredictOptions) -> None:
             " converted without the slide, and QuPath counts from there; convert them with --slides, or say --origin level0, or"
             " --no-heatmaps"
         )
-
-
-def _thumbnail(path: Path) -> NDArray[np.uint8] | None:
-    """The whole slide, small; None where extraction left no picture, which the overlay says."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError:  # absent, or cut short
-        return None
