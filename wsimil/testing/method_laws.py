@@ -189,7 +189,7 @@ def contributions_are_complete(build: Build) -> None:
 
 def what_it_is_made_linear_to_is_affine_and_itself(build: Build) -> None:
     """Where a method is made linear at a point: affine, there the logits of `forward`, and blind to where the point came from."""
-    model, bags = build(DIM, CLASSES).double(), make_bags((37, 1, 90, 2), dtype=torch.float64)
+    model, bags = build(DIM, CLASSES).double(), make_bags((37, 2), dtype=torch.float64)
     at = model.embed_instances(bags, None).detach().requires_grad_()
     found = model.linearized(at.detach(), bags, at=at)
     if found is None:

@@ -72,11 +72,10 @@ def _parts(model: MILModel, bag: BagBatch, share: Tensor) -> Float[Tensor, "n C"
     way = bag.features.to(mean.dtype) - mean
     x = (mean + share.to(way) * way).requires_grad_()
     with torch.enable_grad():
-        logits = model(replace(bag, features=x)).logits[0]
-    last = len(logits) - 1
+        logits = model(replace(bag, features=x)).logits[0].unbind()
     columns = []
     for column, logit in enumerate(logits):
-        (gradient,) = torch.autograd.grad(logit, x, retain_graph=column < last)
+        (gradient,) = torch.autograd.grad(logit, x, retain_graph=column + 1 < len(logits))
         columns.append((gradient * way).sum(dim=1))
     return torch.stack(columns, dim=1)
 
