@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+import pytest
 
 from wsimil.export.dsa import UNSCORED, write_dsa
 from wsimil.export.scores import ScoreTable, score_table
@@ -98,7 +99,7 @@ def test_evidence_for_and_against_add_up_to_the_raw_score_and_unscored_is_neithe
         parts = [np.array(element["values"]) for element in annotation["elements"]]
         assert len(parts) == (1 if name == "attention" else 2)
         width = annotation["elements"][0]["gridWidth"]
-        column, row = (table.xy0 // 224).T
+        column, row = (table.xy0 // 224 + 1).T
         for part in parts:
             assert part[(row * width + column)[7]] == UNSCORED
             assert (part == UNSCORED).sum() == len(part) - 62
@@ -113,7 +114,13 @@ def test_a_table_without_scores_gives_an_empty_list(make_prediction, tmp_path: P
     assert _write(bare, tmp_path / "a.json") == []
 
 
-def test_the_values_are_points_and_the_first_lies_in_the_middle_of_the_first_tile(make_prediction, tmp_path) -> None:
+def test_the_values_are_points_in_the_middle_of_tiles_with_a_margin_that_is_not_scored(
+    make_prediction, tmp_path
+) -> None:
     table = score_table(make_prediction(n=63, bounds0_px=(301, 207, 3000, 2500)))
     (element,) = _write(table, tmp_path / "a.json", scores=("attention",))[0]["elements"]
-    assert element["origin"] == [301 + 112, 207 + 112, 0]
+    assert element["origin"] == [301 + 112 - 224, 207 + 112 - 224, 0]
+    values = np.array(element["values"]).reshape(-1, element["gridWidth"])
+    assert (values[[0, -1]] == UNSCORED).all()
+    assert (values[:, [0, -1]] == UNSCORED).all()
+    assert values[1, 1] == pytest.approx(float(table.score("attention")[0]), rel=1e-5)

@@ -1,9 +1,10 @@
 """Tile scores as annotations of large_image, for the Digital Slide Archive and HistomicsUI.
 
-One `griddata` element draws what would be 100,000 rectangles otherwise. Its values are points, so the first lies in the middle of
-the first cell. Of its three interpretations HistomicsUI draws "contour" and "heatmap", not "choropleth"; "contour" runs from
-`minColor` over transparent at 0 to `maxColor`. So evidence for and against are two elements, both of values at or above 0, and -1
-is what was not scored: grey, not transparent as 0 is. https://girder.github.io/large_image/annotations.html
+One `griddata` element draws what would be 100,000 rectangles otherwise. Its values are points, each in the middle of a cell. Of
+its three interpretations HistomicsUI draws "contour" and "heatmap", not "choropleth"; "contour" runs from `minColor` over
+transparent at 0 to `maxColor`. So evidence for and against are two elements, both of values at or above 0, and -1 is what was not
+scored: grey, not transparent as 0 is.
+https://girder.github.io/large_image/annotations.html
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def _annotation(table: ScoreTable, name: str, cells: Cells) -> Iterator[str]:
         },
     }
     yield json.dumps(about, allow_nan=False)[:-1] + ', "elements": [\n'
-    raster = cells.raster(raw)
+    # A margin that is not scored: what lies beyond the last point is not drawn, and that would be half of a tile at the edge.
+    raster = np.pad(cells.raster(raw), 1, constant_values=np.nan)
     parts = [("", raster, _AMOUNT)]
     if kind == "signed":
         parts = [("for", raster, _FOR), ("against", -raster, _AGAINST)]
@@ -79,12 +81,12 @@ def _annotation(table: ScoreTable, name: str, cells: Cells) -> Iterator[str]:
 
 
 def _element(cells: Cells, values: NDArray[np.float32], color: str, end: float, label: str) -> Iterator[str]:
-    middle = [edge + cells.cell0 / 2 for edge in cells.origin0]
+    middle = [edge - cells.cell0 / 2 for edge in cells.origin0]
     about: dict[str, Json] = {
         "type": "griddata",
         "interpretation": "contour",
         "label": {"value": label},
-        "gridWidth": cells.shape[1],
+        "gridWidth": values.shape[1],
         "origin": [*middle, 0],
         "dx": cells.cell0,
         "dy": cells.cell0,
