@@ -112,7 +112,7 @@ export class Source {
         cache: "no-store",
         ...(body === undefined
           ? {}
-          : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }),
+          : { method: "POST", headers: { "Content-Type": "application/json" }, ...sent(JSON.stringify(body)) }),
       });
     } catch {
       throw new Error("the server does not answer; is wsimil view still running?");
@@ -126,6 +126,11 @@ export class Source {
     }
     throw new Error(said || `the server answered with ${response.status} ${response.statusText}`);
   }
+}
+
+/** A small body is sent even where the page is closed meanwhile; browsers allow 64 KiB of that. */
+function sent(body: string): { readonly body: string; readonly keepalive: boolean } {
+  return { body, keepalive: body.length < 15_000 };
 }
 
 /** The page's own data. Throws where the page has none or it is broken. */
