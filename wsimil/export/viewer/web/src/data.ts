@@ -1,6 +1,7 @@
 // Reads what the page was given, and asks the server for the rest; numbers arrive as base64 of little-endian arrays.
 
 import type { CasePayload, Index, Link, Mix, MultiPolygon, Notes, PagePayload, Pyramid, Values } from "./types";
+import { isKnown } from "./whatif";
 
 export interface SlideCase {
   readonly index: number;
@@ -180,7 +181,9 @@ function closedForm(
   bias: Values,
   outputs: readonly string[],
   floats: (text: string, name: string) => Float32Array,
-): ClosedForm {
+): ClosedForm | FromServer {
+  // A way to answer that this page does not know is left to the server.
+  if (!isKnown(form.link)) return { form: "server" };
   const heads = form.mix === "output" ? outputs.length : form.mix === "single" ? 1 : form.attention.length;
   if (form.attention.length !== heads || heads === 0) {
     throw new Error(`attention of ${form.attention.length} heads, wanted ${heads}`);
