@@ -26,8 +26,11 @@ class ViewerBuildHook(BuildHookInterface):  # type: ignore[type-arg]  # its conf
     """Runs before every wheel, editable ones too, and before a source distribution."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Build what is not there yet."""
-        self.app.display_info(build_viewer(Path(self.root) / VIEWER))
+        """Build what is not there yet; nothing that goes wrong here ends the installation."""
+        try:
+            self.app.display_info(build_viewer(Path(self.root) / VIEWER))
+        except OSError as error:  # such as a checkout that may only be read
+            self.app.display_warning(f"viewer: not built, {error}; everything else is installed")
 
 
 def build_viewer(viewer: Path) -> str:

@@ -69,6 +69,16 @@ def test_without_npm_the_installation_goes_on_and_the_reason_stays(
     assert (viewer / "static" / "not_built.txt").read_text() == "npm was not found\n"
 
 
+def test_a_checkout_that_cannot_be_written_is_installed_without_the_page(hook: ModuleType, tmp_path: Path) -> None:
+    from hatchling.bridge.app import Application
+
+    viewer = write_web(tmp_path / "wsimil" / "export" / "viewer")
+    (viewer / "static").write_text("in the way")
+    made = hook.ViewerBuildHook(str(tmp_path), {}, None, None, str(tmp_path), "wheel", Application())
+    made.initialize("standard", {})
+    assert (viewer / "static").read_text() == "in the way"
+
+
 @needs_npm
 def test_a_build_that_fails_leaves_the_reason_and_no_half_page(hook: ModuleType, viewer: Path) -> None:
     hook.build_viewer(viewer)

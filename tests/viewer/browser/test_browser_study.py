@@ -99,6 +99,21 @@ def test_notes_that_cannot_be_saved_say_so(predictions: Path, served: Serving, l
     assert (predictions / "notes" / "s0.geojson").is_file()
 
 
+def test_notes_of_a_slide_that_was_left_are_not_lost(predictions: Path, served: Serving, look: Open) -> None:
+    one = look(served(predictions).url, complains=True)
+    one.tab("Notes")
+    one.page.get_by_label("Note on this slide").fill("left behind")
+    one.page.context.set_offline(True)
+    one.page.get_by_role("listbox").press("ArrowDown")
+    one.page.get_by_text("The notes on s0 were not saved yet").wait_for()
+    one.page.context.set_offline(False)
+    one.page.get_by_role("listbox").press("ArrowUp")
+    one.ready()
+    assert one.state()["notes"]["text"] == "left behind"
+    one.page.get_by_text("Saved.").wait_for()
+    assert "left behind" in (predictions / "notes" / "s0.geojson").read_text(encoding="utf-8")
+
+
 def test_a_what_if_in_the_page_is_what_the_server_answers(study: MadeStudy, served: Serving, look: Open) -> None:
     server = served(study.predictions)
     one = look(server.url)

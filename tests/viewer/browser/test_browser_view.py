@@ -86,24 +86,40 @@ def test_a_tile_without_a_score_does_not_look_like_one_with_a_low_score(plain: t
     assert len(np.unique(around.reshape(-1, 4), axis=0)) == 2
 
 
-@pytest.mark.parametrize("share", [0.25, 0.5], ids=["a quarter apart", "half apart"])
-def test_overlapping_tiles_show_their_mean(built: Built, look: Open, tmp_path: Path, share: float) -> None:
-    table = drawn_table(Lattice(size0=400.0, stride0=400.0 * share, columns=12, rows=10))
+@pytest.mark.parametrize(
+    "lattice",
+    [
+        Lattice(size0=400.0, stride0=100.0, columns=12, rows=10),
+        Lattice(size0=400.0, stride0=200.0, columns=12, rows=10),
+        Lattice(size0=400.6, stride0=200.3, columns=12, rows=10),
+        Lattice(size0=80.6, stride0=40.3, columns=60, rows=50),
+        Lattice(size0=300.0, stride0=420.7, columns=8, rows=7),
+    ],
+    ids=["a quarter apart", "half apart", "fractional", "smaller than 16 px", "with gaps"],
+)
+def test_overlapping_tiles_show_their_mean(built: Built, look: Open, tmp_path: Path, lattice: Lattice) -> None:
+    table = drawn_table(lattice)
     one = look(write_page(tmp_path / "page.html", built, [table]))
     values, heat = table.score(one.state()["score"]), one.heat()
+    scale = one.state()["placement"]["scale"]
     rng = np.random.default_rng(1)
-    for _ in range(200):
+    tried = 0
+    for _ in range(300):
         spot = rng.uniform(table.xy0.min(axis=0), table.xy0.max(axis=0) + table.size0)
         x, y = one.place(*spot.tolist())
         # The center of the pixel that was hit, which is where its color is taken.
-        scale = one.state()["placement"]["scale"]
         exact = spot + (np.floor([x, y]) + 0.5 - [x, y]) / scale
+        from_edges = np.abs(exact - np.concatenate([table.xy0, table.xy0 + table.size0]))
+        if from_edges.min() < 1:
+            continue  # corners are rounded to whole px, so what is within one of an edge may be either
+        tried += 1
         covering = ((table.xy0 <= exact) & (exact < table.xy0 + table.size0)).all(axis=1)
         alpha = int(heat[int(y), int(x), 3])
         if covering.any():
             assert abs(alpha - color(float(values[covering].astype(np.float64).mean()))[3]) <= 1
         else:
             assert alpha == 0
+    assert tried > 100
 
 
 def test_the_slide_and_the_heat_agree_wherever_one_goes(plain: tuple[Look, ScoreTable]) -> None:
@@ -233,6 +249,13 @@ def test_two_views_side_by_side_show_one_place(plain: tuple[Look, ScoreTable]) -
         state = one.state()
         for name in ("x0", "y0", "scale"):
             assert state["besidePlacement"][name] == pytest.approx(state["placement"][name], rel=1e-9)
+        for command in ("f", "+"):
+            # Whichever was moved by hand, both follow what is said to the page.
+            one.page.keyboard.press(command)
+            one.still()
+            state = one.state()
+            for name in ("x0", "y0", "scale"):
+                assert state["besidePlacement"][name] == pytest.approx(state["placement"][name], rel=1e-9, abs=1e-9)
 
 
 def test_a_hostile_name_is_only_a_name(built: Built, look: Open, tmp_path: Path) -> None:

@@ -11,10 +11,15 @@ import pytest
 import shapely
 
 from tests.viewer.browser.conftest import Look, Open
-from tests.viewer.browser.made_page import RULE, Lattice, drawn_table, write_page
+from tests.viewer.browser.made_page import RULE, Lattice, drawn_index, drawn_table, write_page
+from wsimil.evaluation.calibration import Calibration
 from wsimil.export.scores import ScoreTable
+from wsimil.export.viewer.answers import AnswerRule
 from wsimil.export.viewer.built import Built
-from wsimil.export.viewer.what_if import closed_form
+from wsimil.export.viewer.page import static_page
+from wsimil.export.viewer.payload import case_json, packed
+from wsimil.export.viewer.what_if import ClosedForm, Mix, closed_form
+from wsimil.targets import Classification, MultiLabel, Ordinal, Regression, Survival
 
 LATTICE = Lattice()
 
@@ -79,6 +84,78 @@ def test_a_lasso_leaves_out_its_tiles_and_the_answer_is_pythons(plain: tuple[Loo
     np.testing.assert_allclose(state["withoutValues"], expected(table, state["without"]), rtol=1e-12)
     lasso(one, box((0, 0), (1, 0)))
     assert set(one.state()["without"]) == inside((0, 0), (1, 0))
+
+
+THREE = ("a", "b", "c")
+WARM = Calibration(kind="temperature", classes=3, fitted_on="val", rows=9, temperature=1.7)
+CURVE = ((0.0, 0.0), (0.2, 0.1), (0.25, 0.3), (0.7, 0.8), (1.0, 1.0))
+STEPS = Calibration(kind="isotonic", classes=3, fitted_on="val", rows=9, curves=(CURVE, CURVE[1:4], CURVE))
+LABEL = Calibration(kind="temperature", classes=2, fitted_on="val", rows=9, temperature=0.6)
+LABEL_STEPS = Calibration(kind="isotonic", classes=2, fitted_on="val", rows=9, curves=(CURVE,))
+RULES = {
+    "temperature": AnswerRule(task=Classification(classes=THREE), calibration=WARM),
+    "isotonic": AnswerRule(task=Classification(classes=THREE), calibration=STEPS),
+    "several labels": AnswerRule(task=MultiLabel(labels=THREE)),
+    "each label": AnswerRule(task=MultiLabel(labels=THREE), labels={"a": LABEL, "c": LABEL_STEPS}),
+    "ordinal": AnswerRule(task=Ordinal(levels=("0", "1", "2", "3"))),
+    "regression": AnswerRule(task=Regression(columns=THREE, mean=(1.0, -2.0, 0.5), scale=(2.0, 3.0, 0.1))),
+    "hazard": AnswerRule(task=Survival(edges=(1.0, 2.5, 7.0), bins=3, horizons=(0.4, 2.5, 6.0))),
+    "cox": AnswerRule(task=Survival(model="cox", horizons=(1.0, 2.0), edges=(3.0,), baseline=(0.1, 0.7))),
+}
+
+
+def test_every_way_to_answer_and_every_mix_of_heads_is_computed_as_python_does(
+    built: Built, look: Open, tmp_path: Path
+) -> None:
+    """One slide for each; the list is of three classes throughout, for only the numbers count here."""
+    rng = np.random.default_rng(5)
+    table = drawn_table(LATTICE)
+    mixes: dict[str, tuple[Mix, int]] = {"single": ("single", 1), "output": ("output", 3), "mean": ("mean", 4)}
+    tries = [(name, "single") for name in RULES] + [("temperature", "output"), ("temperature", "mean")]
+    forms, cases = [], {}
+    for number, (name, mix) in enumerate(tries):
+        outputs = RULES[name].task.outputs
+        heads = mixes[mix][1]
+        attention = rng.dirichlet(np.full(len(table), 0.3), size=heads).T.astype(np.float32)
+        parts = (attention.mean(axis=1, keepdims=True) * rng.normal(size=(len(table), 3)) * 3).astype(np.float32)
+        bias = rng.normal(size=3)
+        forms.append(
+            ClosedForm(
+                mix=mixes[mix][0],
+                attention=attention.astype(np.float64),
+                parts=parts.astype(np.float64)[:, : len(outputs)],
+                bias=bias[: len(outputs)],
+            )
+        )
+        case = case_json(number, table, what_if={})
+        case["bias"] = bias.tolist()
+        case["whatif"] = {
+            "form": "closed",
+            "mix": mix,
+            "attention": [packed(column.astype("<f4")) for column in attention.T],
+            "logit_parts": {key: packed(column.astype("<f4")) for key, column in zip(THREE, parts.T, strict=True)},
+            "link": RULES[name].link(),
+        }
+        cases[str(number)] = case
+    index = drawn_index([table] * len(tries))
+    index["task"] = {**index["task"], "outputs": list(THREE)}  # type: ignore[dict-item]  # a tree of JSON
+    path = tmp_path / "page.html"
+    path.write_text(static_page(index, cases, built, pictures=False), encoding="utf-8")
+    one = look(path.as_uri())
+    one.tab("What if")
+    one.page.get_by_label("How many tiles").fill("40")
+    for number, (name, mix) in enumerate(tries):
+        one.page.locator(f"#case-{number}").click()
+        one.ready()
+        one.page.get_by_role("button", name="most for").click()
+        state = one.state()
+        assert (state["case"], len(state["without"])) == (number, 40)
+        kept = np.ones(len(table), bool)
+        kept[state["without"]] = False
+        logits = forms[number].logits(kept)
+        np.testing.assert_allclose(
+            state["withoutValues"], RULES[name].values(logits), rtol=1e-10, err_msg=f"{name}, {mix}"
+        )
 
 
 def test_no_lasso_is_needed(plain: tuple[Look, ScoreTable]) -> None:

@@ -8,34 +8,31 @@ import { Controls, FIRST_VIEW, family, scoreFor, type View } from "./controls";
 import { NO_NOTES, type SlideCase, Source } from "./data";
 import { clamp, el, fill, short, words } from "./dom";
 import { extremeTiles, Gallery } from "./gallery";
-import { Heat, type Placement } from "./heat";
+import type { Placement } from "./heat";
 import { type Commands, keymap } from "./keymap";
 import { Help, Keyboard } from "./keys";
-import { inside, Sheet, type Drawn, type Tool } from "./lasso";
-import { banner, Messages, modelFacts, Tabs, Toolbar } from "./layout";
-import { endWords, Legend, type LegendFacts } from "./legend";
-import { MarkLayer, type Marks } from "./marks";
+import type { Drawn, Tool } from "./lasso";
+import { banner, type Messages, modelFacts, Tabs, Toolbar } from "./layout";
+import { endWords, type LegendFacts } from "./legend";
+import type { Marks } from "./marks";
 import { NotesPanel } from "./notes";
 import { fileName, notesCsv, notesGeojson, type Noted } from "./notesfile";
-import { Pane } from "./pane";
-import { magnificationAt, ScaleBar, scaleBar } from "./scalebar";
+import { boxOf, cornerOf, sightOf, tilesWithin } from "./places";
+import { magnificationAt, scaleBar } from "./scalebar";
 import { download, takeShot } from "./screenshot";
-import { Linked } from "./sidebyside";
+import { Stage } from "./stage";
 import type { CaseRow, Notes, PagePayload, Pin, Point, ScoreFacts } from "./types";
 import { attentionOf } from "./whatif";
 import { WhatIfPanel } from "./whatifpanel";
 
 const MOST_THRESHOLD = 0.95;
+/** How much of the view a tile fills, and an outline, that was flown to. */
+const TILE_SHARE = 0.35;
+const OUTLINE_SHARE = 0.7;
 
 export class App {
   private readonly source: Source;
-  private readonly heat = new Heat();
-  private readonly mainMarks = new MarkLayer();
-  private readonly besideMarks = new MarkLayer();
-  private readonly main: Pane;
-  private beside: Pane | null = null;
-  private linked: Linked | null = null;
-  private readonly sheet: Sheet;
+  private readonly stage: Stage;
   private readonly list: CaseList;
   private readonly toolbar: Toolbar;
   private readonly tabs: Tabs;
@@ -45,11 +42,7 @@ export class App {
   private readonly asking: Asking;
   private readonly whatIfPanel: WhatIfPanel;
   private readonly notesPanel: NotesPanel;
-  private readonly legend = new Legend();
-  private readonly scaleBar = new ScaleBar();
-  private readonly messages = new Messages();
-  private readonly readout = el("div", { class: "readout", "aria-hidden": "true" });
-  private readonly panes = el("div", { class: "panes" });
+  private readonly messages: Messages;
   private readonly help: Help;
 
   private view: View = FIRST_VIEW;
@@ -58,24 +51,24 @@ export class App {
   private opening = 0;
   private scoreWasChosen = false;
   private hidden = false;
-  private sideBySide = false;
   private tool: Tool = "pan";
   private toolFor: "notes" | "whatif" = "notes";
   private drawing: Marks["drawing"] = null;
   private tile: number | null = null;
   private notes: Notes = NO_NOTES;
-  private picturesFailed = false;
+  /** Notes that only this page has: those not saved yet, and without a server all. */
   private readonly noted = new Map<number, Noted>();
 
   constructor(root: HTMLElement, page: PagePayload) {
     this.source = new Source(page);
     const { index } = this.source;
-    this.main = this.makePane("Slide with overlay", true);
-    this.sheet = new Sheet(this.main, {
+    this.stage = new Stage(this.source, {
       drawing: (kind, xy0) => this.setDrawing({ kind, xy0: [...xy0] }),
       drawn: (shape) => this.drawn(shape),
       cancelled: () => this.setDrawing(null),
+      read: (tile) => this.read(tile),
     });
+    this.messages = this.stage.messages;
     this.asking = new Asking(this.source, () => {
       this.showScores();
       this.refresh();
@@ -95,7 +88,8 @@ export class App {
       keep: () => this.keepWhatIf(),
     });
     this.notesPanel = new NotesPanel({
-      save: this.source.live ? (at, notes) => this.source.saveNotes(at, notes) : null,
+      save: this.source.live ? (at, notes) => this.save(at, notes) : null,
+      lost: (at, reason) => this.messages.say(`The notes on ${index.cases[at]?.slide_id ?? at} were not saved yet: ${reason}`),
       download: this.source.live ? null : (kind) => this.downloadNotes(kind),
       changed: (notes) => this.notesChanged(notes),
       tool: (tool) => this.setTool(tool, "notes"),
@@ -106,13 +100,13 @@ export class App {
     this.help = new Help(keys);
     new Keyboard(keys, (held) => {
       this.hidden = held;
-      this.showVisible();
+      this.showHeat();
     });
     this.toolbar = new Toolbar({
-      fit: () => this.main.home(),
-      magnify: (zoom) => this.main.magnify(zoom),
+      fit: () => this.stage.fit(),
+      magnify: (zoom) => this.stage.magnify(zoom),
       overlay: () => this.setView({ visible: !this.view.visible }),
-      sideBySide: () => this.setSideBySide(!this.sideBySide),
+      sideBySide: () => this.setSideBySide(!this.stage.sideBySide),
       screenshot: () => void this.screenshot(),
       help: () => this.help.open(),
     });
@@ -125,8 +119,6 @@ export class App {
       ],
       () => this.setTool("pan", "notes"),
     );
-    this.panes.append(this.main.element);
-    const { problem, hint, toast } = this.messages;
     fill(
       root,
       el("a", { class: "skip", href: "#stage" }, "Skip to the slide"),
@@ -136,17 +128,15 @@ export class App {
         "main",
         { class: "stage", id: "stage", tabindex: -1 },
         this.toolbar.element,
-        el("div", { class: "ground" }, this.panes, this.scaleBar.element, this.readout, this.legend.element, hint, problem, toast),
+        this.stage.element,
       ),
       el("aside", { class: "panel", "aria-label": "Answer and tools" }, this.card.element, this.tabs.element),
       this.help.element,
     );
     root.classList.add("app");
-    this.main.element.addEventListener("pointermove", (event) => this.readAt(event));
-    this.main.element.addEventListener("pointerleave", () => fill(this.readout));
     window.addEventListener("beforeunload", (event) => {
       this.notesPanel.flush();
-      if (!this.source.live && this.noted.size > 0) event.preventDefault();
+      if (this.noted.size > 0) event.preventDefault();
     });
     const first = Number(/^#(\d+)$/.exec(window.location.hash)?.[1] ?? Number.NaN);
     const start = index.cases[first] ?? index.cases.find((row) => row.scored) ?? index.cases[0];
@@ -167,12 +157,10 @@ export class App {
     this.drawing = null;
     this.tile = null;
     this.notes = NO_NOTES;
-    this.picturesFailed = false;
     this.setTool("pan", "notes");
     this.messages.clear();
     this.list.show(at);
-    this.main.close();
-    this.beside?.close();
+    this.stage.close();
     this.notesPanel.load(null, NO_NOTES);
     window.history.replaceState(null, "", `#${at}`);
     document.title = `${row.slide_id} · wsimil`;
@@ -180,7 +168,7 @@ export class App {
     try {
       const slide = await this.source.loadCase(at);
       if (mine !== this.opening) return;
-      await Promise.all([this.main.open(slide, this.source), this.beside?.open(slide, this.source)]);
+      await this.stage.open(slide);
       if (mine !== this.opening) return;
       this.slide = slide;
       this.asking.begin(slide);
@@ -203,10 +191,11 @@ export class App {
 
   private async loadNotes(at: number, mine: number): Promise<void> {
     try {
-      const notes = this.noted.get(at)?.notes ?? (await this.source.loadNotes(at));
+      const held = this.noted.get(at)?.notes;
+      const notes = held ?? (await this.source.loadNotes(at));
       if (mine !== this.opening) return;
       this.notes = notes;
-      this.notesPanel.load(at, notes);
+      this.notesPanel.load(at, notes, held !== undefined);
       this.showMarks();
     } catch (error) {
       if (mine === this.opening) this.notesPanel.refuse(words(error));
@@ -234,27 +223,26 @@ export class App {
 
   private showScores(): void {
     const scores = this.look && this.score ? (this.slide?.scores.get(this.score.name) ?? null) : null;
-    this.heat.setScores(scores, this.asking.now.without);
+    this.stage.showScores(scores, this.asking.now.without);
     this.gallery.update(this.slide, this.score);
     this.gallery.show(this.tile);
   }
 
   private refresh(): void {
     const { score, look, slide, row } = this;
-    if (look) this.heat.setLook(look, this.view.veil);
+    if (look) this.stage.showLook(look, this.view.veil);
     this.controls.update(this.view, score, Boolean(slide?.tissue));
-    this.legend.update(this.view.visible ? this.legendFacts() : null);
-    this.toolbar.update(this.view.visible, this.sideBySide);
-    this.scaleBar.element.hidden = slide === null;
+    this.stage.legend.update(this.view.visible ? this.legendFacts() : null);
+    this.toolbar.update(this.view.visible, this.stage.sideBySide);
     if (row) this.card.update(row, slide?.values ?? row.values, slide?.predicted ?? row.predicted, this.asking.now.values);
     this.showWhatIf();
-    this.showVisible();
     this.showMarks();
+    this.showHeat();
   }
 
-  private showVisible(): void {
-    this.heat.setVisible(this.view.visible && !this.hidden);
-    this.main.redraw();
+  private showHeat(): void {
+    this.stage.showHeat(this.view.visible && !this.hidden);
+    this.stage.redraw();
   }
 
   private legendFacts(): LegendFacts | null {
@@ -268,73 +256,34 @@ export class App {
 
   private showMarks(): void {
     const { slide, tile, drawing, view } = this;
-    const marks: Marks = {
+    this.stage.showMarks({
       pins: this.notes.pins,
-      tile: slide && tile !== null ? [slide.xy0[2 * tile] ?? 0, slide.xy0[2 * tile + 1] ?? 0, slide.tileSize0] : null,
+      tile: slide && tile !== null ? [...cornerOf(slide, tile), slide.tileSize0] : null,
       drawing,
       lassos: this.asking.now.lassos,
       tissue: view.tissue ? (slide?.tissue ?? null) : null,
-    };
-    this.mainMarks.set(marks);
-    this.besideMarks.set({ ...marks, drawing: null });
-    this.main.redraw();
-    this.beside?.redraw();
-  }
-
-  private makePane(label: string, first: boolean): Pane {
-    const layers = first ? { heat: this.heat, marks: this.mainMarks } : { marks: this.besideMarks };
-    const pane: Pane = new Pane(
-      label,
-      layers,
-      {
-        frame: (place) => first && this.slide && this.scaleBar.update(place.scale, this.slide.mpp),
-        lead: () => this.linked?.lead(pane),
-        broken: () => this.pictureFailed(),
-      },
-      first,
-    );
-    return pane;
-  }
-
-  private pictureFailed(): void {
-    if (this.picturesFailed) return;
-    this.picturesFailed = true;
-    this.messages.say("Some of the slide's pictures could not be read; those parts stay blank.");
+    });
+    this.stage.redraw();
   }
 
   setSideBySide(on: boolean): void {
-    this.sideBySide = on;
-    if (this.beside === null) {
-      this.beside = this.makePane("Slide without overlay", false);
-      this.panes.prepend(this.beside.element);
-      this.linked = new Linked(this.main, this.beside, () => this.sideBySide);
-      if (this.slide) void this.beside.open(this.slide, this.source).then(() => this.linked?.follow());
-    }
-    this.beside.element.hidden = !on;
-    this.panes.classList.toggle("two", on);
-    this.main.resized();
-    this.beside.resized();
-    this.linked?.lead(this.main);
-    this.linked?.follow();
+    this.stage.setSideBySide(on);
     this.refresh();
   }
 
-  private readAt(event: PointerEvent): void {
-    const box = this.main.element.getBoundingClientRect();
-    const at = this.main.toSlide(event.clientX - box.left, event.clientY - box.top);
-    const tile = at && this.heat.tileAt(at[0], at[1]);
+  private read(tile: number | null): string {
     const value = tile === null || this.score === null ? undefined : this.slide?.scores.get(this.score.name)?.[tile];
-    if (tile === null || value === undefined) return fill(this.readout);
+    if (value === undefined) return "";
     const unit = this.score?.unit ? ` ${this.score.unit}` : "";
-    fill(this.readout, `tile ${tile}: ${Number.isNaN(value) ? "not scored" : `${short(value)}${unit}`}`);
+    return `tile ${tile}: ${Number.isNaN(value) ? "not scored" : `${short(value)}${unit}`}`;
   }
 
   private flyToTile(tile: number): void {
     const { slide } = this;
     if (!slide) return;
     this.tile = tile;
-    this.linked?.lead(this.main);
-    this.main.flyTo(slide.xy0[2 * tile] ?? 0, slide.xy0[2 * tile + 1] ?? 0, slide.tileSize0, slide.tileSize0);
+    const [x, y] = cornerOf(slide, tile);
+    this.stage.flyTo([x, y, x + slide.tileSize0, y + slide.tileSize0], TILE_SHARE);
     this.gallery.show(tile);
     this.showMarks();
   }
@@ -344,7 +293,7 @@ export class App {
   private setTool(tool: Tool, what: "notes" | "whatif"): void {
     this.tool = tool;
     this.toolFor = what;
-    this.sheet.choose(tool);
+    this.stage.choose(tool);
     this.notesPanel.showTool(what === "notes" ? tool : "pan");
     this.whatIfPanel.showTool(what === "whatif" ? tool : "pan");
   }
@@ -366,11 +315,7 @@ export class App {
   private leaveOutWithin(polygon: readonly Point[], adds: boolean): void {
     const { slide } = this;
     if (!slide) return;
-    const half = slide.tileSize0 / 2;
-    const found = new Set(adds ? this.asking.now.without : NO_TILES);
-    for (let tile = 0; tile < slide.count; tile++) {
-      if (inside((slide.xy0[2 * tile] ?? 0) + half, (slide.xy0[2 * tile + 1] ?? 0) + half, polygon)) found.add(tile);
-    }
+    const found = new Set([...(adds ? this.asking.now.without : NO_TILES), ...tilesWithin(slide, polygon)]);
     this.asking.leaveOut(found, [...(adds ? this.asking.now.lassos : []), polygon]);
     if (found.size === 0) this.messages.say("No tile has its center in there.");
   }
@@ -381,11 +326,8 @@ export class App {
   }
 
   private leaveOutView(): void {
-    const place = this.main.placement();
-    if (!place) return;
-    const [right, bottom] = [place.x0 + place.width / place.scale, place.y0 + place.height / place.scale];
-    const corner = (x: number, y: number): Point => [Math.round(x * 100) / 100, Math.round(y * 100) / 100];
-    this.leaveOutWithin([corner(place.x0, place.y0), corner(right, place.y0), corner(right, bottom), corner(place.x0, bottom)], false);
+    const place = this.stage.placement;
+    if (place) this.leaveOutWithin(sightOf(place), false);
   }
 
   private showWhatIf(): void {
@@ -424,30 +366,21 @@ export class App {
   private notesChanged(notes: Notes): void {
     const { slide, row } = this;
     this.notes = notes;
-    if (!this.source.live && slide && row) this.noted.set(row.index, { slide, notes, saved: new Date().toISOString() });
+    if (slide && row) this.noted.set(row.index, { slide, notes, saved: new Date().toISOString() });
     this.showMarks();
+  }
+
+  private async save(at: number, notes: Notes): Promise<void> {
+    await this.source.saveNotes(at, notes);
+    if (this.noted.get(at)?.notes === notes) this.noted.delete(at);
   }
 
   private goToPin(pin: Pin): void {
     const { slide } = this;
     if (!slide) return;
     if (pin.kind === "what-if") this.asking.leaveOut(new Set(pin.without), pin.xy0.length ? [pin.xy0] : []);
-    const side = slide.tileSize0;
-    const corners = pin.xy0.length
-      ? pin.xy0
-      : (pin.without ?? []).flatMap((tile): Point[] => {
-          const [x, y] = [slide.xy0[2 * tile] ?? 0, slide.xy0[2 * tile + 1] ?? 0];
-          return [[x, y], [x + side, y + side]];
-        });
-    let [left, top, right, bottom] = [Infinity, Infinity, -Infinity, -Infinity];
-    for (const [x, y] of corners) {
-      [left, top, right, bottom] = [Math.min(left, x), Math.min(top, y), Math.max(right, x), Math.max(bottom, y)];
-    }
-    if (left > right) return;
-    const point = pin.kind === "point";
-    this.linked?.lead(this.main);
-    if (point) this.main.flyTo(left - side, top - side, 2 * side, 2 * side);
-    else this.main.flyTo(left, top, right - left, bottom - top, 0.7);
+    const box = boxOf(slide, pin);
+    if (box) this.stage.flyTo(box, pin.kind === "point" ? TILE_SHARE : OUTLINE_SHARE);
   }
 
   private downloadNotes(kind: "geojson" | "csv"): void {
@@ -466,7 +399,7 @@ export class App {
 
   private async screenshot(): Promise<void> {
     const { slide, row } = this;
-    const place = this.main.placement();
+    const place = this.stage.placement;
     if (!slide || !row || !place) return this.messages.say("There is no slide to take a picture of.");
     try {
       const blob = await this.shot(slide, row, place);
@@ -479,10 +412,9 @@ export class App {
 
   private shot(slide: SlideCase, row: CaseRow, place: Placement): Promise<Blob> {
     const { index } = this.source;
-    const drawer = (this.main.viewer.drawer as unknown as { canvas: HTMLCanvasElement }).canvas;
     const without = this.asking.now.values;
     return takeShot({
-      layers: [drawer, this.heat.canvas, this.mainMarks.canvas],
+      layers: this.stage.layers,
       width: place.width,
       height: place.height,
       title: slide.slideId,
@@ -508,16 +440,10 @@ export class App {
     return {
       step: (by) => this.list.step(by),
       list: () => this.list.focus(),
-      pan: (x, y) => {
-        this.linked?.lead(this.main);
-        this.main.panBy(x, y);
-      },
-      zoom: (factor) => {
-        this.linked?.lead(this.main);
-        this.main.zoomBy(factor);
-      },
-      fit: () => this.main.home(),
-      sideBySide: () => this.setSideBySide(!this.sideBySide),
+      pan: (x, y) => this.stage.panBy(x, y),
+      zoom: (factor) => this.stage.zoomBy(factor),
+      fit: () => this.stage.fit(),
+      sideBySide: () => this.setSideBySide(!this.stage.sideBySide),
       screenshot: () => void this.screenshot(),
       overlay: () => this.setView({ visible: !this.view.visible }),
       opacity: (by) => this.setView({ opacity: stepped(this.view.opacity, by, 1) }),
@@ -566,11 +492,11 @@ export class App {
   // For tests; see main.ts.
 
   get ready(): boolean {
-    return this.slide !== null && this.main.placement() !== null && this.notesPanel.editable;
+    return this.slide !== null && this.stage.placement !== null && this.notesPanel.editable;
   }
 
   get complete(): boolean {
-    return this.ready && this.main.complete && (!this.sideBySide || (this.beside?.complete ?? false));
+    return this.ready && this.stage.complete;
   }
 
   get state() {
@@ -579,26 +505,23 @@ export class App {
       slideId: this.slide?.slideId ?? null,
       ...this.view,
       hidden: this.hidden,
-      sideBySide: this.sideBySide,
+      sideBySide: this.stage.sideBySide,
       tool: this.tool,
       tile: this.tile,
       without: [...this.asking.now.without],
       withoutValues: this.asking.now.values,
       notes: this.notes,
-      placement: this.main.placement(),
-      besidePlacement: this.beside?.placement() ?? null,
+      placement: this.stage.placement,
+      besidePlacement: this.stage.besidePlacement,
     };
   }
 
-  /** Where OpenSeadragon shows a point of the slide (level-0 px), CSS px of the view. */
   imageToViewer(x: number, y: number): Point | null {
-    return this.main.imageToViewer(x, y);
+    return this.stage.imageToViewer(x, y);
   }
 
-  /** Where the heat on the screen has the same point. */
   heatToViewer(x: number, y: number): Point | null {
-    const place = this.heat.drawn;
-    return place && [(x - place.x0) * place.scale, (y - place.y0) * place.scale];
+    return this.stage.heatToViewer(x, y);
   }
 }
 

@@ -1,6 +1,7 @@
 // Reads what the page was given, and asks the server for the rest; numbers arrive as base64 of little-endian arrays.
 
 import type { CasePayload, Index, Link, Mix, MultiPolygon, Notes, PagePayload, Pyramid, Values } from "./types";
+import { isKnown } from "./whatif";
 
 export interface SlideCase {
   readonly index: number;
@@ -112,7 +113,7 @@ export class Source {
         cache: "no-store",
         ...(body === undefined
           ? {}
-          : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }),
+          : { method: "POST", headers: { "Content-Type": "application/json" }, ...sent(JSON.stringify(body)) }),
       });
     } catch {
       throw new Error("the server does not answer; is wsimil view still running?");
@@ -126,6 +127,11 @@ export class Source {
     }
     throw new Error(said || `the server answered with ${response.status} ${response.statusText}`);
   }
+}
+
+/** A small body is sent even where the page is closed meanwhile; browsers allow 64 KiB of that. */
+function sent(body: string): { readonly body: string; readonly keepalive: boolean } {
+  return { body, keepalive: body.length < 15_000 };
 }
 
 /** The page's own data. Throws where the page has none or it is broken. */
@@ -175,7 +181,9 @@ function closedForm(
   bias: Values,
   outputs: readonly string[],
   floats: (text: string, name: string) => Float32Array,
-): ClosedForm {
+): ClosedForm | FromServer {
+  // A way to answer that this page does not know is left to the server.
+  if (!isKnown(form.link)) return { form: "server" };
   const heads = form.mix === "output" ? outputs.length : form.mix === "single" ? 1 : form.attention.length;
   if (form.attention.length !== heads || heads === 0) {
     throw new Error(`attention of ${form.attention.length} heads, wanted ${heads}`);

@@ -1,6 +1,6 @@
 // What a reader says of a slide: agreement, text, pins and areas; saved by the server, or downloaded from a page without one.
 
-import { button, el, fill } from "./dom";
+import { button, el, fill, words } from "./dom";
 import type { Tool } from "./lasso";
 import type { Notes, Pin, Values, Verdict } from "./types";
 
@@ -19,8 +19,10 @@ const SAVE_AFTER_MS = 500;
 const MOST_TEXT = 10_000;
 
 interface Actions {
-  /** Resolves when the notes are kept; null where there is no server, so that they live in the page. */
+  /** Resolves when the notes are kept; null where there is no server, so that they live in the page. Rejects with why not. */
   readonly save: ((index: number, notes: Notes) => Promise<void>) | null;
+  /** Notes of a slide that is no longer shown could not be saved. */
+  readonly lost: (index: number, reason: string) => void;
   readonly download: ((kind: "geojson" | "csv") => void) | null;
   readonly changed: (notes: Notes) => void;
   readonly tool: (tool: Tool) => void;
@@ -43,6 +45,8 @@ export class NotesPanel {
   private index: number | null = null;
   private notes: Notes = { verdict: null, text: "", pins: [] };
   private timer: number | null = null;
+  /** What is being sent; one after another, so that the last word is the last one to arrive. */
+  private sending: Promise<void> = Promise.resolve();
   private tool: Tool = "pan";
 
   constructor(private readonly on: Actions) {
@@ -69,14 +73,15 @@ export class NotesPanel {
     );
   }
 
-  /** Notes of a slide, null while there are none to edit. */
-  load(index: number | null, notes: Notes): void {
+  /** Notes of a slide, null while there are none to edit; those that are `unsaved` are sent. */
+  load(index: number | null, notes: Notes, unsaved = false): void {
     this.index = index;
     this.notes = notes;
     this.text.value = notes.text;
     this.text.disabled = index === null;
     this.status.textContent = this.on.save ? "" : "Notes stay in this page until it is closed: download them.";
     this.render();
+    if (unsaved) void this.send();
   }
 
   /** Says why the notes of this slide could not be had; they cannot be edited then, lest older ones be lost. */
@@ -115,20 +120,23 @@ export class NotesPanel {
     this.timer = window.setTimeout(() => void this.send(), SAVE_AFTER_MS);
   }
 
-  private async send(): Promise<void> {
+  private send(): Promise<void> {
     if (this.timer !== null) window.clearTimeout(this.timer);
     this.timer = null;
     const { index, notes } = this;
-    if (index === null || this.on.save === null) return;
-    try {
-      await this.on.save(index, notes);
-      if (this.notes === notes) this.status.textContent = "Saved.";
-    } catch (error) {
-      const reason = error instanceof Error ? error.message : String(error);
-      if (this.index !== index) return;
-      const again = button("Try again", () => void this.send());
-      fill(this.status, el("span", { class: "bad" }, `Not saved: ${reason} `), again);
-    }
+    const { save } = this.on;
+    if (index === null || save === null) return Promise.resolve();
+    this.sending = this.sending.then(async () => {
+      try {
+        await save(index, notes);
+        if (this.notes === notes) this.status.textContent = "Saved.";
+      } catch (error) {
+        const reason = words(error);
+        if (this.index !== index) return this.on.lost(index, reason);
+        fill(this.status, el("span", { class: "bad" }, `Not saved: ${reason} `), button("Try again", () => void this.send()));
+      }
+    });
+    return this.sending;
   }
 
   private render(): void {

@@ -174,7 +174,7 @@ export class Pane {
   }
 
   /** Centers a rectangle (level-0 px) so that it fills `share` of the pane, not closer than the slide has pictures for. */
-  flyTo(left: number, top: number, width: number, height: number, share = 0.35): void {
+  flyTo(left: number, top: number, width: number, height: number, share: number): void {
     if (this.slide === null) return;
     const [width0] = this.slide.size0;
     const size = this.viewer.viewport.getContainerSize();

@@ -1,6 +1,6 @@
 // A picture of the view as a PNG: the slide with its overlay and marks, a line about the case, the legend and the scale bar.
 
-import { short } from "./dom";
+import { count, short } from "./dom";
 import type { LegendFacts } from "./legend";
 import { endWords, legendLines, paintRamp, scoreTitle } from "./legend";
 import type { Bar } from "./scalebar";
@@ -20,7 +20,7 @@ export interface Shot {
 }
 
 const HEAD_PX = 72;
-const FOOT_PX = 118;
+const FOOT_PX = 146;
 const FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif";
 
 /** Throws where the browser does not let the page read its own pictures, as from a folder opened as a file. */
@@ -84,7 +84,11 @@ function foot(context: CanvasRenderingContext2D, shot: Shot): void {
   context.textAlign = "right";
   text(context, `${short(high)} ${score.unit} ${up}`, 14 + wide, top + 59, `12px ${FONT}`, "#14202b", wide / 2);
   context.textAlign = "left";
-  legendLines(shot.legend).forEach((line, i) => text(context, line, 14, top + 76 + 15 * i, `11.5px ${FONT}`, "#4c5a67", shot.width - 28));
+  const { unscored, leftOut } = shot.legend;
+  const lines = legendLines(shot.legend);
+  if (unscored > 0) lines.push(`Hatched grey: not scored (${count(unscored)} tiles)`);
+  if (leftOut > 0) lines.push(`Hatched white: left out (${count(leftOut)} tiles)`);
+  lines.forEach((line, i) => text(context, line, 14, top + 76 + 15 * i, `11.5px ${FONT}`, "#4c5a67", shot.width - 28));
 }
 
 function text(

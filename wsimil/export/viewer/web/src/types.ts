@@ -76,6 +76,8 @@ export type Link =
   | { readonly kind: "softmax"; readonly temperature: number }
   | { readonly kind: "isotonic"; readonly curves: readonly (readonly Point[])[] }
   | { readonly kind: "sigmoid" }
+  /** Each logit by itself, as the second of two classes whose first has the logit 0. */
+  | { readonly kind: "labels"; readonly each: readonly Link[] }
   | { readonly kind: "corn" }
   | { readonly kind: "linear"; readonly mean: readonly number[]; readonly scale: readonly number[] }
   | { readonly kind: "cox"; readonly baseline: readonly number[] }

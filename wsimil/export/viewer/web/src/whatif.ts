@@ -36,6 +36,13 @@ export function logitsWithout(form: ClosedForm, without: ReadonlySet<number>): n
   }
 }
 
+const KNOWN: ReadonlySet<string> = new Set<Link["kind"]>(["softmax", "isotonic", "sigmoid", "labels", "corn", "linear", "cox", "hazard"]);
+
+/** Whether `valuesOf` knows how to answer. */
+export function isKnown(link: Link): boolean {
+  return KNOWN.has(link.kind) && (link.kind !== "labels" || link.each.every(isKnown));
+}
+
 /** The numbers of an answer [V] that logits [C] give. */
 export function valuesOf(logits: readonly number[], link: Link): number[] {
   switch (link.kind) {
@@ -45,6 +52,11 @@ export function valuesOf(logits: readonly number[], link: Link): number[] {
       return isotonic(softmax(logits), link.curves);
     case "sigmoid":
       return logits.map(sigmoid);
+    case "labels":
+      return logits.map((logit, k) => {
+        const each = link.each[k];
+        return each === undefined ? Number.NaN : (valuesOf([0, logit], each)[1] ?? Number.NaN);
+      });
     case "corn": {
       // Number k says whether a slide above all lower levels is above level k too.
       let above = 1;
@@ -68,8 +80,6 @@ export function valuesOf(logits: readonly number[], link: Link): number[] {
       const curve: Point[] = [[0, 0], ...hazards.map((hazard, k): Point => [link.edges[k] ?? Number.NaN, hazard])];
       return [risk, ...link.horizons.map((time) => Math.exp(-interpolate(curve, time)))];
     }
-    default:
-      throw new Error("this page does not know how the model answers");
   }
 }
 
