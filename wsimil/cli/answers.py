@@ -31,12 +31,27 @@ def predict(
         Path | None, typer.Option("--cohort", help="CSV with labels, to measure against.", show_default=False)
     ] = None,
     heatmaps: Annotated[bool, typer.Option(help="Write QuPath GeoJSON and PNG overlays.")] = True,
+    scores: Annotated[
+        str | None,
+        typer.Option(
+            help="Kinds of tile scores to store, with commas: contribution, single, leave_one_out, integrated_gradients,"
+            " gradient_x_input, attention.",
+            show_default="contribution,attention",
+        ),
+    ] = None,
     score: Annotated[
         str | None,
         typer.Option(
-            help="What overlays show: contribution:<class or output> or attention.", show_default="contribution"
+            help="What overlays show: <kind>:<class or output>, as single:tumor, or attention.",
+            show_default="contribution to the answer",
         ),
     ] = None,
+    span: Annotated[
+        str,
+        typer.Option(
+            "--range", help="What their colors span: cohort (one range for all slides), slide (its own) or rank."
+        ),
+    ] = "cohort",
     origin: Annotated[
         str, typer.Option(help="Where QuPath coordinates count from: bounds (QuPath's way) or level0.")
     ] = "bounds",
@@ -51,6 +66,7 @@ def predict(
     """Predict slides, and show which tiles speak for the answer. From slides, extraction runs first, as the model was trained."""
     with exits():
         from wsimil.errors import ConfigError
+        from wsimil.evaluation.attribution import kinds_of
         from wsimil.stages import predict as stage
         from wsimil.stages import text
         from wsimil.stages.progress import reporter
@@ -58,9 +74,13 @@ def predict(
         origins: dict[str, Literal["bounds", "level0"]] = {"bounds": "bounds", "level0": "level0"}
         if origin not in origins:
             raise ConfigError(f"--origin {origin!r}: wanted bounds or level0")
+        ranges: dict[str, Literal["cohort", "slide", "rank"]] = {"cohort": "cohort", "slide": "slide", "rank": "rank"}
+        if span not in ranges:
+            raise ConfigError(f"--range {span!r}: wanted cohort, slide or rank")
         options = stage.PredictOptions(
-            device=device, heatmaps=heatmaps, score=score, origin=origins[origin], encoder_weights=encoder_weights,
-            mpp_override=mpp_override, batch_size=batch_size, readers=readers,
+            device=device, heatmaps=heatmaps, scores=None if scores is None else kinds_of(scores), score=score,
+            range=ranges[span], origin=origins[origin], encoder_weights=encoder_weights, mpp_override=mpp_override,
+            batch_size=batch_size, readers=readers,
         )  # fmt: skip
         with reporter(text.stderr(), quiet=quiet) as watch:
             summary = stage.predict(run, source, out, options=options, cohort_csv=cohort, reporter=watch)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,9 +24,17 @@ from wsimil.files import atomic_path
 from wsimil.provenance import Json, canonical_json
 from wsimil.targets import Classification, Task, from_json
 
-SCHEMA = "wsimil/scores/2"
+SCHEMA = "wsimil/scores/3"
+_WITHOUT_RULES = "wsimil/scores/2"
+"""Held scores of three kinds alone, of which each was always made in one way, and did not say so."""
+NOT_RECORDED = "not recorded"
 _OF_CLASSES = "wsimil/scores/1"
-"""Held classes and probabilities where the schema holds task and values."""
+"""Held also classes and probabilities where the schema holds task and values."""
+_OLD_RULES = {
+    "contribution": "exact",
+    "score": "the method's own logit of the tile",
+}
+_BY_DEFAULT = ("contribution", "single", "leave_one_out", "integrated_gradients", "gradient_x_input", "score")
 _KEY = b"wsimil"
 _PLACE = ("tile_id", "x", "y", "w", "h")
 
@@ -37,6 +45,8 @@ class ScoreTable:
 
     `size0_px` is the side of a tile in whole level-0 px, `size0` and `stride0` are exact; `slide_size0_px` (W, H) and
     `bounds0_px` (x, y, w, h) describe the slide; `mpp` is µm per level-0 px, `tile_mpp` that of a tile as the encoder saw it.
+    `score_rules` say by name how a score was made, such as "exact"; `bias` is what contributions leave to the logits, on this
+    slide.
     """
 
     slide_id: str
@@ -55,6 +65,7 @@ class ScoreTable:
     logits: NDArray[np.float64]
     bias: NDArray[np.float64]
     model: Mapping[str, Json]
+    score_rules: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.xy0.dtype != np.int64 or self.xy0.ndim != 2 or self.xy0.shape[1] != 2 or not len(self.xy0):
@@ -84,13 +95,14 @@ class ScoreTable:
 
     @property
     def main_score(self) -> str:
-        """The score that a heatmap shows by default: the contribution to what the answer rests on, else the first score.
+        """The score that a heatmap shows by default: of what the answer rests on the contribution, else another kind.
 
-        Raises KeyError where the table holds no score.
+        Attention is shown by default where a table holds nothing else. Raises KeyError where it holds no score.
         """
-        name = f"contribution:{self.task.main_output(self.values)}"
-        if name in self.score_names:
-            return name
+        output = self.task.main_output(self.values)
+        for kind in _BY_DEFAULT:
+            if f"{kind}:{output}" in self.score_names:
+                return f"{kind}:{output}"
         if not self.score_names:
             raise KeyError(f"slide {self.slide_id!r} has no scores on its tiles, so it has no heatmap")
         return self.score_names[0]
@@ -110,6 +122,10 @@ class ScoreTable:
             )
         return self.scores[:, self.score_names.index(name)]
 
+    def rule(self, name: str) -> str:
+        """How a score was made, "not recorded" where nobody said so."""
+        return self.score_rules.get(name, NOT_RECORDED)
+
 
 def score_table(prediction: Prediction) -> ScoreTable:
     """What `write_scores` writes of a prediction and `read_scores` gives back."""
@@ -126,6 +142,7 @@ def score_table(prediction: Prediction) -> ScoreTable:
         stride0=spec.stride_px * spec.mpp / slide.mpp,
         xy0=grid.xy0,
         score_names=prediction.score_names,
+        score_rules=prediction.score_rules,
         scores=prediction.scores,
         task=prediction.task,
         values=prediction.values,
@@ -171,7 +188,7 @@ def read_scores(path: Path) -> ScoreTable:
         )
     try:
         header = json.loads(text)
-        if header["schema"] not in (SCHEMA, _OF_CLASSES):
+        if header["schema"] not in (SCHEMA, _WITHOUT_RULES, _OF_CLASSES):
             raise StoreError(f"score table {path} has schema {header['schema']!r}, wanted {SCHEMA!r}; update wsimil")
         return _table(header, arrow)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -196,7 +213,7 @@ def _header(table: ScoreTable) -> dict[str, Json]:
             "stride0": table.stride0,
             "mpp": table.tile_mpp,
         },
-        "scores": [_column(name) for name in table.score_names],
+        "scores": [_column(name, table.rule(name)) for name in table.score_names],
         "task": table.task.to_json(),
         "values": table.values.tolist(),
         "logits": table.logits.tolist(),
@@ -205,9 +222,14 @@ def _header(table: ScoreTable) -> dict[str, Json]:
     }
 
 
-def _column(name: str) -> dict[str, Json]:
+def _column(name: str, rule: str) -> dict[str, Json]:
     kind, _, of = name.partition(":")
-    return {"column": name, "kind": kind, "of": of or None}
+    return {"column": name, "kind": kind, "of": of or None, "rule": rule}
+
+
+def _rule(column: Mapping[str, Json], schema: Json) -> str:
+    """As the header has it; of older schemas what was then meant. Raises KeyError."""
+    return str(column["rule"] if schema == SCHEMA else _OLD_RULES.get(str(column["kind"]), NOT_RECORDED))
 
 
 def _table(header: Mapping[str, Json], arrow: pa.Table) -> ScoreTable:
@@ -231,6 +253,7 @@ def _table(header: Mapping[str, Json], arrow: pa.Table) -> ScoreTable:
         stride0=float(tiles["stride0"]),  # type: ignore[arg-type]
         xy0=xy0,
         score_names=names,
+        score_rules={str(column["column"]): _rule(column, header["schema"]) for column in scores},
         scores=np.stack(values, axis=1) if values else np.empty((len(xy0), 0), np.float32),
         task=Classification(classes=tuple(map(str, header["classes"]))) if old else from_json(header["task"]),  # type: ignore[arg-type]
         values=np.array(header["probabilities" if old else "values"], np.float64),

@@ -68,7 +68,8 @@ def predict(
     """Predict every slide of `source`, a feature folder, or slides that are extracted first into `out`/features.
 
     What an earlier prediction left in `out` is replaced. Writes predictions.csv and .parquet, predictions.json (who answered),
-    scores/<id>.parquet and, with heatmaps, qupath/<id>.geojson and overlays/<id>.png;
+    scores/<id>.parquet and, with heatmaps, qupath/<id>.geojson and overlays/<id>.png, whose colors span one range for all slides
+    unless `options` say otherwise;
     metrics.json where `cohort_csv` gives labels; a model of patients needs it to know whose a slide is, and answers for each
     patient, with scores and heatmaps for each slide. A slide that fails stands in failures.csv and the rest goes on.
     Raises WsimilError for what concerns all slides.
@@ -104,6 +105,7 @@ def predict(
         reporter.finish_item(said.line)
     answers += [Answer(slide_id=unit, values=None, status=f"failed: {reason}") for unit, reason in failures.items()]
     summary = _conclude(answers, failures, trained, run, cohort, out)
+    desk.draw(reporter)
     if not unknown:
         return summary
     note = (
@@ -195,13 +197,15 @@ def _features(
 
 def _refuse_unknown_score(trained: TrainedModel, options: PredictOptions) -> None:
     """Ask the model, on two made-up instances, which scores it gives. Raises ConfigError."""
-    if options.score is None:
+    if options.score is None and options.scores is None:
         return
     two = np.zeros((2, trained.model.in_dim), np.float32)
     device = next(trained.model.parameters()).device
     bags = pack([two], xy0=[np.array([[0, 0], [1, 0]])], slide_ids=["made up"]).to(device)
-    names = attribute(trained.model, bags, outputs=trained.task.outputs).names
-    if options.score not in names:
+    names = attribute(trained.model, bags, outputs=trained.task.outputs, kinds=options.kinds).names
+    if options.scores is not None and "attention" in options.scores and not {*names} & {"attention", "attention:1"}:
+        raise ConfigError("this model pools without attention, so --scores cannot give it; leave attention out")
+    if options.score is not None and options.score not in names:
         raise ConfigError(f"score {options.score!r} is not given by this model; it gives {', '.join(names)}")
 
 
