@@ -186,8 +186,8 @@ def explain_check(
     with exits():
         from wsimil.config import load_config
         from wsimil.errors import ConfigError
+        from wsimil.evaluation.attribution import SCORE_KINDS
         from wsimil.evaluation.faithfulness.flipping import FlipConfig
-        from wsimil.evaluation.faithfulness.maps import SCORE_KINDS
         from wsimil.stages import explain_check as stage
         from wsimil.stages import text
         from wsimil.stages.progress import reporter

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import wsimil
 from wsimil.errors import CohortError, ConfigError, OutputError, WsimilError
+from wsimil.evaluation.attribution import SCORE_KINDS, ScoreKind
 from wsimil.evaluation.faithfulness.flipping import FlipConfig
 from wsimil.evaluation.faithfulness.judged import JudgedMap, judge_maps
-from wsimil.evaluation.faithfulness.maps import SCORE_KINDS, ScoreKind
 from wsimil.export.report.faithfulness import FaithfulnessReport, faithfulness_page, faithfulness_tree
 from wsimil.files import check_writable, write_text
 from wsimil.mil.facts import FACTS

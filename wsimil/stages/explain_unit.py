@@ -16,12 +16,13 @@ import shapely
 from numpy.typing import NDArray
 
 from wsimil.errors import FeatureError, ModelError
+from wsimil.evaluation.attribution import Scored, ScoreKind, score
 from wsimil.evaluation.cases import Floats, Ints
 from wsimil.evaluation.faithfulness.cohort import rank_correlation
 from wsimil.evaluation.faithfulness.flipping import FlipConfig
 from wsimil.evaluation.faithfulness.froc import alarms
 from wsimil.evaluation.faithfulness.judged import Labelled, MapRow
-from wsimil.evaluation.faithfulness.maps import Scored, ScoreKind, column, score, tile_map
+from wsimil.evaluation.faithfulness.maps import column, tile_map
 from wsimil.evaluation.faithfulness.randomized import reinitialized
 from wsimil.evaluation.faithfulness.said import Said, said_of
 from wsimil.evaluation.faithfulness.slide import FEWEST_TILES, Curves, FlippedBag, flip

@@ -1,44 +1,15 @@
 """The maps that are judged: one score of each tile, for one output, turned the way of what was said."""
-# ruff: noqa: F722  # jaxtyping's dimension strings are no forward references
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
-
 import numpy as np
-from jaxtyping import Float
-from torch import Tensor
 
-from wsimil.errors import ModelError
-from wsimil.evaluation.attribution import attribute
+from wsimil.evaluation.attribution import Scored, ScoreKind
 from wsimil.evaluation.cases import Floats
 from wsimil.evaluation.faithfulness.slide import TileMap
 from wsimil.mil.base import MILModel
-from wsimil.mil.batch import BagBatch
 
 ATTENTION = "attention"
-ScoreKind: TypeAlias = Literal["contribution", "attention"]
-SCORE_KINDS: tuple[ScoreKind, ...] = get_args(ScoreKind)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Scored:
-    """Scores of one kind: `values` for each logit, of attention for each head; `bias` is what their sum lacks of the logit."""
-
-    values: Float[Tensor, "T C"]
-    rule: str
-    bias: Float[Tensor, "B C"] | None
-
-
-def score(model: MILModel, bags: BagBatch, kind: ScoreKind) -> Scored:
-    """Scores that a method gives by itself. Raises ModelError where it does not."""
-    found = attribute(model, bags, outputs=[str(i) for i in range(model.num_classes)])
-    columns = [i for i, name in enumerate(found.names) if name.startswith(kind)]
-    if not columns:
-        raise ModelError(f"{kind} is not given by {type(model).__name__}")
-    bias = None if kind == "attention" or found.bias is None else found.bias[None].expand(len(bags), -1)
-    return Scored(values=found.values[:, columns], rule="", bias=bias)
 
 
 def column(scored: Scored, kind: ScoreKind, model: MILModel, output: int) -> Floats:

@@ -19,7 +19,7 @@ _APART = 1_000_003
 def reinitialized(model: MILModel, method: str, *, seed: int) -> MILModel:
     """A model of the same method and hyperparameters whose weights training never touched; standardization stays as it was."""
     if isinstance(model, Ensemble):
-        members = [one for one in model.members if isinstance(one, MILModel)]
+        members = model.each()
         names = model.methods
         pairs = enumerate(zip(members, names, strict=True))
         fresh = [reinitialized(one, name, seed=seed + _APART * (number + 1)) for number, (one, name) in pairs]

@@ -34,7 +34,7 @@ class SubBags:
                 f"parts are of one bag and packed up to >= 1 instances, got {len(bag)} bags and {max_instances}"
             )
         self._bag, self._max = bag, max_instances
-        members = [m for m in model.members if isinstance(m, MILModel)] if isinstance(model, Ensemble) else [model]
+        members = model.each() if isinstance(model, Ensemble) else [model]
         self._members: list[tuple[MILModel, Float[Tensor, "T L"] | None]] = []
         with torch.no_grad():
             for member in members:
