@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from wsimil.cli.app import ANSWERS, AsJson, MppOverride, Out, Quiet, Weights, app, exits
+from wsimil.cli.app import ANSWERS, AsJson, ConfigFile, MppOverride, Out, Quiet, Sets, Weights, app, exits
 
 Cohort = Annotated[Path, typer.Option("--cohort", help="CSV with labels; also site, scanner, ...", show_default=False)]
 FeatureFolder = Annotated[
@@ -135,6 +135,72 @@ def compare(
         options = EvaluateOptions(features=features, groups=(), split=split, replicates=replicates, seed=seed)
         summary = stage.compare(first, second, cohort, out, options=options)
         text_evaluation.show_comparison(summary, out, as_json=as_json)
+
+
+@app.command(rich_help_panel=ANSWERS)
+def explain_check(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folder that `wsimil train` wrote; several are judged side by side."),
+    ],
+    features: Annotated[
+        Path, typer.Option("--features", help="Feature folder or pack of the slides.", show_default=False)
+    ],
+    out: Out,
+    cohort: Annotated[
+        Path | None, typer.Option("--cohort", help="CSV with slide_id and patient_id.", show_default=False)
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="Folder with <slide_id>.geojson or .npz of what pixels are.", show_default=False),
+    ] = None,
+    truth_output: Annotated[
+        str | None,
+        typer.Option(
+            help="Output that the truth speaks of, or OUTPUT=NAME in its files.", show_default="the same name"
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Judge this split alone.", show_default="all held out")] = None,
+    scores: Annotated[
+        str | None, typer.Option(help="Scores, with commas: contribution,attention, ...", show_default="all")
+    ] = None,
+    random_orders: Annotated[int | None, typer.Option(min=2, help="Random orders a slide.", show_default="10")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Decides the draws.", show_default="0")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")] = "auto",
+    config: ConfigFile = None,
+    sets: Sets = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check whether maps show what answers rest on: tiles are dropped by score, and the model is asked again.
+
+    On slides that a model neither learned from nor was chosen on.
+    """
+    with exits():
+        from wsimil.config import load_config
+        from wsimil.errors import ConfigError
+        from wsimil.evaluation.attribution import SCORE_KINDS
+        from wsimil.evaluation.faithfulness.flipping import FlipConfig
+        from wsimil.stages import explain_check as stage
+        from wsimil.stages import text
+        from wsimil.stages.progress import reporter
+        from wsimil.stages.text_explain import show_explain_check
+
+        wanted = split_names(scores) or ()
+        unknown = [name for name in wanted if name not in SCORE_KINDS]
+        if unknown:
+            raise ConfigError(f"--scores {unknown[0]!r}: wanted some of {', '.join(SCORE_KINDS)}")
+        options = stage.ExplainOptions(
+            cohort_csv=cohort, truth=truth, truth_output=truth_output, split=split,
+            scores=tuple(kind for kind in SCORE_KINDS if kind in wanted), device=device,
+            config=load_config(
+                FlipConfig, config, overrides=sets or (), given={"random_orders": random_orders, "seed": seed}
+            ),
+        )  # fmt: skip
+        with reporter(text.stderr(), quiet=quiet) as watch:
+            summary = stage.explain_check(runs, features, out, options=options, reporter=watch)
+        show_explain_check(summary, out, as_json=as_json)
+        raise typer.Exit(1 if summary.failures else 0)
 
 
 def split_names(names: str | None) -> tuple[str, ...] | None:

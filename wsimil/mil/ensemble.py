@@ -54,7 +54,7 @@ class Ensemble(MILModel):
             )
         )
         super().__init__(config, in_dim=shapes[0][0], num_classes=shapes[0][1])
-        self.members = nn.ModuleList(members)
+        self.members, self.methods = nn.ModuleList(members), tuple(methods)
         self.picks_instances = any(member.picks_instances for member in members)
         self.mixes_instances = any(member.mixes_instances for member in members)
 
