@@ -60,6 +60,13 @@ def predict(
     mpp_override: MppOverride = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Tiles the encoder gets at once.")] = 32,
     readers: Annotated[int, typer.Option(min=1, help="Threads that read tiles.")] = 2,
+    pseudonymize: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of pseudonyms for slides and patients, made where it is not there; keep it apart from the results.",
+            show_default=False,
+        ),
+    ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -73,7 +80,7 @@ def predict(
         options = stage.PredictOptions(
             device=device, heatmaps=heatmaps, scores=None if scores is None else kinds_of(scores), score=score,
             range=range_of(span), origin=origin_of(origin), encoder_weights=encoder_weights, mpp_override=mpp_override,
-            batch_size=batch_size, readers=readers,
+            batch_size=batch_size, readers=readers, pseudonyms=pseudonymize,
         )  # fmt: skip
         with reporter(text.stderr(), quiet=quiet) as watch:
             summary = stage.predict(run, source, out, options=options, cohort_csv=cohort, reporter=watch)

@@ -19,6 +19,7 @@ from wsimil.export.heatmap import Heatmap, rank_heatmap, raw_heatmap
 from wsimil.export.scores import Origin, ScoreTable, read_scores, score_table, write_scores
 from wsimil.export.shown import effective_tiles_of, shown
 from wsimil.mil.saved import TrainedModel
+from wsimil.pseudonyms import Pseudonyms
 from wsimil.stages.answers import NO_TILES, Answer, answer_from, answer_of_patient, beside_of, predict_one
 from wsimil.stages.cohort_features import PatientBags, StoredBags
 from wsimil.stages.export import RangeKind, thumbnail_of, tissue_of, write_formats
@@ -36,7 +37,8 @@ class PredictOptions:
     overlays show, None for the first of those of what is predicted; its kind need not stand in `scores` too. `range` is what
     the colors of overlays span: one range for all slides, each slide's own, or the ranks of its tiles.
     `encoder_weights`, `mpp_override`, `batch_size` and `readers` matter where slides are given: the rest of the extraction is
-    the model's. `origin` says from where QuPath coordinates count.
+    the model's. `origin` says from where QuPath coordinates count. `pseudonyms` is a file of names that stand for slides and
+    patients in everything that is written and said; it is made where it is not there.
     """
 
     device: str = "auto"
@@ -49,6 +51,7 @@ class PredictOptions:
     mpp_override: float | None = None
     batch_size: int = 32
     readers: int = 2
+    pseudonyms: Path | None = None
 
     @property
     def kinds(self) -> tuple[ScoreKind, ...]:
@@ -79,6 +82,7 @@ class Desk:
     out: Path
     options: PredictOptions
     decision: Decision | None = None
+    names: Pseudonyms | None = None
     cohort: CohortRange = field(default_factory=CohortRange)
     waiting: list[tuple[str, str]] = field(default_factory=list)
 
@@ -141,7 +145,7 @@ class Desk:
 
     def _export(self, prediction: Prediction) -> ScoreTable:
         slide_id, options = prediction.slide_id, self.options
-        tissue = tissue_of(self.features, slide_id, prediction.grid.slide.bounds0_px)
+        tissue = tissue_of(self.features, self._identity(slide_id), prediction.grid.slide.bounds0_px)
         write_scores(self._path(slide_id), prediction, tissue=tissue)
         table = score_table(prediction, tissue=tissue)
         if not options.heatmaps:
@@ -163,9 +167,13 @@ class Desk:
             now=datetime.now(UTC),
             origin=self.options.origin,
             heatmap=heatmap,
-            thumbnail=thumbnail_of(self.features, table.slide_id),
+            thumbnail=thumbnail_of(self.features, self._identity(table.slide_id)),
         )
         write_formats(table, (form,), self.out, beside)
+
+    def _identity(self, slide_id: str) -> str:
+        """The name of the slide's files in the folder that is predicted."""
+        return slide_id if self.names is None else self.names.identity(slide_id)
 
     def _path(self, slide_id: str) -> Path:
         return slide_path(self.out / "scores", slide_id, ".parquet")
