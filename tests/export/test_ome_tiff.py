@@ -131,11 +131,15 @@ def test_tiles_of_several_grids_are_laid_on_cells_that_divide_their_offsets(make
 
 
 def test_a_raster_never_has_more_cells_than_memory_allows(make_prediction) -> None:
-    table = score_table(make_prediction(n=63, size0_px=(100_000, 100_000), size_px=16))
+    table = score_table(make_prediction(n=63, size_px=16))
     xy0 = table.xy0.copy()
     xy0[30:] += 3
-    height, width = cells_over(dataclasses.replace(table, xy0=xy0), (0, 0, 100_000, 100_000)).shape
-    assert 2**23 < height * width <= 2**24 + height + width
+    for tiles in (table, dataclasses.replace(table, xy0=xy0)):
+        cells = cells_over(tiles, (0, 0, 100_000, 100_000))
+        height, width = cells.shape
+        assert 2**23 < height * width <= 2**24 + height + width
+        assert cells.cell0 > table.stride0
+        assert np.isfinite(cells.raster(table.scores[:, 0])).any()
 
 
 def test_tiles_beyond_the_frame_are_cut_off_on_the_left_and_kept_on_the_right(make_prediction) -> None:
