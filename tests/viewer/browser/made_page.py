@@ -107,8 +107,8 @@ def drawn_index(cases: Sequence[ScoreTable | str]) -> dict[str, Json]:
         "task": {
             "kind": "classification",
             "answers": [
-                {"name": f"prob_{name}", "title": f"probability of {name}", "unit": "", "probability": True}
-                for name in TASK.outputs
+                {"name": one.name, "title": one.title, "unit": one.unit, "probability": one.probability}
+                for one in TASK.answers
             ],
             "outputs": list(TASK.outputs),
             "raises": ["against", "for"],

@@ -307,6 +307,7 @@ def test_ten_thousand_slides_are_a_short_list_of_elements(built: Built, look: Op
     cases: list[ScoreTable | str] = [table, *(f"slide-{number:05d}" for number in range(9_999))]
     one = look(write_page(tmp_path / "page.html", built, cases))
     assert "10,000 slides" in one.page.locator(".case-count").inner_text()
+    assert 5 < one.page.locator(".case").count() < 60
     one.page.get_by_label("Search slides").fill("slide-0999")
     assert "9 of 10,000" in one.page.locator(".case-count").inner_text()
     one.page.get_by_label("Search slides").fill("")

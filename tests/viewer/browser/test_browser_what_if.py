@@ -16,6 +16,7 @@ from wsimil.evaluation.calibration import Calibration
 from wsimil.export.scores import ScoreTable
 from wsimil.export.viewer.answers import AnswerRule
 from wsimil.export.viewer.built import Built
+from wsimil.export.viewer.notes import notes_csv, notes_geojson, parse_notes
 from wsimil.export.viewer.page import static_page
 from wsimil.export.viewer.payload import case_json, packed
 from wsimil.export.viewer.what_if import ClosedForm, Mix, closed_form
@@ -196,7 +197,8 @@ def test_nothing_is_answered_where_nothing_is_left(plain: tuple[Look, ScoreTable
 
 
 def test_notes_of_a_file_are_downloaded_as_qupath_takes_them(plain: tuple[Look, ScoreTable]) -> None:
-    one, _ = plain
+    """As the server writes them, but for an outline that crosses itself, which is a line here and areas there."""
+    one, table = plain
     page = one.page
     page.keyboard.press("w")
     lasso(one, box((2, 1), (5, 3)))
@@ -221,8 +223,16 @@ def test_notes_of_a_file_are_downloaded_as_qupath_takes_them(plain: tuple[Look, 
     scale = one.state()["placement"]["scale"]
     assert np.abs(np.subtract(pinned, (1000, 900))).max() <= 1 / scale
     assert tree["wsimil"]["notes"]["pins"][0]["without"] == sorted(inside((2, 1), (5, 3)))
+    notes, saved = parse_notes(tree["wsimil"]["notes"], tiles=len(table), answers=2), tree["wsimil"]["saved"]
+    written = notes_geojson(notes, table, saved=saved)
+    assert tree["wsimil"] == written["wsimil"] | {"model": tree["wsimil"]["model"], "version": "0.0.1"}
+    for ours, theirs in zip(tree["features"], written["features"], strict=True):
+        assert ours["properties"] == theirs["properties"]
+    for ours, theirs in zip(tree["features"][:3], written["features"][:3], strict=True):
+        assert shapely.geometry.shape(ours["geometry"]).equals(shapely.geometry.shape(theirs["geometry"]))
     with page.expect_download() as download:
         page.get_by_role("button", name="Download CSV").click()
     text = Path(download.value.path()).read_text(encoding="utf-8")
+    assert text == notes_csv([("slide-a", saved, notes)], table.task.answers)
     assert "'=SUM(A1) <b>stroma</b>" in text
     assert len(text.splitlines()) == 5

@@ -25,7 +25,8 @@ export function decided(index: Index, values: Values): string | null {
   const p = values.map((value) => value ?? 0);
   if (kind !== "classification" || p.length !== outputs.length) return null;
   const [threshold] = index.thresholds;
-  const best = p.length === 2 && threshold !== undefined ? ((p[1] ?? 0) >= threshold ? 1 : 0) : p.indexOf(Math.max(...p));
+  const best =
+    p.length === 2 && threshold !== undefined ? ((p[1] ?? 0) >= threshold ? 1 : 0) : p.indexOf(Math.max(...p));
   return outputs[best] ?? null;
 }
 
@@ -36,11 +37,18 @@ export class AnswerCard {
 
   /** `values` are of this slide; `without` those without the tiles that are left out, null where none are. */
   update(row: CaseRow, values: Values | null, predicted: string | null, without: Values | null): void {
-    const facts = [row.patient_id === null ? "" : `patient ${row.patient_id}`, row.split === null ? "" : `split ${row.split}`];
+    const facts = [
+      row.patient_id === null ? "" : `patient ${row.patient_id}`,
+      row.split === null ? "" : `split ${row.split}`,
+    ];
     const truth =
       row.right === null
         ? null
-        : el("span", { class: row.right ? "ok" : "bad" }, row.right ? "✓ agrees with the label" : "✗ differs from the label");
+        : el(
+            "span",
+            { class: row.right ? "ok" : "bad" },
+            row.right ? "✓ agrees with the label" : "✗ differs from the label",
+          );
     fill(
       this.element,
       el("h2", { class: "slide-id", title: row.slide_id }, row.slide_id),
@@ -54,11 +62,18 @@ export class AnswerCard {
         row.unusual ? el("span", { class: "chip warn" }, "unusual slide") : null,
       ),
       ...this.index.task.answers.map((answer, k) => this.line(answer, values?.[k], without?.[k], without !== null)),
-      this.index.unit === "patient" ? el("p", { class: "muted small" }, "Listed answers are of patients; these are of the slide.") : null,
+      this.index.unit === "patient"
+        ? el("p", { class: "muted small" }, "Listed answers are of patients; these are of the slide.")
+        : null,
     );
   }
 
-  private line(answer: Answer, value: number | null | undefined, other: number | null | undefined, compared: boolean): HTMLElement {
+  private line(
+    answer: Answer,
+    value: number | null | undefined,
+    other: number | null | undefined,
+    compared: boolean,
+  ): HTMLElement {
     const bars = answer.probability
       ? el("span", { class: "bars" }, bar(value, "bar-fill"), compared ? bar(other, "bar-fill without") : null)
       : null;

@@ -1,4 +1,7 @@
-// The viewer: one slide at a time, how it is shown, and what is said of it. Modules draw; only this one holds state.
+// The viewer: one slide at a time, how it is shown, and what is said of it.
+//
+// Long, for it is the one place that holds state: what it has changed it hands to the modules that draw, and they know nothing
+// of one another.
 
 import { AnswerCard, valuesText } from "./answer";
 import { Asking, NO_TILES } from "./asking";
@@ -15,8 +18,9 @@ import type { Drawn, Tool } from "./lasso";
 import { banner, type Messages, modelFacts, Tabs, Toolbar } from "./layout";
 import { endWords, type LegendFacts } from "./legend";
 import type { Marks } from "./marks";
+import { Notebook } from "./notebook";
 import { NotesPanel } from "./notes";
-import { fileName, notesCsv, notesGeojson, type Noted } from "./notesfile";
+import { fileName } from "./notesfile";
 import { boxOf, cornerOf, sightOf, tilesWithin } from "./places";
 import { magnificationAt, scaleBar } from "./scalebar";
 import { download, takeShot } from "./screenshot";
@@ -41,6 +45,7 @@ export class App {
   private readonly gallery: Gallery;
   private readonly asking: Asking;
   private readonly whatIfPanel: WhatIfPanel;
+  private readonly notebook: Notebook;
   private readonly notesPanel: NotesPanel;
   private readonly messages: Messages;
   private readonly help: Help;
@@ -56,8 +61,6 @@ export class App {
   private drawing: Marks["drawing"] = null;
   private tile: number | null = null;
   private notes: Notes = NO_NOTES;
-  /** Notes that only this page has: those not saved yet, and without a server all. */
-  private readonly noted = new Map<number, Noted>();
 
   constructor(root: HTMLElement, page: PagePayload) {
     this.source = new Source(page);
@@ -87,9 +90,11 @@ export class App {
       clear: () => this.asking.clear(),
       keep: () => this.keepWhatIf(),
     });
+    this.notebook = new Notebook(this.source);
     this.notesPanel = new NotesPanel({
-      save: this.source.live ? (at, notes) => this.save(at, notes) : null,
-      lost: (at, reason) => this.messages.say(`The notes on ${index.cases[at]?.slide_id ?? at} were not saved yet: ${reason}`),
+      save: this.source.live ? (at, notes) => this.notebook.save(at, notes) : null,
+      lost: (at, reason) =>
+        this.messages.say(`The notes on ${index.cases[at]?.slide_id ?? at} were not saved yet: ${reason}`),
       download: this.source.live ? null : (kind) => this.downloadNotes(kind),
       changed: (notes) => this.notesChanged(notes),
       tool: (tool) => this.setTool(tool, "notes"),
@@ -124,24 +129,20 @@ export class App {
       el("a", { class: "skip", href: "#stage" }, "Skip to the slide"),
       banner(index),
       this.list.element,
-      el(
-        "main",
-        { class: "stage", id: "stage", tabindex: -1 },
-        this.toolbar.element,
-        this.stage.element,
-      ),
+      el("main", { class: "stage", id: "stage", tabindex: -1 }, this.toolbar.element, this.stage.element),
       el("aside", { class: "panel", "aria-label": "Answer and tools" }, this.card.element, this.tabs.element),
       this.help.element,
     );
     root.classList.add("app");
     window.addEventListener("beforeunload", (event) => {
       this.notesPanel.flush();
-      if (this.noted.size > 0) event.preventDefault();
+      if (this.notebook.dirty) event.preventDefault();
     });
     const first = Number(/^#(\d+)$/.exec(window.location.hash)?.[1] ?? Number.NaN);
     const start = index.cases[first] ?? index.cases.find((row) => row.scored) ?? index.cases[0];
     if (start) void this.open(start.index);
-    else this.messages.refuse("There are no slides to show", "No predictions were found.", () => window.location.reload());
+    else
+      this.messages.refuse("There are no slides to show", "No predictions were found.", () => window.location.reload());
   }
 
   // Slides
@@ -180,10 +181,15 @@ export class App {
     const { slide } = this;
     if (slide === null) return;
     if (slide.pyramid === null) {
-      this.messages.tell(`The slide is not at hand${slide.pyramidNote ? `: ${slide.pyramidNote}` : ""}. Only the map is shown, on a neutral ground.`);
+      this.messages.tell(
+        `The slide is not at hand${slide.pyramidNote ? `: ${slide.pyramidNote}` : ""}. Only the map is shown, on a neutral ground.`,
+      );
     }
     const kept = this.scoreWasChosen && this.view.score !== null && slide.scores.has(this.view.score);
-    this.view = { ...this.view, score: kept ? this.view.score : (slide.mainScore ?? this.source.index.scores[0]?.name ?? null) };
+    this.view = {
+      ...this.view,
+      score: kept ? this.view.score : (slide.mainScore ?? this.source.index.scores[0]?.name ?? null),
+    };
     this.showScores();
     this.refresh();
     await this.loadNotes(at, mine);
@@ -191,11 +197,10 @@ export class App {
 
   private async loadNotes(at: number, mine: number): Promise<void> {
     try {
-      const held = this.noted.get(at)?.notes;
-      const notes = held ?? (await this.source.loadNotes(at));
+      const [notes, unsaved] = await this.notebook.load(at);
       if (mine !== this.opening) return;
       this.notes = notes;
-      this.notesPanel.load(at, notes, held !== undefined);
+      this.notesPanel.load(at, notes, unsaved);
       this.showMarks();
     } catch (error) {
       if (mine === this.opening) this.notesPanel.refuse(words(error));
@@ -218,7 +223,9 @@ export class App {
 
   private get look(): Look | null {
     const { score, view } = this;
-    return score?.range ? { kind: score.kind, range: score.range, threshold: view.threshold, opacity: view.opacity } : null;
+    return score?.range
+      ? { kind: score.kind, range: score.range, threshold: view.threshold, opacity: view.opacity }
+      : null;
   }
 
   private showScores(): void {
@@ -234,7 +241,8 @@ export class App {
     this.controls.update(this.view, score, Boolean(slide?.tissue));
     this.stage.legend.update(this.view.visible ? this.legendFacts() : null);
     this.toolbar.update(this.view.visible, this.stage.sideBySide);
-    if (row) this.card.update(row, slide?.values ?? row.values, slide?.predicted ?? row.predicted, this.asking.now.values);
+    if (row)
+      this.card.update(row, slide?.values ?? row.values, slide?.predicted ?? row.predicted, this.asking.now.values);
     this.showWhatIf();
     this.showMarks();
     this.showHeat();
@@ -251,7 +259,15 @@ export class App {
     let unscored = 0;
     for (const value of slide.scores.get(score.name) ?? []) if (Number.isNaN(value)) unscored++;
     const effectiveTiles = slide.effectiveTiles[score.name] ?? undefined;
-    return { score, look, task: this.source.index.task, effectiveTiles, tiles: slide.count, unscored, leftOut: this.asking.now.without.size };
+    return {
+      score,
+      look,
+      task: this.source.index.task,
+      effectiveTiles,
+      tiles: slide.count,
+      unscored,
+      leftOut: this.asking.now.without.size,
+    };
   }
 
   private showMarks(): void {
@@ -366,13 +382,8 @@ export class App {
   private notesChanged(notes: Notes): void {
     const { slide, row } = this;
     this.notes = notes;
-    if (slide && row) this.noted.set(row.index, { slide, notes, saved: new Date().toISOString() });
+    if (slide && row) this.notebook.hold(row.index, slide, notes);
     this.showMarks();
-  }
-
-  private async save(at: number, notes: Notes): Promise<void> {
-    await this.source.saveNotes(at, notes);
-    if (this.noted.get(at)?.notes === notes) this.noted.delete(at);
   }
 
   private goToPin(pin: Pin): void {
@@ -384,15 +395,9 @@ export class App {
   }
 
   private downloadNotes(kind: "geojson" | "csv"): void {
-    const { index } = this.source;
-    const mine = this.row ? this.noted.get(this.row.index) : undefined;
-    if (kind === "csv") {
-      const all = [...this.noted.entries()].sort(([a], [b]) => a - b).map(([, noted]) => noted);
-      download(new Blob([notesCsv(all, index)], { type: "text/csv" }), "notes.csv");
-    } else if (mine) {
-      const text = JSON.stringify(notesGeojson(mine, index), null, 1);
-      download(new Blob([text], { type: "application/geo+json" }), `${fileName(mine.slide.slideId)}.geojson`);
-    } else this.messages.say("There are no notes on this slide yet.");
+    if (kind === "csv") this.notebook.downloadCsv();
+    else if (!this.row || !this.notebook.downloadGeojson(this.row.index))
+      this.messages.say("There are no notes on this slide yet.");
   }
 
   // Pictures

@@ -60,7 +60,12 @@ export class Asking {
     try {
       const values = valuesOf(logitsWithout(slide.whatIf, without), slide.whatIf.link);
       const said = decided(this.source.index, values);
-      this.answered(slide, values, said, "Exact, computed in this page: the attention of the other tiles grows to sum to 1.");
+      this.answered(
+        slide,
+        values,
+        said,
+        "Exact, computed in this page: the attention of the other tiles grows to sum to 1.",
+      );
     } catch (error) {
       this.now = { ...this.now, said: { kind: "refused", reason: words(error) } };
     }
@@ -69,7 +74,10 @@ export class Asking {
   private async ask(slide: SlideCase, without: ReadonlySet<number>, mine: number): Promise<void> {
     if (mine !== this.asked) return;
     try {
-      const reply = await this.source.answerWithout(slide.index, [...without].sort((a, b) => a - b));
+      const reply = await this.source.answerWithout(
+        slide.index,
+        [...without].sort((a, b) => a - b),
+      );
       if (mine !== this.asked) return;
       this.answered(slide, reply.values, reply.predicted, "The model was run again without these tiles.");
     } catch (error) {
@@ -81,7 +89,16 @@ export class Asking {
 
   private answered(slide: SlideCase, values: Values, said: string | null, exact: string): void {
     const before = slide.predicted;
-    const change = said === null ? null : said === before ? `The answer stays ${said}.` : `The answer changes from ${before} to ${said}.`;
-    this.now = { ...this.now, values, said: { kind: "answer", text: valuesText(this.source.index, values), decided: change, exact } };
+    const change =
+      said === null
+        ? null
+        : said === before
+          ? `The answer stays ${said}.`
+          : `The answer changes from ${before} to ${said}.`;
+    this.now = {
+      ...this.now,
+      values,
+      said: { kind: "answer", text: valuesText(this.source.index, values), decided: change, exact },
+    };
   }
 }

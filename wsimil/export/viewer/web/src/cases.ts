@@ -39,7 +39,11 @@ export class CaseList {
   });
   private readonly spacer = el("div", { class: "case-spacer", role: "presentation" });
   private readonly said = el("p", { class: "case-count", role: "status" });
-  private readonly search = el("input", { type: "search", placeholder: "Search slides", "aria-label": "Search slides" });
+  private readonly search = el("input", {
+    type: "search",
+    placeholder: "Search slides",
+    "aria-label": "Search slides",
+  });
   private readonly chosen = { result: "all", label: "all", split: "all", order: "file" };
   private readonly hay: readonly string[];
   private rows: readonly CaseRow[];
@@ -88,14 +92,20 @@ export class CaseList {
   private filters(): HTMLElement {
     const { cases, task } = this.index;
     const values = (of: (row: CaseRow) => string | null): [string, string][] =>
-      [...new Set(cases.map(of))].filter((value) => value !== null).sort().map((value) => [`=${value}`, value]);
+      [...new Set(cases.map(of))]
+        .filter((value) => value !== null)
+        .sort()
+        .map((value) => [`=${value}`, value]);
     const labels = values((row) => row.label);
     const splits = values((row) => row.split);
     const results: [string, string][] = [["all", "All slides"]];
     if (cases.some((row) => row.right !== null)) results.push(["wrong", "Wrong"], ["right", "Right"]);
     if (cases.some((row) => row.unusual)) results.push(["unusual", "Unusual"]);
     if (cases.some((row) => row.predicted === null || !row.scored)) results.push(["open", "Without map"]);
-    const orders: [string, string][] = [["file", "As listed"], ["id", "By name"]];
+    const orders: [string, string][] = [
+      ["file", "As listed"],
+      ["id", "By name"],
+    ];
     if (cases.some((row) => row.uncertainty !== null)) orders.push(["uncertain", "Most uncertain"]);
     if (cases.some((row) => row.right === false)) orders.push(["wrong", "Wrong, surest first"]);
     task.answers.slice(0, 8).forEach((answer, k) => orders.push([`value ${k}`, `${answer.title}, highest`]));
@@ -130,7 +140,8 @@ export class CaseList {
     );
     this.rows = order === "file" ? rows : sorted(rows, order, this.index);
     const all = this.index.cases.length;
-    this.said.textContent = rows.length === all ? `${count(all)} slides` : `${count(rows.length)} of ${count(all)} slides`;
+    this.said.textContent =
+      rows.length === all ? `${count(all)} slides` : `${count(rows.length)} of ${count(all)} slides`;
     this.scroller.scrollTop = 0;
     this.show(this.current);
   }
@@ -169,12 +180,19 @@ export class CaseList {
         { class: "case-line" },
         el("span", { class: "case-id" }, row.slide_id),
         row.unusual ? el("span", { class: "chip warn" }, "unusual") : null,
-        row.predicted === null || !row.scored ? el("span", { class: "chip" }, row.predicted === null ? "no answer" : "no map") : null,
+        row.predicted === null || !row.scored
+          ? el("span", { class: "chip" }, row.predicted === null ? "no answer" : "no map")
+          : null,
       ),
       el(
         "div",
         { class: "case-line" },
-        el("span", { class: "case-said" }, verdict, el("span", { class: "case-predicted" }, row.predicted ?? row.status)),
+        el(
+          "span",
+          { class: "case-said" },
+          verdict,
+          el("span", { class: "case-predicted" }, row.predicted ?? row.status),
+        ),
         p === null ? null : el("span", { class: "case-p" }, percent(p)),
         p === null ? null : bar,
       ),
@@ -182,7 +200,9 @@ export class CaseList {
         "div",
         { class: "case-line muted small" },
         el("span", { class: "case-truth" }, row.label === null ? "" : `label ${row.label}`),
-        row.uncertainty === null ? null : el("span", { class: "case-unsure" }, `uncertainty ${row.uncertainty.toFixed(2)}`),
+        row.uncertainty === null
+          ? null
+          : el("span", { class: "case-unsure" }, `uncertainty ${row.uncertainty.toFixed(2)}`),
       ),
     );
     element.style.top = `${at * ROW_PX}px`;

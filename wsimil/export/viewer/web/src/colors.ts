@@ -19,9 +19,7 @@ export type Rgba = readonly [number, number, number, number];
 
 /** Where a value lies in the range: [0, 1], or [-1, 1] of a signed one; values beyond look like the ends. */
 export function position(value: number, kind: Kind, range: readonly [number, number]): number {
-  return kind === "signed"
-    ? clamp(value / range[1], -1, 1)
-    : clamp((value - range[0]) / (range[1] - range[0]), 0, 1);
+  return kind === "signed" ? clamp(value / range[1], -1, 1) : clamp((value - range[0]) / (range[1] - range[0]), 0, 1);
 }
 
 /** The threshold in the unit of the score. */

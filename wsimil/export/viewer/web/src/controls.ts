@@ -40,7 +40,9 @@ export class Controls {
     private readonly index: Index,
     private readonly change: (part: Partial<View>) => void,
   ) {
-    this.threshold.input.addEventListener("input", () => change({ threshold: Number(this.threshold.input.value) / 100 }));
+    this.threshold.input.addEventListener("input", () =>
+      change({ threshold: Number(this.threshold.input.value) / 100 }),
+    );
     this.opacity.input.addEventListener("input", () => change({ opacity: Number(this.opacity.input.value) / 100 }));
     fill(this.element, this.top, this.opacity.element, this.threshold.element, this.checks);
   }
@@ -79,7 +81,10 @@ export class Controls {
       families.length > 1
         ? select(
             "Score",
-            families.map((name) => [name, name === "attention" ? "attention (not evidence)" : name.replaceAll("_", " ")]),
+            families.map((name) => [
+              name,
+              name === "attention" ? "attention (not evidence)" : name.replaceAll("_", " "),
+            ]),
             kind,
             (name) => this.change({ score: first(name) }),
           )
@@ -97,7 +102,12 @@ export class Controls {
     return [
       chooser,
       segments.length > 1 || (segments.length === 1 && families.length === 1)
-        ? el("div", { class: "field" }, el("span", {}, kind === "attention" ? "Head" : "Class"), el("div", { class: "segments wrap", role: "group", "aria-label": "Class" }, ...segments))
+        ? el(
+            "div",
+            { class: "field" },
+            el("span", {}, kind === "attention" ? "Head" : "Class"),
+            el("div", { class: "segments wrap", role: "group", "aria-label": "Class" }, ...segments),
+          )
         : null,
     ];
   }
@@ -106,7 +116,13 @@ export class Controls {
     const input = el("input", { type: "checkbox", "data-key": name });
     input.checked = view[name];
     input.addEventListener("change", () => this.change({ [name]: input.checked }));
-    return el("label", { class: "check" }, input, el("span", {}, title), hint ? el("span", { class: "muted small" }, hint) : null);
+    return el(
+      "label",
+      { class: "check" },
+      input,
+      el("span", {}, title),
+      hint ? el("span", { class: "muted small" }, hint) : null,
+    );
   }
 }
 

@@ -73,7 +73,8 @@ export class Source {
   async loadCase(index: number): Promise<SlideCase> {
     if (this.live) return decodeCase((await this.ask(`cases/${index}.json`)) as CasePayload, this.index.task.outputs);
     const held = this.page.cases?.[String(index)];
-    if (held === undefined) throw new Error("this export does not hold the slide; export it again with wsimil export html");
+    if (held === undefined)
+      throw new Error("this export does not hold the slide; export it again with wsimil export html");
     if ("error" in held) throw new Error(held.error);
     return decodeCase(held, this.index.task.outputs);
   }
@@ -148,7 +149,8 @@ export function decodeCase(payload: CasePayload, outputs: readonly string[]): Sl
   const tiles = xy0.length / 2;
   const floats = (text: string, name: string): Float32Array => {
     const values = new Float32Array(bytes(text, name));
-    if (values.length !== tiles) throw new Error(`${name} holds ${values.length} values, wanted one for each of ${tiles} tiles`);
+    if (values.length !== tiles)
+      throw new Error(`${name} holds ${values.length} values, wanted one for each of ${tiles} tiles`);
     return values;
   };
   const form = payload.whatif;
@@ -203,7 +205,8 @@ function closedForm(
 }
 
 function bytes(text: string, name: string): ArrayBuffer {
-  if (!LITTLE_ENDIAN) throw new Error("this machine stores numbers in another byte order than the data; use another one");
+  if (!LITTLE_ENDIAN)
+    throw new Error("this machine stores numbers in another byte order than the data; use another one");
   const binary = atob(text);
   if (binary.length % 4 !== 0) throw new Error(`${name} holds ${binary.length} bytes, wanted a multiple of 4`);
   const out = new Uint8Array(binary.length);

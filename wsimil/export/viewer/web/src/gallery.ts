@@ -52,7 +52,11 @@ export class Gallery {
         el("h3", {}, title),
         tiles.length === 0
           ? el("p", { class: "muted" }, none)
-          : el("div", { class: "tiles" }, ...tiles.map((tile, i) => this.tile(slide, scores, tile, `${title} ${i + 1}`))),
+          : el(
+              "div",
+              { class: "tiles" },
+              ...tiles.map((tile, i) => this.tile(slide, scores, tile, `${title} ${i + 1}`)),
+            ),
       );
     fill(
       this.element,

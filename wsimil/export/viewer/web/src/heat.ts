@@ -4,7 +4,8 @@ import type { Look } from "./colors";
 import { pack, palette } from "./colors";
 import type { SlideCase } from "./data";
 import type { Cells } from "./grid";
-import { EMPTY, exactCells, LEFT_OUT, SCORED, TileIndex, UniformGrid, UNSCORED } from "./grid";
+import { EMPTY, exactCells, LEFT_OUT, SCORED, UniformGrid, UNSCORED } from "./grid";
+import { TileIndex } from "./tileindex";
 
 /** Level-0 px to CSS px of the viewer: `css = (level0 - origin) * scale`. */
 export interface Placement {

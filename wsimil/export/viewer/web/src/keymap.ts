@@ -34,7 +34,13 @@ const PANS: Readonly<Record<string, readonly [number, number]>> = {
 const STEP = 0.05;
 
 export function keymap(on: Commands): readonly Key[] {
-  const key = (group: string, keys: readonly string[], shown: string, does: string, run: (key: string) => void): Key => ({
+  const key = (
+    group: string,
+    keys: readonly string[],
+    shown: string,
+    does: string,
+    run: (key: string) => void,
+  ): Key => ({
     group,
     keys,
     shown,
@@ -43,15 +49,21 @@ export function keymap(on: Commands): readonly Key[] {
   });
   const pan = (name: string) => on.pan(...(PANS[name] ?? [0, 0]));
   return [
-    key("Slides", ["ArrowLeft", "ArrowRight"], "← →", "previous or next slide", (k) => on.step(k === "ArrowLeft" ? -1 : 1)),
+    key("Slides", ["ArrowLeft", "ArrowRight"], "← →", "previous or next slide", (k) =>
+      on.step(k === "ArrowLeft" ? -1 : 1),
+    ),
     key("Slides", ["l"], "L", "go to the list", () => on.list()),
     { ...key("View", Object.keys(PANS), "Shift ← → ↑ ↓", "move the slide", pan), shift: true },
-    key("View", ["+", "=", "-", "_"], "+ −", "closer or farther", (k) => on.zoom(k === "+" || k === "=" ? 1.5 : 1 / 1.5)),
+    key("View", ["+", "=", "-", "_"], "+ −", "closer or farther", (k) =>
+      on.zoom(k === "+" || k === "=" ? 1.5 : 1 / 1.5),
+    ),
     key("View", ["f", "Home"], "F", "the whole slide", () => on.fit()),
     key("View", ["s"], "S", "side by side with the plain slide", () => on.sideBySide()),
     key("View", ["p"], "P", "save a screenshot", () => on.screenshot()),
     key("Overlay", ["o"], "O", "overlay on or off", () => on.overlay()),
-    key("Overlay", ["ArrowUp", "ArrowDown"], "↑ ↓", "more or less opaque", (k) => on.opacity(k === "ArrowUp" ? STEP : -STEP)),
+    key("Overlay", ["ArrowUp", "ArrowDown"], "↑ ↓", "more or less opaque", (k) =>
+      on.opacity(k === "ArrowUp" ? STEP : -STEP),
+    ),
     key("Overlay", ["t"], "T", "set the threshold, then ← →", () => on.setThreshold()),
     key("Overlay", ["[", "]"], "[ ]", "lower or higher threshold", (k) => on.threshold(k === "]" ? STEP : -STEP)),
     key("Overlay", ["u"], "U", "hatch what is not scored", () => on.veil()),

@@ -25,7 +25,8 @@ export class Keyboard {
   }
 
   private down(event: KeyboardEvent): void {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || document.querySelector("dialog[open]")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || document.querySelector("dialog[open]"))
+      return;
     const target = event.target instanceof Element ? event.target : document.body;
     const typing = target.matches("input:not([type=range]):not([type=checkbox]), textarea, select");
     if (typing) {
@@ -73,7 +74,12 @@ export class Help {
     const groups = [...new Set(rows.map((key) => key.group))];
     fill(
       this.element,
-      el("div", { class: "help-head" }, el("h2", { id: "help-title" }, "Keys"), button("Close", () => this.element.close())),
+      el(
+        "div",
+        { class: "help-head" },
+        el("h2", { id: "help-title" }, "Keys"),
+        button("Close", () => this.element.close()),
+      ),
       el(
         "div",
         { class: "help-groups" },

@@ -90,7 +90,10 @@ export class Sheet {
     this.pointer = null;
     this.points = [];
     const [a, b] = xy0;
-    const empty = this.tool === "lasso" ? xy0.length < 3 : this.tool === "rectangle" && (!a || !b || a[0] === b[0] || a[1] === b[1]);
+    const empty =
+      this.tool === "lasso"
+        ? xy0.length < 3
+        : this.tool === "rectangle" && (!a || !b || a[0] === b[0] || a[1] === b[1]);
     if (empty) this.on.cancelled();
     else this.on.drawn({ kind: this.tool, xy0, adds: event.shiftKey });
   }

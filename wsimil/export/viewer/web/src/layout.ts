@@ -70,8 +70,16 @@ export class Tabs {
     private readonly chosen: (name: string) => void,
   ) {
     for (const [name, title, content] of panels) {
-      const tab = button(title, () => this.show(name), { role: "tab", id: `tab-${name}`, "aria-controls": `panel-${name}` });
-      const panel = el("div", { role: "tabpanel", id: `panel-${name}`, "aria-labelledby": `tab-${name}`, class: "tabpanel" }, content);
+      const tab = button(title, () => this.show(name), {
+        role: "tab",
+        id: `tab-${name}`,
+        "aria-controls": `panel-${name}`,
+      });
+      const panel = el(
+        "div",
+        { role: "tabpanel", id: `panel-${name}`, "aria-labelledby": `tab-${name}`, class: "tabpanel" },
+        content,
+      );
       this.tabs.set(name, { tab, panel });
       this.list.append(tab);
     }

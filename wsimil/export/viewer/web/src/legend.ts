@@ -44,7 +44,14 @@ export function legendLines(facts: LegendFacts): string[] {
 }
 
 /** The colors from one end of the range to the other, with their alpha. */
-export function paintRamp(context: CanvasRenderingContext2D, x: number, y: number, w: number, h: number, look: Look): void {
+export function paintRamp(
+  context: CanvasRenderingContext2D,
+  x: number,
+  y: number,
+  w: number,
+  h: number,
+  look: Look,
+): void {
   for (let i = 0; i < STEPS; i++) {
     const share = (i + 0.5) / STEPS;
     const [r, g, b, a] = colorAt(look.kind === "signed" ? 2 * share - 1 : share, look);
@@ -76,7 +83,13 @@ export class Legend {
       this.element,
       el("h2", {}, scoreTitle(score)),
       this.ramp,
-      el("div", { class: "legend-ends" }, el("span", {}, short(low)), el("span", {}, middle), el("span", {}, short(high))),
+      el(
+        "div",
+        { class: "legend-ends" },
+        el("span", {}, short(low)),
+        el("span", {}, middle),
+        el("span", {}, short(high)),
+      ),
       el("div", { class: "legend-ends muted" }, el("span", {}, down), el("span", {}, score.unit), el("span", {}, up)),
       ...legendLines(facts).map((line) => el("p", {}, line)),
       key("hatch", facts.unscored > 0 ? `not scored (${count(facts.unscored)} tiles)` : "not scored"),

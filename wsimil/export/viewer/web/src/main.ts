@@ -19,6 +19,14 @@ if (root) {
     };
     Object.defineProperty(window, "wsimil", { value: Object.freeze(handle) });
   } catch (error) {
-    fill(root, el("div", { class: "problem", role: "alert" }, el("h2", {}, "The viewer could not start"), el("p", {}, words(error))));
+    fill(
+      root,
+      el(
+        "div",
+        { class: "problem", role: "alert" },
+        el("h2", {}, "The viewer could not start"),
+        el("p", {}, words(error)),
+      ),
+    );
   }
 }

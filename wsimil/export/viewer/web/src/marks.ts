@@ -137,7 +137,11 @@ function label(context: CanvasRenderingContext2D, x: number, y: number, number: 
   context.fillText(String(number), x, y + 0.5);
 }
 
-function trace(context: CanvasRenderingContext2D, points: readonly (readonly [number, number])[], closed: boolean): void {
+function trace(
+  context: CanvasRenderingContext2D,
+  points: readonly (readonly [number, number])[],
+  closed: boolean,
+): void {
   points.forEach(([x, y], i) => (i === 0 ? context.moveTo(x, y) : context.lineTo(x, y)));
   if (closed) context.closePath();
 }

@@ -38,7 +38,11 @@ export class NotesPanel {
     placeholder: "What you see on this slide",
     "aria-label": "Note on this slide",
   });
-  private readonly verdicts = el("div", { class: "segments", role: "group", "aria-label": "Do you agree with the answer?" });
+  private readonly verdicts = el("div", {
+    class: "segments",
+    role: "group",
+    "aria-label": "Do you agree with the answer?",
+  });
   private readonly pins = el("ol", { class: "pins" });
   private readonly tools = el("div", { class: "row", role: "group", "aria-label": "Mark a place" });
   private readonly status = el("p", { class: "muted status", role: "status" });
@@ -133,7 +137,11 @@ export class NotesPanel {
       } catch (error) {
         const reason = words(error);
         if (this.index !== index) return this.on.lost(index, reason);
-        fill(this.status, el("span", { class: "bad" }, `Not saved: ${reason} `), button("Try again", () => void this.send()));
+        fill(
+          this.status,
+          el("span", { class: "bad" }, `Not saved: ${reason} `),
+          button("Try again", () => void this.send()),
+        );
       }
     });
     return this.sending;
@@ -164,7 +172,12 @@ export class NotesPanel {
 
   private pin(pin: Pin, at: number): HTMLElement {
     const title = `${NAMES[pin.kind]} ${at + 1}`;
-    const input = el("input", { type: "text", maxlength: MOST_TEXT, placeholder: "Text", "aria-label": `Text of ${title}` });
+    const input = el("input", {
+      type: "text",
+      maxlength: MOST_TEXT,
+      placeholder: "Text",
+      "aria-label": `Text of ${title}`,
+    });
     input.value = pin.text;
     input.addEventListener("input", () =>
       this.change({ pins: this.notes.pins.map((one, k) => (k === at ? { ...one, text: input.value } : one)) }),
@@ -184,7 +197,11 @@ export class NotesPanel {
         button("×", remove, { class: "quiet", "aria-label": `Delete ${title}`, title: "Delete" }),
       ),
       pin.kind === "what-if"
-        ? el("p", { class: "muted small" }, `without ${left.toLocaleString("en-US")} tiles: ${this.on.answer(pin.values ?? [])}`)
+        ? el(
+            "p",
+            { class: "muted small" },
+            `without ${left.toLocaleString("en-US")} tiles: ${this.on.answer(pin.values ?? [])}`,
+          )
         : null,
       input,
     );

@@ -59,7 +59,12 @@ export function notesCsv(all: readonly Noted[], index: Index): string {
 
 /** A name for a file that no system takes for a path; letters, digits, dots, dashes and underscores stay. */
 export function fileName(slideId: string): string {
-  return slideId.replace(/[^\p{L}\p{N}._-]+/gu, "_").replace(/^[._-]+/, "").slice(0, 100) || "slide";
+  return (
+    slideId
+      .replace(/[^\p{L}\p{N}._-]+/gu, "_")
+      .replace(/^[._-]+/, "")
+      .slice(0, 100) || "slide"
+  );
 }
 
 function verdictFeature(slide: SlideCase, notes: Notes): Json {
@@ -70,7 +75,13 @@ function verdictFeature(slide: SlideCase, notes: Notes): Json {
     [left, top, right, bottom] = [Math.min(left, x), Math.min(top, y), Math.max(right, x), Math.max(bottom, y)];
   }
   const side = Math.round(tileSize0);
-  const area = ring([[left, top], [right + side, bottom + side]], true);
+  const area = ring(
+    [
+      [left, top],
+      [right + side, bottom + side],
+    ],
+    true,
+  );
   const name = notes.verdict ?? "note";
   const metadata = { "wsimil.slide": slide.slideId, "wsimil.verdict": notes.verdict ?? "", "wsimil.text": notes.text };
   return feature(slide, "Polygon", [area], name, `Slide: ${name}`, notes.text, {}, metadata);
@@ -102,7 +113,10 @@ function geometry(slide: SlideCase, pin: Pin): [string, readonly Point[] | reado
     return crosses(closed) ? ["LineString", closed] : ["Polygon", [closed]];
   }
   const half = slide.tileSize0 / 2;
-  const centers = (pin.without ?? []).map((tile): Point => [(slide.xy0[2 * tile] ?? 0) + half, (slide.xy0[2 * tile + 1] ?? 0) + half]);
+  const centers = (pin.without ?? []).map((tile): Point => [
+    (slide.xy0[2 * tile] ?? 0) + half,
+    (slide.xy0[2 * tile + 1] ?? 0) + half,
+  ]);
   return ["MultiPoint", centers];
 }
 
@@ -118,7 +132,10 @@ function feature(
 ): Json {
   const [dx, dy] = slide.bounds0;
   const moved = ([x, y]: Point): Json => [round(x - dx), round(y - dy)];
-  const lists = type === "Polygon" ? (points as readonly (readonly Point[])[]).map((one) => one.map(moved)) : (points as readonly Point[]).map(moved);
+  const lists =
+    type === "Polygon"
+      ? (points as readonly (readonly Point[])[]).map((one) => one.map(moved))
+      : (points as readonly Point[]).map(moved);
   const line = text.split(/\s+/).filter(Boolean).join(" ").slice(0, 120);
   const color = COLORS[kind] ?? [0, 0, 0];
   return {
@@ -139,12 +156,25 @@ function feature(
 function ring(points: readonly Point[], corners: boolean): Point[] {
   if (!corners) {
     const [first] = points;
-    const distinct = points.filter((point, i) => !same(point, points[i - 1]) && (i === 0 || i < points.length - 1 || !same(point, first)));
+    const distinct = points.filter(
+      (point, i) => !same(point, points[i - 1]) && (i === 0 || i < points.length - 1 || !same(point, first)),
+    );
     return [...distinct, first ?? [0, 0]];
   }
   const [a, b] = [points[0] ?? [0, 0], points[1] ?? [0, 0]];
-  const [left, right, top, bottom] = [Math.min(a[0], b[0]), Math.max(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[1], b[1])];
-  return [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]];
+  const [left, right, top, bottom] = [
+    Math.min(a[0], b[0]),
+    Math.max(a[0], b[0]),
+    Math.min(a[1], b[1]),
+    Math.max(a[1], b[1]),
+  ];
+  return [
+    [left, top],
+    [right, top],
+    [right, bottom],
+    [left, bottom],
+    [left, top],
+  ];
 }
 
 function same(a: Point, b: Point | undefined): boolean {
@@ -154,8 +184,10 @@ function same(a: Point, b: Point | undefined): boolean {
 /** Whether two sides of a closed ring meet elsewhere than where one ends and the next begins. */
 function crosses(closed: readonly Point[]): boolean {
   const sides = closed.length - 1;
-  const turn = (a: Point, b: Point, c: Point): number => Math.sign((b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0]));
-  const overlap = (a: number, b: number, c: number, d: number): boolean => Math.max(Math.min(a, b), Math.min(c, d)) <= Math.min(Math.max(a, b), Math.max(c, d));
+  const turn = (a: Point, b: Point, c: Point): number =>
+    Math.sign((b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0]));
+  const overlap = (a: number, b: number, c: number, d: number): boolean =>
+    Math.max(Math.min(a, b), Math.min(c, d)) <= Math.min(Math.max(a, b), Math.max(c, d));
   for (let i = 0; i < sides; i++) {
     for (let j = i + 1; j < sides; j++) {
       const [a, b, c, d] = [closed[i], closed[i + 1], closed[j], closed[j + 1]];

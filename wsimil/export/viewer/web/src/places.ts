@@ -27,7 +27,12 @@ export function sightOf(place: Placement): Point[] {
   const round = (value: number): number => Math.round(value * 100) / 100;
   const [left, top] = [round(place.x0), round(place.y0)];
   const [right, bottom] = [round(place.x0 + place.width / place.scale), round(place.y0 + place.height / place.scale)];
-  return [[left, top], [right, top], [right, bottom], [left, bottom]];
+  return [
+    [left, top],
+    [right, top],
+    [right, bottom],
+    [left, bottom],
+  ];
 }
 
 /** The box around a pin: around a point two tiles wide, around a what-if without an outline that of its tiles; null for nothing. */
@@ -39,11 +44,17 @@ export function boxOf(slide: SlideCase, pin: Pin): Box | null {
     ? pin.xy0
     : (pin.without ?? []).flatMap((tile): Point[] => {
         const [x, y] = cornerOf(slide, tile);
-        return [[x, y], [x + side, y + side]];
+        return [
+          [x, y],
+          [x + side, y + side],
+        ];
       });
   let box: Box | null = null;
   for (const [x, y] of corners) {
-    box = box === null ? [x, y, x, y] : [Math.min(box[0], x), Math.min(box[1], y), Math.max(box[2], x), Math.max(box[3], y)];
+    box =
+      box === null
+        ? [x, y, x, y]
+        : [Math.min(box[0], x), Math.min(box[1], y), Math.max(box[2], x), Math.max(box[3], y)];
   }
   return box;
 }

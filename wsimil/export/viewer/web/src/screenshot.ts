@@ -46,7 +46,10 @@ export async function takeShot(shot: Shot): Promise<Blob> {
   foot(context, shot);
   return await new Promise((resolve, reject) => {
     try {
-      canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("the picture could not be encoded"))), "image/png");
+      canvas.toBlob(
+        (blob) => (blob ? resolve(blob) : reject(new Error("the picture could not be encoded"))),
+        "image/png",
+      );
     } catch {
       reject(
         new Error(
@@ -69,7 +72,15 @@ function foot(context: CanvasRenderingContext2D, shot: Shot): void {
   context.fillStyle = "#14202b";
   context.fillRect(right, top + 34, shot.bar.px, 4);
   context.textAlign = "right";
-  text(context, `${shot.bar.text}   ${shot.magnification}`, shot.width - 14, top + 24, `600 13px ${FONT}`, "#14202b", 260);
+  text(
+    context,
+    `${shot.bar.text}   ${shot.magnification}`,
+    shot.width - 14,
+    top + 24,
+    `600 13px ${FONT}`,
+    "#14202b",
+    260,
+  );
   context.textAlign = "left";
   if (shot.legend === null) return text(context, "No overlay", 14, top + 24, `600 13px ${FONT}`, "#14202b", 300);
   const { score, look, task } = shot.legend;

@@ -46,7 +46,17 @@ export class Stage {
     this.sheet = new Sheet(this.main, on);
     this.panes.append(this.main.element);
     const { problem, hint, toast } = this.messages;
-    this.element = el("div", { class: "ground" }, this.panes, this.scaleBar.element, this.readout, this.legend.element, hint, problem, toast);
+    this.element = el(
+      "div",
+      { class: "ground" },
+      this.panes,
+      this.scaleBar.element,
+      this.readout,
+      this.legend.element,
+      hint,
+      problem,
+      toast,
+    );
     this.main.element.addEventListener("pointermove", (event) => {
       const box = this.main.element.getBoundingClientRect();
       const at = this.main.toSlide(event.clientX - box.left, event.clientY - box.top);

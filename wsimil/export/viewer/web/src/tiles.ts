@@ -5,8 +5,7 @@ import type { SlideCase, Source } from "./data";
 import type { Pyramid } from "./types";
 
 /** A light grey pixel, for slides that are not at hand. */
-const GROUND =
-  "data:image/gif;base64,R0lGODlhAQABAIAAAO/x8////yH5BAAAAAAALAAAAAABAAEAAAICRAEAOw==";
+const GROUND = "data:image/gif;base64,R0lGODlhAQABAIAAAO/x8////yH5BAAAAAAALAAAAAABAAEAAAICRAEAOw==";
 
 /** Image coordinates of the source are level-0 px, whatever the finest level that it holds. */
 export function tileSource(slide: SlideCase, source: Source): OpenSeadragon.TileSource {
@@ -109,7 +108,12 @@ function custom(levels: Levels): OpenSeadragon.TileSource {
 }
 
 /** Draws the place of one tile from the pyramid, as large as the canvas; where there is no picture it stays blank. */
-export async function drawPlace(canvas: HTMLCanvasElement, slide: SlideCase, from: Source, tile: number): Promise<void> {
+export async function drawPlace(
+  canvas: HTMLCanvasElement,
+  slide: SlideCase,
+  from: Source,
+  tile: number,
+): Promise<void> {
   const { pyramid, xy0, tileSize0 } = slide;
   const context = canvas.getContext("2d");
   if (pyramid === null || context === null) return;

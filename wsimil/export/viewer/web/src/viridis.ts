@@ -19,4 +19,6 @@ const HEX =
   "d8e219dae319dde318dfe318e2e418e5e419e7e419eae51aece51befe51cf1e51df4e61ef6e620f8e621fbe723fde725";
 
 /** Red, green and blue by turns, 768 bytes. */
-export const VIRIDIS: Uint8Array = Uint8Array.from({ length: 768 }, (_, i) => Number.parseInt(HEX.slice(2 * i, 2 * i + 2), 16));
+export const VIRIDIS: Uint8Array = Uint8Array.from({ length: 768 }, (_, i) =>
+  Number.parseInt(HEX.slice(2 * i, 2 * i + 2), 16),
+);

@@ -29,14 +29,24 @@ export function logitsWithout(form: ClosedForm, without: ReadonlySet<number>): n
     for (const tile of kept) {
       const mean = form.attention.reduce((all, head) => all + known(head[tile]), 0) / heads;
       if (!(mean > 0)) continue;
-      const grown = form.attention.reduce((all, head, k) => all + known(head[tile]) / (shares[k] ?? Number.NaN), 0) / heads;
+      const grown =
+        form.attention.reduce((all, head, k) => all + known(head[tile]) / (shares[k] ?? Number.NaN), 0) / heads;
       total += (known(parts[tile]) / mean) * grown;
     }
     return total;
   }
 }
 
-const KNOWN: ReadonlySet<string> = new Set<Link["kind"]>(["softmax", "isotonic", "sigmoid", "labels", "corn", "linear", "cox", "hazard"]);
+const KNOWN: ReadonlySet<string> = new Set<Link["kind"]>([
+  "softmax",
+  "isotonic",
+  "sigmoid",
+  "labels",
+  "corn",
+  "linear",
+  "cox",
+  "hazard",
+]);
 
 /** Whether `valuesOf` knows how to answer. */
 export function isKnown(link: Link): boolean {

@@ -20,7 +20,13 @@ export interface WhatIfState {
 
 export class WhatIfPanel {
   readonly element = el("div", { class: "whatif" });
-  private readonly number = el("input", { type: "number", min: 1, max: 100000, value: 10, "aria-label": "How many tiles" });
+  private readonly number = el("input", {
+    type: "number",
+    min: 1,
+    max: 100000,
+    value: 10,
+    "aria-label": "How many tiles",
+  });
   private readonly result = el("div", { class: "result", role: "status", "aria-live": "polite" });
   private readonly lasso: HTMLButtonElement;
   private readonly most: HTMLButtonElement;
@@ -44,8 +50,17 @@ export class WhatIfPanel {
     this.ways = el(
       "div",
       {},
-      el("div", { class: "row" }, this.lasso, button("Leave out all in view", () => on.view())),
-      el("p", { class: "muted small" }, "Draw around tiles to leave them out; hold Shift to add to those left out already."),
+      el(
+        "div",
+        { class: "row" },
+        this.lasso,
+        button("Leave out all in view", () => on.view()),
+      ),
+      el(
+        "p",
+        { class: "muted small" },
+        "Draw around tiles to leave them out; hold Shift to add to those left out already.",
+      ),
       el("div", { class: "row" }, el("span", {}, "Leave out the"), this.number, this.most, this.least),
     );
     this.after = el(
