@@ -147,3 +147,4 @@ def test_no_parameter_gets_a_gradient_and_none_stays(case: str) -> None:
     found = score(model, bags, "contribution")
     assert not found.values.requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from wsimil.evaluation.attribution.answered import Answered, answered, answered_by, joined
+from wsimil.evaluation.attribution.inputs_alone import by_inputs_alone
 from wsimil.evaluation.attribution.scored import EXACT, LRP, MIXED, Scored, mean_of
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, Contributions
@@ -69,7 +70,7 @@ def _relevance(model: MILModel, bags: BagBatch) -> Scored | None:
     """Gradient at zero times input: the gradient of an affine function is the same everywhere, its value at zero the bias."""
     h = model.embed_instances(bags, None)
     zero = torch.zeros_like(h).requires_grad_()
-    with torch.enable_grad():
+    with by_inputs_alone(model):
         logits = model.linearized(zero, bags, at=h)
         if logits is None:
             return None

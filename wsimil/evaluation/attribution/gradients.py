@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from wsimil.evaluation.attribution.inputs_alone import by_inputs_alone
 from wsimil.evaluation.attribution.scored import GRADIENT, Scored
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch
@@ -71,7 +72,7 @@ def _parts(model: MILModel, bag: BagBatch, share: float) -> Float[Tensor, "n C"]
     mean = _mean_tile(model)
     way = bag.features.to(mean.dtype) - mean
     x = (mean + share * way).requires_grad_()
-    with torch.enable_grad():
+    with by_inputs_alone(model):
         logits = model(replace(bag, features=x)).logits[0].unbind()
     columns = []
     for column, logit in enumerate(logits):
