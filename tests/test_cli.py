@@ -18,6 +18,7 @@ COMMANDS = [
     "extract",
     "train",
     "predict",
+    "export",
     "evaluate",
     "compare",
     "convert",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -229,6 +229,17 @@ class Cohort:
                 )
             )
         return replace(self, slides=tuple(rows))
+
+    def renamed(self, name: Callable[[str], str]) -> Cohort:
+        """The same with `name` of every id of a slide and a patient."""
+        slides = tuple(
+            replace(
+                s, slide_id=name(s.slide_id), patient_id=name(s.patient_id), members=tuple(name(m) for m in s.members)
+            )
+            for s in self.slides
+        )
+        findings = tuple(replace(one, slide_ids=tuple(name(s) for s in one.slide_ids)) for one in self.findings)
+        return replace(self, slides=slides, findings=findings)
 
     def to_csv(self) -> str:
         """The cohort table: one line a slide, its split included; of patients also their slides, with semicolons."""

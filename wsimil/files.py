@@ -19,7 +19,7 @@ _STALE_AGE_S = 24 * 3600.0
 
 
 @contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
+def atomic_path(target: Path, *, mode: int = 0o666) -> Iterator[Path]:
     """Yield a temporary path beside `target`; on a clean exit it is synced and renamed onto `target`, else removed.
 
     The temporary name is hidden, keeps the suffix of `target` and names host and process, so that
@@ -30,7 +30,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # Opened rather than made by tempfile: so the kernel applies the umask, which threads cannot read safely.
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
         yield temporary
         _sync(temporary)
         temporary.replace(target)
@@ -67,15 +67,15 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_bytes(target: Path, data: bytes) -> None:
-    """Write `data` to `target` atomically."""
-    with atomic_path(target) as temporary:
+def write_bytes(target: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Write `data` to `target` atomically; who may read and write it, as the umask allows, is said by `mode`."""
+    with atomic_path(target, mode=mode) as temporary:
         temporary.write_bytes(data)
 
 
-def write_text(target: Path, text: str) -> None:
-    """Write `text` to `target` atomically, as UTF-8."""
-    write_bytes(target, text.encode("utf-8"))
+def write_text(target: Path, text: str, *, mode: int = 0o666) -> None:
+    """Write `text` to `target` atomically, as UTF-8; `mode` as in `write_bytes`."""
+    write_bytes(target, text.encode("utf-8"), mode=mode)
 
 
 def remove_stale(folder: Path) -> int:

@@ -102,6 +102,7 @@ def make_prediction() -> MakePrediction:
             scores=np.concatenate([attention[:, None], parts], axis=1),
             grid=grid,
             model={"method": "gated_abmil", "digest": "a3f5c0de", "version": "0.1.0"},
+            score_rules={"attention": "softmax over the bag", **{f"contribution:{name}": "exact" for name in classes}},
         )
 
     return make

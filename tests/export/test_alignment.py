@@ -1,108 +1,60 @@
 """The law of alignment: every export of a checkerboard's own grey lies exactly on the checkerboard.
 
-Tile scores are the mean grey of the tile; what an exporter puts at a place must correlate perfectly with the slide there, and
-less at any other shift. It catches half-tile shifts, swapped axes, rounding, and a forgotten bounds offset.
+Tile scores are the mean grey of the tile; what an independent reader finds at a place must correlate perfectly with the slide
+there, and less at any other shift. It catches half-tile shifts, swapped axes, rounding, and a forgotten bounds offset.
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import json
+from datetime import UTC, datetime
+from math import ceil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsimil.evaluation.prediction import Prediction
+from tests.export.checkerboard import (
+    CASES,
+    checkerboard,
+    expected,
+    is_aligned,
+    mean_grey,
+    points_are_aligned,
+    shrink,
+)
+from tests.export.dicom_slides import write_dicom_slide
+from wsimil.export.csv_table import write_csv
+from wsimil.export.dsa import UNSCORED, write_dsa
 from wsimil.export.geojson import write_geojson
 from wsimil.export.heatmap import rasterize, raw_heatmap
+from wsimil.export.ome_tiff import write_ome_tiff
 from wsimil.export.png import render_png
 from wsimil.export.scores import ScoreTable, read_scores, write_scores
 
-CASES = {
-    "plain": {"size0_px": (1008, 819), "size_px": 63},
-    "bounds": {"size0_px": (1100, 1200), "size_px": 63, "bounds0_px": (43, 277, 1008, 819)},
-    "odd mpp": {"size0_px": (1501, 1203), "size_px": 63, "mpp": 0.2527},
-    "overlap": {"size0_px": (1000, 800), "size_px": 64, "stride_px": 32},
-    "all at once": {
-        "size0_px": (1700, 1400),
-        "size_px": 64,
-        "stride_px": 32,
-        "mpp": 0.2527,
-        "bounds0_px": (143, 177, 1501, 1203),
-    },
-}
-
-
-def _checkerboard(prediction: Prediction) -> NDArray[np.float64]:
-    """Level-0 px: squares of random grey as large as a stride, black where nothing was scanned."""
-    slide, spec = prediction.grid.slide, prediction.grid.spec
-    rng = np.random.default_rng(1)
-    grey = rng.uniform(0.1, 1, (80, 80))
-    left, top, width, height = slide.bounds0_px
-    stride0 = spec.stride_px * spec.mpp / slide.mpp
-    rows, columns = ((np.arange(n) / stride0).astype(int) for n in (height, width))
-    board = np.zeros(slide.size0_px[::-1])
-    board[top : top + height, left : left + width] = grey[np.ix_(rows, columns)]
-    return board
-
-
-def _mean_grey(board: NDArray[np.float64], prediction: Prediction) -> NDArray[np.float32]:
-    side = prediction.grid.size0_px
-    return np.array([board[y : y + side, x : x + side].mean() for x, y in prediction.grid.xy0], np.float32)
+SCORE = "contribution:tumor"
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
 def case(request, make_prediction, tmp_path: Path) -> tuple[NDArray[np.float64], ScoreTable]:
     """The board, and the table of its mean greys as it was written to parquet and read again."""
     empty = make_prediction(**request.param)
-    board = _checkerboard(empty)
-    prediction = make_prediction(**request.param, tumor=_mean_grey(board, empty))
+    board = checkerboard(empty)
+    prediction = make_prediction(**request.param, tumor=mean_grey(board, empty))
     write_scores(tmp_path / "scores.parquet", prediction)
     return board, read_scores(tmp_path / "scores.parquet")
 
 
-def _correlations(
-    picture: NDArray[np.float64], expected: NDArray[np.float64], step: int
-) -> dict[tuple[int, int], float]:
-    """Correlation of a picture with what should be there, for shifts by `step` px; NaN is left out."""
-    found = {}
-    for dy in (-step, 0, step):
-        for dx in (-step, 0, step):
-            moved = np.roll(picture, (dy, dx), axis=(0, 1))
-            both = np.isfinite(moved) & np.isfinite(expected)
-            found[dy, dx] = float(np.corrcoef(moved[both], expected[both])[0, 1])
-    return found
-
-
-def _expected(board: NDArray[np.float64], table: ScoreTable) -> NDArray[np.float64]:
-    """Mean over the tiles on a level-0 px of their mean grey: painted tile by tile from the board alone, NaN elsewhere."""
-    side = table.size0_px
-    total, count = np.zeros(board.shape), np.zeros(board.shape)
-    for x, y in table.xy0:
-        total[y : y + side, x : x + side] += board[y : y + side, x : x + side].mean()
-        count[y : y + side, x : x + side] += 1
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _shrink(values: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.float64]:
-    """Nearest px at the middle of each cell."""
-    rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(shape, values.shape, strict=True))
-    return values[np.ix_(rows, columns)]
-
-
-def _is_aligned(picture: NDArray[np.float64], expected: NDArray[np.float64], *, step: int, least: float) -> None:
-    found = _correlations(picture, expected, step)
-    assert max(found, key=lambda shift: found[shift]) == (0, 0)
-    assert found[0, 0] > least
-
-
 def test_the_raster_lies_on_the_slide(case) -> None:
     board, table = case
-    raster = rasterize(raw_heatmap(table, "contribution:tumor"), shape=board.shape)
-    _is_aligned(raster.astype(np.float64), _expected(board, table), step=1, least=0.999)
+    raster = rasterize(raw_heatmap(table, SCORE), shape=board.shape)
+    is_aligned(raster.astype(np.float64), expected(board, table), step=1, least=0.999)
 
 
 def test_geojson_lies_on_the_slide(case, tmp_path: Path) -> None:
@@ -112,42 +64,113 @@ def test_geojson_lies_on_the_slide(case, tmp_path: Path) -> None:
     scanned = board[top:, left:]
     tree = json.loads((tmp_path / "a.geojson").read_text())
     tiles = [f for f in tree["features"] if f["properties"]["objectType"] == "tile"]
+    rings = [np.array(tile["geometry"]["coordinates"][0]) for tile in tiles]
+    boxes = [(*ring.min(axis=0), *ring.max(axis=0)) for ring in rings]
+    name = "wsimil: contribution tumor (relative to max)"
+    # Numbers are written with five digits.
+    _boxes_are_aligned(boxes, [tile["properties"]["measurements"][name] for tile in tiles], scanned, 1e-8)
 
-    def correlation(dx: int, dy: int) -> float:
+
+def test_csv_lies_on_the_slide(case, tmp_path: Path) -> None:
+    board, table = case
+    write_csv(tmp_path / "a.csv", table)
+    with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    places = [tuple(int(row[name]) for name in "xywh") for row in rows]
+    boxes = [(x, y, x + w, y + h) for x, y, w, h in places]
+    _boxes_are_aligned(boxes, [float(row[SCORE]) for row in rows], board, 1e-12)
+
+
+def _boxes_are_aligned(boxes, values: list[float], board: NDArray[np.float64], slack: float) -> None:
+    def at(dx: int, dy: int) -> float:
         shown, there = [], []
-        for tile in tiles:
-            ring = np.array(tile["geometry"]["coordinates"][0]) + np.array([dx, dy])
-            (x0, y0), (x1, y1) = ring.min(axis=0), ring.max(axis=0)
-            if x0 >= 0 and y0 >= 0 and scanned[y0:y1, x0:x1].size:
-                shown.append(tile["properties"]["measurements"]["wsimil: contribution tumor (relative to max)"])
-                there.append(scanned[y0:y1, x0:x1].mean())
+        for (x0, y0, x1, y1), value in zip(boxes, values, strict=True):
+            part = board[max(0, y0 + dy) : y1 + dy, max(0, x0 + dx) : x1 + dx]
+            if x0 + dx >= 0 and y0 + dy >= 0 and part.size:
+                shown.append(value)
+                there.append(part.mean())
         return float(np.corrcoef(shown, there)[0, 1])
 
-    exact = correlation(0, 0)
-    # Numbers are written with five digits.
-    assert exact > 1 - 1e-8
-    assert all(correlation(dx, dy) < exact for dx, dy in ((-5, 0), (5, 0), (0, -5), (0, 5), (5, 5)))
+    exact = at(0, 0)
+    assert exact > 1 - slack
+    assert all(at(dx, dy) < exact for dx, dy in ((-5, 0), (5, 0), (0, -5), (0, 5), (5, 5)))
+
+
+@pytest.mark.parametrize("origin", ["bounds", "level0"])
+def test_ome_tiff_lies_on_the_slide(case, origin, tmp_path: Path) -> None:
+    board, table = case
+    write_ome_tiff(tmp_path / "a.ome.tiff", table, origin=origin)
+    with tifffile.TiffFile(tmp_path / "a.ome.tiff") as file:
+        raster = file.asarray()[table.score_names.index(SCORE)].astype(np.float64)
+        ome = ElementTree.fromstring(file.ome_metadata or "")
+    pixels = ome.find(".//{*}Pixels")
+    assert pixels is not None
+    # An image that is laid on the slide by its physical size alone, from the corner of what a viewer shows of it.
+    cell0 = float(pixels.attrib["PhysicalSizeX"]) / table.mpp
+    assert pixels.attrib["PhysicalSizeX"] == pixels.attrib["PhysicalSizeY"]
+    left, top, width, height = table.bounds0_px if origin == "bounds" else (0, 0, *table.slide_size0_px)
+    there = expected(board, table)[top : top + height, left : left + width]
+    rows, columns = (((np.arange(n) + 0.5) / cell0).astype(int) for n in there.shape)
+    # A grid that does not begin at the corner lies on cells of an eighth of a tile, and those that an edge parts hold a mean:
+    # where it lies within a cell no picture of such cells can say.
+    fine = cell0 < 0.9 * table.stride0
+    assert fine == (origin == "level0" and table.bounds0_px[:2] != (0, 0))
+    is_aligned(raster[np.ix_(rows, columns)], there, step=ceil(cell0) if fine else 1, least=0.95 if fine else 0.995)
+    if not fine:
+        assert cell0 == pytest.approx(table.stride0)
+        y, x = np.mgrid[: raster.shape[0], : raster.shape[1]]
+        points_are_aligned(((x + 0.5) * cell0).ravel(), ((y + 0.5) * cell0).ravel(), raster.ravel(), there, cell0)
+
+
+def test_annotations_for_the_digital_slide_archive_lie_on_the_slide(case, tmp_path: Path) -> None:
+    board, table = case
+    write_dsa(tmp_path / "a.json", table)
+    found = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    (speaking_for, _) = next(one["elements"] for one in found if one["attributes"]["score"] == SCORE)
+    values = np.array(speaking_for["values"])
+    index = np.arange(len(values))
+    x = speaking_for["origin"][0] + speaking_for["dx"] * (index % speaking_for["gridWidth"])
+    y = speaking_for["origin"][1] + speaking_for["dy"] * (index // speaking_for["gridWidth"])
+    assert speaking_for["dx"] == speaking_for["dy"] == pytest.approx(table.stride0)
+    shown = np.where(values == UNSCORED, np.nan, values)
+    points_are_aligned(x, y, shown, expected(board, table), speaking_for["dx"])
+
+
+def test_parametric_maps_lie_on_the_slide(case, tmp_path: Path) -> None:
+    hd = pytest.importorskip("highdicom", reason="needs highdicom, which the extra 'dicom' brings")
+    from wsimil.export.dicom import write_parametric_maps
+
+    board, table = case
+    grey = np.round(board * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
+    levels = [grey, grey[::4, ::4], np.ascontiguousarray(grey[::16, ::16])]
+    slide = write_dicom_slide(tmp_path / "slide", levels, mpp=table.mpp)
+    write_parametric_maps(tmp_path / "maps", table, slide, now=datetime(2026, 1, 1, tzinfo=UTC), scores=(SCORE,))
+    image = hd.imread(tmp_path / "maps/01.dcm")
+    matrix = image.get_total_pixel_matrix(dtype=np.float64)
+    assert matrix.shape == levels[-1].shape[:2]
+    # A frame that is not there is read as 0; scores of the board are above.
+    shown = np.where(matrix == 0, np.nan, matrix)
+    is_aligned(shown, shrink(expected(board, table), shown.shape), step=1, least=0.99)
 
 
 def test_the_picture_lies_on_the_slide(case) -> None:
     board, table = case
-    heatmap = raw_heatmap(table, "contribution:tumor", cohort_range=(-1.0, 1.0))
+    heatmap = raw_heatmap(table, SCORE, cohort_range=(-1.0, 1.0))
     white = np.full((90, 110, 3), 255, np.uint8)
     image = Image.open(io.BytesIO(render_png(table, heatmap, thumbnail=white)))
     x, y, width, height = json.loads(image.text["wsimil"])["frame_px"]  # type: ignore[attr-defined]  # of PNG images
     frame = np.asarray(image, np.float64)[y : y + height, x : x + width]
     # Orange over white: blue falls in proportion to the score.
     shown = np.where(np.ptp(frame, axis=2) > 0, 255 - frame[..., 2], np.nan)
-    _is_aligned(shown, _shrink(_expected(board, table), (height, width)), step=1, least=0.99)
+    is_aligned(shown, shrink(expected(board, table), (height, width)), step=1, least=0.99)
 
 
 def test_the_thumbnail_lies_where_the_tiles_do(case) -> None:
     board, table = case
-    heatmap = raw_heatmap(table, "contribution:tumor", cohort_range=(-1e6, 1e6))
-    grey = np.round(_shrink(board, (700, 900)) * 200 + 50).astype(np.uint8)
+    heatmap = raw_heatmap(table, SCORE, cohort_range=(-1e6, 1e6))
+    grey = np.round(shrink(board, (700, 900)) * 200 + 50).astype(np.uint8)
     image = Image.open(io.BytesIO(render_png(table, heatmap, thumbnail=grey[..., None].repeat(3, axis=2))))
     x, y, width, height = json.loads(image.text["wsimil"])["frame_px"]  # type: ignore[attr-defined]  # of PNG images
     frame = np.asarray(image, np.float64)[y : y + height, x : x + width, 1]
-    expected = _expected(board, table)
-    inside = np.where(np.isfinite(expected), board, np.nan)
-    _is_aligned(frame, _shrink(inside, (height, width)), step=1, least=0.95)
+    inside = np.where(np.isfinite(expected(board, table)), board, np.nan)
+    is_aligned(frame, shrink(inside, (height, width)), step=1, least=0.95)

@@ -14,6 +14,7 @@ import shapely
 
 from wsimil.errors import OutputError
 from wsimil.export.geojson import geojson_chunks, write_geojson
+from wsimil.export.qupath_script import write_script
 from wsimil.export.scores import ScoreTable, score_table
 
 HOSTILE = '"}]<img src=x onerror=alert(1)> %s %d\n\u2028 100 %'
@@ -43,15 +44,16 @@ def _hold_the_contract(tree: dict[str, Any]) -> None:
     for feature in tree["features"]:
         assert feature["type"] == "Feature"
         geometry, properties = feature["geometry"], feature["properties"]
-        assert geometry["type"] == "Polygon"
+        assert geometry["type"] in ("Polygon", "MultiPolygon")
         assert shapely.is_valid(shapely.geometry.shape(geometry))
-        (ring,) = geometry["coordinates"]
-        assert ring[0] == ring[-1]
-        assert all(type(value) is int for point in ring for value in point)
+        parts = geometry["coordinates"]
+        for ring in (ring for part in ([parts] if geometry["type"] == "Polygon" else parts) for ring in part):
+            assert ring[0] == ring[-1]
+            assert all(type(value) is int for point in ring for value in point)
         assert properties["objectType"] in ("tile", "annotation")
         assert "id" not in feature
         classification = properties.get("classification")
-        assert classification is None or _is_color(classification["color"])
+        assert classification is None or (classification["name"] and _is_color(classification["color"]))
         assert "color" not in properties or _is_color(properties["color"])
         assert all(_is_measurement(value) for value in properties["measurements"].values())
         assert all(isinstance(value, str) for value in properties.get("metadata", {}).values())
@@ -137,6 +139,43 @@ def test_top_tiles_are_the_highest_of_those_that_speak_for_the_class(make_predic
     assert len(every) == int((values > 0).sum())
     assert len(_objects(_parse(table, score="attention", top=63), "annotation")) == 1 + 63
     assert len(_objects(_parse(table, top=0), "annotation")) == 1
+
+
+def _ring(*points: tuple[int, int]) -> np.ndarray:
+    return np.array(points, np.int64)
+
+
+def test_tissue_is_outlined_with_its_holes_where_it_lies(make_prediction) -> None:
+    outer, hole = _ring((400, 300), (1400, 300), (1400, 900), (400, 900)), _ring((500, 400), (600, 400), (600, 500))
+    far = _ring((2000, 2000), (2500, 2000), (2500, 2500), (2000, 2000))
+    prediction = make_prediction(n=63, bounds0_px=(301, 207, 3000, 2500))
+    tree = _parse(score_table(prediction, tissue=((outer, hole), (far,))))
+    _hold_the_contract(tree)
+    pieces = [f for f in _objects(tree, "annotation") if f["properties"]["classification"]["name"] == "Tissue"]
+    assert [piece["properties"]["name"] for piece in pieces] == ["Tissue 1", "Tissue 2"]
+    shapes = [shapely.geometry.shape(piece["geometry"]) for piece in pieces]
+    assert shapes[0].equals(shapely.Polygon(outer - [301, 207], [hole - [301, 207]]))
+    assert shapes[1].equals(shapely.Polygon(far - [301, 207]))
+
+
+def test_tissue_that_crosses_itself_becomes_polygons_that_do_not(make_prediction) -> None:
+    bow_tie = _ring((0, 0), (1000, 1001), (1000, 0), (0, 1000))
+    spike = _ring((2000, 0), (2100, 0), (2100, 100), (2500, 100), (2100, 100), (2000, 100))
+    line, point = _ring((0, 0), (10, 10), (0, 0)), _ring((5, 5), (6, 6))
+    hole_on_edge = (_ring((3000, 0), (3100, 0), (3100, 100), (3000, 100)), _ring((3000, 0), (3100, 50), (3000, 100)))
+    tree = _parse(score_table(make_prediction(n=63), tissue=((bow_tie,), (spike,), (line,), (point,), hole_on_edge)))
+    _hold_the_contract(tree)
+    pieces = [f for f in _objects(tree, "annotation") if f["properties"]["classification"]["name"] == "Tissue"]
+    assert [piece["geometry"]["type"] for piece in pieces] == ["MultiPolygon", "Polygon", "MultiPolygon"]
+
+
+def test_the_script_for_qupath_imports_by_name_and_names_nothing(tmp_path: Path) -> None:
+    write_script(tmp_path)
+    text = (tmp_path / "import_wsimil.groovy").read_text(encoding="utf-8")
+    assert "importObjectsFromFile(file.getAbsolutePath())" in text
+    assert str(tmp_path) not in text
+    for left, right in ("()", "[]", "{}"):
+        assert text.count(left) == text.count(right)
 
 
 def test_hostile_names_stay_text(make_prediction) -> None:

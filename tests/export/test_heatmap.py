@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from wsimil.export.heatmap import Heatmap, display_range, effective_tiles, rank_heatmap, rasterize, raw_heatmap
+from wsimil.export.heatmap import Heatmap, display_range, rank_heatmap, rasterize, raw_heatmap
 from wsimil.export.scores import score_table
+from wsimil.export.shown import effective_tiles
 
 
 def _map(xy0: list[tuple[int, int]], values: list[float], *, side: float, size: tuple[int, int]) -> Heatmap:
@@ -108,6 +109,7 @@ def test_contributions_are_shown_raw_signed_and_symmetric(make_prediction) -> No
     assert heatmap.kind == "signed"
     assert heatmap.range[1] == -heatmap.range[0] == np.percentile(np.abs(heatmap.values.astype(np.float64)), 99)
     assert "this slide" in heatmap.normalization
+    assert (heatmap.rule, heatmap.reading) == ("exact", "logits; 0 = adds nothing")
 
 
 def test_a_range_fixed_for_the_cohort_is_kept_and_named(make_prediction) -> None:

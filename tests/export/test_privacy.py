@@ -2,24 +2,62 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
-from wsimil.export.geojson import write_geojson
-from wsimil.export.heatmap import raw_heatmap
-from wsimil.export.png import write_png
+import numpy as np
+import pytest
+
+from tests.export.dicom_slides import write_dicom_slide
+from wsimil.export.formats import FORMATS, Beside
 from wsimil.export.scores import read_scores, write_scores
 
 PLANTED = b"MRS-JANE-DOE-1957"
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def test_a_name_in_path_digest_and_properties_is_in_no_output(make_prediction, tmp_path: Path) -> None:
+def _check(folder: Path, planted: bytes = PLANTED) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    for file in files:
+        content = file.read_bytes()
+        for text in (planted, planted.decode().encode("utf-16-le"), b"/archive", str(folder).encode()):
+            assert text not in content, file.name
+
+
+@pytest.mark.parametrize("form", [name for name in FORMATS if name != "dicom"])
+def test_a_name_in_path_digest_and_properties_is_in_no_output(form: str, make_prediction, tmp_path: Path) -> None:
     prediction = make_prediction(n=63)
     slide = prediction.grid.slide
     assert PLANTED in f"{slide.path}{slide.mpp_detail}{slide.digest}".encode()
     write_scores(tmp_path / "s.parquet", prediction)
     table = read_scores(tmp_path / "s.parquet")
-    write_geojson(tmp_path / "s.geojson", table)
-    write_png(tmp_path / "s.png", table, raw_heatmap(table, "attention"))
-    for file in tmp_path.iterdir():
-        assert PLANTED not in file.read_bytes(), file.name
-        assert b"/archive" not in file.read_bytes(), file.name
+    FORMATS[form].write(tmp_path / f"s{FORMATS[form].suffix}", table, Beside(now=NOW))
+    if (once := FORMATS[form].once) is not None:
+        once(tmp_path)
+    _check(tmp_path)
+
+
+def test_a_dicom_map_takes_of_its_slide_only_who_it_is_and_which_study(make_prediction, tmp_path: Path) -> None:
+    pytest.importorskip("highdicom", reason="needs highdicom, which the extra 'dicom' brings")
+    import pydicom
+
+    planted = {
+        name: PLANTED.decode()
+        for name in (
+            "InstitutionName", "StudyDescription", "PatientComments", "OperatorsName", "PerformingPhysicianName",
+            "SeriesDescription", "ProtocolName", "BarcodeValue", "LabelText", "ContainerIdentifier",
+            "ImageComments", "RequestingPhysician",
+        )
+    }  # fmt: skip
+    prediction = make_prediction(size0_px=(2048, 1536))
+    white = np.full((1536, 2048, 3), 255, np.uint8)
+    levels = [white, np.ascontiguousarray(white[::16, ::16])]
+    source = write_dicom_slide(tmp_path / PLANTED.decode(), levels, mpp=0.5, **planted)
+    write_scores(tmp_path / "s.parquet", prediction)
+    table = read_scores(tmp_path / "s.parquet")
+    FORMATS["dicom"].write(tmp_path / "maps", table, Beside(now=NOW, slide=source))
+    _check(tmp_path / "maps")
+    slide, made = pydicom.dcmread(source), pydicom.dcmread(tmp_path / "maps/01.dcm")
+    for name in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "AccessionNumber"):
+        assert made[name].value == slide[name].value

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
+from base64 import b64encode
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,15 @@ def test_what_is_read_is_what_was_predicted(n: int, make_prediction, tmp_path: P
     assert _same(read_scores(tmp_path / "scores.parquet"), score_table(prediction))
 
 
+def test_tissue_comes_back_ring_by_ring(make_prediction, tmp_path: Path) -> None:
+    rings = tuple(np.array(ring, np.int64) for ring in ([[0, 0], [90, 0], [90, 80]], [[5, 5], [6, 5], [6, 6]]))
+    write_scores(tmp_path / "s.parquet", make_prediction(n=63), tissue=(rings, rings[:1]))
+    read = read_scores(tmp_path / "s.parquet").tissue
+    assert [len(polygon) for polygon in read] == [2, 1]
+    assert all(np.array_equal(a, b) for a, b in zip(read[0], rings, strict=True))
+    assert read[0][0].dtype == np.int64
+
+
 def test_a_tile_that_was_not_scored_stays_nan(make_prediction, tmp_path: Path) -> None:
     prediction = make_prediction(n=63)
     scores = prediction.scores.copy()
@@ -57,7 +68,12 @@ def test_columns_and_types_are_those_of_the_contract(make_prediction, tmp_path: 
     assert set(table["w"].to_pylist()) == set(table["h"].to_pylist()) == {prediction.grid.size0_px} == {443}
     header = json.loads(table.schema.metadata[b"wsimil"])
     assert header["tiles"]["size0"] == 224 * 0.5 / 0.2527
-    assert header["scores"][2] == {"column": "contribution:tumor", "kind": "contribution", "of": "tumor"}
+    assert header["scores"][2] == {
+        "column": "contribution:tumor",
+        "kind": "contribution",
+        "of": "tumor",
+        "rule": "exact",
+    }
 
 
 def test_the_same_prediction_gives_the_same_bytes(make_prediction, tmp_path: Path) -> None:
@@ -110,11 +126,15 @@ def test_a_foreign_parquet_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda h: h.update(schema="wsimil/scores/9"), "wanted 'wsimil/scores/2'"),
+        (lambda h: h.update(schema="wsimil/scores/9"), "wanted 'wsimil/scores/3'"),
         (lambda h: h.pop("task"), "task"),
         (lambda h: h.update(values=[1.0]), "float64"),
-        (lambda h: h["scores"].append({"column": "ghost"}), "ghost"),
+        (lambda h: h["scores"].append({"column": "ghost", "rule": "exact"}), "ghost"),
+        (lambda h: h["scores"][0].pop("rule"), "rule"),
         (lambda h: h.update(slide=[]), "not whole"),
+        (lambda h: h.update(tissue=[[[0, 1, 2]]]), "no mapping of rings"),
+        (lambda h: h.update(tissue={"rings": [[3]], "steps": ""}), "not whole"),
+        (lambda h: h.update(tissue={"rings": [[3]], "steps": b64encode(zlib.compress(bytes(8))).decode()}), "1 points"),
     ],
 )
 def test_a_header_that_does_not_fit_is_refused(change, says: str, make_prediction, tmp_path: Path) -> None:
@@ -126,6 +146,33 @@ def test_a_header_that_does_not_fit_is_refused(change, says: str, make_predictio
     pq.write_table(table.replace_schema_metadata({b"wsimil": json.dumps(header)}), path)
     with pytest.raises(StoreError, match=says):
         read_scores(path)
+
+
+@pytest.mark.parametrize("schema", ["wsimil/scores/1", "wsimil/scores/2"])
+def test_tables_of_earlier_schemas_are_read_and_say_what_they_did_not_record(
+    schema: str, make_prediction, tmp_path: Path
+) -> None:
+    prediction = make_prediction(n=63)
+    write_scores(tmp_path / "s.parquet", prediction)
+    table = pq.read_table(tmp_path / "s.parquet")
+    header = json.loads(table.schema.metadata[b"wsimil"]) | {"schema": schema}
+    for column in header["scores"]:
+        del column["rule"]
+    if schema.endswith("1"):
+        header |= {"classes": list(prediction.task.outputs), "probabilities": header.pop("values")}
+        del header["task"]
+    pq.write_table(table.replace_schema_metadata({b"wsimil": json.dumps(header)}), tmp_path / "s.parquet")
+    found = read_scores(tmp_path / "s.parquet")
+    assert np.array_equal(found.scores, prediction.scores)
+    assert found.task == prediction.task
+    assert found.rule("contribution:tumor") == "exact"
+    assert found.rule("attention") == "not recorded"
+
+
+def test_without_contributions_the_main_score_is_of_the_answer_still_and_attention_comes_last(make_prediction) -> None:
+    table = score_table(make_prediction(n=63))
+    names = ("attention", *(f"single:{name}" for name in table.task.outputs))
+    assert dataclasses.replace(table, score_names=names).main_score == f"single:{table.predicted}"
 
 
 def test_an_output_place_that_is_a_file_is_refused(make_prediction, tmp_path: Path) -> None:

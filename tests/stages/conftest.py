@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,27 +18,30 @@ DIM = 6
 
 @pytest.fixture
 def feature_study(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
-    """A function that writes features of `slides` slides, two of every third patient, and their cohort: (features, cohort.csv).
+    """`write_study` into the folder of the test."""
+    return partial(write_study, tmp_path)
+
+
+def write_study(
+    root: Path, *, slides: int = 36, gap: float = 3.0, twins: bool = False, sites: int = 3
+) -> tuple[Path, Path]:
+    """Features of `slides` slides, two of every third patient, and their cohort: (features, cohort.csv).
 
     Class t differs from n by `gap` in one feature of half the tiles. With `twins`, two patients share one slide.
     """
-
-    def write(*, slides: int = 36, gap: float = 3.0, twins: bool = False, sites: int = 3) -> tuple[Path, Path]:
-        features = tmp_path / "features"
-        store = open_store(features, mode="w")
-        rows = ["slide_id,patient_id,label,site"]
-        for number in range(slides):
-            patient = number - (number % 3 == 1)
-            label = "nt"[patient // 3 % 2]
-            bag = make_bag(f"s{number}", n=10 + number % 4, dim=DIM, dtype="float32", seed=number)
-            values = np.array(bag.features)
-            values[::2, 0] += gap * (label == "t")
-            content = 0 if twins and number == 6 else number
-            made = replace(bag.provenance, slide_digest=f"{content:064x}")
-            store.write(replace(bag, features=values, provenance=made))
-            rows.append(f"s{number},p{patient},{label},site{patient % sites}")
-        cohort = tmp_path / "cohort.csv"
-        cohort.write_text("\n".join(rows) + "\n", encoding="utf-8")
-        return features, cohort
-
-    return write
+    features = root / "features"
+    store = open_store(features, mode="w")
+    rows = ["slide_id,patient_id,label,site"]
+    for number in range(slides):
+        patient = number - (number % 3 == 1)
+        label = "nt"[patient // 3 % 2]
+        bag = make_bag(f"s{number}", n=10 + number % 4, dim=DIM, dtype="float32", seed=number)
+        values = np.array(bag.features)
+        values[::2, 0] += gap * (label == "t")
+        content = 0 if twins and number == 6 else number
+        made = replace(bag.provenance, slide_digest=f"{content:064x}")
+        store.write(replace(bag, features=values, provenance=made))
+        rows.append(f"s{number},p{patient},{label},site{patient % sites}")
+    cohort = root / "cohort.csv"
+    cohort.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return features, cohort

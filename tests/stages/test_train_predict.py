@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from wsimil.export.scores import read_scores
 from wsimil.extraction.config import ExtractConfig
 from wsimil.extraction.sources import list_sources
 from wsimil.mil.saved import load_model
+from wsimil.stages.export import ExportOptions, export
 from wsimil.stages.extract import extract
 from wsimil.stages.predict import PredictOptions, PredictSummary, predict
 from wsimil.stages.train import TrainConfig, TrainSummary, plan, train
@@ -163,10 +165,15 @@ def test_predictions_are_complete_and_their_files_are_there(place: Path, tmp_pat
         for name, logit, bias in zip(table.task.outputs, table.logits, table.bias, strict=True):
             assert table.score(f"contribution:{name}").astype(float).sum() + bias == pytest.approx(logit, abs=1e-4)
         assert table.score("attention").sum() == pytest.approx(1, abs=1e-5)
-        assert (
-            json.loads((tmp_path / "qupath" / f"{slide_id}.geojson").read_text(encoding="utf-8"))["type"]
-            == "FeatureCollection"
-        )
+        shown = json.loads((tmp_path / "qupath" / f"{slide_id}.geojson").read_text(encoding="utf-8"))
+        assert shown["type"] == "FeatureCollection"
+        found = json.loads((place / "features/tissue" / f"{slide_id}.geojson").read_text(encoding="utf-8"))
+        names = [feature["properties"].get("name") for feature in found["features"]]
+        assert "Tissue 1" in names
+        assert [n for f in shown["features"] if "Tissue" in (n := f["properties"].get("name", ""))] == names
+        assert [[ring.tolist() for ring in polygon] for polygon in table.tissue] == [
+            feature["geometry"]["coordinates"] for feature in found["features"]
+        ]
         with Image.open(tmp_path / "overlays" / f"{slide_id}.png") as picture:
             assert min(picture.size) > 100
 
@@ -259,14 +266,17 @@ def test_a_second_prediction_into_one_folder_leaves_nothing_of_the_first(
     first = predict(place / "run", tmp_path / "in", tmp_path / "out", options=options, cohort_csv=table)
     assert {answer.slide_id for answer in first.answers} == {"a", "b"}
     assert (tmp_path / "out/metrics.json").exists()
+    exported = export(tmp_path / "out", options=ExportOptions(formats=("csv",)), now=datetime(2026, 1, 1, tzinfo=UTC))
+    assert exported.written == {"csv": 2}
     (tmp_path / "in/a.tiff").write_bytes(b"no slide any more")
     second = predict(place / "run", tmp_path / "in", tmp_path / "out", options=options)
     assert set(second.failures) == {"a"}
     rows = {row["slide_id"]: row["status"] for row in read_csv(tmp_path / "out/predictions.csv")}
     assert rows["b"] == "ok"
     assert rows["a"].startswith("failed: ")
-    for folder in ("scores", "qupath", "overlays"):
-        assert [path.stem for path in (tmp_path / "out" / folder).iterdir()] == ["b"]
+    for folder, suffix in (("scores", ".parquet"), ("qupath", ".geojson"), ("overlays", ".png")):
+        assert [path.name for path in (tmp_path / "out" / folder).glob(f"*{suffix}")] == [f"b{suffix}"]
+    assert not list((tmp_path / "out/export/csv").glob("*"))
     assert not (tmp_path / "out/metrics.json").exists()
     third = predict(place / "run", tmp_path / "in/b.tiff", tmp_path / "out", options=options)
     assert [answer.slide_id for answer in third.answers] == ["b"]

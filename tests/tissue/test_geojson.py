@@ -15,6 +15,7 @@ from wsimil.geometry import SlideInfo, TissueMask
 from wsimil.tissue import read_geojson, to_geojson, to_png
 from wsimil.tissue.classical import mask_mpp, mask_size_px
 from wsimil.tissue.config import TissueConfig
+from wsimil.tissue.geojson import read_polygons
 
 SQUARE = [[100, 200], [900.5, 200], [900.5, 700.25], [100, 700.25], [100, 200]]
 
@@ -115,6 +116,20 @@ def test_polygons_that_overlap_are_joined_and_holes_stay_holes(tmp_path: Path) -
     mask = read_geojson(write(tmp_path / "q.geojson", tree), info).mask
     assert mask[:100, :150].sum() == 15_000 - 10 * 20
     assert mask.sum() == mask[:100, :150].sum()
+
+
+@pytest.mark.parametrize("origin", ["bounds", "level0"])
+def test_polygons_are_read_as_they_are_in_level_0_px(tmp_path: Path, origin: Any) -> None:
+    info = slide(bounds=(10, 20, 50, 40))
+    mask = blobs(info)
+    path = write(tmp_path / "s.geojson", to_geojson(mask, info, origin=origin))
+    polygons = read_polygons(path, slide_id="s", bounds0_px=info.bounds0_px)
+    tree: Any = to_geojson(mask, info, origin="level0")
+    assert [[ring.tolist() for ring in polygon] for polygon in polygons] == [
+        feature["geometry"]["coordinates"] for feature in tree["features"]
+    ]
+    with pytest.raises(SlideError, match="slide 's': tissue file"):
+        read_polygons(tmp_path / "absent.geojson", slide_id="s", bounds0_px=info.bounds0_px)
 
 
 def test_no_polygon_is_no_tissue(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_wrong_folder_is_a_usage_error(study: MadeStudy) -> None:
 
 def test_export_html_says_where_the_page_is(study: MadeStudy, tmp_path: Path) -> None:
     words = command(
-        "export-html", study.predictions, "-o", tmp_path / "page.html", "--single-file", "--only", "s1", "--json"
+        "export", "html", study.predictions, "-o", tmp_path / "page.html", "--single-file", "--only", "s1", "--json"
     )
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     said = json.loads(done.stdout)

@@ -15,8 +15,8 @@ from tests.viewer.conftest import Serve
 from tests.viewer.made_study import MadeStudy
 from wsimil.errors import ConfigError
 from wsimil.evaluation.table import Row, read_table, write_table
-from wsimil.export.heatmap import effective_tiles
 from wsimil.export.scores import ScoreTable, read_scores
+from wsimil.export.shown import effective_tiles
 from wsimil.export.viewer.answers import AnswerRule
 from wsimil.export.viewer.payload import ListedCase, case_json, index_json, uncertainty
 from wsimil.export.viewer.ranges import MOST_SLIDES, cohort_scores, sampled

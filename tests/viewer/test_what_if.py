@@ -11,9 +11,12 @@ import pytest
 from tests.viewer.conftest import Serve
 from tests.viewer.made_study import MadeStudy, make_run, write_cohort
 from wsimil.bags import FeatureBag
+from wsimil.evaluation.attribution import scored
+from wsimil.evaluation.attribution.scored import LRP
 from wsimil.evaluation.calibration import Calibration
 from wsimil.evaluation.decision import Decision, LabelDecision, load_decided, save_decision
 from wsimil.evaluation.predictor import predict
+from wsimil.export import scores
 from wsimil.export.scores import ScoreTable, read_scores, score_table
 from wsimil.export.viewer.answers import AnswerRule
 from wsimil.export.viewer.what_if import NotClosedError, closed_form, head_mix
@@ -301,3 +304,13 @@ def test_other_features_than_those_predicted_are_refused(study: MadeStudy, tmp_p
     assert client.post("cases/0/what-if", {"without": [1]}).status == 409
     assert "not those that were predicted" in client.heard[-1]
     assert read_scores(tmp_path / "predictions" / "scores" / "s0.parquet").slide_id == "s0"
+
+
+def test_contributions_that_are_no_exact_sums_offer_no_closed_form(bag: FeatureBag, tmp_path: Path) -> None:
+    """They add up to the whole bag's logits all the same, and would tell a wrong answer of every part of it."""
+    table = score_table(next(predict(load_model(made_run(tmp_path, bag)), [bag])))
+    closed_form(table, "single", AnswerRule(task=table.task))
+    by_lrp = replace(table, score_rules={**table.score_rules, "contribution:tumor": LRP})
+    with pytest.raises(NotClosedError, match="no exact sums"):
+        closed_form(by_lrp, "single", AnswerRule(task=table.task))
+    assert scored.EXACT == scores.EXACT

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from wsimil.cli.app import ANSWERS, AsJson, MppOverride, Out, Quiet, Weights, app, exits
+from wsimil.cli.app import ANSWERS, AsJson, ConfigFile, MppOverride, Out, Quiet, Sets, Weights, app, exits
 
 Cohort = Annotated[Path, typer.Option("--cohort", help="CSV with labels; also site, scanner, ...", show_default=False)]
 FeatureFolder = Annotated[
@@ -31,12 +31,27 @@ def predict(
         Path | None, typer.Option("--cohort", help="CSV with labels, to measure against.", show_default=False)
     ] = None,
     heatmaps: Annotated[bool, typer.Option(help="Write QuPath GeoJSON and PNG overlays.")] = True,
+    scores: Annotated[
+        str | None,
+        typer.Option(
+            help="Kinds of tile scores to store, with commas: contribution, single, leave_one_out, integrated_gradients,"
+            " gradient_x_input, attention.",
+            show_default="contribution,attention",
+        ),
+    ] = None,
     score: Annotated[
         str | None,
         typer.Option(
-            help="What overlays show: contribution:<class or output> or attention.", show_default="contribution"
+            help="What overlays show: <kind>:<class or output>, as single:tumor, or attention.",
+            show_default="contribution to the answer",
         ),
     ] = None,
+    span: Annotated[
+        str,
+        typer.Option(
+            "--range", help="What their colors span: cohort (one range for all slides), slide (its own) or rank."
+        ),
+    ] = "cohort",
     origin: Annotated[
         str, typer.Option(help="Where QuPath coordinates count from: bounds (QuPath's way) or level0.")
     ] = "bounds",
@@ -45,22 +60,27 @@ def predict(
     mpp_override: MppOverride = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Tiles the encoder gets at once.")] = 32,
     readers: Annotated[int, typer.Option(min=1, help="Threads that read tiles.")] = 2,
+    pseudonymize: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of pseudonyms for slides and patients, made where it is not there; keep it apart from the results.",
+            show_default=False,
+        ),
+    ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict slides, and show which tiles speak for the answer. From slides, extraction runs first, as the model was trained."""
     with exits():
-        from wsimil.errors import ConfigError
+        from wsimil.evaluation.attribution import kinds_of
         from wsimil.stages import predict as stage
         from wsimil.stages import text
         from wsimil.stages.progress import reporter
 
-        origins: dict[str, Literal["bounds", "level0"]] = {"bounds": "bounds", "level0": "level0"}
-        if origin not in origins:
-            raise ConfigError(f"--origin {origin!r}: wanted bounds or level0")
         options = stage.PredictOptions(
-            device=device, heatmaps=heatmaps, score=score, origin=origins[origin], encoder_weights=encoder_weights,
-            mpp_override=mpp_override, batch_size=batch_size, readers=readers,
+            device=device, heatmaps=heatmaps, scores=None if scores is None else kinds_of(scores), score=score,
+            range=range_of(span), origin=origin_of(origin), encoder_weights=encoder_weights, mpp_override=mpp_override,
+            batch_size=batch_size, readers=readers, pseudonyms=pseudonymize,
         )  # fmt: skip
         with reporter(text.stderr(), quiet=quiet) as watch:
             summary = stage.predict(run, source, out, options=options, cohort_csv=cohort, reporter=watch)
@@ -95,7 +115,7 @@ def evaluate(
         from wsimil.stages import text_evaluation
 
         options = stage.EvaluateOptions(
-            model=model, features=features, groups=_columns(groups), split=split, replicates=replicates, seed=seed
+            model=model, features=features, groups=split_names(groups), split=split, replicates=replicates, seed=seed
         )
         summary = stage.evaluate(predictions, cohort, out, options=options)
         text_evaluation.show_evaluation(summary, out, as_json=as_json)
@@ -124,5 +144,92 @@ def compare(
         text_evaluation.show_comparison(summary, out, as_json=as_json)
 
 
-def _columns(names: str | None) -> tuple[str, ...] | None:
+@app.command(rich_help_panel=ANSWERS)
+def explain_check(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folder that `wsimil train` wrote; several are judged side by side."),
+    ],
+    features: Annotated[
+        Path, typer.Option("--features", help="Feature folder or pack of the slides.", show_default=False)
+    ],
+    out: Out,
+    cohort: Annotated[
+        Path | None, typer.Option("--cohort", help="CSV with slide_id and patient_id.", show_default=False)
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="Folder with <slide_id>.geojson or .npz of what pixels are.", show_default=False),
+    ] = None,
+    truth_output: Annotated[
+        str | None,
+        typer.Option(
+            help="Output that the truth speaks of, or OUTPUT=NAME in its files.", show_default="the same name"
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Judge this split alone.", show_default="all held out")] = None,
+    scores: Annotated[
+        str | None, typer.Option(help="Scores, with commas: contribution,attention, ...", show_default="all")
+    ] = None,
+    random_orders: Annotated[int | None, typer.Option(min=2, help="Random orders a slide.", show_default="10")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Decides the draws.", show_default="0")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")] = "auto",
+    config: ConfigFile = None,
+    sets: Sets = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check whether maps show what answers rest on: tiles are dropped by score, and the model is asked again.
+
+    On slides that a model neither learned from nor was chosen on.
+    """
+    with exits():
+        from wsimil.config import load_config
+        from wsimil.errors import ConfigError
+        from wsimil.evaluation.attribution import SCORE_KINDS
+        from wsimil.evaluation.faithfulness.flipping import FlipConfig
+        from wsimil.stages import explain_check as stage
+        from wsimil.stages import text
+        from wsimil.stages.progress import reporter
+        from wsimil.stages.text_explain import show_explain_check
+
+        wanted = split_names(scores) or ()
+        unknown = [name for name in wanted if name not in SCORE_KINDS]
+        if unknown:
+            raise ConfigError(f"--scores {unknown[0]!r}: wanted some of {', '.join(SCORE_KINDS)}")
+        options = stage.ExplainOptions(
+            cohort_csv=cohort, truth=truth, truth_output=truth_output, split=split,
+            scores=tuple(kind for kind in SCORE_KINDS if kind in wanted), device=device,
+            config=load_config(
+                FlipConfig, config, overrides=sets or (), given={"random_orders": random_orders, "seed": seed}
+            ),
+        )  # fmt: skip
+        with reporter(text.stderr(), quiet=quiet) as watch:
+            summary = stage.explain_check(runs, features, out, options=options, reporter=watch)
+        show_explain_check(summary, out, as_json=as_json)
+        raise typer.Exit(1 if summary.failures else 0)
+
+
+def split_names(names: str | None) -> tuple[str, ...] | None:
+    """Names between commas; None stays None."""
     return None if names is None else tuple(name for part in names.split(",") if (name := part.strip()))
+
+
+def range_of(text: str) -> Literal["cohort", "slide", "rank"]:
+    """The value of --range. Raises ConfigError."""
+    from wsimil.errors import ConfigError
+
+    ranges: dict[str, Literal["cohort", "slide", "rank"]] = {"cohort": "cohort", "slide": "slide", "rank": "rank"}
+    if text not in ranges:
+        raise ConfigError(f"--range {text!r}: wanted cohort, slide or rank")
+    return ranges[text]
+
+
+def origin_of(text: str) -> Literal["bounds", "level0"]:
+    """The value of --origin. Raises ConfigError."""
+    from wsimil.errors import ConfigError
+
+    origins: dict[str, Literal["bounds", "level0"]] = {"bounds": "bounds", "level0": "level0"}
+    if text not in origins:
+        raise ConfigError(f"--origin {text!r}: wanted bounds or level0")
+    return origins[text]

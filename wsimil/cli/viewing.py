@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from wsimil.cli.app import ANSWERS, AsJson, Quiet, app, exits
+from wsimil.cli.answers import origin_of
+from wsimil.cli.app import ANSWERS, app, exits
 
 Predictions = Annotated[Path, typer.Argument(help="Folder that `wsimil predict` wrote.")]
 Slides = Annotated[
@@ -39,15 +40,17 @@ def view(
 ) -> None:
     """Look at slides, scores and answers in a browser on this machine, and note what you see. Ctrl-C ends it."""
     with exits():
-        from wsimil.errors import ConfigError
         from wsimil.stages import text
         from wsimil.stages import view as stage
 
-        origins: dict[str, Literal["bounds", "level0"]] = {"bounds": "bounds", "level0": "level0"}
-        if origin not in origins:
-            raise ConfigError(f"--origin {origin!r}: wanted bounds or level0")
         options = stage.ViewOptions(
-            slides=slides, features=features, run=run, cohort_csv=cohort, notes=notes, origin=origins[origin], port=port
+            slides=slides,
+            features=features,
+            run=run,
+            cohort_csv=cohort,
+            notes=notes,
+            origin=origin_of(origin),
+            port=port,
         )
         server = stage.open_viewer(predictions, options=options, report=text.warn)
         text.say(
@@ -59,32 +62,3 @@ def view(
         )
     # Outside, for there Ctrl-C is an interruption, and here it is the end.
     stage.serve(server, browser=browser)
-
-
-@app.command("export-html", rich_help_panel=ANSWERS)
-def export_html(
-    predictions: Predictions,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder, or a file with --single-file.", show_default=False)],
-    slides: Slides = None,
-    features: Features = None,
-    run: Run = None,
-    cohort: Labels = None,
-    single_file: Annotated[bool, typer.Option("--single-file", help="One file that holds everything.")] = False,
-    top: Annotated[int, typer.Option(min=0, help="Tiles of each end of a score to show in full resolution.")] = 8,
-    only: Annotated[list[str] | None, typer.Option(help="A slide id. Repeatable.", show_default="all slides")] = None,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-) -> None:
-    """Write the viewer as a folder or one file that opens without wsimil and asks no network."""
-    with exits():
-        from wsimil.stages import export_html as stage
-        from wsimil.stages import text
-        from wsimil.stages.progress import reporter
-
-        options = stage.HtmlOptions(
-            slides=slides, features=features, run=run, cohort_csv=cohort, single_file=single_file, top=top,
-            only=tuple(only or ()),
-        )  # fmt: skip
-        with reporter(text.stderr(), quiet=quiet) as watch:
-            summary = stage.export_html(predictions, out, options=options, reporter=watch)
-        text.show_html(summary, as_json=as_json)

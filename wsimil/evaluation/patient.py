@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsimil.bags import FeatureBag
-from wsimil.evaluation.attribution import attribute
+from wsimil.evaluation.attribution import DEFAULT_KINDS, ScoreKind, attribute
 from wsimil.evaluation.prediction import Prediction
 from wsimil.mil.batch import pack
 from wsimil.mil.saved import TrainedModel
@@ -26,12 +26,18 @@ def stacked(places: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 
 
 @torch.no_grad()
-def predict_patient(trained: TrainedModel, patient_id: str, bags: Sequence[FeatureBag]) -> list[Prediction]:
+def predict_patient(
+    trained: TrainedModel,
+    patient_id: str,
+    bags: Sequence[FeatureBag],
+    *,
+    kinds: Sequence[ScoreKind] = DEFAULT_KINDS,
+) -> list[Prediction]:
     """The patient's answer as a prediction for each slide that has tiles, in order; none where no slide has.
 
-    All have the same values and logits. Attention sums to 1 over the patient. `bias` of a slide is that of the model and what the
-    patient's other slides contribute, so that the slide's contributions and it add up to the logit. Raises ModelError for
-    features of another kind.
+    All have the same values and logits. Scores of `kinds` are in the bag of the whole patient: attention sums to 1 over it.
+    `bias` of a slide is that of the patient and what its other slides contribute, so that the slide's contributions and it
+    add up to the logit. Raises ModelError for features of another kind.
     """
     for bag in bags:
         trained.check_features(bag.provenance, f"slide {bag.slide_id!r}")
@@ -41,10 +47,10 @@ def predict_patient(trained: TrainedModel, patient_id: str, bags: Sequence[Featu
     task, device = trained.task, next(trained.model.parameters()).device
     joined = np.concatenate([bag.features for bag in filled])
     packed = pack([joined], xy0=[stacked([bag.grid.xy0 for bag in filled])], slide_ids=[patient_id])
-    attribution = attribute(trained.model, packed.to(device), outputs=task.outputs)
+    attribution = attribute(trained.model, packed.to(device), outputs=task.outputs, kinds=kinds)
     logits = attribution.output.logits.double().cpu().numpy()
     (scores,) = attribution.per_bag()
-    bias = np.zeros(len(task.outputs)) if attribution.bias is None else attribution.bias.double().cpu().numpy()
+    bias = np.zeros(len(task.outputs)) if attribution.bias is None else attribution.bias[0].double().cpu().numpy()
     columns = [i for i, name in enumerate(attribution.names) if name.startswith("contribution:")]
     ends = np.cumsum([len(bag) for bag in filled])
     whole = scores[:, columns].astype(np.float64).sum(axis=0)
@@ -60,6 +66,7 @@ def predict_patient(trained: TrainedModel, patient_id: str, bags: Sequence[Featu
                 logits=logits[0].copy(),
                 bias=bias + others,
                 score_names=attribution.names,
+                score_rules=dict(zip(attribution.names, attribution.rules, strict=True)),
                 scores=own,
                 grid=bag.grid,
                 model={**trained.facts, "patient": patient_id},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -23,8 +23,9 @@ class Prediction:
 
     `logits` and `bias` are float64 [C] in the order of the task's outputs, `values` float64 [V] in that of its answers, such as
     the probability of each class. A score is named by its kind, and by what it speaks of where there is more than one:
-    "attention", "contribution:<output>". NaN is a tile that was not scored. For each output with contributions,
-    `logit = contributions.sum() + bias`. `model` holds what made it, as plain JSON.
+    "attention", "contribution:<output>". NaN is a tile that was not scored. `score_rules` say by name how a score was made. For
+    each output with contributions `logit = contributions.sum() + bias`, where `bias` may differ from slide to slide; without
+    contributions it is 0. `model` holds what made it, as plain JSON.
 
     A slide without tiles has no prediction; whoever predicts a cohort records it by name and reason instead.
     """
@@ -38,6 +39,7 @@ class Prediction:
     scores: NDArray[np.float32]
     grid: TileGrid
     model: Mapping[str, Json]
+    score_rules: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.slide_id != self.grid.slide.slide_id:
@@ -49,6 +51,7 @@ class Prediction:
             self._check_numbers(name, getattr(self, name), len(self.task.outputs))
         self._check_probabilities()
         self._check_scores()
+        object.__setattr__(self, "score_rules", MappingProxyType(dict(self.score_rules)))
         object.__setattr__(self, "model", MappingProxyType(json.loads(canonical_json(self.model))))
 
     @property

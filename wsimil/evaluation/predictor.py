@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from wsimil.bags import FeatureBag
-from wsimil.evaluation.attribution import attribute
+from wsimil.evaluation.attribution import DEFAULT_KINDS, ScoreKind, attribute
 from wsimil.evaluation.prediction import Prediction
 from wsimil.mil.batch import pack
 from wsimil.mil.saved import TrainedModel
 
 
-def predict(trained: TrainedModel, bags: Iterable[FeatureBag], *, max_instances: int = 100_000) -> Iterator[Prediction]:
+def predict(
+    trained: TrainedModel,
+    bags: Iterable[FeatureBag],
+    *,
+    max_instances: int = 100_000,
+    kinds: Sequence[ScoreKind] = DEFAULT_KINDS,
+) -> Iterator[Prediction]:
     """One Prediction for each bag, in order; bags go through the model together up to `max_instances` rows.
 
-    What a bag gets does not depend on its neighbors. Raises ModelError for features of another kind, ValueError for an empty
-    bag: it has no prediction.
+    `kinds` are the scores of tiles that it has. What a bag gets does not depend on its neighbors. Raises ModelError for features
+    of another kind, ValueError for an empty bag: it has no prediction.
     """
     waiting: list[FeatureBag] = []
     rows = 0
@@ -28,12 +34,12 @@ def predict(trained: TrainedModel, bags: Iterable[FeatureBag], *, max_instances:
         if not len(bag):
             raise ValueError(f"slide {bag.slide_id!r} has no tiles, so it has no prediction")
         if waiting and rows + len(bag) > max_instances:
-            yield from _predict(trained, waiting)
+            yield from _predict(trained, waiting, kinds)
             waiting, rows = [], 0
         waiting.append(bag)
         rows += len(bag)
     if waiting:
-        yield from _predict(trained, waiting)
+        yield from _predict(trained, waiting, kinds)
 
 
 def answer_values(
@@ -62,28 +68,30 @@ def answer_logits(
     """The logits [C] that `answer_values` rests on."""
     device = next(trained.model.parameters()).device
     packed = pack([features], xy0=[order_xy], slide_ids=[slide_id]).to(device)
-    logits = attribute(trained.model, packed, outputs=trained.task.outputs).output.logits.double().cpu()
+    logits = attribute(trained.model, packed, outputs=trained.task.outputs, kinds=()).output.logits.double().cpu()
     return np.asarray(logits.numpy()[0], np.float64)
 
 
 @torch.no_grad()
-def _predict(trained: TrainedModel, bags: list[FeatureBag]) -> Iterator[Prediction]:
+def _predict(trained: TrainedModel, bags: list[FeatureBag], kinds: Sequence[ScoreKind]) -> Iterator[Prediction]:
     device = next(trained.model.parameters()).device
     packed = pack(
         [bag.features for bag in bags], xy0=[bag.grid.xy0 for bag in bags], slide_ids=[bag.slide_id for bag in bags]
     )
     task = trained.task
-    attribution = attribute(trained.model, packed.to(device), outputs=task.outputs)
+    attribution = attribute(trained.model, packed.to(device), outputs=task.outputs, kinds=kinds)
     logits = attribution.output.logits.double().cpu().numpy()
-    bias = np.zeros(len(task.outputs)) if attribution.bias is None else attribution.bias.double().cpu().numpy()
-    for bag, scores, row, values in zip(bags, attribution.per_bag(), logits, trained.values(logits), strict=True):
+    biases = np.zeros_like(logits) if attribution.bias is None else attribution.bias.double().cpu().numpy()
+    rows = zip(bags, attribution.per_bag(), logits, biases, trained.values(logits), strict=True)
+    for bag, scores, row, bias, values in rows:
         yield Prediction(
             slide_id=bag.slide_id,
             task=task,
             values=values,
             logits=row,
-            bias=bias,
+            bias=bias.copy(),
             score_names=attribution.names,
+            score_rules=dict(zip(attribution.names, attribution.rules, strict=True)),
             scores=scores,
             grid=bag.grid,
             model=trained.facts,

@@ -11,22 +11,24 @@ import json
 from collections.abc import Iterator, Mapping
 from math import isnan
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsimil import __version__
-from wsimil.export.scores import ScoreTable
+from wsimil.export.scores import Origin, ScoreTable, Tissue
 from wsimil.files import atomic_path
 from wsimil.provenance import Json
 from wsimil.targets import AnswerColumn
 
-Origin = Literal["bounds", "level0"]
+if TYPE_CHECKING:
+    from shapely import Polygon
 
 _BLOCK = 4096
 _TOP_COLOR: list[Json] = [230, 97, 1]
 _SLIDE_COLOR: list[Json] = [120, 120, 120]
+_TISSUE_COLOR: list[Json] = [120, 120, 120]
 
 
 def write_geojson(
@@ -40,7 +42,7 @@ def write_geojson(
 def geojson_chunks(
     table: ScoreTable, *, origin: Origin = "bounds", score: str | None = None, top: int = 10
 ) -> Iterator[str]:
-    """The file in pieces: every tile with its scores, the slide's answer, and the `top` tiles as annotations.
+    """The file in pieces: every tile with its scores; the slide's answer, its tissue and the `top` tiles as annotations.
 
     `origin` "bounds" counts from the top-left of the scanned part, as QuPath shows slides whose vendor declares one; "level0"
     from that of the whole frame. The top tiles are those highest in `score`, the table's main score by default; for a signed
@@ -59,6 +61,8 @@ def geojson_chunks(
     yield '{"type":"FeatureCollection",\n'
     yield f'"wsimil":{_json(_about(table, origin, offset))},\n"features":[\n'
     yield _json(_slide_feature(table, xy, _metadata(table, origin, offset)))
+    for number, geometry in enumerate(_outlines(table.tissue, offset), start=1):
+        yield ",\n" + _json(_tissue_feature(geometry, number))
     for rank, index in enumerate(ranked, start=1):
         yield ",\n" + _json(_top_feature(table, xy[index], str(chosen), rank, index))
     yield from _tile_chunks(table, xy)
@@ -111,6 +115,59 @@ def _slide_feature(table: ScoreTable, xy: NDArray[np.int64], metadata: Mapping[s
             "isLocked": True,
             "measurements": {**answer, "wsimil: tiles": len(table)},
             "metadata": metadata,
+        },
+    }
+
+
+def _outlines(tissue: Tissue, offset: NDArray[np.int64]) -> Iterator[dict[str, Json]]:
+    """A geometry for each piece of tissue: valid, a Polygon or MultiPolygon, for QuPath refuses a whole file for any other."""
+    if not tissue:
+        return
+    import shapely  # most of what is exported again and again comes without
+
+    for rings in tissue:
+        outer, *holes = (ring - offset for ring in rings)
+        if len(outer) < 3:
+            continue
+        shape = shapely.Polygon(outer, [hole for hole in holes if len(hole) > 2])
+        parts = [_rings(polygon) for polygon in ([shape] if shape.is_valid else _mended(shape))]
+        if len(parts) == 1:
+            yield {"type": "Polygon", "coordinates": parts[0]}
+        elif parts:
+            yield {"type": "MultiPolygon", "coordinates": parts}  # type: ignore[dict-item]  # lists of lists of JSON
+
+
+def _mended(shape: Polygon) -> list[Polygon]:
+    """A polygon that crosses itself as polygons that do not, in whole px; lines and points that are left over are dropped."""
+    import shapely  # as above
+
+    # Apart: a hole that touches the outer ring is filled where both are mended together.
+    holes = [shapely.make_valid(shapely.Polygon(ring)) for ring in shape.interiors]
+    whole = shapely.make_valid(shapely.Polygon(shape.exterior)).difference(shapely.union_all(holes))
+    # Two parts that were cut may meet in a point on the grid of px: that is valid in two polygons only.
+    parts = shapely.get_parts(shapely.get_parts(shapely.set_precision(whole, 1.0)))
+    return [part for part in parts if part.geom_type == "Polygon" and not part.is_empty]
+
+
+def _rings(polygon: Polygon) -> list[Json]:
+    """Closed rings in whole px: the outer one counterclockwise as RFC 7946 counts, the others clockwise."""
+    found: list[Json] = []
+    for number, ring in enumerate((polygon.exterior, *polygon.interiors)):
+        points = np.rint(np.asarray(ring.coords)).astype(np.int64)
+        found.append((points if ring.is_ccw == (number == 0) else points[::-1]).tolist())
+    return found
+
+
+def _tissue_feature(geometry: Json, number: int) -> dict[str, Json]:
+    return {
+        "type": "Feature",
+        "geometry": geometry,
+        "properties": {
+            "objectType": "annotation",
+            "name": f"Tissue {number}",
+            "classification": {"name": "Tissue", "color": _TISSUE_COLOR},
+            "isLocked": True,
+            "measurements": {},
         },
     }
 

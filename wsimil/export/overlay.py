@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsimil.export.heatmap import Heatmap, Kind, rasterize
+from wsimil.export.heatmap import Heatmap, rasterize
+from wsimil.export.shown import Kind
 
 _AGAINST = np.array([0x21, 0x66, 0xAC], np.float32)
 _FOR = np.array([0xE6, 0x61, 0x01], np.float32)

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsimil import __version__
-from wsimil.export.heatmap import Heatmap, effective_tiles
+from wsimil.export.heatmap import Heatmap
 from wsimil.export.overlay import overlay, tint, unscored_swatch
 from wsimil.export.page import Page, Style
 from wsimil.export.scores import ScoreTable
+from wsimil.export.shown import effective_tiles_of
 from wsimil.files import write_bytes
 from wsimil.geometry import round_half_up
 
@@ -84,6 +85,8 @@ def render_png(table: ScoreTable, heatmap: Heatmap, *, thumbnail: NDArray[np.uin
         "shows": heatmap.label,
         "range": list(heatmap.range),
         "normalization": heatmap.normalization,
+        "reading": heatmap.reading,
+        "rule": heatmap.rule,
     }
     return page.png({"Software": f"wsimil {__version__}", "wsimil": json.dumps(facts)})
 
@@ -119,7 +122,7 @@ def _panel_rows(table: ScoreTable) -> int:
     """Height that the panel needs, px: what `_panel` draws, added up."""
     count = len(table.values)
     answers = min(count, _ANSWERS_SHOWN) + (count > _ANSWERS_SHOWN)
-    return 176 + 40 + 24 * answers + 42 + 22 * len(_slide_lines(table)) + 42 + 22 * len(_model_lines(table)) + 40
+    return 216 + 40 + 24 * answers + 42 + 22 * len(_slide_lines(table)) + 42 + 22 * len(_model_lines(table)) + 40
 
 
 def _panel(page: Page, x: int, table: ScoreTable, heatmap: Heatmap) -> None:
@@ -147,10 +150,12 @@ def _legend(page: Page, x: int, y: int, heatmap: Heatmap, table: ScoreTable) -> 
     meaning = f"blue: {less}, orange: {more}" if heatmap.kind == "signed" else "violet: low, yellow: high"
     page.text(x, y + 76, meaning, _SMALL, width_px=_PANEL_PX)
     page.text(x, y + 96, f"colors: {heatmap.normalization}", _SMALL, width_px=_PANEL_PX)
-    page.picture(x, y + 114, unscored_swatch((18, 34)))
-    page.box(x, y + 114, 34, 18, _LINE, line_px=1)
-    page.text(x + 44, y + 123, "not scored", _BODY, width_px=_PANEL_PX - 44)
-    return y + 140
+    page.text(x, y + 116, heatmap.reading, _SMALL, width_px=_PANEL_PX)
+    page.text(x, y + 136, f"made by: {heatmap.rule}" if heatmap.rule else "", _SMALL, width_px=_PANEL_PX)
+    page.picture(x, y + 154, unscored_swatch((18, 34)))
+    page.box(x, y + 154, 34, 18, _LINE, line_px=1)
+    page.text(x + 44, y + 163, "not scored", _BODY, width_px=_PANEL_PX - 44)
+    return y + 180
 
 
 def _answers(page: Page, x: int, y: int, table: ScoreTable) -> int:
@@ -197,8 +202,9 @@ def _lines(page: Page, x: int, y: int, heading: str, lines: list[tuple[str, str]
 
 def _slide_lines(table: ScoreTable) -> list[tuple[str, str]]:
     lines = [("number", f"{len(table):,}"), ("side", f"{table.size0 * table.mpp:.4g} µm")]
-    if "attention" in table.score_names:
-        lines.append(("effective (1/Σa²)", f"{effective_tiles(table.score('attention')):,.1f}"))
+    effective = effective_tiles_of(table)
+    if effective is not None:
+        lines.append(("effective (1/Σa²)", f"{effective:,.1f}"))
     return [*lines, ("slide resolution", f"{table.mpp:.4g} µm/px")]
 
 

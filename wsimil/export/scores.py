@@ -8,10 +8,13 @@ columns do not say. Neither holds a path or any property of the slide but its ge
 from __future__ import annotations
 
 import json
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +27,24 @@ from wsimil.files import atomic_path
 from wsimil.provenance import Json, canonical_json
 from wsimil.targets import Classification, Task, from_json
 
-SCHEMA = "wsimil/scores/2"
+Origin: TypeAlias = Literal["bounds", "level0"]
+"""Where a viewer counts from: the top-left of the scanned part, or that of the whole level-0 frame."""
+Tissue: TypeAlias = tuple[tuple[NDArray[np.int64], ...], ...]
+"""Polygons of rings int64 [n, 2] in level-0 px, the outer one first, closed or not."""
+
+SCHEMA = "wsimil/scores/3"
+_WITHOUT_RULES = "wsimil/scores/2"
+"""Held scores of three kinds alone, of which each was always made in one way, and did not say so."""
+NOT_RECORDED = "not recorded"
 _OF_CLASSES = "wsimil/scores/1"
-"""Held classes and probabilities where the schema holds task and values."""
+"""Held also classes and probabilities where the schema holds task and values."""
+EXACT = "exact"
+"""The rule of contributions that are the terms of a sum, as `wsimil.evaluation.attribution` names it."""
+_OLD_RULES = {
+    "contribution": EXACT,
+    "score": "the method's own logit of the tile",
+}
+_BY_DEFAULT = ("contribution", "single", "leave_one_out", "integrated_gradients", "gradient_x_input", "score")
 _KEY = b"wsimil"
 _PLACE = ("tile_id", "x", "y", "w", "h")
 
@@ -37,6 +55,9 @@ class ScoreTable:
 
     `size0_px` is the side of a tile in whole level-0 px, `size0` and `stride0` are exact; `slide_size0_px` (W, H) and
     `bounds0_px` (x, y, w, h) describe the slide; `mpp` is µm per level-0 px, `tile_mpp` that of a tile as the encoder saw it.
+    `score_rules` say by name how a score was made, such as "exact"; `bias` is what contributions leave to the logits, on this
+    slide.
+    `tissue` is what was found to be tissue; empty where that is not known.
     """
 
     slide_id: str
@@ -55,6 +76,8 @@ class ScoreTable:
     logits: NDArray[np.float64]
     bias: NDArray[np.float64]
     model: Mapping[str, Json]
+    score_rules: Mapping[str, str] = field(default_factory=dict)
+    tissue: Tissue = ()
 
     def __post_init__(self) -> None:
         if self.xy0.dtype != np.int64 or self.xy0.ndim != 2 or self.xy0.shape[1] != 2 or not len(self.xy0):
@@ -84,13 +107,14 @@ class ScoreTable:
 
     @property
     def main_score(self) -> str:
-        """The score that a heatmap shows by default: the contribution to what the answer rests on, else the first score.
+        """The score that a heatmap shows by default: of what the answer rests on the contribution, else another kind.
 
-        Raises KeyError where the table holds no score.
+        Attention is shown by default where a table holds nothing else. Raises KeyError where it holds no score.
         """
-        name = f"contribution:{self.task.main_output(self.values)}"
-        if name in self.score_names:
-            return name
+        output = self.task.main_output(self.values)
+        for kind in _BY_DEFAULT:
+            if f"{kind}:{output}" in self.score_names:
+                return f"{kind}:{output}"
         if not self.score_names:
             raise KeyError(f"slide {self.slide_id!r} has no scores on its tiles, so it has no heatmap")
         return self.score_names[0]
@@ -110,8 +134,12 @@ class ScoreTable:
             )
         return self.scores[:, self.score_names.index(name)]
 
+    def rule(self, name: str) -> str:
+        """How a score was made, "not recorded" where nobody said so."""
+        return self.score_rules.get(name, NOT_RECORDED)
 
-def score_table(prediction: Prediction) -> ScoreTable:
+
+def score_table(prediction: Prediction, *, tissue: Tissue = ()) -> ScoreTable:
     """What `write_scores` writes of a prediction and `read_scores` gives back."""
     grid = prediction.grid
     slide, spec = grid.slide, grid.spec
@@ -126,21 +154,23 @@ def score_table(prediction: Prediction) -> ScoreTable:
         stride0=spec.stride_px * spec.mpp / slide.mpp,
         xy0=grid.xy0,
         score_names=prediction.score_names,
+        score_rules=prediction.score_rules,
         scores=prediction.scores,
         task=prediction.task,
         values=prediction.values,
         logits=prediction.logits,
         bias=prediction.bias,
         model=prediction.model,
+        tissue=tissue,
     )
 
 
-def write_scores(path: Path, prediction: Prediction) -> None:
+def write_scores(path: Path, prediction: Prediction, *, tissue: Tissue = ()) -> None:
     """Write `scores.parquet` atomically; the same prediction gives the same bytes with the same pyarrow.
 
     Raises OutputError.
     """
-    table = score_table(prediction)
+    table = score_table(prediction, tissue=tissue)
     side = np.full(len(table), table.size0_px, np.int32)
     columns = {
         "tile_id": np.arange(len(table), dtype=np.int32),
@@ -171,10 +201,10 @@ def read_scores(path: Path) -> ScoreTable:
         )
     try:
         header = json.loads(text)
-        if header["schema"] not in (SCHEMA, _OF_CLASSES):
+        if header["schema"] not in (SCHEMA, _WITHOUT_RULES, _OF_CLASSES):
             raise StoreError(f"score table {path} has schema {header['schema']!r}, wanted {SCHEMA!r}; update wsimil")
         return _table(header, arrow)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
         raise StoreError(
             f"score table {path} is not whole: {type(error).__name__}: {error}; make it anew with wsimil predict"
         ) from error
@@ -196,18 +226,24 @@ def _header(table: ScoreTable) -> dict[str, Json]:
             "stride0": table.stride0,
             "mpp": table.tile_mpp,
         },
-        "scores": [_column(name) for name in table.score_names],
+        "scores": [_column(name, table.rule(name)) for name in table.score_names],
         "task": table.task.to_json(),
         "values": table.values.tolist(),
         "logits": table.logits.tolist(),
         "bias": table.bias.tolist(),
         "model": dict(table.model),
+        **({"tissue": _packed(table.tissue)} if table.tissue else {}),
     }
 
 
-def _column(name: str) -> dict[str, Json]:
+def _column(name: str, rule: str) -> dict[str, Json]:
     kind, _, of = name.partition(":")
-    return {"column": name, "kind": kind, "of": of or None}
+    return {"column": name, "kind": kind, "of": of or None, "rule": rule}
+
+
+def _rule(column: Mapping[str, Json], schema: Json) -> str:
+    """As the header has it; of older schemas what was then meant. Raises KeyError."""
+    return str(column["rule"] if schema == SCHEMA else _OLD_RULES.get(str(column["kind"]), NOT_RECORDED))
 
 
 def _table(header: Mapping[str, Json], arrow: pa.Table) -> ScoreTable:
@@ -231,10 +267,37 @@ def _table(header: Mapping[str, Json], arrow: pa.Table) -> ScoreTable:
         stride0=float(tiles["stride0"]),  # type: ignore[arg-type]
         xy0=xy0,
         score_names=names,
+        score_rules={str(column["column"]): _rule(column, header["schema"]) for column in scores},
         scores=np.stack(values, axis=1) if values else np.empty((len(xy0), 0), np.float32),
         task=Classification(classes=tuple(map(str, header["classes"]))) if old else from_json(header["task"]),  # type: ignore[arg-type]
         values=np.array(header["probabilities" if old else "values"], np.float64),
         logits=np.array(header["logits"], np.float64),
         bias=np.array(header["bias"], np.float64),
         model=MappingProxyType(header["model"]),  # type: ignore[arg-type]
+        tissue=_tissue(header.get("tissue")),
     )
+
+
+def _packed(tissue: Tissue) -> Json:
+    """Lists of the lengths of each polygon's rings, and all their points one after another, in base64 of zlib of int32 steps."""
+    points = np.concatenate([ring for polygon in tissue for ring in polygon])
+    steps = np.diff(points, axis=0, prepend=np.zeros((1, 2), np.int64)).astype("<i4")
+    return {
+        "rings": [[len(ring) for ring in polygon] for polygon in tissue],
+        "steps": b64encode(zlib.compress(steps.tobytes(), 1)).decode("ascii"),
+    }
+
+
+def _tissue(packed: Json) -> Tissue:
+    if packed is None:
+        return ()
+    if not isinstance(packed, dict):
+        raise TypeError("tissue is no mapping of rings and steps")
+    lengths: list[list[int]] = packed["rings"]
+    steps = np.frombuffer(zlib.decompress(b64decode(str(packed["steps"]), validate=True)), "<i4").reshape(-1, 2)
+    if len(steps) != sum(map(sum, lengths)) or min(map(len, lengths), default=1) < 1:
+        raise ValueError(f"tissue has {len(steps)} points for rings of {sum(map(sum, lengths))}")
+    points = np.cumsum(steps, axis=0, dtype=np.int64)
+    ends = np.cumsum([length for polygon in lengths for length in polygon])[:-1]
+    rings = iter(np.split(points, ends))
+    return tuple(tuple(next(rings) for _ in polygon) for polygon in lengths)

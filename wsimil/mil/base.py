@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wsimil.config import FrozenConfig
 from wsimil.errors import ConfigError, ModelError
-from wsimil.mil.batch import BagBatch, BagOutput, ClassScores, Contributions, LossTerms, StepContext
+from wsimil.mil.batch import BagBatch, BagOutput, ClassScores, Contributions, LeftOut, LossTerms, StepContext
 from wsimil.mil.layers.embedding import InstanceEmbedding
 from wsimil.mil.layers.standardize import Standardize
 from wsimil.targets import Survival, Task
@@ -132,6 +132,22 @@ class MILModel(nn.Module, ABC):
 
     def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions | None:
         """`aggregate` with its logits split over the instances; None where the method does not split exactly."""
+        return None
+
+    def linearized(
+        self, x: Float[Tensor, "T L"], bags: BagBatch, *, at: Float[Tensor, "T L"]
+    ) -> Float[Tensor, "B C"] | None:
+        """The logits that embedded instances `x` would have if all that is not linear in them were as it is at `at`.
+
+        Held at `at` are weights of attention, deviations that norms divide by, gates of activations and what a maximum picks.
+        Affine in `x`, through which alone gradients pass, and at `x = at` the logits of `aggregate`. The parts that instances
+        have in it are their relevance by layer-wise relevance propagation with constant attention: Ali et al. 2022, ICML,
+        arXiv:2202.07304; for multiple instances Hense et al. 2024, NeurIPS, arXiv:2406.04280. None where a method has no rule.
+        """
+        return None
+
+    def left_out(self, h: Float[Tensor, "T L"], bags: BagBatch) -> LeftOut | None:
+        """What each logit loses with each embedded instance, where a closed form tells it; None where the method has none."""
         return None
 
     def class_scores(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> ClassScores | None:

@@ -153,6 +153,17 @@ class Contributions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LeftOut:
+    """What each logit of a bag loses with each instance: `logits of the bag - logits without the instance`.
+
+    Where `known` is False no closed form tells it in the precision of the numbers, and `values` mean nothing.
+    """
+
+    values: Float[Tensor, "T C"]
+    known: Bool[Tensor, " T"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ClassScores:
     """An output, and how each instance alone speaks for each class, in logits up to a constant of its class."""
 

@@ -54,24 +54,24 @@ class Ensemble(MILModel):
             )
         )
         super().__init__(config, in_dim=shapes[0][0], num_classes=shapes[0][1])
-        self.members = nn.ModuleList(members)
+        self.members, self.methods = nn.ModuleList(members), tuple(methods)
         self.picks_instances = any(member.picks_instances for member in members)
         self.mixes_instances = any(member.mixes_instances for member in members)
 
     def forward(self, bags: BagBatch) -> BagOutput:
         """See `MILModel.forward`."""
-        return _joined([member(bags) for member in self._each()], bags)
+        return self.joined([member(bags) for member in self.each()], bags)
 
     def contributions(self, bags: BagBatch) -> Contributions | None:
         """See `MILModel.contributions`; None where one member does not split."""
         found = []
-        for member in self._each():
+        for member in self.each():
             split = member.contributions(bags)
             if split is None:
                 return None
             found.append(split)
         return Contributions(
-            output=_joined([one.output for one in found], bags),
+            output=self.joined([one.output for one in found], bags),
             values=torch.stack([one.values for one in found]).mean(dim=0),
             bias=torch.stack([one.bias for one in found]).mean(dim=0),
         )
@@ -84,7 +84,18 @@ class Ensemble(MILModel):
         """Raises ModelError: members embed instances each in their own way."""
         raise ModelError("an ensemble has no embedded instances of its own; give it bags")
 
-    def _each(self) -> list[MILModel]:
+    def joined(self, outputs: Sequence[BagOutput], bags: BagBatch) -> BagOutput:
+        """The members' outputs as one."""
+        attention = [_attention(one, bags) for one in outputs]
+        known = [one for one in attention if one is not None]
+        return BagOutput(
+            logits=torch.stack([one.logits for one in outputs]).mean(dim=0),
+            embedding=torch.cat([one.embedding for one in outputs], dim=1),
+            attention=torch.stack(known).mean(dim=0) if len(known) == len(outputs) else None,
+        )
+
+    def each(self) -> list[MILModel]:
+        """The members, in order."""
         return [member for member in self.members if isinstance(member, MILModel)]
 
 
@@ -97,16 +108,6 @@ def build_saved(method: str, config: Mapping[str, Any], *, in_dim: int, num_clas
         names.append(str(one["method"]))
         members.append(registry.build(names[-1], one["config"], in_dim=in_dim, num_classes=num_classes, source=source))
     return Ensemble(members, names)
-
-
-def _joined(outputs: Sequence[BagOutput], bags: BagBatch) -> BagOutput:
-    attention = [_attention(one, bags) for one in outputs]
-    known = [one for one in attention if one is not None]
-    return BagOutput(
-        logits=torch.stack([one.logits for one in outputs]).mean(dim=0),
-        embedding=torch.cat([one.embedding for one in outputs], dim=1),
-        attention=torch.stack(known).mean(dim=0) if len(known) == len(outputs) else None,
-    )
 
 
 def _attention(output: BagOutput, bags: BagBatch) -> Float[Tensor, "T 1"] | None:

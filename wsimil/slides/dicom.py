@@ -123,6 +123,23 @@ def read_pyramid(path: Path) -> DicomPyramid:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DicomImage:
+    """An image of a slide: its size, and the file that holds it, or that which holds its first frames."""
+
+    size_px: tuple[int, int]
+    path: Path
+
+
+def read_images(path: Path) -> tuple[DicomImage, ...]:
+    """The images in the series of a file that show the slide, the largest first. Raises NotDirectError."""
+    images = _images(path)
+    return tuple(
+        DicomImage(size_px=size, path=min(images[size], key=lambda part: part.first).path)
+        for size in sorted(images, reverse=True)
+    )
+
+
 def _images(path: Path) -> dict[tuple[int, int], list[_Part]]:
     """The files of each level, by its size; the given file before others."""
     series_uid = read_series_header(path).series_uid

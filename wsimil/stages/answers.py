@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from wsimil.bags import FeatureBag
 from wsimil.cohort import Cohort
+from wsimil.evaluation.attribution import DEFAULT_KINDS, ScoreKind
 from wsimil.evaluation.bootstrap import Estimate, estimates
 from wsimil.evaluation.decision import Decision, mean_feature
 from wsimil.evaluation.prediction import Prediction
@@ -50,7 +51,7 @@ def answer_from(
     """
     if not isinstance(store, InstanceStore):
         bag = store.read(slide_id)
-        prediction = predict_one(trained, bag)
+        prediction = predict_one(trained, bag, kinds=())
         values, features = (None if prediction is None else prediction.values), bag.features
     else:
         found = store.read_instances(slide_id)
@@ -100,10 +101,12 @@ def answer_of_patient(
     return Answer(slide_id=patient_id, values=values, slides=slides, beside=beside)
 
 
-def predict_one(trained: TrainedModel, bag: FeatureBag) -> Prediction | None:
+def predict_one(
+    trained: TrainedModel, bag: FeatureBag, *, kinds: Sequence[ScoreKind] = DEFAULT_KINDS
+) -> Prediction | None:
     """The prediction for one bag, None for an empty one. Raises ModelError where the features do not fit the model."""
     trained.check_features(bag.provenance, f"slide {bag.slide_id!r}")
-    return next(predict(trained, [bag])) if len(bag) else None
+    return next(predict(trained, [bag], kinds=kinds)) if len(bag) else None
 
 
 def estimate_splits(answers: Sequence[Answer], cohort: Cohort) -> dict[str, dict[str, Estimate]]:

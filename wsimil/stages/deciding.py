@@ -51,7 +51,9 @@ def frozen_with(decision: Decision) -> dict[str, Json]:
     """The facts of training by which answers are made and decided: "threshold" and "calibration" of classes, "thresholds" and
     "calibrations" by label of several labels, each as its `to_json` has it; `deciding_of` reads the thresholds."""
     if decision.labels:
-        thresholds = {name: one.threshold.to_json() for name, one in decision.labels.items() if one.threshold is not None}
+        thresholds = {
+            name: one.threshold.to_json() for name, one in decision.labels.items() if one.threshold is not None
+        }
         calibrations = {
             name: one.calibration.to_json() for name, one in decision.labels.items() if one.calibration is not None
         }

@@ -14,9 +14,10 @@ import numpy as np
 
 from wsimil.errors import ConfigError
 from wsimil.evaluation.metrics import auroc
+from wsimil.evaluation.truth import read_truth, tile_truth
 from wsimil.export.scores import read_scores
 from wsimil.store import open_store
-from wsimil.testing.synthetic import SyntheticCohort, make_cohort, read_truth, tile_truth
+from wsimil.testing.synthetic import SyntheticCohort, make_cohort
 
 _TUMOR_SHARE = 0.5
 
@@ -70,7 +71,7 @@ def _measure(cohort: SyntheticCohort, features: Path, predictions: Path, *, seco
     probability = np.array([t.answer("prob_tumor") for t in tables.values()])
     truth, contribution, attention = [], [], []
     for slide in with_tumor:
-        polygons = read_truth(cohort.truth_folder / f"{slide.slide_id}.geojson")
+        polygons = read_truth(cohort.truth_folder / f"{slide.slide_id}.geojson").polygons
         truth.append(tile_truth(store.read(slide.slide_id).grid, polygons) >= _TUMOR_SHARE)
         contribution.append(tables[slide.slide_id].score("contribution:tumor"))
         attention.append(tables[slide.slide_id].score("attention"))

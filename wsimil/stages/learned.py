@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,12 @@ class Learned:
     splits: Mapping[str, str]
     patients: Mapping[str, str]
     counts: Mapping[str, int]
+
+    def renamed(self, name: Callable[[str], str]) -> Learned:
+        """The same with `name` of every id."""
+        splits = {name(slide_id): split for slide_id, split in self.splits.items()}
+        patients = {name(patient_id): split for patient_id, split in self.patients.items()}
+        return replace(self, splits=splits, patients=patients)
 
     def knows(self, slide_id: str, patient_id: str | None) -> bool:
         """Whether the model learned from this slide or patient, or was chosen on it."""

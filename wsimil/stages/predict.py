@@ -17,27 +17,34 @@ from wsimil.errors import ConfigError, OutputError, StoreError, WsimilError
 from wsimil.evaluation.attribution import attribute
 from wsimil.evaluation.bootstrap import Estimate
 from wsimil.evaluation.decision import load_decided
+from wsimil.export.formats import FORMATS, HEATMAPS
 from wsimil.extraction.config import ExtractConfig, config_from_provenance
 from wsimil.extraction.sources import list_sources
 from wsimil.files import check_writable, write_text
 from wsimil.mil.batch import pack
 from wsimil.mil.saved import FACTS, TrainedModel
+from wsimil.pseudonyms import Pseudonyms, open_pseudonyms, refuse_beside_results, save_pseudonyms
 from wsimil.stages.answers import (
     Answer,
     estimate_splits,
     write_answers,
 )
 from wsimil.stages.device import resolve_device
+from wsimil.stages.export import remove_exports
 from wsimil.stages.extract import extract
 from wsimil.stages.features import is_feature_folder, open_features
 from wsimil.stages.interrupt import interrupt
-from wsimil.stages.learned import ORIGIN, learned_from, write_origin
+from wsimil.stages.learned import ORIGIN, Learned, learned_from, write_origin
 from wsimil.stages.predict_unit import Desk, PredictOptions
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.store import FeatureStore, open_store
+from wsimil.store.renamed import renamed
 from wsimil.targets import Task
 
 __all__ = ["PredictOptions", "PredictSummary", "predict"]
+
+COHORT = "cohort.csv"
+"""The cohort file under pseudonyms, so that answers can be evaluated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +75,8 @@ def predict(
     """Predict every slide of `source`, a feature folder, or slides that are extracted first into `out`/features.
 
     What an earlier prediction left in `out` is replaced. Writes predictions.csv and .parquet, predictions.json (who answered),
-    scores/<id>.parquet and, with heatmaps, qupath/<id>.geojson and overlays/<id>.png;
+    scores/<id>.parquet and, with heatmaps, qupath/<id>.geojson and overlays/<id>.png, whose colors span one range for all slides
+    unless `options` say otherwise; with pseudonyms also cohort.csv, by which these answers can be judged;
     metrics.json where `cohort_csv` gives labels; a model of patients needs it to know whose a slide is, and answers for each
     patient, with scores and heatmaps for each slide. A slide that fails stands in failures.csv and the rest goes on.
     Raises WsimilError for what concerns all slides.
@@ -77,16 +85,27 @@ def predict(
     _refuse_foreign_folder(source, out)
     device = resolve_device(options.device)
     trained, decision = load_decided(run, device=device)
-    owners = _owners(cohort_csv, trained)
-    cohort = _labels(cohort_csv, trained)
+    names = _names(options.pseudonyms, source, out)
+    owners = _owners(cohort_csv, trained, names)
+    cohort = _labels(cohort_csv, trained, names)
     check_writable(out)
     failures: dict[str, str] = {}
     _refuse_unknown_score(trained, options)
     features, store, ids = _features(source, out, trained, options, reporter, failures)
+    learned = learned_from(run, trained.bag)
+    if names is not None and options.pseudonyms is not None:
+        store, learned = renamed(store, names), learned.renamed(names.name)
+        ids = store.ids()
+        save_pseudonyms(options.pseudonyms, names)
     _refuse_wrong_folder(trained, store, ids)
     _remove_earlier_results(out)
     units, unknown = _units(ids, owners, failures)
-    desk = Desk(trained=trained, store=store, features=features, out=out, options=options, decision=decision)
+    for name in HEATMAPS if options.heatmaps else ():
+        if (once := FORMATS[name].once) is not None:
+            once(out / FORMATS[name].folder)
+    desk = Desk(
+        trained=trained, store=store, features=features, out=out, options=options, decision=decision, names=names
+    )
     answers: list[Answer] = []
     reporter.begin("slides" if owners is None else "patients", len(units))
     for unit, slide_ids in units.items():
@@ -97,13 +116,17 @@ def predict(
         except (OutputError, ConfigError):
             raise  # concerns every slide
         except WsimilError as error:
-            failures[unit] = str(error)
-            reporter.finish_item(f"{unit}: FAILED: {error}")
+            failures[unit] = str(error) if names is None else _inert(str(error), names, (unit, *slide_ids), features)
+            reporter.finish_item(f"{unit}: FAILED: {failures[unit]}")
             continue
         answers.append(said.answer)
         reporter.finish_item(said.line)
     answers += [Answer(slide_id=unit, values=None, status=f"failed: {reason}") for unit, reason in failures.items()]
-    summary = _conclude(answers, failures, trained, run, cohort, out)
+    summary = _conclude(answers, failures, trained, run, learned, cohort, out)
+    if names is not None and cohort_csv is not None and has_columns(cohort_csv, trained.task):
+        known = read_cohort(cohort_csv, task=trained.task).renamed(names.name)
+        write_text(out / COHORT, known.to_csv())
+    desk.draw(reporter)
     if not unknown:
         return summary
     note = (
@@ -112,7 +135,24 @@ def predict(
     return replace(summary, notes=(*summary.notes, note))
 
 
-def _owners(cohort_csv: Path | None, trained: TrainedModel) -> dict[str, str] | None:
+def _names(path: Path | None, source: Path, out: Path) -> Pseudonyms | None:
+    if path is None:
+        return None
+    refuse_beside_results(path, out)
+    if not is_feature_folder(source):
+        raise ConfigError(
+            f"--pseudonymize: {source} holds slides, and an extraction names its files by slide ids; extract into a folder that"
+            " stays with you, and predict that"
+        )
+    return open_pseudonyms(path)
+
+
+def _inert(text: str, names: Pseudonyms, units: Sequence[str], features: Path) -> str:
+    """A reason without ids, and without the folder that the features are in."""
+    return names.inert(text.replace(str(features), "(features)"), [names.identity(unit) for unit in units])
+
+
+def _owners(cohort_csv: Path | None, trained: TrainedModel, names: Pseudonyms | None) -> dict[str, str] | None:
     """Slide -> patient where the model answers for patients, else None."""
     if trained.bag == "slide":
         return None
@@ -121,13 +161,16 @@ def _owners(cohort_csv: Path | None, trained: TrainedModel) -> dict[str, str] | 
             "this model answers for patients, so it must know whose each slide is; give --cohort, a CSV with slide_id and"
             " patient_id, and labels where there are any"
         )
-    return read_patients(cohort_csv)
+    owners = read_patients(cohort_csv)
+    return owners if names is None else {names.name(slide): names.name(patient) for slide, patient in owners.items()}
 
 
-def _labels(cohort_csv: Path | None, trained: TrainedModel) -> Cohort | None:
+def _labels(cohort_csv: Path | None, trained: TrainedModel, names: Pseudonyms | None) -> Cohort | None:
     if cohort_csv is None or (trained.bag == "patient" and not has_columns(cohort_csv, trained.task)):
         return None
     cohort = read_cohort(cohort_csv, task=trained.task)
+    if names is not None:
+        cohort = cohort.renamed(names.name)
     return cohort.by_patient() if trained.bag == "patient" else cohort
 
 
@@ -195,13 +238,15 @@ def _features(
 
 def _refuse_unknown_score(trained: TrainedModel, options: PredictOptions) -> None:
     """Ask the model, on two made-up instances, which scores it gives. Raises ConfigError."""
-    if options.score is None:
+    if options.score is None and options.scores is None:
         return
     two = np.zeros((2, trained.model.in_dim), np.float32)
     device = next(trained.model.parameters()).device
     bags = pack([two], xy0=[np.array([[0, 0], [1, 0]])], slide_ids=["made up"]).to(device)
-    names = attribute(trained.model, bags, outputs=trained.task.outputs).names
-    if options.score not in names:
+    names = attribute(trained.model, bags, outputs=trained.task.outputs, kinds=options.kinds).names
+    if options.scores is not None and "attention" in options.scores and not {*names} & {"attention", "attention:1"}:
+        raise ConfigError("this model pools without attention, so --scores cannot give it; leave attention out")
+    if options.score is not None and options.score not in names:
         raise ConfigError(f"score {options.score!r} is not given by this model; it gives {', '.join(names)}")
 
 
@@ -231,11 +276,15 @@ def _refuse_foreign_folder(source: Path, out: Path) -> None:
 
 def _remove_earlier_results(out: Path) -> None:
     """Results of an earlier prediction into the same folder would stand beside the new ones as if they were of one model."""
-    for name in ("predictions.csv", "predictions.parquet", ORIGIN, "metrics.json", "failures.csv"):
+    for name in ("predictions.csv", "predictions.parquet", ORIGIN, "metrics.json", "failures.csv", COHORT):
         (out / name).unlink(missing_ok=True)
-    for folder, suffix in (("scores", ".parquet"), ("qupath", ".geojson"), ("overlays", ".png")):
+    for folder, suffix in (
+        ("scores", ".parquet"),
+        *((FORMATS[name].folder, FORMATS[name].suffix) for name in HEATMAPS),
+    ):
         for path in (out / folder).glob(f"*{suffix}"):
             path.unlink()
+    remove_exports(out)
 
 
 def _conclude(
@@ -243,10 +292,10 @@ def _conclude(
     failures: Mapping[str, str],
     trained: TrainedModel,
     run: Path,
+    learned: Learned,
     cohort: Cohort | None,
     out: Path,
 ) -> PredictSummary:
-    learned = learned_from(run, trained.bag)
     patients = {} if cohort is None else {slide.slide_id: slide.patient_id for slide in cohort.slides}
     seen = tuple(a.slide_id for a in answers if learned.knows(a.slide_id, patients.get(a.slide_id)))
     if cohort is None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsimil.errors import ConfigError
-from wsimil.export.geojson import Origin
+from wsimil.export.scores import Origin
 from wsimil.export.viewer.built import Built, read_built
 from wsimil.stages.viewing.desk import Desk
 from wsimil.stages.viewing.notebook import Notebook

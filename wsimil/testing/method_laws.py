@@ -187,6 +187,40 @@ def contributions_are_complete(build: Build) -> None:
     _close(total, split.output.logits, 1e-10, "bias and contributions, summed,")
 
 
+def what_it_is_made_linear_to_is_affine_and_itself(build: Build) -> None:
+    """Where a method is made linear at a point: affine, there the logits of `forward`, and blind to where the point came from."""
+    model, bags = build(DIM, CLASSES).double(), make_bags((37, 2), dtype=torch.float64)
+    at = model.embed_instances(bags, None).detach().requires_grad_()
+    found = model.linearized(at.detach(), bags, at=at)
+    if found is None:
+        return
+    _close(found, model(bags).logits, 1e-10, "logits of what a method is made linear to, at the point itself,")
+    _hold(not found.requires_grad or _idle(found, at), "a gradient passes through the point at which all else is held")
+    generator = torch.Generator().manual_seed(2)
+    first, second = (torch.randn(at.shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    values = [model.linearized(x, bags, at=at) for x in (first, second, first + second, torch.zeros_like(first))]
+    one, two, both, none = (value for value in values if value is not None)
+    _close(both, one + two - none, 1e-10, "what a method is made linear to, at the sum of two inputs,")
+
+
+def leaving_out_by_formula_is_leaving_out(build: Build) -> None:
+    """Where a closed form says what a bag's logits lose with an instance, the bag without it has logits less by that."""
+    model, bags = build(DIM, CLASSES).double(), make_bags((37, 2, 11), dtype=torch.float64)
+    h = model.embed_instances(bags, None)
+    closed = model.left_out(h, bags)
+    if closed is None:
+        return
+    whole = model(bags).logits
+    for row in closed.known.nonzero()[:, 0].tolist():
+        bag = int(bags.bag_ids[row])
+        kept = ((bags.bag_ids == bag) & (torch.arange(len(h)) != row)).nonzero()[:, 0]
+        rest = pack([bags.features[kept]], xy0=[bags.xy0[kept]], slide_ids=[bags.slide_ids[bag]])
+        wanted = whole[bag] - model(rest).logits[0]
+        # What is left of two logits is as exact as they are.
+        floor = 1e-12 * float(whole[bag].detach().norm())
+        _close(closed.values[row], wanted, 1e-10, f"what leaving out instance {row} takes away", floor=floor)
+
+
 def state_survives_safetensors(build: Build) -> None:
     """All that a model has learned, its standardization included, is in its state; another model takes it to the bit."""
     model, bags = build(DIM, CLASSES), make_bags()
@@ -236,6 +270,8 @@ LAWS: tuple[Law, ...] = (
     float32_agrees_with_float64,
     autocast_agrees_with_float64,
     contributions_are_complete,
+    what_it_is_made_linear_to_is_affine_and_itself,
+    leaving_out_by_formula_is_leaving_out,
     state_survives_safetensors,
     another_width_is_refused,
     a_bag_of_100k_fits_in_memory,
@@ -263,6 +299,10 @@ def _finite(model: MILModel, bags: BagBatch) -> None:
         _hold(
             bool(gradient.isfinite().all()), f"the gradient of {name} holds NaN or infinity on bags of {bags.lengths}"
         )
+
+
+def _idle(value: Tensor, leaf: Tensor) -> bool:
+    return torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] is None
 
 
 def _singles(bags: BagBatch) -> Iterator[BagBatch]:

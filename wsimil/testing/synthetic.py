@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsimil.files import atomic_path, check_writable, write_text
-from wsimil.geometry import TileGrid
 from wsimil.testing.histology import Palette, Scene, blob, draw
 
 Label = Literal["normal", "tumor"]
@@ -85,20 +84,6 @@ def make_cohort(folder: Path, *, slides: int = 24, side_um: float = 1536.0, seed
     return SyntheticCohort(
         slides_folder=folder / "slides", cohort_csv=folder / "cohort.csv", truth_folder=folder / "truth", slides=made
     )
-
-
-def tile_truth(grid: TileGrid, polygons: shapely.MultiPolygon) -> NDArray[np.float32]:
-    """Share of each tile's area inside of `polygons` (level-0 px, not overlapping), float32 [N] in [0, 1]."""
-    low = grid.xy0.astype(np.float64)
-    boxes = shapely.box(low[:, 0], low[:, 1], low[:, 0] + grid.size0, low[:, 1] + grid.size0)
-    shapely.prepare(polygons)
-    return np.asarray(shapely.area(shapely.intersection(boxes, polygons)) / grid.size0**2, np.float32)
-
-
-def read_truth(path: Path) -> shapely.MultiPolygon:
-    """The polygons of a truth file, level-0 px."""
-    features = json.loads(path.read_text(encoding="utf-8"))["features"]
-    return shapely.MultiPolygon([shapely.geometry.shape(feature["geometry"]) for feature in features])
 
 
 def write_pyramid(path: Path, picture: NDArray[np.uint8], *, mpp: float) -> None:

@@ -36,7 +36,7 @@ def to_geojson(mask: TissueMask, info: SlideInfo, *, origin: Origin = "bounds") 
 
     `read_geojson` makes the same mask of it. What the last mask px have beyond the slide is kept.
     """
-    shift = _shift0(info, origin)
+    shift = _shift0(info.bounds0_px, origin)
     scale = mask.mpp / info.mpp
     features: list[Json] = []
     for number, outline in enumerate(outlines(mask.mask), start=1):
@@ -73,7 +73,7 @@ def read_geojson(
     where = f"slide {info.slide_id!r}: tissue file {path}"
     tree = _load(path, where)
     geometries = list(_geometries(tree, where, ""))
-    shift = _shift0(info, origin or _stated_origin(tree, where))
+    shift = _shift0(info.bounds0_px, origin or _stated_origin(tree, where))
     mpp = mask_mpp(info, config)
     width, height = mask_size_px(info, mpp)
     mask = np.zeros((height, width), dtype=np.bool_)
@@ -92,9 +92,24 @@ def read_geojson(
     return TissueMask(mask=mask, mpp=mpp, method="geojson")
 
 
-def _shift0(info: SlideInfo, origin: Origin) -> NDArray[np.int64]:
+def read_polygons(
+    path: Path, *, slide_id: str, bounds0_px: tuple[int, int, int, int]
+) -> tuple[tuple[NDArray[np.int64], ...], ...]:
+    """The polygons of a file as they are, each as rings int64 [n, 2], the outer one first: level-0 px, rounded half up.
+
+    Takes what `read_geojson` takes; `bounds0_px` is the slide's. Raises SlideError.
+    """
+    where = f"slide {slide_id!r}: tissue file {path}"
+    tree = _load(path, where)
+    shift = _shift0(bounds0_px, _stated_origin(tree, where))
+    return tuple(
+        tuple(np.floor(ring + shift + 0.5).astype(np.int64) for ring in rings) for rings in _geometries(tree, where, "")
+    )
+
+
+def _shift0(bounds0_px: tuple[int, int, int, int], origin: Origin) -> NDArray[np.int64]:
     """What to add to a file's coordinates to have them in the level-0 frame."""
-    return np.array(info.bounds0_px[:2] if origin == "bounds" else (0, 0), dtype=np.int64)
+    return np.array(bounds0_px[:2] if origin == "bounds" else (0, 0), dtype=np.int64)
 
 
 def _closed0(ring: NDArray[np.int64], scale: float, shift: NDArray[np.int64]) -> Json:

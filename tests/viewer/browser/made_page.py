@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsimil.export.scores import ScoreTable
+from wsimil.export.scores import EXACT, ScoreTable
 from wsimil.export.viewer.answers import AnswerRule
 from wsimil.export.viewer.built import Built
 from wsimil.export.viewer.page import static_page
@@ -76,6 +76,7 @@ def drawn_table(
         xy0=xy0,
         score_names=("attention", "contribution:normal", "contribution:tumor"),
         scores=scores,
+        score_rules={"attention": "softmax over the bag", "contribution:normal": EXACT, "contribution:tumor": EXACT},
         task=TASK,
         values=RULE.values(logits),
         logits=logits,
@@ -167,6 +168,8 @@ def _score(name: str, label: str, kind: str, shown: list[Json]) -> dict[str, Jso
         "label": label,
         "kind": kind,
         "unit": "logit" if kind == "signed" else "× uniform",
+        "zero": "0 = adds nothing" if kind == "signed" else "",
+        "rule": "exact",
         "normalization": "fixed for this test",
         "range": shown,
     }

@@ -56,10 +56,10 @@ def report_page(report: Report, tree: Mapping[str, Json]) -> str:
         ("model", "Model and methods", True),
     ]
     return (
-        _environment()
+        environment()
         .get_template("report.html")
         .render(
-            **_functions(cells),
+            **functions(cells),
             report=report,
             sections=[(key, name) for key, name, there in sections if there],
             headlines=first,
@@ -96,10 +96,10 @@ def comparison_page(report: ComparisonReport, tree: Mapping[str, Json]) -> str:
         return cells.bar(["differences", name], scale, value="difference", mark=0.0)
 
     return (
-        _environment()
+        environment()
         .get_template("compare.html")
         .render(
-            **_functions(cells),
+            **functions(cells),
             report=report,
             sections=[
                 ("cohort", "Who was judged"), ("metrics", "Differences"), ("figures", "Figures"), ("model", "Models"),
@@ -120,7 +120,9 @@ def clip(name: str, most: int = 60) -> str:
     return name if len(name) <= most else name[: most // 2] + "…" + name[-(most // 2) :]
 
 
-def _functions(cells: Cells) -> dict[str, object]:
+def functions(cells: Cells) -> dict[str, object]:
+    """What every template may call."""
+
     def estimate(path: Sequence[str | int]) -> Markup:
         value = cells.get(path)
         if not isinstance(value, Mapping):
@@ -165,7 +167,8 @@ def _shade(row: Sequence[int], column: int) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Where the templates are, with names as text and nothing else."""
     environment = Environment(
         loader=PackageLoader("wsimil.export.report"),
         autoescape=True,

@@ -19,8 +19,7 @@ import shapely
 
 from wsimil import __version__
 from wsimil.evaluation.table import inert
-from wsimil.export.geojson import Origin
-from wsimil.export.scores import ScoreTable
+from wsimil.export.scores import Origin, ScoreTable
 from wsimil.provenance import Json
 from wsimil.targets import AnswerColumn
 

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsimil import __version__
-from wsimil.export.heatmap import effective_tiles
 from wsimil.export.scores import ScoreTable
+from wsimil.export.shown import effective_tiles, shown
 from wsimil.export.viewer.answers import AnswerRule
-from wsimil.export.viewer.ranges import CohortScore, shown_scores
+from wsimil.export.viewer.ranges import CohortScore
 from wsimil.export.viewer.what_if import Mix, NotClosedError, closed_form
 from wsimil.mil.facts import ModelFacts
 from wsimil.provenance import Json
@@ -83,6 +83,8 @@ def index_json(cohort: Cohort) -> dict[str, Json]:
                 "label": one.label,
                 "kind": one.kind,
                 "unit": one.unit,
+                "zero": one.zero,
+                "rule": one.rule,
                 "range": list(one.range),
                 "normalization": one.normalization,
             }
@@ -94,8 +96,7 @@ def index_json(cohort: Cohort) -> dict[str, Json]:
 
 def case_json(index: int, table: ScoreTable, *, what_if: Mapping[str, Json]) -> dict[str, Json]:
     """A slide with its tiles, but for its picture, crops and tissue, which whoever has the slide adds."""
-    shown = shown_scores(table)
-    names = list(shown)
+    names = list(table.score_names)
     return {
         "index": index,
         "slide_id": table.slide_id,
@@ -104,7 +105,7 @@ def case_json(index: int, table: ScoreTable, *, what_if: Mapping[str, Json]) -> 
         "mpp": table.mpp,
         "tile": {"size0": table.size0, "stride0": table.stride0, "mpp": table.tile_mpp},
         "xy0": packed(table.xy0.astype("<i4")),
-        "scores": {name: packed(shown[name].values.astype("<f4")) for name in names},
+        "scores": {name: packed(shown(table, name).values.astype("<f4")) for name in names},
         "main_score": table.main_score if names and table.main_score in names else (names[0] if names else None),
         "values": numbers(table.values),
         "logits": numbers(table.logits),

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from wsimil.export.scores import ScoreTable
+from wsimil.export.scores import EXACT, ScoreTable
 from wsimil.export.viewer.answers import AnswerRule
 from wsimil.provenance import Json
 
@@ -77,6 +77,9 @@ def closed_form(table: ScoreTable, mix: Mix | None, rule: AnswerRule) -> ClosedF
     names = [f"contribution:{name}" for name in outputs]
     if any(name not in table.score_names for name in names):
         raise NotClosedError("the score table has no contributions")
+    rules = {table.rule(name) for name in names} - {EXACT}
+    if rules:
+        raise NotClosedError(f"contributions of this model are no exact sums ({', '.join(sorted(rules))})")
     parts = np.stack([table.score(name) for name in names], axis=1).astype(np.float64)
     attention = _attention(table, mix)
     if not (np.isfinite(parts).all() and np.isfinite(attention).all() and (attention >= 0).all()):

@@ -71,6 +71,17 @@ class NystromAttention(nn.Module):
             out = out * keep / (1 - self.drop)
         return out[: len(x)] if self.shifted else out[len(out) - len(x) :]
 
+    def held(self, x: Float[Tensor, "T L"], *, at: Float[Tensor, "T L"]) -> Float[Tensor, "T L"]:
+        """Each token's mixture of those of `x` with the weights that `at` gives."""
+        with torch.no_grad():
+            q, k, _ = self._project(at)
+            q_marks, k_marks = self._marks(q), self._marks(k)
+            inverse = pseudoinverse((q_marks @ k_marks.transpose(1, 2)).softmax(dim=-1), self.iterations)
+        v = self._values(x)
+        mixed = _attend(q, k_marks, inverse @ _attend(q_marks, k, v)) + self.conv(v.permute(2, 0, 1)).permute(1, 2, 0)
+        out: Tensor = self.to_out(mixed.transpose(0, 1).flatten(1))
+        return out[: len(x)] if self.shifted else out[len(out) - len(x) :]
+
     def streamed(self, tokens: Float[Tensor, "T L"], norm: nn.LayerNorm) -> LandmarkAttention:
         """The same on normalized tokens where no gradient is asked for: in passes over them that hold nothing of their size."""
         weights = LandmarkWeights(
@@ -116,6 +127,12 @@ class NystromAttention(nn.Module):
         qkv = F.pad(self.to_qkv(x), (0, 0, padding, 0))  # a zero row gives a zero query, key and value
         q, k, v = qkv.view(len(qkv), 3, self.heads, -1).permute(1, 2, 0, 3).unbind(0)  # [heads, T', d]
         return q * q.shape[2] ** -0.5, k, v
+
+    def _values(self, x: Tensor) -> Tensor:
+        """What `_project` gives last, alone."""
+        v = F.linear(x, self.to_qkv.weight.chunk(3)[2])
+        v = F.pad(v, (0, 0, -len(x) % self.landmarks, 0))
+        return v.view(len(v), self.heads, -1).transpose(0, 1)
 
     def _marks(self, x: Tensor) -> Tensor:
         heads, count, dim = x.shape

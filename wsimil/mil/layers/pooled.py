@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int32
@@ -39,6 +39,10 @@ class Pooled:
     def weights(self) -> Float[Tensor, "T H"]:
         """Attention: sums to 1 over each bag and head, 0 where masked."""
         return segment_softmax(self.left, self.cu_seqlens)
+
+    def over(self, values: Float[Tensor, "T L"]) -> Pooled:
+        """The same attention over other values."""
+        return replace(self, vectors=segment_sum(self.weights, values, self.cu_seqlens))
 
     def ends(self, k: int, *, largest: bool) -> Int32[Tensor, "B H k"]:
         """Places in the bag of the k highest or lowest raw scores, of equal ones the first, -1 where the bag has fewer."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from wsimil.mil.batch import StepContext
 from wsimil.mil.layers.dropout import dropout
+from wsimil.mil.layers.held import held_norm
 
 
 class RecycleNetwork(nn.Module):
@@ -35,12 +36,24 @@ class RecycleNetwork(nn.Module):
 
     def forward(self, h: Float[Tensor, "n L"], step: StepContext | None) -> Float[Tensor, "K L"]:
         """The tokens of the instances of one bag."""
-        q = self.to_q(self.norm(self.queries)).view(len(self.queries), self.heads, -1).transpose(0, 1)
-        k, v = self.to_kv(self.norm(h)).view(len(h), 2, self.heads, -1).permute(1, 2, 0, 3).unbind(0)
-        weights = (q @ k.transpose(1, 2) * q.shape[2] ** -0.5).softmax(dim=2)  # [heads, K, n]
+        weights, v = self._attention(self.norm(h))
         mixed = dropout(weights, self.drop, step) @ v
         out: Tensor = self.to_out(mixed.transpose(0, 1).flatten(1))
         return dropout(out, self.drop, step)
+
+    def held(self, x: Float[Tensor, "n L"], *, at: Float[Tensor, "n L"]) -> Float[Tensor, "K L"]:
+        """The tokens of instances `x` with the weights and deviations that `at` gives."""
+        with torch.no_grad():
+            weights, _ = self._attention(self.norm(at))
+        mixed = weights @ self._attention(held_norm(self.norm, x, at=at))[1]
+        out: Tensor = self.to_out(mixed.transpose(0, 1).flatten(1))
+        return out
+
+    def _attention(self, normed: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights [heads, K, n] and values [heads, n, d] of instances."""
+        q = self.to_q(self.norm(self.queries)).view(len(self.queries), self.heads, -1).transpose(0, 1)
+        k, v = self.to_kv(normed).view(len(normed), 2, self.heads, -1).permute(1, 2, 0, 3).unbind(0)
+        return (q @ k.transpose(1, 2) * q.shape[2] ** -0.5).softmax(dim=2), v
 
     @torch.no_grad()
     def remember(self, tokens: Float[Tensor, "K L"], momentum: float) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsimil.mil.batch import StepContext
+from wsimil.mil.layers.held import held_norm
 from wsimil.mil.layers.recompute import recomputed
 
 _EPS = 1e-8
@@ -79,19 +80,32 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "W n L"], keep: Bool[Tensor, "W n L"] | None) -> Float[Tensor, "W n L"]:
         """Each token's mixture of those of its sequence; `keep` is what `draw` gave. Nothing is drawn here."""
+        out = self._mixed(*self._project(x))
+        if keep is not None:
+            out = out * keep / (1 - self.drop)
+        return out
+
+    def held(self, x: Float[Tensor, "W n L"], *, at: Float[Tensor, "W n L"]) -> Float[Tensor, "W n L"]:
+        """Each token's mixture of those of `x` with the weights that `at` gives."""
+        with torch.no_grad():
+            q, k, _ = self._project(at)
+        return self._mixed(q, k, self._project(x)[2])
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sequences, count, _ = x.shape
         q, k, v = (
             self.qkv(x).view(sequences, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         )  # [W, heads, n, d]
-        q = q * q.shape[3] ** -0.5
+        return q * q.shape[3] ** -0.5, k, v
+
+    def _mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        sequences, _, count, _ = q.shape
         if self.epeg is not None:
             columns = q.permute(0, 3, 1, 2).flatten(0, 1)  # [W * d, heads, n]
             moved = F.conv1d(columns, self.epeg.weight, None, padding=self.epeg.padding, groups=self.heads)
             q = q + moved.view(sequences, -1, self.heads, count).permute(0, 2, 3, 1)
         mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
-        if keep is not None:
-            out = out * keep / (1 - self.drop)
         return out
 
 
@@ -107,6 +121,11 @@ class RegionLayer(nn.Module):
         """The tokens, each with what it took from its region."""
         keep = self.attention.draw(regions.number, regions.size, step, device=x.device)
         return recomputed(self._mix, x, regions, keep, step=step)
+
+    def held(self, x: Float[Tensor, "N L"], regions: Regions, *, at: Float[Tensor, "N L"]) -> Float[Tensor, "N L"]:
+        """The tokens, each with what it took of `x`, with weights and deviations that `at` gives."""
+        mixed = self.attention.held(regions.cut(held_norm(self.norm, x, at=at)), at=regions.cut(self.norm(at)))
+        return x + regions.join(mixed)
 
     def _mix(self, x: Tensor, regions: Regions, keep: Tensor | None) -> Tensor:
         mixed: Tensor = self.attention(regions.cut(self.norm(x)), keep)
@@ -138,11 +157,25 @@ class CrossRegionLayer(nn.Module):
 
     def _mix(self, x: Tensor, regions: Regions, keep: Tensor | None) -> Tensor:
         tokens = regions.cut(self.norm(x))  # [W, n, L]
+        gathering, shares = self._weights(tokens)
+        sent = gathering.to(tokens.dtype) @ tokens  # [W, K, L]
+        found = self.attention(sent.transpose(0, 1), keep).transpose(0, 1)  # among the regions, for each representative
+        return x + regions.join(shares.transpose(1, 2).to(found.dtype) @ found)
+
+    def held(self, x: Float[Tensor, "N L"], regions: Regions, *, at: Float[Tensor, "N L"]) -> Float[Tensor, "N L"]:
+        """The tokens, each with what it took of `x`, with weights and deviations that `at` gives."""
+        with torch.no_grad():
+            tokens = regions.cut(self.norm(at))
+            gathering, shares = self._weights(tokens)
+            held = (gathering.to(tokens.dtype) @ tokens).transpose(0, 1)
+        sent = (gathering.to(x.dtype) @ regions.cut(held_norm(self.norm, x, at=at))).transpose(0, 1)
+        found = self.attention.held(sent, at=held).transpose(0, 1)
+        return x + regions.join(shares.transpose(1, 2).to(found.dtype) @ found)
+
+    def _weights(self, tokens: Float[Tensor, "W n L"]) -> tuple[Float[Tensor, "W K n"], Float[Tensor, "W K n"]]:
+        """By which each region gathers its representatives, and hands out what these found."""
         logits = tokens @ self.phi if isinstance(self.phi, nn.Parameter) else self.phi(tokens)
         # In half precision the small number that keeps the range from 0 would be 0 itself.
         logits = logits.transpose(1, 2).to(torch.promote_types(logits.dtype, torch.float32))  # [W, K, n]
-        sent = logits.softmax(dim=2).to(tokens.dtype) @ tokens  # [W, K, L]
-        found = self.attention(sent.transpose(0, 1), keep).transpose(0, 1)  # among the regions, for each representative
         low, high = logits.amin(dim=2, keepdim=True), logits.amax(dim=2, keepdim=True)
-        shares = (logits - low) / (high - low + _EPS) * logits.softmax(dim=1)
-        return x + regions.join(shares.transpose(1, 2).to(found.dtype) @ found)
+        return logits.softmax(dim=2), (logits - low) / (high - low + _EPS) * logits.softmax(dim=1)

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 from wsimil.config import FrozenConfig
 from wsimil.mil.base import MILModel
-from wsimil.mil.batch import BagBatch, BagOutput, Contributions, StepContext
+from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LeftOut, StepContext
 from wsimil.mil.layers.embedding import Activation, InstanceEmbedding
 from wsimil.mil.layers.gated_attention import GatedAttention, ScoreActivation
 from wsimil.mil.layers.initialize import Init, center, initialize
+from wsimil.mil.layers.left_out import left_out_of_sums
 from wsimil.mil.layers.pooled import Pooled
 from wsimil.ops.packed_linear import packed_linear, row_linear
 
@@ -94,6 +95,18 @@ class ABMIL(MILModel):
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`."""
         return self._answer(self.attention(h, bags, step))
+
+    def linearized(self, x: Float[Tensor, "T L"], bags: BagBatch, *, at: Float[Tensor, "T L"]) -> Float[Tensor, "B C"]:
+        """See `MILModel.linearized`: with attention held."""
+        with torch.no_grad():
+            pooled = self.attention.pool(at, bags.cu_seqlens)
+        return self._answer(pooled.over(x)).logits
+
+    def left_out(self, h: Float[Tensor, "T L"], bags: BagBatch) -> LeftOut:
+        """See `MILModel.left_out`."""
+        pooled = self.attention.pool(h, bags.cu_seqlens)
+        values = packed_linear(h, self.classifier.weight, None, bags.cu_seqlens)
+        return left_out_of_sums(pooled.left, values[:, None], bags)
 
     def of_nothing(self, h: Float[Tensor, "0 L"], step: StepContext | None) -> BagOutput:
         """See `MILModel.of_nothing`: a vector of zeros."""

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 
 from wsimil.config import FrozenConfig
 from wsimil.mil.base import MILModel
-from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LossTerms, StepContext
+from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LeftOut, LossTerms, StepContext
 from wsimil.mil.criterion import compares_bags
 from wsimil.mil.layers.dropout import dropout
 from wsimil.mil.layers.embedding import InstanceEmbedding
 from wsimil.mil.layers.gated_attention import GatedAttention
+from wsimil.mil.layers.held import held_norm
+from wsimil.mil.layers.left_out import left_out_of_sums, left_out_of_vectors
 from wsimil.mil.layers.multihead import MultiHeadPool, fold_queries
 from wsimil.mil.layers.pooled import Pooled, pool_by_scores
 from wsimil.mil.masking import TopKMasking
@@ -115,6 +117,27 @@ class ACMIL(MILModel):
         """See `MILModel.aggregate`."""
         return self._answer(self._pool(h, bags, step), step)
 
+    def linearized(self, x: Float[Tensor, "T L"], bags: BagBatch, *, at: Float[Tensor, "T L"]) -> Float[Tensor, "B C"]:
+        """See `MILModel.linearized`: with attention held, and with multi-head attention what the norm divides by."""
+        with torch.no_grad():
+            pooled = self._pool(at, bags, None)
+        if self.heads == 1:
+            whole = pooled.over(x).vectors.mean(dim=1)
+        else:
+            means = [self._mean_of_branches(one) for one in (pooled.over(x), pooled)]
+            linear, held = (self.bag.project(mean) for mean in means)
+            whole = held_norm(self.bag.norm, linear, at=held)
+        return row_linear(whole, self.classifier.weight, self.classifier.bias)
+
+    def left_out(self, h: Float[Tensor, "T L"], bags: BagBatch) -> LeftOut:
+        """See `MILModel.left_out`; with multi-head attention the bag's head answers for each pooled vector anew."""
+        pooled = self._pool(h, bags, None)
+        if self.heads == 1:
+            values = packed_linear(h, self.classifier.weight, None, bags.cu_seqlens)[:, None] / pooled.left.shape[1]
+            return left_out_of_sums(pooled.left, values.expand(-1, pooled.left.shape[1], -1), bags)
+        logits = self._answer(pooled, None).logits
+        return left_out_of_vectors(pooled, h, bags, logits, self._whole_logits)
+
     def loss_terms(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext) -> LossTerms:
         """See `MILModel.loss_terms`."""
         pooled = self._pool(h, bags, step, gram=True)
@@ -164,6 +187,14 @@ class ACMIL(MILModel):
             masked=pooled.masked,
         )
 
+    def _mean_of_branches(self, pooled: Pooled) -> Float[Tensor, "B heads L"]:
+        return _by_branch(pooled.vectors, self.heads).mean(dim=1)
+
+    def _whole_logits(self, vectors: Float[Tensor, "n H L"]) -> Float[Tensor, "n C"]:
+        """The bag's logits that pooled vectors give in multi-head attention."""
+        whole = self.bag.norm(self.bag.project(_by_branch(vectors, self.heads).mean(dim=1)))
+        return row_linear(whole, self.classifier.weight, self.classifier.bias)
+
     def _diversity(self, pooled: Pooled) -> Float[Tensor, ""]:
         count = len(self.branch_classifiers)
         if pooled.gram is None:
@@ -175,6 +206,10 @@ class ACMIL(MILModel):
         cosines = gram.permute(0, 3, 1, 2) / norms.clamp_min(1e-8)
         first, second = torch.triu_indices(count, count, offset=1)
         return cosines[..., first, second].mean()
+
+
+def _by_branch(vectors: Float[Tensor, "n H L"], heads: int) -> Float[Tensor, "n M heads L"]:
+    return vectors.view(len(vectors), -1, heads, vectors.shape[2])
 
 
 def _branches(logits: Float[Tensor, "B M C"], bags: BagBatch, step: StepContext) -> Float[Tensor, ""]:

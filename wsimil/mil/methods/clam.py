@@ -21,9 +21,10 @@ from torch.nn import functional as F
 from wsimil.config import FrozenConfig
 from wsimil.errors import ModelError
 from wsimil.mil.base import MILModel, refuse_task
-from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LossTerms, StepContext
+from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LeftOut, LossTerms, StepContext
 from wsimil.mil.layers.embedding import InstanceEmbedding
 from wsimil.mil.layers.gated_attention import GatedAttention
+from wsimil.mil.layers.left_out import left_out_of_sums
 from wsimil.mil.layers.pooled import Pooled
 from wsimil.ops.packed_linear import packed_linear, row_linear
 from wsimil.ops.varlen import split_bags
@@ -105,6 +106,19 @@ class CLAM(MILModel):
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`."""
         return self._answer(self.attention(h, bags, step))
+
+    def linearized(self, x: Float[Tensor, "T L"], bags: BagBatch, *, at: Float[Tensor, "T L"]) -> Float[Tensor, "B C"]:
+        """See `MILModel.linearized`: with attention held."""
+        with torch.no_grad():
+            pooled = self.attention.pool(at, bags.cu_seqlens)
+        return self._answer(pooled.over(x)).logits
+
+    def left_out(self, h: Float[Tensor, "T L"], bags: BagBatch) -> LeftOut:
+        """See `MILModel.left_out`; with a branch for each class a class reads its own."""
+        pooled = self.attention.pool(h, bags.cu_seqlens)
+        values = packed_linear(h, self._head()[0], None, bags.cu_seqlens)
+        branches = values[:, None] if self.classifier is not None else torch.diag_embed(values)
+        return left_out_of_sums(pooled.left, branches, bags)
 
     def loss_terms(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext) -> LossTerms:
         """See `MILModel.loss_terms`; "instance" is the mean over bags. Raises ModelError for a bag too small for `compat`."""

@@ -20,10 +20,11 @@ from torch.nn import functional as F
 
 from wsimil.config import FrozenConfig
 from wsimil.mil.base import MILModel, refuse_task
-from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LossTerms, StepContext
+from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LeftOut, LossTerms, StepContext
 from wsimil.mil.layers.dropout import dropout
 from wsimil.mil.layers.embedding import Activation, InstanceEmbedding
 from wsimil.mil.layers.initialize import Init, initialize
+from wsimil.mil.layers.left_out import left_out_of_sums
 from wsimil.mil.layers.pooled import Pooled, pool_by_scores
 from wsimil.ops.packed_linear import packed_linear, row_linear
 from wsimil.ops.segment_max import segment_max
@@ -96,6 +97,25 @@ class DSMIL(MILModel):
         """See `MILModel.aggregate`."""
         return self._pass(h, bags, step).output
 
+    def linearized(self, x: Float[Tensor, "T L"], bags: BagBatch, *, at: Float[Tensor, "T L"]) -> Float[Tensor, "B C"]:
+        """See `MILModel.linearized`: with attention and the gates of the value layer held."""
+        with torch.no_grad():
+            passed = self._pass(at, bags, None)
+        values = x
+        if self.value is not None:
+            values = packed_linear(x, self.value.weight, self.value.bias, bags.cu_seqlens) * (passed.values > 0)
+        embedding = passed.pooled.over(values).vectors.flatten(1)
+        return row_linear(embedding, self.bag.weight.flatten(1), self._bias)
+
+    def left_out(self, h: Float[Tensor, "T L"], bags: BagBatch) -> LeftOut:
+        """See `MILModel.left_out`; without a critical instance another one would be it, which no closed form tells."""
+        passed = self._pass(h, bags, None)
+        classes = self.num_classes
+        reads = packed_linear(passed.values, self.bag.weight.flatten(0, 1), None, bags.cu_seqlens)
+        reads = reads.view(-1, classes, classes).transpose(1, 2)  # [T, K, C]
+        found = left_out_of_sums(passed.pooled.left, reads, bags)
+        return replace(found, known=found.known.index_fill(0, passed.critical.flatten(), False))
+
     def loss_terms(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext) -> LossTerms:
         """See `MILModel.loss_terms`; "max" is the criterion on the highest instance logit of each class."""
         output = self.aggregate(h, bags, step)
@@ -127,7 +147,7 @@ class DSMIL(MILModel):
             instance_logits=instances,
             masked=pooled.masked,
         )
-        return _Pass(output=output, pooled=pooled, values=values)
+        return _Pass(output=output, pooled=pooled, values=values, critical=critical)
 
     @property
     def _bias(self) -> Tensor:
@@ -160,3 +180,4 @@ class _Pass:
     output: BagOutput
     pooled: Pooled
     values: Float[Tensor, "T L"]
+    critical: Int64[Tensor, "B C"]

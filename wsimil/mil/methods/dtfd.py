@@ -30,6 +30,7 @@ from wsimil.mil.layers.gated_attention import GatedAttention
 from wsimil.mil.layers.pooled import Pooled
 from wsimil.mil.layers.raster import raster_order
 from wsimil.ops.packed_linear import packed_linear, row_linear
+from wsimil.ops.segment_sum import segment_sum
 from wsimil.ops.varlen import CuSeqlens, cu_seqlens_of, split_bags
 from wsimil.targets import Classification, Survival, Task
 
@@ -102,6 +103,15 @@ class DTFD(MILModel):
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`."""
         return self._second_tier(self._first_tier(h, bags, step))
+
+    def linearized(self, x: Float[Tensor, "T L"], bags: BagBatch, *, at: Float[Tensor, "T L"]) -> Float[Tensor, "B C"]:
+        """See `MILModel.linearized`: with the attention of both tiers held."""
+        with torch.no_grad():
+            attention = self.aggregate(at, bags, None).attention
+        if attention is None:
+            raise TypeError("DTFD-MIL always has attention")
+        embedding = segment_sum(attention, x, bags.cu_seqlens)[:, 0]
+        return row_linear(embedding, self.second_classifier.weight, self.second_classifier.bias)
 
     def loss_terms(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext) -> LossTerms:
         """See `MILModel.loss_terms`; "tier1" is the mean over pseudo-bags, bag by bag, "tier2" the bag's own."""

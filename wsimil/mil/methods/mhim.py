@@ -29,7 +29,7 @@ from wsimil.config import FrozenConfig, parse_config
 from wsimil.errors import ConfigError, ModelError
 from wsimil.mil import registry
 from wsimil.mil.base import MILModel, refuse_task
-from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LossTerms, StepContext, rows_of, take
+from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LeftOut, LossTerms, StepContext, rows_of, take
 from wsimil.mil.layers.momentum import consistency, follow, rising
 from wsimil.mil.layers.recycle import RecycleNetwork
 from wsimil.mil.masking import RankMasking
@@ -214,6 +214,26 @@ class MHIM(MILModel):
         tokens = [network.recycle(part, step) for part in split_bags(h, bags.cu_seqlens)]
         h, more = self._with_tokens(h, bags, tokens)
         return _first_rows(network.method.aggregate(h, more, step), more, len(network.recycle.queries))
+
+    def linearized(
+        self, x: Float[Tensor, "T L"], bags: BagBatch, *, at: Float[Tensor, "T L"]
+    ) -> Float[Tensor, "B C"] | None:
+        """See `MILModel.linearized`: the student's, whose tokens, where it has any, are linear in instances too."""
+        network, recycle = self.student, self.options.recycle
+        if network.recycle is None or recycle is None or not recycle.at_inference:
+            return network.method.linearized(x, bags, at=at)
+        with torch.no_grad():
+            tokens = [network.recycle(part, None) for part in split_bags(at, bags.cu_seqlens)]
+            at_all, more = self._with_tokens(at, bags, tokens)
+        parts = zip(split_bags(x, bags.cu_seqlens), split_bags(at, bags.cu_seqlens), strict=True)
+        held = [network.recycle.held(part, at=place) for part, place in parts]
+        return network.method.linearized(self._with_tokens(x, bags, held)[0], more, at=at_all)
+
+    def left_out(self, h: Float[Tensor, "T L"], bags: BagBatch) -> LeftOut | None:
+        """See `MILModel.left_out`: the student's; tokens that are added to a bag change with each of its instances."""
+        if self.options.recycle is not None and self.options.recycle.at_inference:
+            return None
+        return self.student.method.left_out(h, bags)
 
     @torch.no_grad()
     def warm_start(self, other: MILModel) -> None:

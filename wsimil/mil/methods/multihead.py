@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from wsimil.config import FrozenConfig
 from wsimil.mil.base import MILModel
-from wsimil.mil.batch import BagBatch, BagOutput, StepContext
+from wsimil.mil.batch import BagBatch, BagOutput, LeftOut, StepContext
 from wsimil.mil.layers.dropout import dropout
 from wsimil.mil.layers.embedding import InstanceEmbedding
+from wsimil.mil.layers.held import held_norm
+from wsimil.mil.layers.left_out import left_out_of_vectors
 from wsimil.mil.layers.multihead import MultiHeadPool, fold_queries
-from wsimil.mil.layers.pooled import pool_by_scores
+from wsimil.mil.layers.pooled import Pooled, pool_by_scores
 from wsimil.ops.packed_linear import packed_linear, row_linear
 
 
@@ -60,9 +62,28 @@ class MultiHead(MILModel):
 
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`."""
-        keys, offsets = fold_queries(self.query, [self.attention])
-        scores = packed_linear(h, keys, offsets, bags.cu_seqlens)
-        pooled = pool_by_scores(scores, h, bags, step)
+        pooled = self._pool(h, bags, step)
         embedding = self.attention.norm(dropout(self.attention.project(pooled.vectors), self.drop, step))
         logits = row_linear(embedding, self.classifier.weight, self.classifier.bias)
-        return BagOutput(logits=logits, embedding=embedding, attention_logits=scores, masked=pooled.masked)
+        return BagOutput(logits=logits, embedding=embedding, attention_logits=pooled.scores, masked=pooled.masked)
+
+    def linearized(self, x: Float[Tensor, "T L"], bags: BagBatch, *, at: Float[Tensor, "T L"]) -> Float[Tensor, "B C"]:
+        """See `MILModel.linearized`: with attention held, and what the norm divides by."""
+        with torch.no_grad():
+            pooled = self._pool(at, bags, None)
+        linear, held = (self.attention.project(one.vectors) for one in (pooled.over(x), pooled))
+        return row_linear(held_norm(self.attention.norm, linear, at=held), self.classifier.weight, self.classifier.bias)
+
+    def left_out(self, h: Float[Tensor, "T L"], bags: BagBatch) -> LeftOut:
+        """See `MILModel.left_out`; the head answers for each pooled vector anew."""
+        pooled = self._pool(h, bags, None)
+        return left_out_of_vectors(pooled, h, bags, self._logits(pooled.vectors), self._logits)
+
+    def _pool(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Pooled:
+        keys, offsets = fold_queries(self.query, [self.attention])
+        scores = packed_linear(h, keys, offsets, bags.cu_seqlens)
+        return pool_by_scores(scores, h, bags, step)
+
+    def _logits(self, vectors: Float[Tensor, "n heads L"]) -> Float[Tensor, "n C"]:
+        embedding = self.attention.norm(self.attention.project(vectors))
+        return row_linear(embedding, self.classifier.weight, self.classifier.bias)

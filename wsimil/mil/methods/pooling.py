@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from wsimil.config import FrozenConfig
 from wsimil.mil.base import MILModel
-from wsimil.mil.batch import BagBatch, BagOutput, Contributions, StepContext
+from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LeftOut, StepContext
 from wsimil.mil.layers.embedding import Activation, InstanceEmbedding
 from wsimil.mil.layers.initialize import Init, initialize
+from wsimil.mil.layers.left_out import left_out_of_sums
 from wsimil.ops.packed_linear import packed_linear, row_linear
 from wsimil.ops.segment_max import segment_max
 from wsimil.ops.segment_sum import segment_sum
@@ -70,6 +71,33 @@ class Pooling(MILModel):
         """See `MILModel.aggregate`."""
         return self._pool(h, bags)
 
+    def linearized(self, x: Float[Tensor, "T L"], bags: BagBatch, *, at: Float[Tensor, "T L"]) -> Float[Tensor, "B C"]:
+        """See `MILModel.linearized`: with the instances held that reach a maximum."""
+        weight, bias, ends = self.classifier.weight, self.classifier.bias, bags.cu_seqlens
+        if self.pool == "mean":
+            return self._pool(x, bags).logits
+        with torch.no_grad():
+            output = self._pool(at, bags)
+            scores = at if output.instance_logits is None else output.instance_logits
+            winners = _winners(scores, segment_max(scores, ends).values, bags)
+        if output.instance_logits is None:
+            return row_linear(_sum(winners * x, bags), weight, bias)
+        return _sum(winners * packed_linear(x, weight, bias, ends), bags)
+
+    def left_out(self, h: Float[Tensor, "T L"], bags: BagBatch) -> LeftOut:
+        """See `MILModel.left_out`: of a maximum only the instance that alone reaches it takes something away."""
+        values = packed_linear(h, self.classifier.weight, None, bags.cu_seqlens)
+        if self.pool == "mean":
+            return left_out_of_sums(torch.zeros_like(values[:, :1]), values[:, None], bags)
+        x = h if self.level == "feature" else values
+        best = segment_max(x, bags.cu_seqlens)
+        lost = best.values - segment_max(x.scatter(0, best.rows, -torch.inf), bags.cu_seqlens).values  # [B, K]
+        known = torch.ones(len(h), dtype=torch.bool, device=h.device)
+        if self.level == "logit":
+            return LeftOut(values=torch.zeros_like(values).scatter(0, best.rows, lost), known=known)
+        parts = (lost[..., None] * self.classifier.weight.t()).flatten(0, 1)  # [B * K, C]
+        return LeftOut(values=torch.zeros_like(values).index_add_(0, best.rows.flatten(), parts), known=known)
+
     def _pool(self, h: Float[Tensor, "T L"], bags: BagBatch) -> BagOutput:
         if self.level == "feature":
             embedding = self._mean(h, bags) if self.pool == "mean" else segment_max(h, bags.cu_seqlens).values
@@ -90,6 +118,10 @@ def _mean_weights(bags: BagBatch) -> Float[Tensor, "T 1"]:
     lengths = bags.cu_seqlens.diff()
     wide = torch.promote_types(bags.features.dtype, torch.float32)
     return lengths.to(wide).reciprocal()[bags.bag_ids, None]
+
+
+def _sum(x: Float[Tensor, "T K"], bags: BagBatch) -> Float[Tensor, "B K"]:
+    return segment_sum(torch.ones_like(x[:, :1]), x, bags.cu_seqlens)[:, 0]
 
 
 def _winners(x: Float[Tensor, "T K"], best: Float[Tensor, "B K"], bags: BagBatch) -> Float[Tensor, "T K"]:

@@ -24,6 +24,7 @@ from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, BagOutput, Contributions, StepContext
 from wsimil.mil.layers.embedding import Activation, InstanceEmbedding
 from wsimil.mil.layers.gated_attention import GatedAttention, ScoreActivation
+from wsimil.mil.layers.held import held_norm
 from wsimil.mil.layers.initialize import initialize
 from wsimil.mil.layers.pooled import Pooled
 from wsimil.mil.layers.raster import raster_order
@@ -115,6 +116,15 @@ class RRT(MILModel):
         """See `MILModel.aggregate`."""
         return self._answer(self.pool(self._mix(h, bags, step), bags, step))
 
+    def linearized(self, x: Float[Tensor, "T L"], bags: BagBatch, *, at: Float[Tensor, "T L"]) -> Float[Tensor, "B C"]:
+        """See `MILModel.linearized`: with all attention held, what norms divide by, and what regions choose of one another."""
+        ends = bags.cu_seqlens
+        parts = zip(*(split_bags(part, ends) for part in (x, at, bags.xy0)), strict=True)
+        tokens, held = zip(*[self._held_bag(*part) for part in parts], strict=True)
+        with torch.no_grad():
+            pooled = self.pool.pool(join_bags(held), ends)
+        return self._answer(pooled.over(join_bags(tokens))).logits
+
     def _answer(self, pooled: Pooled) -> BagOutput:
         embedding = pooled.vectors[:, 0]
         return BagOutput(
@@ -140,3 +150,20 @@ class RRT(MILModel):
         tokens = self.cross(tokens, Regions(len(start), self.cross_side), step)
         tokens = self.norm(tokens + start if self.shortcut else tokens)
         return tokens if order is None else torch.empty_like(tokens).index_copy(0, order, tokens)
+
+    def _held_bag(self, x: Tensor, at: Tensor, xy0: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens of `x` with all that is not linear held at `at`, and the tokens of `at`, in raster order both."""
+        order = raster_order(xy0)
+        x, at = (part if order is None else part[order] for part in (x, at))
+        start, held_start = x, at
+        layers: list[RegionLayer | CrossRegionLayer] = [one for one in self.layers if isinstance(one, RegionLayer)]
+        for layer in [*layers, self.cross]:
+            regions = Regions(len(x), self.cross_side if layer is self.cross else self.side)
+            x = layer.held(x, regions, at=at)
+            with torch.no_grad():
+                at = layer(at, regions, None)
+        if self.shortcut:
+            x, at = x + start, at + held_start
+        with torch.no_grad():
+            normed = self.norm(at)
+        return held_norm(self.norm, x, at=at), normed

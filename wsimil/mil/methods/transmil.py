@@ -28,6 +28,7 @@ from wsimil.config import FrozenConfig
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, BagOutput, ClassScores, StepContext
 from wsimil.mil.layers.embedding import Activation, InstanceEmbedding
+from wsimil.mil.layers.held import held_norm
 from wsimil.mil.layers.initialize import Init, initialize
 from wsimil.mil.layers.nystrom import PPEG, NystromAttention
 from wsimil.mil.layers.raster import raster_order
@@ -89,6 +90,12 @@ class Layer(nn.Module):
         mixed: Tensor = self.attention(self.norm(x), keep)
         return x + mixed
 
+    def held(self, x: Float[Tensor, "S L"], *, at: Float[Tensor, "S L"]) -> Float[Tensor, "S L"]:
+        """The tokens `x`, each with what it took of them, with weights and deviations that `at` gives."""
+        with torch.no_grad():
+            normed = self.norm(at)
+        return x + self.attention.held(held_norm(self.norm, x, at=at), at=normed)
+
     def streamed(self, tokens: Float[Tensor, "S L"]) -> LandmarkAttention:
         """What the weights of the class token are asked of."""
         return self.attention.streamed(tokens, self.norm)
@@ -133,6 +140,15 @@ class TransMIL(MILModel):
         """See `MILModel.aggregate`; attention is given where no gradient is asked for, and at inference."""
         return self._bags(h, bags, step, spoken=False).output
 
+    def linearized(self, x: Float[Tensor, "T L"], bags: BagBatch, *, at: Float[Tensor, "T L"]) -> Float[Tensor, "B C"]:
+        """See `MILModel.linearized`: with the attention of all tokens held, and what norms divide by."""
+        embeddings = []
+        for part, held, xy0 in zip(*(split_bags(y, bags.cu_seqlens) for y in (x, at, bags.xy0)), strict=True):
+            order = raster_order(xy0)
+            pair = (part, held) if order is None else (part[order], held[order])
+            embeddings.append(self._held_bag(*pair))
+        return row_linear(torch.stack(embeddings), self.classifier.weight, self.classifier.bias)
+
     def class_scores(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> ClassScores:
         """See `MILModel.class_scores`: what the class token takes from an instance, as the classifier would read it.
 
@@ -174,16 +190,35 @@ class TransMIL(MILModel):
         self, h: Float[Tensor, "N L"], step: StepContext | None, *, asked: bool
     ) -> tuple[Tensor, Layer, LandmarkAttention | None]:
         """The bag's vector, the layer whose attention is given, and where `asked` for that attention."""
-        count = len(h)
-        side = math.isqrt(count - 1) + 1 if count else 0
-        square = torch.cat([h, h[: side * side - count]]) if self.filling == "square" else h
-        first = torch.cat([self.class_token, square])
+        first, side = self._tokens(h)
         second, one = self.layer1.follow(first, step)
         third = torch.cat([second[:1], self._placed(second[1:], side)])
         last, two = self.layer2.follow(third, step, class_token_alone=True)
         embedding: Tensor = self.norm(last[0])
         layer, tokens, attention = (self.layer1, first, one) if self.attention_layer == 1 else (self.layer2, third, two)
         return embedding, layer, (attention or layer.streamed(tokens)) if asked else None
+
+    def _tokens(self, h: Tensor) -> tuple[Tensor, int]:
+        """The class token and those that follow it, and the side of the square that they lie in."""
+        count = len(h)
+        side = math.isqrt(count - 1) + 1 if count else 0
+        square = torch.cat([h, h[: side * side - count]]) if self.filling == "square" else h
+        return torch.cat([self.class_token, square]), side
+
+    def _held_bag(self, x: Float[Tensor, "N L"], at: Float[Tensor, "N L"]) -> Float[Tensor, " L"]:
+        """The bag's vector of `x` with all that is not linear held at `at`."""
+        first, side = self._tokens(x)
+        with torch.no_grad():
+            at, _ = self._tokens(at)
+        second = self.layer1.held(first, at=at)
+        third = torch.cat([second[:1], self._placed(second[1:], side)])
+        with torch.no_grad():
+            at, _ = self.layer1.follow(at, None)
+            at = torch.cat([at[:1], self._placed(at[1:], side)])
+        last = self.layer2.held(third, at=at)
+        with torch.no_grad():
+            at, _ = self.layer2.follow(at, None, class_token_alone=True)
+        return held_norm(self.norm, last[0], at=at[0])
 
     def _placed(self, tokens: Tensor, side: int) -> Tensor:
         """The positional convolution on tokens that fill a square, or with `filling` ppeg are made to."""

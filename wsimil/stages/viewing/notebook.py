@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from wsimil.errors import OutputError, StoreError
-from wsimil.export.geojson import Origin
-from wsimil.export.scores import ScoreTable
+from wsimil.export.scores import Origin, ScoreTable
 from wsimil.export.viewer.notes import SCHEMA, Notes, notes_csv, notes_geojson, parse_notes
 from wsimil.files import write_text
 from wsimil.provenance import Json

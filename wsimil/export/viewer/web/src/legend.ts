@@ -38,7 +38,7 @@ export function legendLines(facts: LegendFacts): string[] {
   const unit = score.unit ? ` ${score.unit}` : "";
   const sign = score.kind === "signed" ? "|score| " : "";
   const threshold = look.threshold > 0 ? `Shown from ${sign}${short(thresholdValue(look))}${unit}` : "No threshold";
-  const lines = [`Range ${score.normalization}`, threshold];
+  const lines = [`Range ${score.normalization}`, threshold, ...(score.zero ? [score.zero] : []), `Rule: ${score.rule}`];
   if (facts.effectiveTiles !== undefined) {
     lines.push(`Effective tiles ${short(facts.effectiveTiles)} of ${count(facts.tiles)}`);
   }

@@ -24,6 +24,10 @@ export interface ScoreFacts {
   readonly label: string;
   readonly kind: Kind;
   readonly unit: string;
+  /** What zero means, or nothing. */
+  readonly zero: string;
+  /** How the score was made. */
+  readonly rule: string;
   readonly normalization: string;
   /** Null where no slide says anything of it. */
   readonly range: readonly [number, number] | null;

@@ -1,0 +1,192 @@
+"""Parametric Maps: as highdicom and dciodvfy see them, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from tests.export.dicom_slides import write_dicom_slide
+from wsimil.errors import SlideError
+from wsimil.export.scores import ScoreTable, score_table
+
+hd = pytest.importorskip("highdicom", reason="needs highdicom, which the extra 'dicom' brings")
+
+from wsimil.export.dicom import write_parametric_maps  # noqa: E402  # as above
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+SIZE = (4096, 3072)
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sizes = [SIZE, (1024, 768), (256, 192), (64, 48)]
+    return write_dicom_slide(tmp_path_factory.mktemp("slide"), sizes, mpp=0.5)
+
+
+def _maps(folder: Path) -> list[pydicom.Dataset]:
+    return [pydicom.dcmread(path) for path in sorted(folder.iterdir())]
+
+
+def _some(table: ScoreTable) -> ScoreTable:
+    scores = table.scores.copy()
+    scores[table.xy0[:, 0] > 700] = np.nan
+    return dataclasses.replace(table, scores=scores)
+
+
+def _errors(path: Path) -> list[str]:
+    """What dciodvfy of dicom3tools finds; it knows no map of a quantity by its newer term, and warns of it."""
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("needs dciodvfy of Debian's dicom3tools")
+    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
+    lines = (done.stdout + done.stderr).splitlines()
+    assert "ParametricMap" in lines
+    return [line for line in lines if line.startswith("Error")]
+
+
+def test_dciodvfy_finds_no_error(make_prediction, slide: Path, tmp_path: Path) -> None:
+    names = ("normal", 'a\\b^=\n"<script>日本語' + "x" * 300)
+    table = score_table(make_prediction(size0_px=SIZE, classes=names, slide_id="../" + "y" * 300))
+    write_parametric_maps(tmp_path / "maps", table, slide, now=NOW)
+    paths = sorted((tmp_path / "maps").iterdir())
+    assert [path.name for path in paths] == ["01.dcm", "02.dcm", "03.dcm"]
+    assert [_errors(path) for path in paths] == [[], [], []]
+
+
+def test_a_map_shares_the_study_and_the_geometry_of_the_image_near_64(make_prediction, slide, tmp_path: Path) -> None:
+    write_parametric_maps(tmp_path / "maps", score_table(make_prediction(size0_px=SIZE)), slide, now=NOW)
+    image = pydicom.dcmread(slide.with_name("level-3.dcm"))
+    for made in _maps(tmp_path / "maps"):
+        for name in (
+            "StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "TotalPixelMatrixColumns", "TotalPixelMatrixRows",
+            "TotalPixelMatrixOriginSequence", "ImageOrientationSlide",
+        ):  # fmt: skip
+            assert made[name].value == image[name].value
+        groups, theirs = made.SharedFunctionalGroupsSequence[0], image.SharedFunctionalGroupsSequence[0]
+        assert groups.PixelMeasuresSequence[0].PixelSpacing == theirs.PixelMeasuresSequence[0].PixelSpacing
+        assert groups.FrameVOILUTSequence[0].WindowWidth > 0
+        assert groups.RealWorldValueMappingSequence[0].RealWorldValueSlope == 1
+        assert groups.RealWorldValueMappingSequence[0].RealWorldValueIntercept == 0
+        assert made.SourceImageSequence[0].ReferencedSOPInstanceUID == image.SOPInstanceUID
+        assert (made.ContentLabel, made.ContentQualification) == ("HEATMAP", "RESEARCH")
+        assert made.DimensionOrganizationType == "TILED_SPARSE"
+    series = {made.SeriesInstanceUID for made in _maps(tmp_path / "maps")}
+    assert len(series) == 1
+    assert series != {image.SeriesInstanceUID}
+
+
+def test_a_px_is_the_raw_score_of_the_tile_on_its_middle_and_nan_elsewhere(make_prediction, slide, tmp_path) -> None:
+    table = _some(score_table(make_prediction(size0_px=SIZE, mpp=0.5, size_px=256)))
+    write_parametric_maps(tmp_path / "maps", table, slide, now=NOW)
+    for number, name in enumerate(table.score_names, start=1):
+        matrix = hd.imread(tmp_path / "maps" / f"{number:02}.dcm").get_total_pixel_matrix(dtype=np.float64)
+        there = np.full((48, 64), np.nan)
+        for (x, y), value in zip(table.xy0 // 64, table.score(name), strict=True):
+            there[y : y + 4, x : x + 4] = value
+        assert np.array_equal(matrix, there, equal_nan=True)
+
+
+def test_frames_without_a_scored_px_are_left_out_and_the_others_lie_where_they_belong(
+    make_prediction, tmp_path
+) -> None:
+    large = write_dicom_slide(tmp_path / "large", [(40_960, 20_480), (640, 320)], mpp=0.5)
+    table = score_table(make_prediction(size0_px=(40_960, 20_480), size_px=512))
+    scores = table.scores.copy()
+    scores[(table.xy0[:, 0] < 20_480) | (table.xy0[:, 1] < 10_240)] = np.nan
+    write_parametric_maps(
+        tmp_path / "maps", dataclasses.replace(table, scores=scores), large, now=NOW, scores=("attention",)
+    )
+    (made,) = _maps(tmp_path / "maps")
+    assert (made.NumberOfFrames, made.Rows, made.Columns) == (6, 128, 128)
+    step = 0.5 / 1000 * 64
+    for frame in made.PerFrameFunctionalGroupsSequence:
+        place = frame.PlanePositionSlideSequence[0]
+        column, row = place.ColumnPositionInTotalImagePixelMatrix, place.RowPositionInTotalImagePixelMatrix
+        assert column > 128
+        assert row > 128
+        # ImageOrientationSlide is (0, -1, 0, -1, 0, 0): rows run along -y of the glass, columns along -x.
+        assert place.YOffsetInSlideCoordinateSystem == pytest.approx(40 - (column - 1) * step, abs=1e-6)
+        assert place.XOffsetInSlideCoordinateSystem == pytest.approx(20 - (row - 1) * step, abs=1e-6)
+    assert _errors(tmp_path / "maps/01.dcm") == []
+
+
+def test_the_same_scores_give_the_same_bytes_and_ids_and_others_give_others(make_prediction, slide, tmp_path) -> None:
+    table = score_table(make_prediction(size0_px=SIZE))
+    for name in ("a", "b"):
+        write_parametric_maps(tmp_path / name, table, slide, now=NOW)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    write_parametric_maps(tmp_path / "c", dataclasses.replace(table, scores=table.scores * 2), slide, now=NOW)
+    uids = [made.SOPInstanceUID for name in ("a", "c") for made in _maps(tmp_path / name)]
+    assert len(set(uids)) == 6
+
+
+def test_a_slide_that_is_no_dicom_or_another_one_is_refused(make_prediction, make_slide, slide, tmp_path: Path) -> None:
+    table = score_table(make_prediction(size0_px=SIZE))
+    tiff = make_slide(tmp_path / "slide.tiff")
+    with pytest.raises(SlideError, match=r"slide that is DICOM itself.*wsidicomizer"):
+        write_parametric_maps(tmp_path / "maps", table, tiff, now=NOW)
+    other = score_table(make_prediction(size0_px=(4000, 3072)))
+    with pytest.raises(SlideError, match="4096 x 3072 px, the scores are of one of 4000 x 3072 px"):
+        write_parametric_maps(tmp_path / "maps", other, slide, now=NOW)
+    flat = write_dicom_slide(tmp_path / "flat", [(40_000, 30_000)], mpp=0.5)
+    with pytest.raises(SlideError, match="wanted a pyramid"):
+        write_parametric_maps(tmp_path / "maps", score_table(make_prediction(size0_px=(40_000, 30_000))), flat, now=NOW)
+    nothing = dataclasses.replace(table, scores=np.full_like(table.scores, np.nan))
+    with pytest.raises(SlideError, match="no tile has the score"):
+        write_parametric_maps(tmp_path / "maps", nothing, slide, now=NOW, scores=("contribution:tumor",))
+    assert not (tmp_path / "maps").exists()
+
+
+def test_text_of_any_script_is_kept_also_that_of_the_slide(make_prediction, tmp_path: Path) -> None:
+    source = write_dicom_slide(
+        tmp_path / "slide", [SIZE, (64, 48)], mpp=0.5, SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Jörg"
+    )
+    table = score_table(make_prediction(size0_px=SIZE, slide_id="日本語"))
+    write_parametric_maps(tmp_path / "maps", table, source, now=NOW, scores=("attention",))
+    (made,) = _maps(tmp_path / "maps")
+    assert made.PatientName == "Müller^Jörg"
+    assert made.SeriesDescription == "wsimil scores of 日本語"
+
+
+def test_a_slide_whose_header_lacks_what_a_map_must_share_is_refused_by_name(make_prediction, tmp_path: Path) -> None:
+    source = write_dicom_slide(tmp_path / "slide", [SIZE, (64, 48)], mpp=0.5)
+    image = pydicom.dcmread(source.with_name("level-1.dcm"))
+    # Patients may be unknown, frames may not.
+    del image.FrameOfReferenceUID, image.PatientID
+    image.save_as(source.with_name("level-1.dcm"))
+    with pytest.raises(SlideError, match="does not state FrameOfReferenceUID, which a map must share"):
+        write_parametric_maps(tmp_path / "maps", score_table(make_prediction(size0_px=SIZE)), source, now=NOW)
+
+
+@pytest.mark.parametrize("name", ["highdicom_sm_image.dcm", "highdicom_sm_image_jpegls.dcm"])
+@pytest.mark.shared
+def test_slides_of_other_programs_get_maps_that_dciodvfy_passes(
+    name: str, shared_dir, make_prediction, tmp_path
+) -> None:
+    source = tmp_path / name
+    shutil.copy(shared_dir / "data/slides" / name, source)
+    header = pydicom.dcmread(source, stop_before_pixels=True)
+    size = (header.TotalPixelMatrixColumns, header.TotalPixelMatrixRows)
+    mpp = float(header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing[0]) * 1000
+    table = score_table(make_prediction(size0_px=size, mpp=mpp, size_px=8, tile_mpp=mpp))
+    write_parametric_maps(tmp_path / "maps", table, source, now=NOW, scores=("attention",))
+    assert _errors(tmp_path / "maps/01.dcm") == []
+    matrix = hd.imread(tmp_path / "maps/01.dcm").get_total_pixel_matrix(dtype=np.float64)
+    assert matrix.shape == size[::-1]
+    assert np.isfinite(matrix).all()
+
+
+@pytest.mark.shared
+def test_a_slide_without_an_origin_on_the_glass_is_refused(shared_dir, make_prediction, tmp_path: Path) -> None:
+    source = shared_dir / "data/slides/camelyon-lowres-jpeg.dcm"
+    header = pydicom.dcmread(source, stop_before_pixels=True)
+    size = (header.TotalPixelMatrixColumns, header.TotalPixelMatrixRows)
+    with pytest.raises(SlideError, match="does not state TotalPixelMatrixOriginSequence, which a map must share"):
+        write_parametric_maps(tmp_path / "maps", score_table(make_prediction(size0_px=size)), source, now=NOW)

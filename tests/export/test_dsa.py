@@ -1,0 +1,126 @@
+"""Annotations of large_image, by its documented schema."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from wsimil.export.dsa import UNSCORED, write_dsa
+from wsimil.export.scores import ScoreTable, score_table
+
+HOSTILE = '"}]<img src=x onerror=alert(1)>\n\u2028'
+
+_COLOR = {"type": "string", "pattern": r"^(#[0-9a-fA-F]{3,6}|rgba?\(\d+,\s*\d+,\s*\d+(,\s*(\d?\.|)\d+)?\))$"}
+_NUMBERS = {"type": "array", "items": {"type": "number"}}
+# What the annotation schema of large_image 1.35 says of griddata, in the words of its documentation.
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "name": {"type": "string", "minLength": 1},
+        "description": {"type": "string"},
+        "attributes": {"type": "object"},
+        "elements": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["type", "values", "gridWidth"],
+                "properties": {
+                    "type": {"const": "griddata"},
+                    "id": {"type": "string", "pattern": "^[0-9a-f]{24}$"},
+                    "label": {
+                        "type": "object",
+                        "additionalProperties": False,
+                        "required": ["value"],
+                        "properties": {"value": {"type": "string"}},
+                    },
+                    "group": {"type": "string"},
+                    "user": {"type": "object"},
+                    "interpretation": {"enum": ["heatmap", "contour", "choropleth"]},
+                    "gridWidth": {"type": "integer", "minimum": 1},
+                    "origin": {**_NUMBERS, "minItems": 3, "maxItems": 3},
+                    "dx": {"type": "number"},
+                    "dy": {"type": "number"},
+                    "radius": {"type": "number", "exclusiveMinimum": 0},
+                    "colorRange": {"type": "array", "items": _COLOR},
+                    "rangeValues": _NUMBERS,
+                    "normalizeRange": {"type": "boolean"},
+                    "stepped": {"type": "boolean"},
+                    "minColor": _COLOR,
+                    "maxColor": _COLOR,
+                    "values": _NUMBERS,
+                },
+            },
+        },
+    },
+}
+
+
+def _write(table: ScoreTable, path: Path, **options: Any) -> list[dict[str, Any]]:
+    write_dsa(path, table, **options)
+
+    def refuse(name: str) -> float:
+        raise AssertionError(f"{name} is no JSON")
+
+    found = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    for annotation in found:
+        jsonschema.validate(annotation, SCHEMA)
+        for element in annotation["elements"]:
+            assert len(element["values"]) % element["gridWidth"] == 0
+            assert len(element["rangeValues"]) == len(element["colorRange"])
+            assert element["rangeValues"] == sorted(element["rangeValues"])
+    assert isinstance(found, list)
+    return found
+
+
+def test_every_score_is_an_annotation_that_the_schema_allows(make_prediction, tmp_path: Path) -> None:
+    table = score_table(make_prediction(n=63, classes=("normal", HOSTILE), slide_id=HOSTILE))
+    found = _write(table, tmp_path / "a.json")
+    assert [one["attributes"]["score"] for one in found] == list(table.score_names)
+    assert {one["attributes"]["slide"] for one in found} == {HOSTILE}
+    assert [one["attributes"]["score"] for one in _write(table, tmp_path / "b.json", scores=("attention",))] == [
+        "attention"
+    ]
+
+
+def test_evidence_for_and_against_add_up_to_the_raw_score_and_unscored_is_neither(make_prediction, tmp_path) -> None:
+    table = score_table(make_prediction(n=63))
+    scores = table.scores.copy()
+    scores[7] = np.nan
+    found = _write(dataclasses.replace(table, scores=scores), tmp_path / "a.json")
+    for annotation, name in zip(found, table.score_names, strict=True):
+        parts = [np.array(element["values"]) for element in annotation["elements"]]
+        assert len(parts) == (1 if name == "attention" else 2)
+        width = annotation["elements"][0]["gridWidth"]
+        column, row = (table.xy0 // 224 + 1).T
+        for part in parts:
+            assert part[(row * width + column)[7]] == UNSCORED
+            assert (part == UNSCORED).sum() == len(part) - 62
+        raw = (parts[0] - (parts[1] if len(parts) > 1 else 0))[row * width + column]
+        keep = np.arange(63) != 7
+        np.testing.assert_allclose(raw[keep], scores[keep, table.score_names.index(name)], rtol=1e-5)
+
+
+def test_a_table_without_scores_gives_an_empty_list(make_prediction, tmp_path: Path) -> None:
+    table = score_table(make_prediction(n=63))
+    bare = dataclasses.replace(table, score_names=(), scores=np.empty((63, 0), np.float32))
+    assert _write(bare, tmp_path / "a.json") == []
+
+
+def test_the_values_are_points_in_the_middle_of_tiles_with_a_margin_that_is_not_scored(
+    make_prediction, tmp_path
+) -> None:
+    table = score_table(make_prediction(n=63, bounds0_px=(301, 207, 3000, 2500)))
+    (element,) = _write(table, tmp_path / "a.json", scores=("attention",))[0]["elements"]
+    assert element["origin"] == [301 + 112 - 224, 207 + 112 - 224, 0]
+    values = np.array(element["values"]).reshape(-1, element["gridWidth"])
+    assert (values[[0, -1]] == UNSCORED).all()
+    assert (values[:, [0, -1]] == UNSCORED).all()
+    assert values[1, 1] == pytest.approx(float(table.score("attention")[0]), rel=1e-5)

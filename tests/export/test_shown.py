@@ -1,0 +1,101 @@
+"""What zero means in each score, and how many tiles attention is worth."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from wsimil.export.scores import ScoreTable, score_table
+from wsimil.export.shown import effective_tiles_of, shown
+from wsimil.targets import MultiLabel, Regression, Survival, Task
+
+
+@pytest.fixture
+def table(make_prediction) -> ScoreTable:
+    made = score_table(make_prediction(n=63, classes=("normal", "tumor", "other")))
+    logits = np.random.default_rng(1).normal(size=(63, 3)).astype(np.float32)
+    names = tuple(f"single:{name}" for name in made.task.outputs)
+    rules = {**made.score_rules, **dict.fromkeys(names, "bags of one tile")}
+    scores = np.concatenate([made.scores, logits], axis=1)
+    return dataclasses.replace(made, score_names=(*made.score_names, *names), scores=scores, score_rules=rules)
+
+
+def asked(table: ScoreTable, task: Task, logit: float) -> ScoreTable:
+    """The table as if of a task of one output, of which the slide as a whole has this logit."""
+    (output,) = task.outputs
+    answers = np.full(len(task.answers), 0.5)
+    return dataclasses.replace(
+        table,
+        task=task,
+        values=answers,
+        logits=np.array([logit]),
+        bias=np.zeros(1),
+        score_names=(f"single:{output}",),
+        scores=table.score("single:tumor")[:, None].copy(),
+    )
+
+
+def test_single_of_a_class_is_zero_where_the_tile_alone_would_be_as_likely_of_it_as_not(table: ScoreTable) -> None:
+    logits = np.stack([table.score(f"single:{name}") for name in ("normal", "tumor", "other")], axis=1)
+    odds = np.exp(logits.astype(np.float64))
+    probability = odds[:, 1] / odds.sum(axis=1)
+    found = shown(table, "single:tumor")
+    np.testing.assert_allclose(1 / (1 + np.exp(-found.values)), probability, rtol=1e-5)
+    assert (found.kind, found.label, found.reading) == (
+        "signed",
+        "tumor, were the tile alone",
+        "log-odds; 0 = as likely as not",
+    )
+
+
+def test_single_of_a_label_is_its_logit(table: ScoreTable) -> None:
+    found = shown(asked(table, MultiLabel(columns=("er",), labels=("er",)), 2.0), "single:er")
+    assert np.array_equal(found.values, table.score("single:tumor"))
+    assert found.reading == "log-odds; 0 = as likely as not"
+
+
+@pytest.mark.parametrize(
+    "task", [Regression(columns=("age",)).fitted(["1", "2", "3"]), Survival(columns=("time", "event"), model="cox")]
+)
+def test_single_of_a_number_is_zero_where_the_tile_says_what_the_slide_says(task: Task, table: ScoreTable) -> None:
+    (output,) = task.outputs
+    found = shown(asked(table, task, 2.0), f"single:{output}")
+    np.testing.assert_allclose(found.values, table.score("single:tumor") - 2)
+    assert found.reading == "logits; 0 = as the whole slide"
+
+
+def test_attention_with_negative_weights_is_shown_as_it_is_and_not_as_a_share(table: ScoreTable) -> None:
+    scores = table.scores.copy()
+    scores[5, 0] = -0.1
+    found = shown(dataclasses.replace(table, scores=scores), "attention")
+    assert np.array_equal(found.values, scores[:, 0])
+    assert (found.kind, found.label) == ("signed", "attention (not evidence)")
+
+
+def test_effective_tiles_are_of_softmax_attention_alone(table: ScoreTable) -> None:
+    attention = table.score("attention").astype(np.float64)
+    assert effective_tiles_of(table) == pytest.approx(1 / np.square(attention / attention.sum()).sum(), rel=1e-5)
+    other = {"attention": "weights of the method, no softmax over the bag"}
+    assert effective_tiles_of(dataclasses.replace(table, score_rules=other)) is None
+    assert effective_tiles_of(dataclasses.replace(table, score_names=("a", *table.score_names[1:]))) is None
+
+
+def test_effective_tiles_of_a_patient_count_all_its_slides(table: ScoreTable) -> None:
+    uniform = table.scores.copy()
+    uniform[:, 0] = 1 / 126
+    half = dataclasses.replace(table, scores=uniform)
+    assert effective_tiles_of(half, half) == pytest.approx(126)
+
+
+def test_several_heads_count_by_their_mean(table: ScoreTable) -> None:
+    scores = np.zeros((63, 2), np.float32)
+    scores[0, 0] = scores[1, 1] = 1
+    heads = dataclasses.replace(
+        table,
+        score_names=("attention:1", "attention:2"),
+        scores=scores,
+        score_rules={"attention:1": "softmax over the bag", "attention:2": "softmax over the bag"},
+    )
+    assert effective_tiles_of(heads) == pytest.approx(2)

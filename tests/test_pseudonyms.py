@@ -1,0 +1,70 @@
+"""Pseudonyms are the same for the same key, tell nothing without it, and lead back with it."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from wsimil.errors import ConfigError, OutputError
+from wsimil.pseudonyms import Pseudonyms, open_pseudonyms, refuse_beside_results, save_pseudonyms
+
+KEY = bytes(range(32))
+
+
+def test_a_name_hangs_on_the_key_and_the_id_alone() -> None:
+    names = [Pseudonyms(KEY).name("JANE-DOE-1957"), Pseudonyms(KEY).name("JANE-DOE-1957")]
+    assert names[0] == names[1] == "anon-mt5qwd2lw2dl"
+    assert Pseudonyms(KEY[::-1]).name("JANE-DOE-1957") != names[0]
+    assert Pseudonyms(KEY).name("JANE-DOE-1958") != names[0]
+
+
+def test_the_file_gives_the_same_names_and_leads_back_and_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "names.json"
+    first = open_pseudonyms(path)
+    name = first.name("Müller 1")
+    save_pseudonyms(path, first)
+    again = open_pseudonyms(path)
+    assert again.name("Müller 1") == name
+    assert again.identity(name) == "Müller 1"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert open_pseudonyms(tmp_path / "other.json").name("Müller 1") != name
+
+
+def test_messages_lose_the_ids_also_where_one_is_part_of_another() -> None:
+    names = Pseudonyms(KEY)
+    text = names.inert("slide 'doe' and slide 'doe-2' are broken", ["doe", "doe-2"])
+    assert "doe" not in text
+    assert text == f"slide '{names.name('doe')}' and slide '{names.name('doe-2')}' are broken"
+
+
+def test_neither_key_nor_ids_are_shown_by_accident() -> None:
+    names = Pseudonyms(KEY)
+    names.name("JANE")
+    assert "JANE" not in repr(names)
+    assert KEY.hex() not in repr(names)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"schema": "wsimil/pseudonyms/9"}, "schema"),
+        ({"key": "00"}, "a key of 1 bytes"),
+        ({"key": "no hex"}, "cannot be read"),
+        ({"ids": {"anon-aaaaaaaaaaaa": "JANE"}}, "is not what its key makes"),
+        ({"ids": []}, "cannot be read"),
+    ],
+)
+def test_a_file_that_is_none_is_refused(tmp_path: Path, change: dict[str, object], told: str) -> None:
+    tree = {"schema": "wsimil/pseudonyms/1", "key": KEY.hex(), "ids": {}}
+    (tmp_path / "names.json").write_text(json.dumps(tree | change), encoding="utf-8")
+    with pytest.raises(ConfigError, match=told):
+        open_pseudonyms(tmp_path / "names.json")
+
+
+def test_names_are_not_kept_among_the_results(tmp_path: Path) -> None:
+    refuse_beside_results(tmp_path / "names.json", tmp_path / "out")
+    with pytest.raises(OutputError, match="would lie among the results"):
+        refuse_beside_results(tmp_path / "out" / "names.json", tmp_path / "out")

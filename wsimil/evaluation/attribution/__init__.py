@@ -1,0 +1,18 @@
+"""What a model's answer for a bag rests on, tile by tile: scores of several kinds, each with the rule that made it."""
+
+from __future__ import annotations
+
+from wsimil.evaluation.attribution.scored import SCORE_KINDS, Scored, ScoreKind
+from wsimil.evaluation.attribution.scoring import score
+from wsimil.evaluation.attribution.table import DEFAULT_KINDS, Attribution, attribute, kinds_of
+
+__all__ = [
+    "DEFAULT_KINDS",
+    "SCORE_KINDS",
+    "Attribution",
+    "ScoreKind",
+    "Scored",
+    "attribute",
+    "kinds_of",
+    "score",
+]

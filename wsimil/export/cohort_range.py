@@ -1,0 +1,62 @@
+"""One range of colors for all slides of a cohort, found slide by slide without holding their scores."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsimil.export.heatmap import DISPLAY_PERCENTILE
+from wsimil.export.scores import ScoreTable
+from wsimil.export.shown import Kind, shown
+
+_LEVELS = 513
+
+
+class CohortRange:
+    """The ends of the colors of each kind of score: the 99th percentile of |value shown| over all scored tiles of all slides.
+
+    Every tile weighs the same, so that a slide of few tiles, each of which contributes much, does not pale all others. A slide
+    is kept as its values of |value shown| at 513 evenly spaced quantiles, interpolated, each of which stands for a 513th of its
+    tiles; up to 513 tiles are kept as they are. So the end lies between the 98.8th and the 99.2th percentile of all tiles, and is
+    exact where slides are small. Where that percentile is 0 the end is the largest value, and 1 where all are 0. Slides
+    that show another output of the same kind, such as the class that each is predicted to be, share one range.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[NDArray[np.float32]]] = {}
+        self._weights: dict[str, list[float]] = {}
+
+    def add(self, table: ScoreTable, name: str) -> None:
+        """Count in what a map of this score shows of one slide. Raises KeyError where the table has no such score."""
+        values = shown(table, name).values
+        sizes = np.abs(values[~np.isnan(values)])
+        if not len(sizes):
+            return
+        kept = sizes if len(sizes) <= _LEVELS else np.quantile(sizes, np.linspace(0, 1, _LEVELS)).astype(np.float32)
+        kind = _kind(name)
+        self._values.setdefault(kind, []).append(kept)
+        self._weights.setdefault(kind, []).append(len(sizes) / len(kept))
+
+    def slides(self, name: str) -> int:
+        """How many slides were counted in for the kind of this score."""
+        return len(self._values.get(_kind(name), []))
+
+    def span(self, name: str, kind: Kind) -> tuple[float, float]:
+        """The two ends: symmetric about 0 for signed values, else from 0. (-1, 1) or (0, 1) where no slide was counted in."""
+        high = self._end(_kind(name))
+        return (-high, high) if kind == "signed" else (0.0, high)
+
+    def _end(self, kind: str) -> float:
+        parts = self._values.get(kind)
+        if not parts:
+            return 1.0
+        values = np.concatenate(parts).astype(np.float64)
+        weights = np.repeat(self._weights[kind], [len(part) for part in parts])
+        order = np.argsort(values, kind="stable")
+        share = np.cumsum(weights[order])
+        place = int(np.searchsorted(share, DISPLAY_PERCENTILE / 100 * share[-1] * (1 - 1e-12)))
+        return float(values[order][place]) or float(values[order][-1]) or 1.0
+
+
+def _kind(name: str) -> str:
+    return name.partition(":")[0]

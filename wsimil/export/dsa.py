@@ -1,0 +1,104 @@
+"""Tile scores as annotations of large_image, for the Digital Slide Archive and HistomicsUI.
+
+One `griddata` element draws what would be 100,000 rectangles otherwise. Its values are points, each in the middle of a cell. Of
+its three interpretations HistomicsUI draws "contour" and "heatmap", not "choropleth"; "contour" runs from `minColor` over
+transparent at 0 to `maxColor`. So evidence for and against are two elements, both of values at or above 0, and -1 is what was not
+scored: grey, not transparent as 0 is.
+https://girder.github.io/large_image/annotations.html
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsimil import __version__
+from wsimil.export.heatmap import display_range
+from wsimil.export.raster import Cells, cells_of_tiles
+from wsimil.export.scores import ScoreTable
+from wsimil.export.shown import shown
+from wsimil.files import atomic_path
+from wsimil.provenance import Json
+
+UNSCORED = -1.0
+
+_FOR = "rgba(230, 97, 1, 0.7)"
+_AGAINST = "rgba(33, 102, 172, 0.7)"
+_AMOUNT = "rgba(253, 231, 37, 0.7)"
+_NOTHING = "rgba(0, 0, 0, 0)"
+_UNSCORED_COLOR = "rgba(128, 128, 128, 0.3)"
+_BLOCK = 4096
+
+
+def write_dsa(path: Path, table: ScoreTable, *, scores: tuple[str, ...] = ()) -> None:
+    """Write a list of annotations, one for each of `scores` (all of the table if none is named), atomically.
+
+    Coordinates are level-0 px of the whole frame, as large_image shows every slide. Raises KeyError where the table has no such
+    score, OutputError.
+    """
+    cells = cells_of_tiles(table)
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        for number, name in enumerate(scores or table.score_names):
+            file.write(",\n" if number else "[\n")
+            file.writelines(_annotation(table, name, cells))
+        file.write("\n]\n" if scores or table.score_names else "[]\n")
+
+
+def _annotation(table: ScoreTable, name: str, cells: Cells) -> Iterator[str]:
+    raw = table.score(name)
+    kind = shown(table, name).kind
+    _, end = display_range(raw, kind)
+    about: dict[str, Json] = {
+        "name": f"wsimil: {name}",
+        "description": f"{name} ({table.rule(name)}), raw values; {UNSCORED:g} where no tile was scored. Research use only.",
+        "attributes": {
+            "slide": table.slide_id,
+            "score": name,
+            "rule": table.rule(name),
+            "cell_level0_px": cells.cell0,
+            "level0_mpp": table.mpp,
+            "answer": {
+                column.name: value for column, value in zip(table.task.answers, table.values.tolist(), strict=True)
+            },
+            "model": dict(table.model),
+            "version": __version__,
+        },
+    }
+    yield json.dumps(about, allow_nan=False)[:-1] + ', "elements": [\n'
+    # A margin that is not scored: what lies beyond the last point is not drawn, and that would be half of a tile at the edge.
+    raster = np.pad(cells.raster(raw), 1, constant_values=np.nan)
+    parts = [("", raster, _AMOUNT)]
+    if kind == "signed":
+        parts = [("for", raster, _FOR), ("against", -raster, _AGAINST)]
+    for number, (group, values, color) in enumerate(parts):
+        yield ",\n" if number else ""
+        yield from _element(cells, values, color, end, " ".join(part for part in (name, group) if part))
+    yield "\n]}"
+
+
+def _element(cells: Cells, values: NDArray[np.float32], color: str, end: float, label: str) -> Iterator[str]:
+    middle = [edge - cells.cell0 / 2 for edge in cells.origin0]
+    about: dict[str, Json] = {
+        "type": "griddata",
+        "interpretation": "contour",
+        "label": {"value": label},
+        "gridWidth": values.shape[1],
+        "origin": [*middle, 0],
+        "dx": cells.cell0,
+        "dy": cells.cell0,
+        "normalizeRange": False,
+        "rangeValues": [UNSCORED, 0, end],
+        "colorRange": [_UNSCORED_COLOR, _NOTHING, color],
+        "minColor": _UNSCORED_COLOR,
+        "maxColor": color,
+    }
+    shown = np.where(np.isnan(values), np.float32(UNSCORED), np.maximum(values, 0)).ravel()
+    yield json.dumps(about, allow_nan=False)[:-1] + ', "values": ['
+    for first in range(0, len(shown), _BLOCK):
+        block = ",".join([f"{value:.6g}" for value in shown[first : first + _BLOCK].tolist()])
+        yield ("," if first else "") + block
+    yield "]}"

@@ -1,0 +1,38 @@
+"""A Groovy script that loads exported GeoJSON into QuPath: for the open image, or for a whole project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wsimil.files import write_text
+
+NAME = "import_wsimil.groovy"
+
+_SCRIPT = """\
+// Loads what wsimil says of the tiles of the open image (research use only).
+// Put the folder "qupath" into the folder of the project, or name its place here; then run this script in the script editor,
+// or with "Run for project". "Measure > Show measurement maps" colors the tiles afterwards.
+def folder = args ? args[0] : buildFilePath(PROJECT_BASE_DIR, "qupath")
+
+// Tiles of an earlier run go, annotations drawn by hand stay.
+def replace = true
+
+def image = getProjectEntry() ? getProjectEntry().getImageName() : getCurrentServer().getMetadata().getName()
+def name = GeneralTools.stripExtension(image)
+def file = new File(folder, name + ".geojson")
+if (!file.isFile()) {
+    println "wsimil: " + file.getName() + " is not in the folder; is the image named as the slide was?"
+    return
+}
+if (replace) {
+    removeObjects(getTileObjects(), false)
+    removeObjects(getAnnotationObjects().findAll { it.getPathClass()?.toString()?.startsWith("wsimil: ") }, false)
+}
+importObjectsFromFile(file.getAbsolutePath())
+fireHierarchyUpdate()
+"""
+
+
+def write_script(folder: Path) -> None:
+    """Write it into a folder of GeoJSON; it names no slide and no path. Raises OutputError."""
+    write_text(folder / NAME, _SCRIPT)

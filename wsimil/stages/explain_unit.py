@@ -1,0 +1,287 @@
+"""One slide or patient through explain-check: every run that is to judge it, every score, and their agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import shapely
+from numpy.typing import NDArray
+
+from wsimil.errors import FeatureError, ModelError
+from wsimil.evaluation.attribution import Scored, ScoreKind, score
+from wsimil.evaluation.cases import Floats, Ints
+from wsimil.evaluation.faithfulness.cohort import rank_correlation
+from wsimil.evaluation.faithfulness.flipping import FlipConfig
+from wsimil.evaluation.faithfulness.froc import alarms
+from wsimil.evaluation.faithfulness.judged import Labelled, MapRow
+from wsimil.evaluation.faithfulness.maps import column, tile_map
+from wsimil.evaluation.faithfulness.randomized import reinitialized
+from wsimil.evaluation.faithfulness.said import Said, said_of
+from wsimil.evaluation.faithfulness.slide import FEWEST_TILES, Curves, FlippedBag, flip
+from wsimil.evaluation.faithfulness.subbags import SubBags
+from wsimil.files import atomic_path
+from wsimil.mil.base import MILModel
+from wsimil.mil.batch import BagBatch, pack
+from wsimil.stages.cohort_features import PatientBags, StoredBags
+from wsimil.stages.explain_runs import CheckedRun, Held
+from wsimil.stages.explain_truth import TruthFolder
+from wsimil.store import FeatureStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Curve:
+    """One curve of one slide as it stands in curves.parquet; of random orders `score` is empty."""
+
+    run: str
+    unit: str
+    score: str
+    order: str
+    kept: Ints
+    strength: Floats
+    logit: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Known:
+    positive: NDArray[np.bool_]
+    lesions: shapely.MultiPolygon
+    size0: float
+
+
+class Judge:
+    """Collects `rows`, `curves` and `notes` slide by slide."""
+
+    def __init__(
+        self,
+        *,
+        runs: Sequence[CheckedRun],
+        store: FeatureStore,
+        kinds: Sequence[ScoreKind],
+        truth: TruthFolder | None,
+        held: Held,
+        config: FlipConfig,
+    ) -> None:
+        self.rows: list[MapRow] = []
+        self.curves: list[Curve] = []
+        self.truth = truth
+        self._runs, self._store, self._kinds, self._held, self._config = runs, store, kinds, held, config
+        self._lacking: dict[str, str] = {}
+        self._shared = [0, 0]
+        self._drawn = cache(reinitialized)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know of the scores that are not there, and of stability."""
+        pairs, blind = self._shared
+        seen = (
+            f"of {pairs} pairs of maps that stability compares, {pairs - blind} are of a slide that one of both models had"
+            " learned from"
+        )
+        return (*self._lacking.values(), *([seen] if pairs > blind else []))
+
+    def judge(self, unit: str) -> str:
+        """Judge all maps of one unit; a line that says how it went. Raises WsimilError, and then nothing is kept of the unit."""
+        features, xy0, known = self._load(unit)
+        if len(features) < FEWEST_TILES:
+            raise FeatureError(
+                f"{len(features)} tiles are too few to be dropped one after another; wanted {FEWEST_TILES}"
+            )
+        rows: list[MapRow] = []
+        curves: list[Curve] = []
+        scored: dict[str, dict[ScoreKind, Scored]] = {}
+        said: Said | None = None
+        for run in self._runs:
+            model = run.trained.model
+            if run.name not in self._held.units[unit] and not self._has_peer(run, unit):
+                continue
+            bag = pack([features], xy0=[xy0], slide_ids=[unit]).to(next(model.parameters()).device)
+            scored[run.name] = self._scores(run, bag)
+            if run.name in self._held.units[unit]:
+                flipped = self._flip(run, bag, scored[run.name], unit)
+                said = said or flipped.said
+                rows += self._rows(run, unit, bag, flipped, scored[run.name], known, xy0)
+                curves += _curves(run.name, unit, flipped)
+        if said is not None:
+            rows = self._with_stability(rows, scored, said, unit)
+        self.rows += rows
+        self.curves += curves
+        first = next((row for row in rows), None)
+        if first is None:
+            raise ModelError("no score that was asked for is given by a model")
+        return f"{unit}: {first.tiles} tiles, {first.score} SRG {first.numbers['srg']:+.3f}"
+
+    def _load(self, unit: str) -> tuple[NDArray[np.float16] | NDArray[np.float32], NDArray[np.int64], _Known | None]:
+        slides = self._held.slides[unit]
+        for slide in slides:
+            header = self._store.header(slide)
+            if header.n:
+                for run in self._runs:
+                    run.trained.check_features(header.provenance, f"slide {slide!r}")
+        path = None if self.truth is None else self.truth.path(unit)
+        if self.truth is None or path is None:
+            bags = StoredBags(store=self._store)
+            if self._held.unit == "patient":
+                filled = tuple(slide for slide in slides if self._store.header(slide).n)
+                if not filled:
+                    raise FeatureError("no slide has a tile")
+                found = PatientBags(bags=bags, members={unit: filled}).load(unit)
+            else:
+                found = bags.load(unit)
+            return found.features, found.xy0, None
+        bag = self._store.read(unit)
+        positive, lesions = self.truth.of(path, bag.grid)
+        return bag.features, bag.grid.xy0, _Known(positive=positive, lesions=lesions, size0=bag.grid.size0)
+
+    def _has_peer(self, run: CheckedRun, unit: str) -> bool:
+        """Whether another run of the method judges the unit, so that their maps are compared."""
+        return any(
+            other.method == run.method and other.name != run.name and other.name in self._held.units[unit]
+            for other in self._runs
+        )
+
+    def _scores(self, run: CheckedRun, bag: BagBatch) -> dict[ScoreKind, Scored]:
+        found: dict[ScoreKind, Scored] = {}
+        for kind in self._kinds:
+            try:
+                one = score(run.trained.model, bag, kind)
+            except ModelError as error:
+                self._lacking.setdefault(f"{run.name}/{kind}", f"{run.name} has no {kind}: {error}")
+                continue
+            if not bool(one.values.isfinite().all()):
+                why = f"{run.name}: {kind} of {bag.slide_ids[0]!r} is not finite for every tile, so it is not judged there"
+                self._lacking.setdefault(f"{run.name}/{kind}/{bag.slide_ids[0]}", why)
+                continue
+            found[kind] = one
+        return found
+
+    def _flip(self, run: CheckedRun, bag: BagBatch, scored: dict[ScoreKind, Scored], unit: str) -> FlippedBag:
+        trained = run.trained
+        parts = SubBags(trained.model, bag, max_instances=self._config.max_instances)
+        logits = parts.logits([np.arange(len(parts))])
+        said = said_of(trained.task, trained.values(logits)[0], logits[0])
+        maps = [tile_map(one, kind, trained.model, said.output, said.sign) for kind, one in scored.items()]
+        # Of the slide alone, so that what is judged beside it changes nothing.
+        rng = np.random.default_rng([self._config.seed, crc32(unit.encode("utf-8", "surrogatepass"))])
+        return flip(parts, maps, said, task=trained.task, values_of=trained.values, config=self._config, rng=rng)
+
+    def _rows(
+        self,
+        run: CheckedRun,
+        unit: str,
+        bag: BagBatch,
+        flipped: FlippedBag,
+        scored: dict[ScoreKind, Scored],
+        known: _Known | None,
+        xy0: NDArray[np.int64],
+    ) -> list[MapRow]:
+        said, model = flipped.said, run.trained.model
+        rows = []
+        for (kind, one), own in zip(scored.items(), flipped.maps, strict=True):
+            labelled = None
+            if known is not None and self.truth is not None:
+                there = column(one, kind, model, self.truth.index)
+                found = alarms(there, xy0, known.size0, known.lesions)
+                labelled = Labelled(positive=known.positive, scores=there, alarms=found)
+            rows.append(
+                MapRow(
+                    unit=unit,
+                    patient=self._held.patients[unit],
+                    run=run.name,
+                    method=run.method,
+                    score=kind,
+                    rule=own.rule,
+                    said=said.name,
+                    measure=said.measure,
+                    tiles=flipped.tiles,
+                    most_first=own.most_first.strength,
+                    least_first=own.least_first.strength,
+                    random=flipped.random.strength.mean(axis=(0, 1)),
+                    numbers={**own.numbers, **self._against_random_weights(run, kind, one, bag, said)},
+                    labelled=labelled,
+                )
+            )
+        return rows
+
+    def _against_random_weights(
+        self, run: CheckedRun, kind: ScoreKind, scored: Scored, bag: BagBatch, said: Said
+    ) -> dict[str, float]:
+        """How much the map resembles those of models whose weights are random, mean over these."""
+        model, method = run.trained.model, run.trained.method
+        found = []
+        for init in range(self._config.inits):
+            fresh: MILModel = self._drawn(model, method, seed=self._config.seed + init)
+            other = column(score(fresh, bag, kind), kind, fresh, said.output)
+            found.append(rank_correlation(column(scored, kind, model, said.output), other))
+        known = [one for one in found if np.isfinite(one)]
+        if not known:
+            return {}
+        return {"randomized": float(np.mean(known)), "randomized_size": float(np.mean(np.abs(known)))}
+
+    def _with_stability(
+        self, rows: list[MapRow], scored: dict[str, dict[ScoreKind, Scored]], said: Said, unit: str
+    ) -> list[MapRow]:
+        """The rows with the mean rank correlation between maps of two runs of one method, for what the first of them said."""
+        held = self._held.units[unit]
+        by_name = {run.name: run for run in self._runs}
+        found: dict[tuple[str, ScoreKind], list[float]] = {}
+        for first, second in combinations(scored, 2):
+            ours, theirs = by_name[first], by_name[second]
+            if ours.method != theirs.method or not {first, second} & held:
+                continue
+            for kind in scored[first].keys() & scored[second].keys():
+                pair = [column(scored[run.name][kind], kind, run.trained.model, said.output) for run in (ours, theirs)]
+                found.setdefault((ours.method, kind), []).append(rank_correlation(*pair))
+                self._shared[0] += 1
+                self._shared[1] += {first, second} <= held
+        result = []
+        for row in rows:
+            known = [
+                one
+                for (method, kind), all_ in found.items()
+                if (method, kind) == (row.method, row.score)
+                for one in all_
+            ]
+            known = [one for one in known if np.isfinite(one)]
+            numbers = {**row.numbers, "stability": float(np.mean(known))} if known else row.numbers
+            result.append(replace(row, numbers=numbers))
+        return result
+
+
+def write_curves(path: Path, curves: Sequence[Curve]) -> None:
+    """Write every curve, one row a step: run, unit, score, order, step, kept (tiles), strength, logit. Raises OutputError."""
+    lengths = [len(one.kept) for one in curves]
+
+    def spread(name: str) -> pa.Array:
+        values = [getattr(one, name) for one in curves]
+        return pa.array(np.repeat(np.array(values, dtype=object), lengths), type=pa.string()).dictionary_encode()
+
+    columns = {name: spread(name) for name in ("run", "unit", "score", "order")}
+    columns["step"] = pa.array(np.concatenate([np.arange(length) for length in lengths]))
+    for name in ("kept", "strength", "logit"):
+        columns[name] = pa.array(np.concatenate([getattr(one, name) for one in curves]))
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+
+
+def _curves(run: str, unit: str, flipped: FlippedBag) -> list[Curve]:
+    kept = flipped.tiles - flipped.dropped
+
+    def curve(score_: str, order: str, one: Curves) -> Curve:
+        return Curve(run=run, unit=unit, score=score_, order=order, kept=kept, strength=one.strength, logit=one.logit)
+
+    found = []
+    for own in flipped.maps:
+        found += [curve(own.score, "most_first", own.most_first), curve(own.score, "least_first", own.least_first)]
+    for number in range(len(flipped.random.strength)):
+        for reading, name in enumerate(("forwards", "backwards")):
+            one = Curves(strength=flipped.random.strength[number, reading], logit=flipped.random.logit[number, reading])
+            found.append(curve("", f"random {number + 1} {name}", one))
+    return found
