@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +78,6 @@ def checkerboard(width: int, height: int) -> np.ndarray:
 
 
 def board_table(table: ScoreTable, size0_px: tuple[int, int], bounds0_px: tuple[int, int, int, int]) -> ScoreTable:
-    from dataclasses import replace
-
     x, y = np.meshgrid(np.arange(0, size0_px[0] - SQUARE, SQUARE), np.arange(0, size0_px[1] - SQUARE, SQUARE))
     xy0 = np.stack([x.ravel(), y.ravel()], axis=1).astype(np.int64)
     return replace(
@@ -162,27 +162,43 @@ def test_a_broken_slide_is_said_on_the_terminal_and_without_its_path_on_the_page
     assert str(tmp_path) in client.heard[-1]
 
 
-def test_many_threads_read_many_slides_while_others_are_closed(study: MadeStudy, tmp_path: Path) -> None:
+@pytest.fixture
+def one_open(
+    study: MadeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Pictures, list[ScoreTable]]]:
+    """Twelve slides, of which one may stay open."""
+    monkeypatch.setattr("wsimil.stages.viewing.pictures._OPEN_SLIDES", 1)
     table = read_scores(study.predictions / "scores" / "s0.parquet")
-    from dataclasses import replace
+    tables = [replace(table, slide_id=f"t{number}") for number in range(12)]
+    for one in tables:
+        (tmp_path / f"{one.slide_id}.tiff").write_bytes((study.slides / "s0.tiff").read_bytes())
+    pictures = Pictures(tmp_path, report=print)
+    yield pictures, tables
+    pictures.close()
 
-    count = 12  # more than are kept open
-    tables = []
-    for number in range(count):
-        (tmp_path / f"t{number}.tiff").write_bytes((study.slides / "s0.tiff").read_bytes())
-        tables.append(replace(table, slide_id=f"t{number}"))
-    pictures, pyramid = Pictures(tmp_path, report=print), Pyramid(size0_px=table.slide_size0_px)
+
+def test_a_slide_that_is_being_read_is_not_closed(one_open: tuple[Pictures, list[ScoreTable]]) -> None:
+    pictures, tables = one_open
+    with pictures._borrowed(tables[0]) as opened:
+        for table in tables[1:]:
+            pictures.crop(table, 0)
+        assert opened.region((0, 0), (8, 8), tables[0].mpp).shape == (8, 8, 3)
+    pictures.crop(tables[5], 1)
+    assert list(pictures._open) == ["t5"]
+
+
+def test_many_threads_read_many_slides_while_others_are_closed(one_open: tuple[Pictures, list[ScoreTable]]) -> None:
+    pictures, tables = one_open
+    pyramid = Pyramid(size0_px=tables[0].slide_size0_px)
     wanted = {level: pictures.tile(tables[0], pyramid.tile(level, 0, 0)) for level in (10, 11)}
-    try:
-        with ThreadPoolExecutor(8) as pool:
-            jobs = [
-                (level, pool.submit(pictures.tile, tables[number % count], pyramid.tile(level, 0, 0)))
-                for number in range(5 * count)
-                for level in (10, 11)
-            ]
-            assert all(job.result() == wanted[level] for level, job in jobs)
-    finally:
-        pictures.close()
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [
+            (level, pool.submit(pictures.tile, tables[number % 12], pyramid.tile(level, 0, 0)))
+            for number in range(60)
+            for level in (10, 11)
+        ]
+        assert all(job.result() == wanted[level] for level, job in jobs)
+    assert len(pictures._open) == 1
 
 
 def test_a_jpeg_holds_pixels_and_nothing_else(client: Client) -> None:

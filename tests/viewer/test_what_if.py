@@ -237,7 +237,7 @@ def test_predictions_that_do_not_say_how_they_were_calibrated_get_no_closed_form
 def test_a_method_without_a_closed_form_is_recomputed_by_the_server(
     study: MadeStudy, tmp_path: Path, serve: Serve
 ) -> None:
-    run = make_run(tmp_path / "run", study.features, method="transmil", config={"hidden_dim": 64})
+    run = make_run(tmp_path / "run", study.features, method="transmil", config={"hidden_dim": 64}, sharp=1.0)
     options = predict_stage.PredictOptions(device="cpu", heatmaps=False)
     predict_stage.predict(run, study.features, tmp_path / "predictions", options=options)
     assert serve(tmp_path / "predictions").get("cases/0.json").json()["whatif"]["form"] is None
@@ -248,6 +248,7 @@ def test_a_method_without_a_closed_form_is_recomputed_by_the_server(
     answered = client.post("cases/0/what-if", {"without": list(range(21))}).json()
     wanted = next(predict(load_model(run), [without(bag, kept)]))
     np.testing.assert_allclose(answered["values"], wanted.values, rtol=0, atol=1e-5)
+    assert np.abs(wanted.values - client.get("cases/0.json").json()["values"]).max() > 1e-3
     assert answered["predicted"] == wanted.predicted
     assert client.post("cases/0/what-if", {"without": list(range(len(bag)))}).status == 422
 
@@ -271,6 +272,7 @@ def test_a_slide_of_a_patient_is_recomputed_with_the_patients_other_slides(
     kept = np.arange(len(second)) % 2 > 0
     answered = client.post("cases/1/what-if", {"without": np.flatnonzero(~kept).tolist()}).json()
     wanted = predict_patient(load_model(run), "p1", [first, without(second, kept)])[0]
+    assert np.abs(wanted.values - client.get("cases/1.json").json()["values"]).max() > 1e-3
     np.testing.assert_allclose(answered["values"], wanted.values, rtol=0, atol=1e-5)
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import simplejpeg
@@ -26,8 +26,6 @@ MOST_CROP_PX = 512
 _OPEN_SLIDES = 8
 _CACHED_BYTES = 96 * 2**20
 _QUALITY = 85
-_TRIES = 3
-T = TypeVar("T")
 
 
 class Pictures:
@@ -57,13 +55,13 @@ class Pictures:
         if table.slide_id not in self._sources:
             return "the slide is not among those of --slides"
         try:
-            self._opened(table)
+            with self._borrowed(table):
+                return None
         except _OtherSlideError as error:
             return str(error)
         except SlideError as error:
             self._report(str(error))
             return "its file cannot be read; the terminal of wsimil says why"
-        return None
 
     def tile(self, table: ScoreTable, part: PyramidTile) -> bytes:
         """One tile of the pyramid as JPEG. Raises SlideError."""
@@ -90,41 +88,41 @@ class Pictures:
     ) -> bytes:
         found = self._cache.get(key)
         if found is None:
-            found = encode(self._read(table, lambda opened: opened.region(xy0, size_px, mpp)))
+            with self._borrowed(table) as opened:
+                found = encode(opened.region(xy0, size_px, mpp))
             self._cache.put(key, found)
         return found
 
-    def _read(self, table: ScoreTable, read: Callable[[_OpenSlide], T]) -> T:
-        """Read from a slide that another thread may close meanwhile to make room: then it is opened again."""
-        for _ in range(_TRIES):
-            opened = self._opened(table)
-            try:
-                return read(opened)
-            except SlideError:
-                with self._lock:
-                    kept = self._open.get(table.slide_id) is opened
-                    if kept:
-                        del self._open[table.slide_id]  # it stays unreadable: a later look opens it anew
-                if kept:
-                    opened.slide.close()
-                    raise
-        raise SlideError(f"slide {table.slide_id!r}: too many slides are read at once; look again")
-
-    def _opened(self, table: ScoreTable) -> _OpenSlide:
+    @contextmanager
+    def _borrowed(self, table: ScoreTable) -> Iterator[_OpenSlide]:
+        """The open slide, which nobody closes meanwhile. Raises SlideError where it is not at hand."""
         if table.slide_id in self._refused or table.slide_id not in self._sources:
             raise SlideError(f"slide {table.slide_id!r} is not at hand")
-        closed: list[_OpenSlide] = []
         with self._lock:
-            found = self._open.get(table.slide_id)
-            if found is None:
-                found = _OpenSlide(self._sources[table.slide_id], table)
-                self._open[table.slide_id] = found
+            opened = self._open.get(table.slide_id)
+            if opened is None:
+                opened = self._open[table.slide_id] = _OpenSlide(self._sources[table.slide_id], table)
+            opened.users += 1
             self._open.move_to_end(table.slide_id)
-            while len(self._open) > _OPEN_SLIDES:
-                closed.append(self._open.popitem(last=False)[1])
-        for one in closed:
-            one.slide.close()
-        return found
+        try:
+            yield opened
+        except SlideError:
+            opened.failed = True  # it stays unreadable: a later look opens it anew
+            raise
+        finally:
+            with self._lock:
+                opened.users -= 1
+                surplus = self._surplus()
+            for one in surplus:
+                one.slide.close()
+
+    def _surplus(self) -> list[_OpenSlide]:
+        """Take out slides that nobody reads: those that failed, and the longest unread where too many are open."""
+        idle = [(slide_id, one) for slide_id, one in self._open.items() if not one.users]
+        failed = [pair for pair in idle if pair[1].failed]
+        many = max(0, len(self._open) - len(failed) - _OPEN_SLIDES)
+        chosen = failed + [pair for pair in idle if not pair[1].failed][:many]
+        return [self._open.pop(slide_id) for slide_id, _ in chosen]
 
 
 class _OtherSlideError(SlideError):
@@ -132,9 +130,10 @@ class _OtherSlideError(SlideError):
 
 
 class _OpenSlide:
-    """An open slide that is the one that was scored. Raises SlideError where it is not."""
+    """An open slide that is the one that was scored, and how many read it. Raises SlideError where it is not."""
 
     def __init__(self, source: SlideSource, table: ScoreTable) -> None:
+        self.users, self.failed = 0, False
         self.slide: Slide = open_slide(source.path, slide_id=table.slide_id, mpp_override=table.mpp)
         if self.slide.info.size0_px != table.slide_size0_px:
             (width, height), wanted = self.slide.info.size0_px, table.slide_size0_px

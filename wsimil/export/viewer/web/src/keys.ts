@@ -62,7 +62,9 @@ export class Keyboard {
 
 /** Whether Space belongs to what has the focus: a control that was reached with the keyboard. */
 function presses(target: Element): boolean {
-  return target.matches("button:focus-visible, input[type=checkbox]:focus-visible, a[href]:focus-visible");
+  return target.matches(
+    "button:focus-visible, summary:focus-visible, input[type=checkbox]:focus-visible, a[href]:focus-visible",
+  );
 }
 
 /** The list of keys, over the page. */

@@ -6,6 +6,8 @@ import { count, el, fill, short } from "./dom";
 import type { ScoreFacts, Task } from "./types";
 
 const STEPS = 256;
+/** In narrower windows what the map rests on is folded away at first. */
+const NARROW_PX = 1200;
 
 export interface LegendFacts {
   readonly score: ScoreFacts;
@@ -67,6 +69,7 @@ function key(kind: string, text: string): HTMLElement {
 
 export class Legend {
   readonly element = el("section", { class: "legend", "aria-label": "Legend of the overlay" });
+  private readonly more = el("details", { class: "legend-more", open: window.innerWidth >= NARROW_PX });
   private readonly ramp = el("canvas", { class: "legend-ramp", width: 2 * STEPS, height: 24, "aria-hidden": "true" });
 
   update(facts: LegendFacts | null): void {
@@ -80,6 +83,13 @@ export class Legend {
     const [down, up] = endWords(score, task);
     const middle = score.kind === "signed" ? "0" : short((low + high) / 2);
     fill(
+      this.more,
+      el("summary", {}, "About these colors"),
+      ...legendLines(facts).map((line) => el("p", {}, line)),
+      key("hatch", facts.unscored > 0 ? `not scored (${count(facts.unscored)} tiles)` : "not scored"),
+      facts.leftOut > 0 ? key("hatch left-out", `left out (${count(facts.leftOut)} tiles)`) : null,
+    );
+    fill(
       this.element,
       el("h2", {}, scoreTitle(score)),
       this.ramp,
@@ -91,9 +101,7 @@ export class Legend {
         el("span", {}, short(high)),
       ),
       el("div", { class: "legend-ends muted" }, el("span", {}, down), el("span", {}, score.unit), el("span", {}, up)),
-      ...legendLines(facts).map((line) => el("p", {}, line)),
-      key("hatch", facts.unscored > 0 ? `not scored (${count(facts.unscored)} tiles)` : "not scored"),
-      facts.leftOut > 0 ? key("hatch left-out", `left out (${count(facts.leftOut)} tiles)`) : null,
+      this.more,
     );
   }
 }

@@ -25,6 +25,15 @@ function withoutForeignStyle(): void {
   document.head.append(inert);
 }
 
+/** OpenSeadragon warns of each picture that arrives after its slide was left, which is what leafing through slides is. */
+function withoutNeedlessWarnings(): void {
+  const warn = (text: unknown, ...more: unknown[]): void => {
+    if (!String(text).startsWith("Ignoring tile")) console.warn(text, ...more);
+  };
+  const { log, debug, info, error, assert } = console;
+  Object.assign(OpenSeadragon, { console: { log, debug, info, warn, error, assert } });
+}
+
 export class Pane {
   readonly element: HTMLElement;
   readonly viewer: OpenSeadragon.Viewer;
@@ -41,6 +50,7 @@ export class Pane {
     const host = el("div", { class: "pane-view" });
     this.element.append(host);
     withoutForeignStyle();
+    withoutNeedlessWarnings();
     this.viewer = new OpenSeadragon.Viewer({
       element: host,
       drawer: "canvas",
