@@ -1,7 +1,7 @@
 """Every score of every method: does the map beat random order, and does it beat attention?
 
     python benchmarks/faithfulness.py --work FOLDER [--sets idc slides] [--methods NAME ...] [--folds 3] [--seeds 1]
-        [--processes 2] [--json FILE]
+        [--epochs N] [--processes 2] [--json FILE]
 
 Two sets. "idc": the bags of `idc_mil_bags.npz` (15 tiles each, labelled tile by tile), cross-validated by patient. "slides":
 slides that `make_cohort.py` builds of real tissue with known tumor, extracted by the default encoder; their test split. Each
@@ -86,12 +86,14 @@ def write_slides(work: Path, *, slides: int) -> tuple[Path, Path, Path]:
     return work / "features", work / "cohort/labels.csv", work / "cohort/truth"
 
 
-def train_one(task: tuple[str, str, str, str, int, int | None, int]) -> str:
+def train_one(task: tuple[str, str, str, str, int, int | None, int, int | None]) -> str:
     """One model, unless it is there already."""
-    recipe, features, cohort, run, seed, folds, fold = task
+    recipe, features, cohort, run, seed, folds, fold, epochs = task
     torch.set_num_threads(1)
     method, config, fit = RECIPES[recipe]
     given: dict[str, Any] = {"device": "cpu", "fit": {**fit, "seed": seed}, "method": {"name": method, **config}}
+    if epochs is not None:
+        given["fit"]["epochs"] = epochs
     if folds is not None:
         given["split"] = {"folds": folds, "fold": fold}
     if not (Path(run) / "predictions.parquet").is_file():
@@ -103,7 +105,7 @@ def judge_one(task: tuple[str, list[str], str, str, str]) -> tuple[str, float, l
     """All scores of one recipe."""
     recipe, runs, features, truth, out = task
     torch.set_num_threads(1)
-    options = ExplainOptions(truth=Path(truth), device="cpu", config=FlipConfig())
+    options = ExplainOptions(truth=Path(truth), device="cpu", config=FlipConfig(inits=1))
     begin = time.perf_counter()
     found = explain_check([Path(run) for run in runs], Path(features), Path(out), options=options)
     return recipe, time.perf_counter() - begin, list(found.maps), [*found.notes, *found.failures.values()]
@@ -158,6 +160,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--slides", type=int, default=48)
+    parser.add_argument("--epochs", type=int, help="At most so many; the default fit's otherwise.")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -175,7 +178,8 @@ def main() -> None:
                 for recipe in given.methods
             }  # fmt: skip
             tasks = [
-                (recipe, str(features), str(cohort), run, int(seed), given.folds if name == "idc" else None, int(fold))
+                (recipe, str(features), str(cohort), run, int(seed), given.folds if name == "idc" else None, int(fold),
+                 given.epochs)
                 for recipe, all_ in runs.items() for run in all_ for seed, _, fold in [Path(run).name.partition("-")]
             ]  # fmt: skip
             for run in pool.imap_unordered(train_one, tasks):
@@ -192,7 +196,14 @@ def main() -> None:
             show(rows)
             table += rows
     if given.json:
-        report = {"folds": given.folds, "seeds": given.seeds, "slides": given.slides, "device": "cpu", "rows": table}
+        report = {
+            "folds": given.folds,
+            "seeds": given.seeds,
+            "slides": given.slides,
+            "epochs": given.epochs,
+            "device": "cpu",
+            "rows": table,
+        }
         given.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

@@ -296,3 +296,20 @@ def test_values_are_judged_in_their_own_unit(kind: str, tmp_path: Path) -> None:
     assert found.maps[0].estimates["srg"].value == pytest.approx(
         np.mean([row["numbers"]["srg"] for row in found.tree["rows"]])
     )
+
+
+def test_all_slides_of_a_patient_are_flipped_as_one_bag(made: Path, tmp_path: Path) -> None:
+    run = run_train(made / "features", made / "cohort.csv", tmp_path / "run", **{"bag": "patient", "split.folds": 3})
+    with pytest.raises(ConfigError, match="give --cohort"):
+        check([run], made / "features", tmp_path / "no")
+    out = tmp_path / "out"
+    found = check([run], made / "features", out, cohort_csv=made / "cohort.csv", scores=("contribution",))
+    assert found.unit == "patient"
+    assert found.units == found.patients
+    rows = csv.DictReader((made / "cohort.csv").read_text(encoding="utf-8").splitlines())
+    owners = {row["slide_id"]: row["patient_id"] for row in rows}
+    counts = {row["unit"]: row["tiles"] for row in found.tree["rows"]}
+    store = open_store(made / "features", mode="r")
+    for patient, tiles in counts.items():
+        assert tiles == sum(store.header(slide).n for slide, owner in owners.items() if owner == patient)
+    assert max(counts.values()) > 20
