@@ -84,7 +84,7 @@ def points_are_aligned(
     there: NDArray[np.float64],
     cell0: float,
 ) -> None:
-    """Values at points in level-0 px: those of the px there, less so those of px one cell away; NaN where nothing is."""
+    """Values at middles of cells, level-0 px: those of all px of the cell, not of px one cell away; NaN outside."""
 
     def at(dx: float, dy: float) -> NDArray[np.float64]:
         column, row = np.floor(x + dx).astype(int), np.floor(y + dy).astype(int)
@@ -96,6 +96,8 @@ def points_are_aligned(
     on_slide = (x < there.shape[1]) & (y < there.shape[0])
     assert np.array_equal(np.isnan(values[on_slide]), np.isnan(at(0, 0)[on_slide]))
     # float32 carries seven digits.
-    assert correlation(values, at(0, 0)) > 1 - 1e-9
+    within = 0.4 * cell0
+    for dx, dy in ((0, 0), (within, 0), (-within, 0), (0, within), (0, -within)):
+        assert correlation(values, at(dx, dy)) > 1 - 1e-9
     steps = (-cell0, 0, cell0)
     assert all(correlation(values, at(dx, dy)) < 0.9 for dx in steps for dy in steps if (dx, dy) != (0, 0))

@@ -153,6 +153,7 @@ def test_tissue_is_outlined_with_its_holes_where_it_lies(make_prediction) -> Non
     _hold_the_contract(tree)
     pieces = [f for f in _objects(tree, "annotation") if f["properties"]["classification"]["name"] == "Tissue"]
     assert [piece["properties"]["name"] for piece in pieces] == ["Tissue 1", "Tissue 2"]
+    assert {piece["properties"]["metadata"]["wsimil.origin"] for piece in pieces} == {"bounds"}
     shapes = [shapely.geometry.shape(piece["geometry"]) for piece in pieces]
     assert shapes[0].equals(shapely.Polygon(outer - [301, 207], [hole - [301, 207]]))
     assert shapes[1].equals(shapely.Polygon(far - [301, 207]))

@@ -110,6 +110,13 @@ def test_one_score_can_be_asked_for_and_an_unknown_one_is_refused(make_predictio
     assert [path.name for path in tmp_path.iterdir()] == ["a.ome.tiff"]
 
 
+def test_cells_are_strides_of_a_fraction_of_px_too(make_prediction) -> None:
+    table = score_table(make_prediction(bounds0_px=(301, 207, 3000, 2500), mpp=0.2527))
+    assert cells_over(table, table.bounds0_px).cell0 == table.stride0 == 224 * 0.5 / 0.2527
+    assert cells_of_tiles(table).cell0 == table.stride0
+    assert cells_over(table, table.bounds0_px).side == 1
+
+
 def test_cells_are_strides_on_one_grid_wherever_it_begins(make_prediction) -> None:
     table = score_table(make_prediction(bounds0_px=(301, 207, 3000, 2500), stride_px=112))
     assert cells_over(table, table.bounds0_px).cell0 == 112

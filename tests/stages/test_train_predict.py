@@ -159,6 +159,7 @@ def test_predictions_are_complete_and_their_files_are_there(place: Path, tmp_pat
     assert rows["s0"]["split"] == "train"
     assert summary.failures == {}
     assert not (tmp_path / "failures.csv").exists()
+    assert (tmp_path / "qupath/import_wsimil.groovy").is_file()
     for slide_id in sorted(set(rows) - {"glass"}):
         table = read_scores(tmp_path / "scores" / f"{slide_id}.parquet")
         assert float(rows[slide_id]["prob_big"]) == pytest.approx(table.answer("prob_big"), abs=1e-8)

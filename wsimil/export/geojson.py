@@ -62,7 +62,7 @@ def geojson_chunks(
     yield f'"wsimil":{_json(_about(table, origin, offset))},\n"features":[\n'
     yield _json(_slide_feature(table, xy, _metadata(table, origin, offset)))
     for number, geometry in enumerate(_outlines(table.tissue, offset), start=1):
-        yield ",\n" + _json(_tissue_feature(geometry, number))
+        yield ",\n" + _json(_tissue_feature(geometry, number, origin))
     for rank, index in enumerate(ranked, start=1):
         yield ",\n" + _json(_top_feature(table, xy[index], str(chosen), rank, index))
     yield from _tile_chunks(table, xy)
@@ -158,7 +158,7 @@ def _rings(polygon: Polygon) -> list[Json]:
     return found
 
 
-def _tissue_feature(geometry: Json, number: int) -> dict[str, Json]:
+def _tissue_feature(geometry: Json, number: int, origin: Origin) -> dict[str, Json]:
     return {
         "type": "Feature",
         "geometry": geometry,
@@ -168,6 +168,7 @@ def _tissue_feature(geometry: Json, number: int) -> dict[str, Json]:
             "classification": {"name": "Tissue", "color": _TISSUE_COLOR},
             "isLocked": True,
             "measurements": {},
+            "metadata": {"wsimil.origin": origin},
         },
     }
 

@@ -12,10 +12,7 @@ _SCRIPT = """\
 // Loads what wsimil says of the tiles of the open image (research use only).
 // Put the folder "qupath" into the folder of the project, or name its place here; then run this script in the script editor,
 // or with "Run for project". "Measure > Show measurement maps" colors the tiles afterwards.
-def folder = args ? args[0] : buildFilePath(PROJECT_BASE_DIR, "qupath")
-
-// Tiles of an earlier run go, annotations drawn by hand stay.
-def replace = true
+def folder = binding.hasVariable("args") && args ? args[0] : buildFilePath(PROJECT_BASE_DIR, "qupath")
 
 def image = getProjectEntry() ? getProjectEntry().getImageName() : getCurrentServer().getMetadata().getName()
 def name = GeneralTools.stripExtension(image)
@@ -24,10 +21,10 @@ if (!file.isFile()) {
     println "wsimil: " + file.getName() + " is not in the folder; is the image named as the slide was?"
     return
 }
-if (replace) {
-    removeObjects(getTileObjects(), false)
-    removeObjects(getAnnotationObjects().findAll { it.getPathClass()?.toString()?.startsWith("wsimil: ") }, false)
-}
+// What an earlier run loaded goes; what was unlocked since, to change it by hand, stays, and so does all that is not of wsimil.
+def ours = { names -> names.any { it.startsWith("wsimil") } }
+removeObjects(getTileObjects().findAll { tile -> ours(tile.getMeasurements().keySet()) }, false)
+removeObjects(getAnnotationObjects().findAll { one -> one.isLocked() && ours(one.getMetadata().keySet()) }, true)
 importObjectsFromFile(file.getAbsolutePath())
 fireHierarchyUpdate()
 """
