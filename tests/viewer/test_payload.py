@@ -21,6 +21,7 @@ from wsimil.export.viewer.answers import AnswerRule
 from wsimil.export.viewer.payload import ListedCase, case_json, index_json, uncertainty
 from wsimil.export.viewer.ranges import MOST_SLIDES, cohort_scores, sampled
 from wsimil.stages.viewing.study import open_study
+from wsimil.stages.viewing.tissue import with_tissue
 from wsimil.targets import Classification, MultiLabel, Regression
 
 
@@ -56,6 +57,21 @@ def test_a_slides_numbers_are_the_tables(study: MadeStudy, serve: Serve) -> None
         assert case["effective_tiles"]["attention"] == effective_tiles(table.score("attention"))
         np.testing.assert_array_equal(floats(case["whatif"]["attention"][0]), table.score("attention"))
         np.testing.assert_array_equal(floats(case["whatif"]["logit_parts"]["tumor"]), table.score("contribution:tumor"))
+
+
+def test_tissue_is_that_of_the_predictions_or_else_of_the_features(study: MadeStudy, serve: Serve) -> None:
+    table = tables(study)[0]
+    outer = table.tissue[0][0]
+    drawn = serve(study.predictions).get("cases/0.json").json()["tissue"]
+    assert len(drawn["coordinates"]) == len(table.tissue)
+    assert drawn["coordinates"][0][0] == outer.tolist()
+    assert outer[0].tolist() == outer[-1].tolist()
+    silent = replace(table, tissue=())
+    assert case_json(0, silent, what_if={})["tissue"] is None
+    assert case_json(0, with_tissue(silent, study.features), what_if={})["tissue"] == drawn
+    assert with_tissue(silent, study.slides).tissue == ()
+    opened = replace(table, tissue=((outer[:-1],),))
+    assert case_json(0, opened, what_if={})["tissue"]["coordinates"] == [drawn["coordinates"][0][:1]]
 
 
 def test_an_unscored_tile_stays_nan_and_no_json_holds_nan(study: MadeStudy) -> None:

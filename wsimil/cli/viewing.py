@@ -16,7 +16,7 @@ Slides = Annotated[
 ]
 Features = Annotated[
     Path | None,
-    typer.Option(help="Folder that was predicted: shows tissue; with --run, any what-if.", show_default=False),
+    typer.Option(help="Folder that was predicted: with --run, any what-if.", show_default=False),
 ]
 Run = Annotated[Path | None, typer.Option(help="Run that answered.", show_default=False)]
 Labels = Annotated[Path | None, typer.Option("--cohort", help="CSV with labels.", show_default=False)]

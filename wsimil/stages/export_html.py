@@ -23,7 +23,7 @@ from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.viewing.pictures import Pictures
 from wsimil.stages.viewing.study import Study, open_study
-from wsimil.stages.viewing.tissue import tissue_json
+from wsimil.stages.viewing.tissue import with_tissue
 
 REDUCED_MPP = 2.0
 OVERVIEW_PX = 4096
@@ -36,8 +36,9 @@ _PAGE = "index.html"
 class HtmlOptions:
     """What a user may choose. `slides` are shown under the scores, reduced to about 2 µm/px, or to 4096 px in a `single_file`.
 
-    `features` give tissue, `run` how answers were calibrated where predictions do not say, `cohort_csv` labels. Of each score of
-    what a slide's answer rests on the `top` highest and lowest tiles are shown in full. `only` are slide ids, all where empty.
+    `features` give tissue and `run` how answers were calibrated where predictions do not say, `cohort_csv` gives labels. Of
+    each score of what a slide's answer rests on the `top` highest and lowest tiles are shown in full. `only` are slide ids, all
+    where empty.
     """
 
     slides: Path | None = None
@@ -143,8 +144,7 @@ def _case(study: Study, index: int, options: HtmlOptions, pictures: Pictures, pl
     except StoreError:
         return {"error": "its score table cannot be read"}
     what_if = what_if_json(table, mix=study.mix, rule=study.cohort.rule, recomputed=False)
-    tree = case_json(index, table, what_if=what_if)
-    tree["tissue"] = tissue_json(options.features, table)
+    tree = case_json(index, with_tissue(table, options.features), what_if=what_if)
     refusal = pictures.refuse(table)
     tree["pyramid_note"] = refusal
     if refusal is None:

@@ -26,7 +26,8 @@ from wsimil.stages.viewing.study import open_study
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewOptions:
-    """What a user may choose. `slides` are shown under the scores; `features` give tissue, and with `run` what-ifs of any method.
+    """What a user may choose. `slides` are shown under the scores; `features` give tissue where predictions do not, and with
+    `run` what-ifs of any method.
 
     `cohort_csv` gives labels; `notes` is a folder, that of the predictions' notes by default; `origin` says from where QuPath
     coordinates of notes count.

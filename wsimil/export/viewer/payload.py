@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsimil import __version__
-from wsimil.export.scores import ScoreTable
+from wsimil.export.scores import ScoreTable, Tissue
 from wsimil.export.shown import effective_tiles, shown
 from wsimil.export.viewer.answers import AnswerRule
 from wsimil.export.viewer.ranges import CohortScore
@@ -95,7 +95,7 @@ def index_json(cohort: Cohort) -> dict[str, Json]:
 
 
 def case_json(index: int, table: ScoreTable, *, what_if: Mapping[str, Json]) -> dict[str, Json]:
-    """A slide with its tiles, but for its picture, crops and tissue, which whoever has the slide adds."""
+    """A slide with its tiles, but for its picture and crops, which whoever has the slide adds."""
     names = list(table.score_names)
     return {
         "index": index,
@@ -118,7 +118,7 @@ def case_json(index: int, table: ScoreTable, *, what_if: Mapping[str, Json]) -> 
         "pyramid": None,
         "pyramid_note": None,
         "crops": None,
-        "tissue": None,
+        "tissue": tissue_json(table.tissue),
     }
 
 
@@ -137,6 +137,12 @@ def what_if_json(table: ScoreTable, *, mix: Mix | None, rule: AnswerRule, recomp
         },
         "link": rule.link(),
     }
+
+
+def tissue_json(tissue: Tissue) -> dict[str, Json] | None:
+    """Tissue as a MultiPolygon in level-0 px, its rings closed; None where none is known."""
+    polygons: list[Json] = [[_closed(ring).tolist() for ring in polygon] for polygon in tissue]
+    return {"type": "MultiPolygon", "coordinates": polygons} if polygons else None
 
 
 def numbers(values: NDArray[np.float64]) -> list[Json]:
@@ -162,6 +168,10 @@ def uncertainty(values: NDArray[np.float64], task: Task) -> float | None:
     if isinstance(task, MultiLabel):
         return float(np.mean([_entropy(np.array([p, 1 - p])) / math.log(2) for p in values]))
     return None
+
+
+def _closed(ring: NDArray[np.int64]) -> NDArray[np.int64]:
+    return ring if bool((ring[0] == ring[-1]).all()) else np.concatenate([ring, ring[:1]])
 
 
 def _listed(index: int, case: ListedCase, task: Task) -> dict[str, Json]:

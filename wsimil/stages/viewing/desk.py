@@ -20,7 +20,7 @@ from wsimil.provenance import Json
 from wsimil.stages.viewing.notebook import Notebook
 from wsimil.stages.viewing.pictures import Pictures
 from wsimil.stages.viewing.study import Study
-from wsimil.stages.viewing.tissue import tissue_json
+from wsimil.stages.viewing.tissue import with_tissue
 
 if TYPE_CHECKING:
     from wsimil.stages.viewing.recompute import Recompute
@@ -62,14 +62,13 @@ class Desk:
         what_if = what_if_json(
             table, mix=self.study.mix, rule=self.study.cohort.rule, recomputed=self.recompute is not None
         )
-        tree = case_json(index, table, what_if=what_if)
+        tree = case_json(index, with_tissue(table, self.features), what_if=what_if)
         refusal = self.pictures.refuse(table)
         if refusal is None:
             url: dict[str, Json] = {"url": f"cases/{index}/tiles/{{level}}/{{x}}_{{y}}.jpg"}
             tree["pyramid"] = Pyramid(size0_px=table.slide_size0_px).to_json(url)
             tree["crops"] = {"url": f"cases/{index}/crops/{{tile}}.jpg"}
         tree["pyramid_note"] = refusal
-        tree["tissue"] = tissue_json(self.features, table)
         return tree
 
     def tile(self, index: int, level: int, x: int, y: int) -> bytes:
