@@ -112,11 +112,14 @@ def test_a_task_goes_from_features_to_answers(case: Case, place: Path, tmp_path:
     trained = load_model(run)
     if case.outputs:
         assert trained.task.outputs == case.outputs
+    main = trained.task.outputs[0]
     answered = predict(
         run,
         place / "held_out",
         out,
-        options=PredictOptions(device="cpu", origin="level0"),
+        options=PredictOptions(
+            device="cpu", origin="level0", scores=("contribution", "single", "leave_one_out"), score=f"single:{main}"
+        ),
         cohort_csv=cohort_of(place, case),
     )
     assert not answered.failures
@@ -136,6 +139,8 @@ def test_a_task_goes_from_features_to_answers(case: Case, place: Path, tmp_path:
     for output, logit, bias in zip(table.task.outputs, table.logits, table.bias, strict=True):
         parts = table.score(f"contribution:{output}").astype(float)
         assert parts.sum() + bias == pytest.approx(logit, abs=1e-4)
+        assert np.isfinite(table.score(f"single:{output}")).all()
+        assert np.isfinite(table.score(f"leave_one_out:{output}")).all()
     geojson = json.loads((out / "qupath/s4.geojson").read_text(encoding="utf-8"))
     assert geojson["wsimil"]["answer"].keys() == {column.name for column in table.task.answers}
     with Image.open(out / "overlays/s4.png") as picture:

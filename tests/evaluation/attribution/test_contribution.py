@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.evaluation.attribution.models import ALL, CASES, MIXED, build
 from wsimil.evaluation.attribution import score
+from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch
+from wsimil.mil.layers.region_attention import CrossRegionLayer
 from wsimil.testing.method_laws import make_bags
 
 LRP = {"acmil multihead", "mhim recycled", "multihead", *MIXED}
@@ -34,6 +36,18 @@ def test_contributions_and_bias_sum_to_the_logit(case: str, outputs: int) -> Non
     assert ((summed(found.values, bags) + found.bias - logits).abs() <= allowed).all()
 
 
+@pytest.mark.parametrize("case", sorted(LRP))
+def test_in_float32_the_sum_is_far_within_what_a_prediction_allows(case: str) -> None:
+    model, bags = build(case, wide=False), make_bags((37, 500))
+    found = score(model, bags, "contribution")
+    with torch.no_grad():
+        logits = model(bags).logits
+    assert found.bias is not None
+    # A prediction allows 1e-4 of this; a hundred roundings in a row are a tenth of that.
+    allowed = 1e-5 * (1 + summed(found.values.abs(), bags) + found.bias.abs())
+    assert ((summed(found.values, bags) + found.bias - logits).abs() <= allowed).all()
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_rule_is_exact_where_logits_are_sums_and_constant_attention_elsewhere(case: str) -> None:
     rule = score(build(case), make_bags((5,), dtype=torch.float64), "contribution").rule
@@ -53,6 +67,44 @@ def test_the_bias_of_lrp_is_what_the_linear_network_says_of_nothing(case: str) -
     assert found.bias is not None
     torch.testing.assert_close(found.bias, nothing, rtol=0, atol=0)
     torch.testing.assert_close(summed(found.values, bags) / 2 + found.bias, half, rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+def made_affine(model: MILModel, monkeypatch: pytest.MonkeyPatch) -> MILModel:
+    """The model with attention that is even whatever it sees, and norms that divide by a constant."""
+
+    def even(layer: CrossRegionLayer, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        weights = tokens.new_full((len(tokens), layer.representatives, tokens.shape[1]), 0.1)
+        return weights, 2 * weights
+
+    monkeypatch.setattr(CrossRegionLayer, "_weights", even)
+    for name, module in model.named_modules():
+        leaf = name.rpartition(".")[2]
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e16
+            module.weight.mul_(1e8)
+        elif leaf in ("to_qkv", "qkv") and isinstance(module, nn.Linear):
+            module.weight[: 2 * len(module.weight) // 3] = 0
+            if module.bias is not None:
+                module.bias[: 2 * len(module.bias) // 3] = 0
+        elif leaf in ("to_q", "q_proj", "score") and isinstance(module, nn.Linear):
+            for parameter in module.parameters():
+                parameter.zero_()
+    return model
+
+
+@pytest.mark.parametrize("case", sorted(LRP))
+def test_lrp_of_a_network_in_which_nothing_needs_to_be_held_is_its_gradient(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, bags = made_affine(build(case), monkeypatch), make_bags((37, 90), dtype=torch.float64)
+    x = model.embed_instances(bags, None).detach().requires_grad_()
+    logits = model.aggregate(x, bags, None).logits.sum(dim=0)
+    found = score(model, bags, "contribution")
+    for column, logit in enumerate(logits.unbind()):
+        (gradient,) = torch.autograd.grad(logit, x, retain_graph=True)
+        # What norms divide by varies by the variance of their input over 1e16; half the digits are lost in that sum.
+        torch.testing.assert_close((gradient * x).sum(dim=1).detach(), found.values[:, column], rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in LRP and case != "dsmil values"])

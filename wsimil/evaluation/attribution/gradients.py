@@ -19,8 +19,8 @@ from torch import Tensor
 
 from wsimil.evaluation.attribution.scored import GRADIENT, Scored
 from wsimil.mil.base import MILModel
-from wsimil.mil.batch import BagBatch, pack
-from wsimil.ops.varlen import split_bags
+from wsimil.mil.batch import BagBatch
+from wsimil.ops.varlen import cu_seqlens_of, split_bags
 
 _STEPS = (32, 64, 128)
 _INCOMPLETE = 0.01
@@ -29,7 +29,7 @@ _INCOMPLETE = 0.01
 
 def gradient_x_input(model: MILModel, bags: BagBatch) -> Scored:
     """`(x - mean) · d logit / d x`: what a logit would change by along a straight line; its parts do not sum to the logit."""
-    parts = [_parts(model, bag, torch.ones(1)) for bag in _each(bags)]
+    parts = [_parts(model, bag, 1.0) for bag in _each(bags)]
     return Scored(values=torch.cat(parts), rule=GRADIENT)
 
 
@@ -62,15 +62,15 @@ def _integral(model: MILModel, bag: BagBatch, steps: int) -> Float[Tensor, "n C"
     places, weights = np.polynomial.legendre.leggauss(steps)
     total = torch.zeros(len(bag.features), model.num_classes, dtype=torch.float64, device=bag.features.device)
     for place, weight in zip((places + 1) / 2, weights / 2, strict=True):
-        total += float(weight) * _parts(model, bag, torch.tensor([place])).double()
+        total += float(weight) * _parts(model, bag, float(place)).double()
     return total.to(model.standardize.mean.dtype)
 
 
-def _parts(model: MILModel, bag: BagBatch, share: Tensor) -> Float[Tensor, "n C"]:
+def _parts(model: MILModel, bag: BagBatch, share: float) -> Float[Tensor, "n C"]:
     """`(x - mean) · gradient` of each logit at `mean + share * (x - mean)`."""
     mean = _mean_tile(model)
     way = bag.features.to(mean.dtype) - mean
-    x = (mean + share.to(way) * way).requires_grad_()
+    x = (mean + share * way).requires_grad_()
     with torch.enable_grad():
         logits = model(replace(bag, features=x)).logits[0].unbind()
     columns = []
@@ -88,4 +88,5 @@ def _each(bags: BagBatch) -> Iterator[BagBatch]:
     """Bags one by one: how many steps one takes does not hang on its neighbors."""
     split = [split_bags(part, bags.cu_seqlens) for part in (bags.features, bags.xy0)]
     for slide_id, features, xy0 in zip(bags.slide_ids, *split, strict=True):
-        yield pack([features], xy0=[xy0], slide_ids=[slide_id]).to(features.device)
+        ends = cu_seqlens_of([len(features)], device=features.device)
+        yield BagBatch(features=features, xy0=xy0, cu_seqlens=ends, slide_ids=(slide_id,))
