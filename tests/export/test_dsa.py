@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from wsimil.export.dsa import UNSCORED, write_dsa
+from wsimil.export.heatmap import display_range
 from wsimil.export.scores import ScoreTable, score_table
+from wsimil.export.shown import shown
 
 HOSTILE = '"}]<img src=x onerror=alert(1)>\n\u2028'
 
@@ -90,11 +92,12 @@ def test_every_score_is_an_annotation_that_the_schema_allows(make_prediction, tm
     ]
 
 
-def test_evidence_for_and_against_add_up_to_the_raw_score_and_unscored_is_neither(make_prediction, tmp_path) -> None:
+def test_evidence_for_and_against_add_up_to_what_is_shown_and_unscored_is_neither(make_prediction, tmp_path) -> None:
     table = score_table(make_prediction(n=63))
     scores = table.scores.copy()
     scores[7] = np.nan
-    found = _write(dataclasses.replace(table, scores=scores), tmp_path / "a.json")
+    table = dataclasses.replace(table, scores=scores)
+    found = _write(table, tmp_path / "a.json")
     for annotation, name in zip(found, table.score_names, strict=True):
         parts = [np.array(element["values"]) for element in annotation["elements"]]
         assert len(parts) == (1 if name == "attention" else 2)
@@ -105,7 +108,21 @@ def test_evidence_for_and_against_add_up_to_the_raw_score_and_unscored_is_neithe
             assert (part == UNSCORED).sum() == len(part) - 62
         raw = (parts[0] - (parts[1] if len(parts) > 1 else 0))[row * width + column]
         keep = np.arange(63) != 7
-        np.testing.assert_allclose(raw[keep], scores[keep, table.score_names.index(name)], rtol=1e-5)
+        np.testing.assert_allclose(raw[keep], shown(table, name).values[keep], rtol=1e-5)
+
+
+def test_colors_end_at_the_range_of_all_slides_where_it_is_given(make_prediction, tmp_path: Path) -> None:
+    table = score_table(make_prediction(n=63))
+    name = table.main_score
+    (own,), (given,) = (
+        _write(table, tmp_path / "a.json", scores=(name,), spans=spans) for spans in ({}, {name: (-7.5, 7.5)})
+    )
+    assert {element["rangeValues"][-1] for element in given["elements"]} == {7.5}
+    assert {element["rangeValues"][-1] for element in own["elements"]} == {
+        display_range(table.score(name), "signed")[1]
+    }
+    assert "one range for all slides" in given["description"]
+    assert "this slide's own range" in own["description"]
 
 
 def test_a_table_without_scores_gives_an_empty_list(make_prediction, tmp_path: Path) -> None:
@@ -123,4 +140,4 @@ def test_the_values_are_points_in_the_middle_of_tiles_with_a_margin_that_is_not_
     values = np.array(element["values"]).reshape(-1, element["gridWidth"])
     assert (values[[0, -1]] == UNSCORED).all()
     assert (values[:, [0, -1]] == UNSCORED).all()
-    assert values[1, 1] == pytest.approx(float(table.score("attention")[0]), rel=1e-5)
+    assert values[1, 1] == pytest.approx(float(shown(table, "attention").values[0]), rel=1e-5)

@@ -17,7 +17,7 @@ from wsimil.cli import app
 from wsimil.errors import ConfigError, OutputError
 from wsimil.evaluation.prediction import Prediction
 from wsimil.export.formats import FORMATS
-from wsimil.export.scores import write_scores
+from wsimil.export.scores import read_scores, write_scores
 from wsimil.geometry import SlideInfo, TileGrid, TileSpec
 from wsimil.stages.export import ExportOptions, ExportSummary, export
 from wsimil.targets import Classification
@@ -202,6 +202,13 @@ def test_pictures_of_a_cohort_share_one_range_unless_another_is_asked_for(predic
     shared = said()
     assert shared["one"]["range"] == shared["three"]["range"]
     assert shared["one"]["normalization"] == "fixed for the cohort, 3 slides"
+    assert run(predictions, tmp_path / "out", formats=("dsa",)).failures == ()
+    name, ends = read_scores(predictions / "scores/one.parquet").main_score, set()
+    for slide_id in ("one", "three"):
+        annotations = json.loads((tmp_path / f"out/dsa/{slide_id}.json").read_text(encoding="utf-8"))
+        (main,) = [one for one in annotations if one["attributes"]["score"] == name]
+        ends.add(main["elements"][0]["rangeValues"][-1])
+    assert len(ends) == 1
     own = said(range="slide")
     assert own["three"]["range"] == pytest.approx([10 * end for end in own["one"]["range"]])  # type: ignore[attr-defined]
     assert said(range="rank")["one"]["range"] == [0, 1]

@@ -56,7 +56,9 @@ def export_maps(
     ] = None,
     span: Annotated[
         str,
-        typer.Option("--range", help="What colors of png span: cohort (one range for all slides), slide or rank."),
+        typer.Option(
+            "--range", help="What colors of png and dsa span: cohort (one range for all slides), slide or rank."
+        ),
     ] = "cohort",
     origin: Annotated[
         str, typer.Option(help="Where QuPath and OME-TIFF count from: bounds (QuPath's way) or level0.")

@@ -10,8 +10,9 @@ https://girder.github.io/large_image/annotations.html
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,29 +33,39 @@ _AMOUNT = "rgba(253, 231, 37, 0.7)"
 _NOTHING = "rgba(0, 0, 0, 0)"
 _UNSCORED_COLOR = "rgba(128, 128, 128, 0.3)"
 _BLOCK = 4096
+_OWN: Mapping[str, tuple[float, float]] = MappingProxyType({})
 
 
-def write_dsa(path: Path, table: ScoreTable, *, scores: tuple[str, ...] = ()) -> None:
+def write_dsa(
+    path: Path,
+    table: ScoreTable,
+    *,
+    scores: tuple[str, ...] = (),
+    spans: Mapping[str, tuple[float, float]] = _OWN,
+) -> None:
     """Write a list of annotations, one for each of `scores` (all of the table if none is named), atomically.
 
-    Coordinates are level-0 px of the whole frame, as large_image shows every slide. Raises KeyError where the table has no such
-    score, OutputError.
+    Values are those that `shown` makes of a score. Colors end where `spans` says of it, the same on every slide of a cohort,
+    and at this slide's own range where it says nothing. Coordinates are level-0 px of the whole frame, as large_image shows
+    every slide. Raises KeyError where the table has no such score, OutputError.
     """
     cells = cells_of_tiles(table)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         for number, name in enumerate(scores or table.score_names):
             file.write(",\n" if number else "[\n")
-            file.writelines(_annotation(table, name, cells))
+            file.writelines(_annotation(table, name, cells, spans.get(name)))
         file.write("\n]\n" if scores or table.score_names else "[]\n")
 
 
-def _annotation(table: ScoreTable, name: str, cells: Cells) -> Iterator[str]:
-    raw = table.score(name)
-    kind = shown(table, name).kind
-    _, end = display_range(raw, kind)
+def _annotation(table: ScoreTable, name: str, cells: Cells, span: tuple[float, float] | None) -> Iterator[str]:
+    one = shown(table, name)
+    _, end = span or display_range(one.values, one.kind)
+    colors = "this slide's own range" if span is None else "one range for all slides"
+    reading = f", {one.reading}" if one.reading else ""
     about: dict[str, Json] = {
         "name": f"wsimil: {name}",
-        "description": f"{name} ({table.rule(name)}), raw values; {UNSCORED:g} where no tile was scored. Research use only.",
+        "description": f"{one.label} ({table.rule(name)}){reading}; colors end at {end:.4g}, {colors}; {UNSCORED:g} where no tile"
+        " was scored. Research use only.",
         "attributes": {
             "slide": table.slide_id,
             "score": name,
@@ -70,9 +81,9 @@ def _annotation(table: ScoreTable, name: str, cells: Cells) -> Iterator[str]:
     }
     yield json.dumps(about, allow_nan=False)[:-1] + ', "elements": [\n'
     # A margin that is not scored: what lies beyond the last point is not drawn, and that would be half of a tile at the edge.
-    raster = np.pad(cells.raster(raw), 1, constant_values=np.nan)
+    raster = np.pad(cells.raster(one.values), 1, constant_values=np.nan)
     parts = [("", raster, _AMOUNT)]
-    if kind == "signed":
+    if one.kind == "signed":
         parts = [("for", raster, _FOR), ("against", -raster, _AGAINST)]
     for number, (group, values, color) in enumerate(parts):
         yield ",\n" if number else ""

@@ -6,7 +6,7 @@ A new form is one module with one function, and one line here; it needs nothing 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -32,13 +32,15 @@ class Beside:
 
     `score` is the one that is shown; None for the table's main score where one is shown, for all of them where all can be.
     `heatmap` is what a picture shows; None for that score with colors that span this slide's own range.
-    `thumbnail` is a picture of the whole slide, `slide` the slide itself; a form that can do without takes None.
+    `spans` are the ranges of colors of all slides, by score, for forms that show several. `thumbnail` is a picture of the whole
+    slide, `slide` the slide itself; a form that can do without takes None.
     """
 
     now: datetime
     score: str | None = None
     origin: Origin = "bounds"
     heatmap: Heatmap | None = None
+    spans: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     thumbnail: Path | None = None
     slide: Path | None = None
 
@@ -77,7 +79,7 @@ def _ome_tiff(path: Path, table: ScoreTable, beside: Beside) -> None:
 
 
 def _dsa(path: Path, table: ScoreTable, beside: Beside) -> None:
-    write_dsa(path, table, scores=beside.scores)
+    write_dsa(path, table, scores=beside.scores, spans=beside.spans)
 
 
 def _csv(path: Path, table: ScoreTable, beside: Beside) -> None:
@@ -104,7 +106,8 @@ def _picture(path: Path) -> NDArray[np.uint8] | None:
         return None
 
 
-PICTURE = "png"
+PICTURE, SEVERAL = "png", "dsa"
+"""The form that shows one score in colors, and the one that shows all."""
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
         form.name: form
@@ -135,7 +138,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
                 write=_dicom,
             ),
             Format(
-                name="dsa",
+                name=SEVERAL,
                 folder="dsa",
                 suffix=".json",
                 about="annotations for the Digital Slide Archive",

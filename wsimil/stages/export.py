@@ -7,7 +7,7 @@ import io
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 from wsimil.errors import ConfigError, OutputError, StoreError, WsimilError
 from wsimil.evaluation.table import inert
 from wsimil.export.cohort_range import CohortRange
-from wsimil.export.formats import FORMATS, PICTURE, Beside, Format
+from wsimil.export.formats import FORMATS, PICTURE, SEVERAL, Beside, Format
 from wsimil.export.heatmap import Heatmap, rank_heatmap, raw_heatmap
 from wsimil.export.scores import Origin, ScoreTable, Tissue, read_scores
 from wsimil.export.shown import shown
@@ -37,7 +37,8 @@ FOLDER = "export"
 class ExportOptions:
     """`formats` are names of `FORMATS`; `score` as in `Beside`. `origin` says from where coordinates count.
 
-    `range` is what the colors of pictures span: one range for all slides, each slide's own, or the ranks of its tiles.
+    `range` is what the colors of pictures and of DSA annotations span: one range for all slides, each slide's own, or, of
+    pictures alone, the ranks of its tiles.
 
     `features` is the folder that was predicted, for thumbnails, and for tissue that score tables of before do not hold; `slides`
     a slide, a folder of them or a manifest, for forms that need them.
@@ -102,7 +103,7 @@ def export(
     for form in forms:
         if form.once is not None:
             form.once(out / form.folder)
-    cohort = _cohort(tables, options)
+    ranges = _ranges(tables, options)
     reporter.begin("slides", len(tables))
     for path in tables:
         interrupt.check()
@@ -115,7 +116,7 @@ def export(
                 _remove(slide_path(out / form.folder, path.stem, form.suffix))
             reporter.finish_item(f"{path.stem}: FAILED: {error}")
             continue
-        failed = _export(table, forms, out, options, cohort, slides.get(table.slide_id), now)
+        failed = _export(table, forms, out, options, ranges, slides.get(table.slide_id), now)
         failures += failed
         for form in forms:
             written[form.name] += form.name not in {failure.form for failure in failed}
@@ -154,18 +155,20 @@ def _export(
     forms: Sequence[Format],
     out: Path,
     options: ExportOptions,
-    cohort: CohortRange | None,
+    ranges: _Ranges,
     slide: Path | None,
     now: datetime,
 ) -> list[ExportFailure]:
     thumbnail = None if options.features is None else thumbnail_of(options.features, table.slide_id)
-    beside = Beside(now=now, score=options.score, origin=options.origin, thumbnail=thumbnail, slide=slide)
+    beside = Beside(
+        now=now, score=options.score, origin=options.origin, spans=ranges.spans(table), thumbnail=thumbnail, slide=slide
+    )
     failed: list[ExportFailure] = []
     for form in forms:
         path = slide_path(out / form.folder, table.slide_id, form.suffix)
         try:
             if form.name == PICTURE:
-                beside = replace(beside, heatmap=_heatmap(table, options, cohort))
+                beside = replace(beside, heatmap=_heatmap(table, options, ranges.picture))
             form.write(path, table, beside)
         except (OutputError, ConfigError):
             raise  # concerns every slide
@@ -176,16 +179,36 @@ def _export(
     return failed
 
 
-def _cohort(tables: Sequence[Path], options: ExportOptions) -> CohortRange | None:
-    """The range of colors of all slides, where pictures are asked for; a table that cannot be read fails when its turn comes."""
-    if options.range != "cohort" or PICTURE not in options.formats:
-        return None
-    found = CohortRange()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ranges:
+    """The ranges of colors of all slides: of what pictures show, and of each score by its name; none are each slide's own."""
+
+    picture: CohortRange | None = None
+    each: dict[str, CohortRange] = field(default_factory=dict)
+
+    def add(self, table: ScoreTable, options: ExportOptions) -> None:
+        """Count in one slide."""
+        if self.picture is not None:
+            self.picture.add(table, options.score or table.main_score)
+        if SEVERAL in options.formats:
+            for name in table.score_names if options.score is None else (options.score,):
+                self.each.setdefault(name, CohortRange()).add(table, name)
+
+    def spans(self, table: ScoreTable) -> dict[str, tuple[float, float]]:
+        """Of each score of a slide that was counted in."""
+        known = [name for name in table.score_names if name in self.each]
+        return {name: self.each[name].span(name, shown(table, name).kind) for name in known}
+
+
+def _ranges(tables: Sequence[Path], options: ExportOptions) -> _Ranges:
+    """The ranges that the forms of `options` need; a table that cannot be read fails when its turn comes."""
+    if options.range != "cohort" or not {PICTURE, SEVERAL} & set(options.formats):
+        return _Ranges()
+    found = _Ranges(picture=CohortRange() if PICTURE in options.formats else None)
     for path in tables:
         interrupt.check()
         with suppress(WsimilError, KeyError):
-            table = read_scores(path)
-            found.add(table, options.score or table.main_score)
+            found.add(read_scores(path), options)
     return found
 
 
