@@ -12,6 +12,7 @@ import argparse
 import base64
 import io
 import json
+import os
 import platform
 import shutil
 import sys
@@ -57,6 +58,7 @@ STOP = "() => { cancelAnimationFrame(window.watching); return [window.frames_ms,
 
 def main() -> None:
     arguments = _arguments()
+    load = os.getloadavg()[0]
     columns = round(arguments.tiles**0.5)
     lattice = Lattice(size0=SIDE, stride0=arguments.overlap * SIDE, origin=(64, 64), columns=columns, rows=columns)
     side = round(64 + lattice.stride0 * columns + SIDE)
@@ -94,6 +96,8 @@ def main() -> None:
         "tiles": len(table),
         "chromium": version,
         "machine": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "load_before": round(load, 1),
         "window_px": [SIZE["width"], SIZE["height"]],
         "seconds_to_ready": round(opened, 2),
         "panning": found,
