@@ -17,8 +17,11 @@ WEB := hatch_build.py $(wildcard $(addprefix wsimil/export/viewer/web/,*.json *.
 demo: $(VENV)/.installed
 	$(BIN)/wsimil demo -o demo
 
+# Files of tests side by side, each process on one thread; one of them takes up to 8 GB.
+WORKERS ?= 2
+
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
