@@ -160,8 +160,8 @@ def _refuse_ids(out: Path, names: Pseudonyms) -> None:
     left = NOTES if noted else "features" if (out / "features").exists() else None
     if left is not None:
         raise OutputError(
-            f"--pseudonymize: {out / left} is left from an earlier prediction, and its files are named by slide ids; give a folder"
-            f" of its own, or move {left} away"
+            f"--pseudonymize: {out / left} is left from an earlier prediction, and its files are named by slide ids; give a"
+            f" folder of its own, or move {left} away"
         )
 
 
