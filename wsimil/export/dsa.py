@@ -49,12 +49,16 @@ def write_dsa(path: Path, table: ScoreTable, *, scores: tuple[str, ...] = ()) ->
 
 
 def _annotation(table: ScoreTable, name: str, cells: Cells) -> Iterator[str]:
-    raw = table.score(name)
-    kind = shown(table, name).kind
-    _, end = display_range(raw, kind)
+    what = shown(table, name)
+    kind = what.kind
+    # Raw, but where the zero of raw scores is none between for and against.
+    single = name.partition(":")[0] == "single"
+    values = what.values if single else table.score(name)
+    said = f"{what.label}, {what.reading}" if single else "raw values"
+    _, end = display_range(values, kind)
     about: dict[str, Json] = {
         "name": f"wsimil: {name}",
-        "description": f"{name} ({table.rule(name)}), raw values; {UNSCORED:g} where no tile was scored. Research use only.",
+        "description": f"{name} ({table.rule(name)}), {said}; {UNSCORED:g} where no tile was scored. Research use only.",
         "attributes": {
             "slide": table.slide_id,
             "score": name,
@@ -70,13 +74,13 @@ def _annotation(table: ScoreTable, name: str, cells: Cells) -> Iterator[str]:
     }
     yield json.dumps(about, allow_nan=False)[:-1] + ', "elements": [\n'
     # A margin that is not scored: what lies beyond the last point is not drawn, and that would be half of a tile at the edge.
-    raster = np.pad(cells.raster(raw), 1, constant_values=np.nan)
+    raster = np.pad(cells.raster(values), 1, constant_values=np.nan)
     parts = [("", raster, _AMOUNT)]
     if kind == "signed":
         parts = [("for", raster, _FOR), ("against", -raster, _AGAINST)]
-    for number, (group, values, color) in enumerate(parts):
+    for number, (group, part, color) in enumerate(parts):
         yield ",\n" if number else ""
-        yield from _element(cells, values, color, end, " ".join(part for part in (name, group) if part))
+        yield from _element(cells, part, color, end, f"{name} {group}".rstrip())
     yield "\n]}"
 
 
