@@ -46,7 +46,7 @@ class Pseudonyms:
         return self.known[name]
 
     def inert(self, text: str, identities: Iterable[str]) -> str:
-        """`text`, such as a message, with the names of `identities` in place of them, longest first, also where they are quoted."""
+        """`text`, such as a message, with the names of `identities` in place of them, quoted or not, longest first."""
         for one in sorted(identities, key=len, reverse=True):
             for spelled in (repr(one)[1:-1], one):
                 text = text.replace(spelled, self.name(one))

@@ -66,12 +66,14 @@ def test_single_of_a_number_is_zero_where_the_tile_says_what_the_slide_says(task
     assert found.reading == "logits; 0 = as the whole slide"
 
 
-def test_attention_with_negative_weights_is_shown_as_it_is_and_not_as_a_share(table: ScoreTable) -> None:
+def test_attention_with_negative_weights_is_shown_as_it_is_and_not_as_a_share_nor_as_evidence(
+    table: ScoreTable,
+) -> None:
     scores = table.scores.copy()
     scores[5, 0] = -0.1
     found = shown(dataclasses.replace(table, scores=scores), "attention")
     assert np.array_equal(found.values, scores[:, 0])
-    assert (found.kind, found.label) == ("signed", "attention (not evidence)")
+    assert (found.kind, found.label) == ("sequential", "attention (not evidence)")
 
 
 def test_weights_that_are_no_softmax_are_shown_alike_on_every_slide_of_a_cohort(table: ScoreTable) -> None:

@@ -78,7 +78,10 @@ def _attention(raw: NDArray[np.float32], head: str, rule: str) -> Shown:
     # and one legend are for all.
     other = rule != NOT_RECORDED and not _is_softmax(rule)
     if other or bool((raw < 0).any()) or not np.nansum(raw, dtype=np.float64) > 0:
-        return Shown(values=raw, kind="signed", label=f"attention{of} (not evidence)", reading="weights as they are")
+        # Never signed: legends of signed scores say "for" and "against".
+        return Shown(
+            values=raw, kind="sequential", label=f"attention{of} (not evidence)", reading="weights as they are"
+        )
     share = _share(raw)
     relative = share * np.count_nonzero(~np.isnan(share))
     label = f"attention{of} (not evidence), uniform = 1"
