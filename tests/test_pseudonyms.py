@@ -40,6 +40,12 @@ def test_messages_lose_the_ids_also_where_one_is_part_of_another() -> None:
     assert text == f"slide '{names.name('doe')}' and slide '{names.name('doe-2')}' are broken"
 
 
+def test_messages_lose_ids_also_where_quoting_changes_them() -> None:
+    names, hostile = Pseudonyms(KEY), """o'neil "jane\\doe\""""
+    text = names.inert(f"slide {hostile!r} is broken, and so is {hostile}", [hostile])
+    assert text == f"slide '{names.name(hostile)}' is broken, and so is {names.name(hostile)}"
+
+
 def test_neither_key_nor_ids_are_shown_by_accident() -> None:
     names = Pseudonyms(KEY)
     names.name("JANE")

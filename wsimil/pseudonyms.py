@@ -46,9 +46,10 @@ class Pseudonyms:
         return self.known[name]
 
     def inert(self, text: str, identities: Iterable[str]) -> str:
-        """`text`, such as a message, with the names of `identities` in place of them, longest first."""
+        """`text`, such as a message, with the names of `identities` in place of them, quoted or not, longest first."""
         for one in sorted(identities, key=len, reverse=True):
-            text = text.replace(one, self.name(one))
+            for spelled in (repr(one)[1:-1], one):
+                text = text.replace(spelled, self.name(one))
         return text
 
 

@@ -125,6 +125,19 @@ def test_colors_end_at_the_range_of_all_slides_where_it_is_given(make_prediction
     assert "this slide's own range" in own["description"]
 
 
+def test_single_is_for_a_class_where_the_tile_alone_would_rather_be_of_it(make_prediction, tmp_path: Path) -> None:
+    """Both raw logits are above 0 on every tile: by them all would be for both classes."""
+    single = np.stack([np.linspace(3, 2, 63), np.linspace(1, 2.5, 63)], axis=1).astype(np.float32)
+    made = score_table(make_prediction(n=63))
+    table = dataclasses.replace(made, score_names=("single:normal", "single:tumor"), scores=single)
+    (annotation,) = _write(table, tmp_path / "a.json", scores=("single:tumor",))
+    pro, contra = (np.array(element["values"]) for element in annotation["elements"])
+    column, row = (table.xy0 // 224 + 1).T
+    at = row * annotation["elements"][0]["gridWidth"] + column
+    np.testing.assert_allclose((pro - contra)[at], single[:, 1] - single[:, 0], rtol=1e-4, atol=1e-5)
+    assert "log-odds; 0 = as likely as not" in annotation["description"]
+
+
 def test_a_table_without_scores_gives_an_empty_list(make_prediction, tmp_path: Path) -> None:
     table = score_table(make_prediction(n=63))
     bare = dataclasses.replace(table, score_names=(), scores=np.empty((63, 0), np.float32))

@@ -141,6 +141,18 @@ def test_top_tiles_are_the_highest_of_those_that_speak_for_the_class(make_predic
     assert len(_objects(_parse(table, top=0), "annotation")) == 1
 
 
+def test_no_tile_that_speaks_against_is_among_the_top_whatever_the_signed_score(make_prediction) -> None:
+    made = score_table(make_prediction(n=63))
+    single = np.stack([np.linspace(3, 2, 63), np.linspace(0, 2.5, 63)], axis=1).astype(np.float32)
+    names = (*(f"leave_one_out:{c}" for c in ("normal", "tumor")), *(f"single:{c}" for c in ("normal", "tumor")))
+    scores = np.concatenate([np.linspace(-1, 1, 126, dtype=np.float32).reshape(63, 2), single], axis=1)
+    table = dataclasses.replace(made, score_names=names, scores=scores)
+    for name, speaks in (("leave_one_out:tumor", scores[:, 1] > 0), ("single:tumor", single[:, 1] > single[:, 0])):
+        tops = _objects(_parse(table, score=name, top=63), "annotation")[1:]
+        found = {int(one["properties"]["metadata"]["wsimil.tile_id"]) for one in tops}
+        assert found == set(np.flatnonzero(speaks).tolist()), name
+
+
 def _ring(*points: tuple[int, int]) -> np.ndarray:
     return np.array(points, np.int64)
 

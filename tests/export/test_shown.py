@@ -66,12 +66,30 @@ def test_single_of_a_number_is_zero_where_the_tile_says_what_the_slide_says(task
     assert found.reading == "logits; 0 = as the whole slide"
 
 
-def test_attention_with_negative_weights_is_shown_as_it_is_and_not_as_a_share(table: ScoreTable) -> None:
+def test_attention_with_negative_weights_is_shown_as_it_is_and_not_as_a_share_nor_as_evidence(
+    table: ScoreTable,
+) -> None:
     scores = table.scores.copy()
     scores[5, 0] = -0.1
     found = shown(dataclasses.replace(table, scores=scores), "attention")
     assert np.array_equal(found.values, scores[:, 0])
-    assert (found.kind, found.label) == ("signed", "attention (not evidence)")
+    assert (found.kind, found.label) == ("sequential", "attention (not evidence)")
+
+
+def test_weights_that_are_no_softmax_are_shown_alike_on_every_slide_of_a_cohort(table: ScoreTable) -> None:
+    rules = {**table.score_rules, "attention": "weights of the method, no softmax over the bag"}
+    slides = [dataclasses.replace(table, scores=table.scores.copy(), score_rules=rules) for _ in range(2)]
+    below = slides[0].scores.copy()
+    below[5, 0] = -0.1
+    slides[0] = dataclasses.replace(slides[0], scores=below)
+    first, second = (shown(slide, "attention") for slide in slides)
+    assert (first.kind, first.label, first.reading) == (second.kind, second.label, second.reading)
+    assert np.array_equal(second.values, table.score("attention"))
+
+
+def test_a_methods_own_logit_has_its_zero_also_where_all_tiles_lie_above(table: ScoreTable) -> None:
+    own = dataclasses.replace(table, score_names=("score:tumor",), scores=np.ones((63, 1), np.float32))
+    assert shown(own, "score:tumor").kind == "signed"
 
 
 def test_effective_tiles_are_of_softmax_attention_alone(table: ScoreTable) -> None:

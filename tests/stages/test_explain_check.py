@@ -104,6 +104,7 @@ def test_the_page_of_a_map_that_does_not_beat_random_never_says_explanation(
     features, _, run = study
     good = check([run], features, tmp_path / "good", scores=("contribution",))
     assert good.maps[0].verdict.beats_random is True
+    assert "neither learned from" in (tmp_path / "good/explain.html").read_text(encoding="utf-8")
     assert "explanation" in (tmp_path / "good/explain.html").read_text(encoding="utf-8")
     # Even attention over zeros: each map of attention is a random order.
     blind = tmp_path / "blind"
@@ -273,6 +274,7 @@ def test_an_imported_model_whose_cohort_is_not_known_says_so(study: tuple[Path, 
     found = check([run], features, tmp_path / "out", scores=("contribution",))
     assert found.units == 60
     assert any("is not known" in note and "more faithful than they are" in note for note in found.notes)
+    assert "neither learned from" not in (tmp_path / "out/explain.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", ["survival/cox_abmil", "regression/gated_abmil"])

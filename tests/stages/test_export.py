@@ -19,7 +19,7 @@ from wsimil.evaluation.prediction import Prediction
 from wsimil.export.formats import FORMATS
 from wsimil.export.scores import read_scores, write_scores
 from wsimil.geometry import SlideInfo, TileGrid, TileSpec
-from wsimil.stages.export import ExportOptions, ExportSummary, export
+from wsimil.stages.export import ExportOptions, ExportSummary, export, remove_exports
 from wsimil.targets import Classification
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -101,6 +101,13 @@ def test_a_broken_table_fails_alone_and_leaves_nothing_of_before(predictions: Pa
     assert [path.name for path in out.rglob("*one*")] == []
     (row,) = failures(out)
     assert "one.parquet cannot be read" in row["reason"]
+
+
+def test_a_new_prediction_leaves_no_failures_of_exports_before(predictions: Path) -> None:
+    run(predictions, formats=("dicom", "csv"))
+    assert failures(predictions / "export")
+    remove_exports(predictions)
+    assert not [path for path in (predictions / "export").rglob("*") if path.is_file()]
 
 
 def test_a_table_under_another_slides_name_is_refused(predictions: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tests.viewer.made_study import MadeStudy
 from tests.viewer.test_server import write_ids
 from wsimil.errors import ConfigError
 from wsimil.export.scores import read_scores
+from wsimil.export.shown import shown
 from wsimil.export.viewer.built import Built, read_built
 from wsimil.slides import open_slide
 from wsimil.stages.export_html import HtmlOptions, export_html, shown_tiles
@@ -182,6 +183,20 @@ def test_an_unscored_tile_is_never_at_an_end(study: MadeStudy) -> None:
     assert 4 not in shown_tiles(replace(table, scores=scores), top=len(table))
     assert len(shown_tiles(table, top=len(table))) == len(table)
     assert shown_tiles(table, top=0) == []
+
+
+def test_the_tiles_in_full_are_those_that_the_page_ranks_first(study: MadeStudy) -> None:
+    from dataclasses import replace
+
+    table = read_scores(study.predictions / "scores" / "s0.parquet")
+    n, names = len(table), tuple(f"single:{name}" for name in table.task.outputs)
+    # Tile 0 has both the highest logits, and of the class against the others the lowest.
+    single = np.stack([np.linspace(0, 1, n)] * 2, axis=1).astype(np.float32)
+    main = names.index(f"single:{table.task.main_output(table.values)}")
+    single[0, main], single[0, 1 - main] = 5, 9
+    found = replace(table, score_names=names, scores=single)
+    ranked = np.argsort(shown(found, names[main]).values, kind="stable")
+    assert shown_tiles(found, top=1) == sorted({int(ranked[0]), int(ranked[-1])})
 
 
 def test_a_script_that_would_end_itself_is_refused(study: MadeStudy, tmp_path: Path) -> None:

@@ -167,6 +167,21 @@ def test_a_file_of_somebody_elses_is_not_replaced(client: Client, predictions: P
     assert (predictions / "notes" / "s0.geojson").read_text() == foreign
 
 
+def test_notes_on_the_answer_of_another_model_are_neither_shown_as_of_this_one_nor_replaced(
+    client: Client, predictions: Path
+) -> None:
+    client.post("cases/0/notes", NOTES)
+    path = predictions / "notes" / "s0.geojson"
+    tree = json.loads(path.read_text())
+    tree["wsimil"]["model"]["digest"] = "0" * 64
+    path.write_text(json.dumps(tree))
+    before = path.read_bytes()
+    assert client.get("cases/0/notes").status == 409
+    assert "is on the answer of another model (000000000000, not" in client.heard[-1]
+    assert client.post("cases/0/notes", {**NOTES, "verdict": "agree"}).status == 409
+    assert path.read_bytes() == before
+
+
 def test_a_file_of_somebody_elses_is_told_at_start(serve: Serve, predictions: Path) -> None:
     (predictions / "notes").mkdir()
     (predictions / "notes" / "s0.geojson").write_text("{")

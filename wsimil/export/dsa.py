@@ -85,9 +85,9 @@ def _annotation(table: ScoreTable, name: str, cells: Cells, span: tuple[float, f
     parts = [("", raster, _AMOUNT)]
     if one.kind == "signed":
         parts = [("for", raster, _FOR), ("against", -raster, _AGAINST)]
-    for number, (group, values, color) in enumerate(parts):
+    for number, (group, part, color) in enumerate(parts):
         yield ",\n" if number else ""
-        yield from _element(cells, values, color, end, " ".join(part for part in (name, group) if part))
+        yield from _element(cells, part, color, end, f"{name} {group}".rstrip())
     yield "\n]}"
 
 

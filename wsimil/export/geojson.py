@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from wsimil import __version__
 from wsimil.export.scores import Origin, ScoreTable, Tissue
+from wsimil.export.shown import Shown, shown
 from wsimil.files import atomic_path
 from wsimil.provenance import Json
 from wsimil.targets import AnswerColumn
@@ -57,7 +58,8 @@ def geojson_chunks(
     offset = np.array(table.bounds0_px[:2] if origin == "bounds" else (0, 0), np.int64)
     xy = table.xy0 - offset
     chosen = score if score is not None else table.main_score if table.score_names else None
-    ranked = [] if chosen is None else _top(table.score(chosen), chosen, top)
+    found = None if chosen is None else shown(table, chosen)
+    ranked = [] if found is None else _top(found, top)
     yield '{"type":"FeatureCollection",\n'
     yield f'"wsimil":{_json(_about(table, origin, offset))},\n"features":[\n'
     yield _json(_slide_feature(table, xy, _metadata(table, origin, offset)))
@@ -69,9 +71,9 @@ def geojson_chunks(
     yield "\n]}\n"
 
 
-def _top(values: NDArray[np.float32], name: str, count: int) -> list[int]:
-    usable = ~np.isnan(values) if not name.startswith("contribution:") else values > 0
-    order = np.argsort(-values, kind="stable")
+def _top(found: Shown, count: int) -> list[int]:
+    usable = found.values > 0 if found.kind == "signed" else ~np.isnan(found.values)
+    order = np.argsort(-found.values, kind="stable")
     return [int(index) for index in order[usable[order]][:count]]
 
 
@@ -175,7 +177,7 @@ def _tissue_feature(geometry: Json, number: int, origin: Origin) -> dict[str, Js
 
 def _top_feature(table: ScoreTable, xy: NDArray[np.int64], name: str, rank: int, index: int) -> dict[str, Json]:
     kind, _, of = name.partition(":")
-    value = float(table.score(name)[index])
+    value = float((shown(table, name).values if kind == "single" else table.score(name))[index])
     number = f"{value:+.3g}" if kind == "contribution" else f"{value:.3g}"
     return {
         "type": "Feature",

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from wsimil.export.scores import ScoreTable
+from wsimil.export.scores import NOT_RECORDED, ScoreTable
 
 Kind: TypeAlias = Literal["signed", "sequential"]
 
@@ -44,10 +44,12 @@ def shown(table: ScoreTable, name: str) -> Shown:
         label, zero = _LABELS[kind]
         return Shown(values=raw, kind="signed", label=label.format(of), reading=f"logits; {zero}")
     if kind == "attention":
-        return _attention(raw, of)
+        return _attention(raw, of, table.rule(name))
     if kind == "single":
         return _single(table, of, raw)
-    return Shown(values=raw, kind="signed" if bool((raw < 0).any()) else "sequential", label=name, reading="")
+    # The method's own logits have a zero on every slide, also where none of its tiles lies below.
+    signed = kind == "score" or bool((raw < 0).any())
+    return Shown(values=raw, kind="signed" if signed else "sequential", label=name, reading="")
 
 
 def effective_tiles(attention: NDArray[np.float32]) -> float:
@@ -70,11 +72,16 @@ def effective_tiles_of(*tables: ScoreTable) -> float | None:
     return effective_tiles(np.concatenate(parts)) if parts else None
 
 
-def _attention(raw: NDArray[np.float32], head: str) -> Shown:
+def _attention(raw: NDArray[np.float32], head: str, rule: str) -> Shown:
     of = f" of {head}" if head else ""
-    # Weights that are no softmax may be negative, and of another sum on each slide.
-    if bool((raw < 0).any()) or not np.nansum(raw, dtype=np.float64) > 0:
-        return Shown(values=raw, kind="signed", label=f"attention{of} (not evidence)", reading="weights as they are")
+    # Weights that are no softmax may be negative, and of another sum on each slide. All slides show them alike: one range
+    # and one legend are for all.
+    other = rule != NOT_RECORDED and not _is_softmax(rule)
+    if other or bool((raw < 0).any()) or not np.nansum(raw, dtype=np.float64) > 0:
+        # Never signed: legends of signed scores say "for" and "against".
+        return Shown(
+            values=raw, kind="sequential", label=f"attention{of} (not evidence)", reading="weights as they are"
+        )
     share = _share(raw)
     relative = share * np.count_nonzero(~np.isnan(share))
     label = f"attention{of} (not evidence), uniform = 1"

@@ -124,6 +124,7 @@ def _conclude(
         units=len({row.unit for row in rows}),
         patients=len({row.patient for row in rows}),
         left_out=held.left_out,
+        blind=all(run.learned.known for run in loaded),
         maps=maps,
         rows=rows,
         config=options.config,

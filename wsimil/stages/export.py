@@ -31,6 +31,7 @@ RangeKind: TypeAlias = Literal["cohort", "slide", "rank"]
 
 FOLDER = "export"
 """Within the predictions, where no other place is named."""
+_FAILURES = "failures.csv"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +122,7 @@ def export(
         for form in forms:
             written[form.name] += form.name not in {failure.form for failure in failed}
         reporter.finish_item(f"{path.stem}: " + ("; ".join(f"{f.form} FAILED: {f.reason}" for f in failed) or "done"))
-    _write_failures(out / "failures.csv", failures)
+    _write_failures(out / _FAILURES, failures)
     return ExportSummary(slides=len(tables), written=written, failures=tuple(failures))
 
 
@@ -137,6 +138,7 @@ def remove_exports(predictions: Path) -> None:
     for form in FORMATS.values():
         for path in (predictions / FOLDER / form.folder).glob(f"*{form.suffix}"):
             _remove(path)
+    _remove(predictions / FOLDER / _FAILURES)
 
 
 def tissue_of(features: Path, slide_id: str, bounds0_px: tuple[int, int, int, int]) -> Tissue:

@@ -13,6 +13,7 @@ import numpy as np
 
 from wsimil.errors import ConfigError, SlideError, StoreError
 from wsimil.export.scores import ScoreTable
+from wsimil.export.shown import shown
 from wsimil.export.viewer.built import Built, read_built
 from wsimil.export.viewer.page import static_page
 from wsimil.export.viewer.payload import case_json, index_json, shown_status, what_if_json
@@ -177,8 +178,9 @@ def shown_tiles(table: ScoreTable, *, top: int) -> list[int]:
         kind, _, of = name.partition(":")
         if of != main and kind != "attention":
             continue
-        order = np.argsort(table.score(name), kind="stable")  # NaN last
-        scored = order[: int((~np.isnan(table.score(name))).sum())]
+        values = shown(table, name).values  # by which the page ranks them
+        order = np.argsort(values, kind="stable")  # NaN last
+        scored = order[: int((~np.isnan(values)).sum())]
         found |= {int(i) for i in (*scored[:top], *scored[max(0, len(scored) - top) :])}
     return sorted(found)
 

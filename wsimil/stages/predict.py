@@ -45,6 +45,8 @@ __all__ = ["PredictOptions", "PredictSummary", "predict"]
 
 COHORT = "cohort.csv"
 """The cohort file under pseudonyms, so that answers can be evaluated."""
+NOTES = "notes"
+"""Where the viewer keeps notes, unless it is told another place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +102,9 @@ def predict(
     _refuse_wrong_folder(trained, store, ids)
     _remove_earlier_results(out)
     units, unknown = _units(ids, owners, failures)
+    if names is not None:
+        # The order of a patient's slides counts for some methods: answers are those under ids.
+        units = {unit: tuple(sorted(slides, key=names.identity)) for unit, slides in units.items()}
     for name in HEATMAPS if options.heatmaps else ():
         if (once := FORMATS[name].once) is not None:
             once(out / FORMATS[name].folder)
@@ -144,7 +149,20 @@ def _names(path: Path | None, source: Path, out: Path) -> Pseudonyms | None:
             f"--pseudonymize: {source} holds slides, and an extraction names its files by slide ids; extract into a folder that"
             " stays with you, and predict that"
         )
-    return open_pseudonyms(path)
+    names = open_pseudonyms(path)
+    _refuse_ids(out, names)
+    return names
+
+
+def _refuse_ids(out: Path, names: Pseudonyms) -> None:
+    """Raise OutputError where files that no prediction replaces would stay beside names, called by what the names stand for."""
+    noted = [note.stem for note in (out / NOTES).glob("*.geojson") if note.stem not in names.known]
+    left = NOTES if noted else "features" if (out / "features").exists() else None
+    if left is not None:
+        raise OutputError(
+            f"--pseudonymize: {out / left} is left from an earlier prediction, and its files are named by slide ids; give a"
+            f" folder of its own, or move {left} away"
+        )
 
 
 def _inert(text: str, names: Pseudonyms, units: Sequence[str], features: Path) -> str:

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from wsimil.evaluation.bootstrap import Estimate
-from wsimil.evaluation.faithfulness.cohort import mean_curve, means, rank_correlation, verdict
+from wsimil.evaluation.faithfulness.cohort import FEW_PATIENTS, mean_curve, means, rank_correlation, verdict
 
 
 def test_a_mean_is_over_the_slides_that_have_the_number() -> None:
@@ -39,7 +39,8 @@ def test_only_an_interval_above_zero_makes_an_explanation() -> None:
     def margin(low: float | None, high: float | None) -> Estimate:
         return Estimate(value=0.2, low=low, high=high, replicates=100)
 
-    good, touching, unknown = verdict(margin(0.1, 0.3)), verdict(margin(0.0, 0.4)), verdict(margin(None, None))
+    ends = [(0.1, 0.3), (0.0, 0.4), (None, None)]
+    good, touching, unknown = (verdict(margin(low, high), patients=FEW_PATIENTS) for low, high in ends)
     assert good.beats_random is True
     assert "explanation" in good.words
     assert touching.beats_random is False
@@ -47,7 +48,9 @@ def test_only_an_interval_above_zero_makes_an_explanation() -> None:
     assert unknown.beats_random is None
     assert "cannot be told" in unknown.words
     assert "explanation" not in touching.words + unknown.words
-    looked = verdict(margin(0.1, 0.3), evidence=False)
+    few = verdict(margin(0.1, 0.3), patients=FEW_PATIENTS - 1)
+    assert few == unknown
+    looked = verdict(margin(0.1, 0.3), patients=FEW_PATIENTS, evidence=False)
     assert looked.beats_random is True
     assert "explanation" not in looked.words
 

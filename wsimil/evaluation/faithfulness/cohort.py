@@ -57,9 +57,12 @@ def mean_curve(curves: Floats, patients: Sequence[str], *, replicates: int = 200
     )
 
 
-def verdict(margin: Estimate, *, evidence: bool = True) -> Verdict:
-    """What a map may be called, by the margin of its SRG over random orders; not `evidence` is what has no sign: attention."""
-    if margin.low is None or margin.high is None:
+def verdict(margin: Estimate, *, patients: int, evidence: bool = True) -> Verdict:
+    """What a map may be called, by the margin of its SRG over random orders; not `evidence` is what has no sign: attention.
+
+    Nothing is told of fewer than `FEW_PATIENTS`.
+    """
+    if margin.low is None or margin.high is None or patients < FEW_PATIENTS:
         return Verdict(
             beats_random=None,
             words="Whether this map beats random order cannot be told: there are too few patients for an interval, or all"

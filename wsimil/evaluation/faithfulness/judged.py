@@ -100,7 +100,7 @@ def _judge(rows: Sequence[MapRow], attention: Mapping[tuple[str, str], float], c
         rows=len(rows),
         units=len({row.unit for row in rows}),
         patients=len(set(patients)),
-        verdict=verdict(estimates["margin"], evidence=first.score != "attention"),
+        verdict=verdict(estimates["margin"], patients=len(set(patients)), evidence=first.score != "attention"),
         estimates=estimates,
         most_first=curve("most_first"),
         least_first=curve("least_first"),

@@ -23,8 +23,9 @@ _MOST_FIGURES = 24
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FaithfulnessReport:
-    """All that the page and explain.json tell. `left_out` counts what was not judged, by reason; `models` are weights by run;
-    `truth` is the output that pixels were labelled for, None where they were not."""
+    """All that the page and explain.json tell. `left_out` counts what was not judged, by reason; not `blind` where nobody knows
+    what a model learned from; `models` are weights by run; `truth` is the output that pixels were labelled for, None where they
+    were not."""
 
     title: str
     version: str
@@ -33,6 +34,7 @@ class FaithfulnessReport:
     units: int
     patients: int
     left_out: Mapping[str, int]
+    blind: bool
     maps: tuple[JudgedMap, ...]
     rows: tuple[MapRow, ...]
     config: FlipConfig

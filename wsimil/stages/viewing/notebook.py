@@ -34,16 +34,24 @@ class Notebook:
                 self.unreadable.append(str(error))
 
     def read(self, table: ScoreTable) -> Notes:
-        """The notes of a slide, empty ones where there are none. Raises StoreError for a file that is not ours."""
+        """The notes of a slide, empty ones where there are none.
+
+        Raises StoreError for a file that is not ours, or whose notes are on the answer of another model.
+        """
         path = slide_path(self._folder, table.slide_id, ".geojson")
-        return self._load(path)[1] if path.exists() else Notes()
+        if not path.exists():
+            return Notes()
+        found = self._load(path)[1]
+        _refuse_other_model(path, table)
+        return found
 
     def write(self, table: ScoreTable, notes: Notes) -> str:
-        """Put notes in the place of earlier ones; when that was. Raises StoreError for a file that is not ours, OutputError."""
+        """Put notes in the place of earlier ones; when that was. Raises StoreError as `read` does, OutputError."""
         path = slide_path(self._folder, table.slide_id, ".geojson")
         with self._lock:
             if path.exists():
                 self._load(path)  # refuses to replace what somebody else wrote
+                _refuse_other_model(path, table)
             saved = datetime.now(UTC).isoformat(timespec="seconds")
             tree = notes_geojson(notes, table, saved=saved, origin=self._origin)
             write_text(path, json.dumps(tree, ensure_ascii=False, allow_nan=False) + "\n")
@@ -63,6 +71,17 @@ class Notebook:
                 f"{path.name} among the notes was not written by this viewer, or was changed since"
                 f" ({type(error).__name__}: {error}); move it away, or give another folder with --notes"
             ) from error
+
+
+def _refuse_other_model(path: Path, table: ScoreTable) -> None:
+    """Whoever agreed with the answer of one model has not agreed with that of the next."""
+    model = _about(path).get("model")
+    noted = model.get("digest") if isinstance(model, dict) else None
+    if noted != table.model.get("digest"):
+        raise StoreError(
+            f"{path.name} among the notes is on the answer of another model ({str(noted)[:12]}, not"
+            f" {str(table.model.get('digest'))[:12]}); move it away, or give another folder with --notes"
+        )
 
 
 def _about(path: Path) -> dict[str, Json]:
