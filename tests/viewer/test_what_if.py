@@ -253,12 +253,13 @@ def test_a_method_without_a_closed_form_is_recomputed_by_the_server(
     assert client.post("cases/0/what-if", {"without": list(range(len(bag)))}).status == 422
 
 
+@pytest.mark.parametrize("method", ["abmil", "pooling"])
 def test_a_slide_of_a_patient_is_recomputed_with_the_patients_other_slides(
-    study: MadeStudy, tmp_path: Path, serve: Serve
+    method: str, study: MadeStudy, tmp_path: Path, serve: Serve
 ) -> None:
     from wsimil.evaluation.patient import predict_patient
 
-    run = make_run(tmp_path / "run", study.features, bag="patient")
+    run = make_run(tmp_path / "run", study.features, method=method, bag="patient")
     cohort = write_cohort(tmp_path / "cohort.csv", ["s0", "s1", "s2", "s3"])
     options = predict_stage.PredictOptions(device="cpu", heatmaps=False)
     predict_stage.predict(run, study.features, tmp_path / "predictions", options=options, cohort_csv=cohort)

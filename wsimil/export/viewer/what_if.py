@@ -80,6 +80,9 @@ def closed_form(table: ScoreTable, mix: Mix | None, rule: AnswerRule) -> ClosedF
     rules = {table.rule(name) for name in names} - {EXACT}
     if rules:
         raise NotClosedError(f"contributions of this model are no exact sums ({', '.join(sorted(rules))})")
+    if mix == "uniform" and "patient" in table.model:
+        # No attention tells whether there are other slides, and `bias` holds what they contribute.
+        raise NotClosedError("the answer is of all slides of a patient, not of this one")
     parts = np.stack([table.score(name) for name in names], axis=1).astype(np.float64)
     attention = _attention(table, mix)
     if not (np.isfinite(parts).all() and np.isfinite(attention).all() and (attention >= 0).all()):
