@@ -33,6 +33,23 @@ def test_the_file_gives_the_same_names_and_leads_back_and_is_its_owners_alone(tm
     assert open_pseudonyms(tmp_path / "other.json").name("Müller 1") != name
 
 
+def test_two_commands_at_once_do_not_lose_each_others_way_back(tmp_path: Path) -> None:
+    path = tmp_path / "names.json"
+    first, second = open_pseudonyms(path), open_pseudonyms(path)
+    name = first.name("JANE")
+    save_pseudonyms(path, first)
+    second.name("JOE")
+    with pytest.raises(ConfigError, match="with a key of its own; run this one again"):
+        save_pseudonyms(path, second)
+    third, fourth = open_pseudonyms(path), open_pseudonyms(path)
+    third.name("JIM")
+    other = fourth.name("JOE")
+    save_pseudonyms(path, third)
+    save_pseudonyms(path, fourth)
+    found = open_pseudonyms(path)
+    assert [found.identity(one) for one in (name, other, third.name("JIM"))] == ["JANE", "JOE", "JIM"]
+
+
 def test_messages_lose_the_ids_also_where_one_is_part_of_another() -> None:
     names = Pseudonyms(KEY)
     text = names.inert("slide 'doe' and slide 'doe-2' are broken", ["doe", "doe-2"])

@@ -79,8 +79,18 @@ def open_pseudonyms(path: Path) -> Pseudonyms:
 
 
 def save_pseudonyms(path: Path, names: Pseudonyms) -> None:
-    """Write key and names to `path`, to be read by its owner alone. Raises OutputError."""
-    tree = {"schema": _SCHEMA, "key": names.key.hex(), "ids": dict(sorted(names.known.items()))}
+    """Write key and names to `path`, to be read by its owner alone, with those that another command put there meanwhile.
+
+    Raises ConfigError where that one began the file with another key: the way back from its names is not written over. Raises
+    OutputError.
+    """
+    there = open_pseudonyms(path) if path.exists() else names
+    if there.key != names.key:
+        raise ConfigError(
+            f"pseudonyms {path}: another command has just begun this file with a key of its own; run this one again"
+        )
+    known = {**there.known, **names.known}
+    tree = {"schema": _SCHEMA, "key": names.key.hex(), "ids": dict(sorted(known.items()))}
     write_text(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n", mode=_PRIVATE)
 
 

@@ -188,6 +188,19 @@ def test_a_bad_slide_is_named_and_stops_nothing(study: tuple[Path, Path, Path], 
     assert tree["units"] > 5
 
 
+def test_a_judgement_that_fails_leaves_no_earlier_one_in_its_place(
+    study: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    features, _, run = study
+    check([run], features, tmp_path / "out", scores=("contribution",))
+    assert (tmp_path / "out/explain.html").is_file()
+    for path in features.glob("*.h5"):
+        path.write_bytes(b"cut short")
+    with pytest.raises(CohortError, match="could be judged"):
+        check([run], features, tmp_path / "out", scores=("contribution",))
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_the_summary_fits_eighty_columns_and_json_is_the_file(study: tuple[Path, Path, Path], tmp_path: Path) -> None:
     features, cohort, run = study
     quick = ["--set", "shares=[0,0.5,1]", "--random-orders", "2", "--set", "inits=0", "--set", "replicates=100", "-q"]

@@ -143,6 +143,14 @@ def test_attention_that_a_method_does_not_have_is_refused_where_it_is_asked_for(
     assert "attention" not in read_scores(tmp_path / "out/scores/s3.parquet").score_names
 
 
+def test_a_spreadsheet_runs_no_id_of_a_slide_that_failed(place: Place) -> None:
+    features, run, out = place
+    (features / "=1+1.h5").write_bytes(b"cut short")
+    found = predict(run, features, out, options=PredictOptions(device="cpu", origin="level0", heatmaps=False))
+    assert [*found.failures] == ["=1+1"]
+    assert (out / "failures.csv").read_text(encoding="utf-8").splitlines()[1].startswith("'=1+1,")
+
+
 def test_help_fits_eighty_columns() -> None:
     result = CliRunner().invoke(app, ["predict", "--help"], terminal_width=80)
     assert max(len(line) for line in result.output.splitlines()) <= 80

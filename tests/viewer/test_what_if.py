@@ -140,6 +140,18 @@ def test_a_table_that_breaks_the_form_gets_none(bag: FeatureBag, tmp_path: Path)
         closed_form(edited(table, values=table.values[::-1].copy()), "single", rule)
 
 
+def test_a_slide_of_a_patient_has_no_closed_form_however_little_attention_others_have(
+    bag: FeatureBag, tmp_path: Path
+) -> None:
+    """What little they have is most of it once the tiles that have the rest are left out."""
+    run = made_run(tmp_path / "run", bag)
+    table = score_table(next(predict(load_model(run), [bag])))
+    rule, mix = AnswerRule(task=table.task), head_mix("abmil", {})
+    assert closed_form(table, mix, rule).mix == "single"
+    with pytest.raises(NotClosedError, match="of all slides of a patient"):
+        closed_form(edited(table, model={**table.model, "patient": "p"}), mix, rule)
+
+
 def test_nothing_left_is_no_answer(bag: FeatureBag, tmp_path: Path) -> None:
     trained = load_model(made_run(tmp_path, bag))
     table = score_table(next(predict(trained, [bag])))

@@ -25,6 +25,8 @@ from wsimil.stages.interrupt import interrupt
 from wsimil.stages.learned import ORIGIN
 from wsimil.stages.progress import Quiet, Reporter
 
+_WRITTEN = ("explain.html", "explain.json", "curves.parquet")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainOptions:
@@ -75,6 +77,8 @@ def explain_check(
     store = open_features(features)
     held = held_out(loaded, store.ids(), cohort_csv=options.cohort_csv, split=options.split)
     check_writable(out)
+    for name in _WRITTEN:  # of an earlier judgement, it would stand as if it were this one
+        (out / name).unlink(missing_ok=True)
     truth = None
     if options.truth is not None:
         truth = TruthFolder.open(options.truth, loaded, [*held.units], output=options.truth_output)

@@ -17,6 +17,7 @@ from wsimil.errors import ConfigError, OutputError, StoreError, WsimilError
 from wsimil.evaluation.attribution import attribute
 from wsimil.evaluation.bootstrap import Estimate
 from wsimil.evaluation.decision import load_decided
+from wsimil.evaluation.table import inert
 from wsimil.export.formats import FORMATS, HEATMAPS
 from wsimil.extraction.config import ExtractConfig, config_from_provenance
 from wsimil.extraction.sources import list_sources
@@ -365,5 +366,5 @@ def _write_failures(path: Path, failures: Mapping[str, str], trained: TrainedMod
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([f"{trained.bag}_id", "reason"])
-    writer.writerows(failures.items())
+    writer.writerows([inert(unit), inert(reason)] for unit, reason in failures.items())
     write_text(path, text.getvalue())

@@ -80,6 +80,10 @@ def closed_form(table: ScoreTable, mix: Mix | None, rule: AnswerRule) -> ClosedF
     rules = {table.rule(name) for name in names} - {EXACT}
     if rules:
         raise NotClosedError(f"contributions of this model are no exact sums ({', '.join(sorted(rules))})")
+    if "patient" in table.model:
+        # `bias` holds what other slides contribute, and attention that they have in all but nothing of is what counts once the
+        # tiles that have the rest are left out.
+        raise NotClosedError("the answer is of all slides of a patient, of which this table tells one")
     parts = np.stack([table.score(name) for name in names], axis=1).astype(np.float64)
     attention = _attention(table, mix)
     if not (np.isfinite(parts).all() and np.isfinite(attention).all() and (attention >= 0).all()):
