@@ -153,7 +153,7 @@ def test_what_a_crashed_packing_left_is_removed(features: Path, tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, make_slide: Make) -> Path:
-    """Features of eight slides, one of them without tissue; a pack of them beside thumbnails; a cohort."""
+    """Features of eight slides, one of them without tissue; a pack of them beside thumbnails and tissue; a cohort."""
     root = tmp_path_factory.mktemp("place")
     lines = ["slide_id,patient_id,label,split"]
     for index in range(8):
@@ -163,7 +163,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, make_slide: Make) -> Path:
     extract(load_config(ExtractConfig, given={"device": "cpu"}), list_sources(root / "slides"), root / "features")
     (root / "features" / "failures.csv").write_text("slide_id,path,step,reason\ns2,x,open,bad\n", encoding="utf-8")
     pack(root / "features", root / "packs" / "cohort.zarr")
-    shutil.copytree(root / "features" / "thumbnails", root / "packs" / "thumbnails")
+    for beside in ("thumbnails", "tissue"):
+        shutil.copytree(root / "features" / beside, root / "packs" / beside)
     return root
 
 
