@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.viewer.conftest import Serve
-from tests.viewer.made_study import MadeStudy
+from tests.viewer.made_study import MadeStudy, make_run
 from wsimil.errors import ConfigError
 from wsimil.evaluation.table import Row, read_table, write_table
 from wsimil.export.scores import ScoreTable, read_scores
@@ -178,6 +178,14 @@ def test_a_folder_without_predictions_is_refused_with_the_remedy(study: MadeStud
         open_study(study.features)
     with pytest.raises(ConfigError, match=r"wsimil predict .*run FEATURES"):
         open_study(study.run)
+
+
+def test_another_run_than_the_one_that_answered_is_refused_by_the_option_that_named_it(
+    study: MadeStudy, tmp_path: Path
+) -> None:
+    other = make_run(tmp_path / "other", study.features, method="pooling")
+    with pytest.raises(ConfigError, match=rf"--run {other}: its weights are not those .* leave --run out"):
+        open_study(study.predictions, run=other)
 
 
 def listed(label: str, values: np.ndarray | None, task: object) -> dict[str, object]:

@@ -94,7 +94,7 @@ def export_html(
     run: Run = None,
     cohort: Labels = None,
     single_file: Annotated[bool, typer.Option("--single-file", help="One file that holds everything.")] = False,
-    top: Annotated[int, typer.Option(min=0, help="Tiles of each end of a score to show in full resolution.")] = 8,
+    top: Annotated[int, typer.Option(min=0, help="Tiles of each end of a score to show in full resolution.")] = 9,
     only: Annotated[list[str] | None, typer.Option(help="A slide id. Repeatable.", show_default="all slides")] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,

@@ -47,7 +47,7 @@ class HtmlOptions:
     run: Path | None = None
     cohort_csv: Path | None = None
     single_file: bool = False
-    top: int = 8
+    top: int = 9
     only: tuple[str, ...] = ()
 
 

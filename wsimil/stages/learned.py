@@ -88,8 +88,9 @@ def write_origin(out: Path, run: Path, learned: Learned) -> None:
     write_text(out / ORIGIN, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_origin(folder: Path, *, model: Path | None = None) -> Origin:
-    """Who made the answers in `folder`, which `wsimil train` or `wsimil predict` wrote; `model` is the run where neither says.
+def read_origin(folder: Path, *, model: Path | None = None, option: str = "--model") -> Origin:
+    """Who made the answers in `folder`, which `wsimil train` or `wsimil predict` wrote; `model` is the run where neither says,
+    as `option` gave it.
 
     Raises ConfigError where nobody knows, or where `model` is another one; ModelError, StoreError.
     """
@@ -99,15 +100,15 @@ def read_origin(folder: Path, *, model: Path | None = None) -> Origin:
     if model is None:
         if found is None:
             raise ConfigError(
-                f"{folder} does not say which model answered: it holds neither {ORIGIN} nor {FACTS}; give --model RUN, the"
+                f"{folder} does not say which model answered: it holds neither {ORIGIN} nor {FACTS}; give {option} RUN, the"
                 " folder that wsimil train wrote, or predict again"
             )
         return found
     given = _of_run(model)
     if found is not None and found.model.digest != given.model.digest:
         raise ConfigError(
-            f"--model {model}: its weights are not those that answered in {folder} ({given.model.digest[:12]} !="
-            f" {found.model.digest[:12]}); leave --model out, or give the run that was predicted with"
+            f"{option} {model}: its weights are not those that answered in {folder} ({given.model.digest[:12]} !="
+            f" {found.model.digest[:12]}); leave {option} out, or give the run that was predicted with"
         )
     return given if given.learned.known or found is None else found
 

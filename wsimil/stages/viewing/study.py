@@ -54,7 +54,7 @@ def open_study(folder: Path, *, run: Path | None = None, cohort_csv: Path | None
             f"{folder} holds no predictions.parquet; give the folder that wsimil predict wrote"
             + (f": wsimil predict {folder} FEATURES -o PREDICTIONS" if (folder / FACTS).is_file() else "")
         )
-    model = read_origin(folder, model=run).model
+    model = read_origin(folder, model=run, option="--run").model
     rows = read_table(folder, task=model.task, bag=model.bag)
     files = {path.stem for path in (folder / "scores").glob("*.parquet")}
     cases = tuple(_cases(rows, folder, model, files, _labels(cohort_csv, model)))
