@@ -1,14 +1,15 @@
 """Every score of every method: does the map beat random order, and does it beat attention?
 
-    python benchmarks/faithfulness.py --work FOLDER [--sets idc slides] [--methods NAME ...] [--folds 3] [--seeds 1]
+    python benchmarks/faithfulness.py --work FOLDER [--sets idc idc-slide slides] [--methods NAME ...] [--folds 3] [--seeds 1]
         [--epochs N] [--processes 2] [--json FILE]
 
-Two sets. "idc": the bags of `idc_mil_bags.npz` (15 tiles each, labelled tile by tile), cross-validated by patient. "slides":
-slides that `make_cohort.py` builds of real tissue with known tumor, extracted by the default encoder; their test split. Each
-method is trained with the default fit and judged by `wsimil explain-check` on bags that its model never saw: SRG of the
-probability above that of random orders and above that of attention, with 95 % intervals over patients; SRG of the logit; AUROC
-and average precision of tiles; completeness; correlation with maps of random weights; and seconds a bag. Nothing is chosen by
-any of these numbers.
+Three sets. "idc": the bags of `idc_mil_bags.npz` (15 tiles each, labelled tile by tile), cross-validated by patient. "idc-slide":
+the same bags to learn from, and the one whole slide of that data, of a patient who is in none of them. "slides": slides that
+`make_cohort.py` builds of real tissue with known tumor, extracted by the default encoder; their test split. Each method is
+trained with the default fit and judged by `wsimil explain-check` on bags that its model never saw: SRG of the probability above
+that of random orders and above that of attention, with 95 % intervals over patients; SRG of the logit; AUROC and average
+precision of tiles; completeness; correlation with maps of random weights; and seconds a bag. Nothing is chosen by any of these
+numbers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -45,33 +47,57 @@ METHODS = (
 TILE, STEP = 256, 512
 
 
-def write_idc(work: Path) -> tuple[Path, Path, Path]:
-    """The bags as a feature folder, their cohort and their truth; tiles lie apart, as nobody knows which were neighbors."""
-    bags = read_bags(SHARED / "idc_mil_bags.npz")
-    features, truth, cohort = work / "features", work / "truth", work / "cohort.csv"
-    store = open_store(features, mode="w")
-    truth.mkdir(parents=True, exist_ok=True)
-    made = Provenance(
-        encoder={"name": "vits14", "dim": bags.features[0].shape[1]}, tiling={}, pixels={}, slide={}, slide_digest="",
-        version="",
+def write_bag(work: Path, name: str, values: np.ndarray, xy0: np.ndarray, tumor: np.ndarray) -> None:
+    """One bag and its truth; `xy0` [n, 2] are corners of tiles of 256 px."""
+    size0 = tuple(int(end) for end in xy0.max(axis=0) + TILE)
+    slide = SlideInfo(
+        slide_id=name, path=Path("none"), size0_px=size0, mpp=0.5, mpp_source="override", mpp_detail="made",
+        level_downsamples=(1.0,), bounds0_px=(0, 0, *size0), vendor="", digest="",
     )  # fmt: skip
-    rows = ["slide_id,patient_id,label"]
+    spec = TileSpec(size_px=TILE, mpp=0.5, stride_px=TILE, min_tissue=0.5)
+    grid = TileGrid(slide=slide, spec=spec, xy0=xy0, tissue=np.ones(len(xy0), np.float32), read_level=0, read_px=TILE)
+    made = Provenance(
+        encoder={"name": "vits14", "dim": values.shape[1]}, tiling={}, pixels={}, slide={}, slide_digest="", version=""
+    )
+    open_store(work / "features", mode="w").write(FeatureBag(grid=grid, features=values, provenance=made))
+    (work / "truth").mkdir(parents=True, exist_ok=True)
+    np.savez(work / "truth" / f"{name}.npz", xy0=xy0, tumour=tumor, cell0=TILE)
+
+
+def write_idc(work: Path, *, whole_slide: bool = False) -> tuple[Path, Path, Path]:
+    """The bags as a feature folder, their cohort and their truth; tiles lie apart, as nobody knows which were neighbors.
+
+    With `whole_slide` also the one slide of which all tiles are there, as the test split; every sixth patient is of the
+    validation split.
+    """
+    bags = read_bags(SHARED / "idc_mil_bags.npz")
+    assert bags.truth is not None
+    rows = ["slide_id,patient_id,label,split"]
     for number, values in enumerate(bags.features):
-        count = len(values)
-        xy0 = np.stack([np.arange(count) * STEP, np.zeros(count, np.int64)], axis=1).astype(np.int64)
-        size0 = (count * STEP, TILE)
-        slide = SlideInfo(
-            slide_id=str(number), path=Path("none"), size0_px=size0, mpp=0.5, mpp_source="override", mpp_detail="made",
-            level_downsamples=(1.0,), bounds0_px=(0, 0, *size0), vendor="", digest="",
-        )  # fmt: skip
-        spec = TileSpec(size_px=TILE, mpp=0.5, stride_px=STEP, min_tissue=0.5)
-        grid = TileGrid(slide=slide, spec=spec, xy0=xy0, tissue=np.ones(count, np.float32), read_level=0, read_px=TILE)
-        store.write(FeatureBag(grid=grid, features=values, provenance=made))
-        assert bags.truth is not None
-        np.savez(truth / f"{number}.npz", xy0=xy0, tumour=bags.truth[number], cell0=TILE)
-        rows.append(f"{number},{bags.groups[number]},{('normal', 'tumor')[int(bags.targets[number])]}")
+        xy0 = np.stack([np.arange(len(values)) * STEP, np.zeros(len(values), np.int64)], axis=1).astype(np.int64)
+        write_bag(work, str(number), values, xy0, bags.truth[number])
+        split = ("val" if int(bags.groups[number]) % 6 == 0 else "train") if whole_slide else ""
+        rows.append(f"{number},{bags.groups[number]},{('normal', 'tumor')[int(bags.targets[number])]},{split}")
+    if whole_slide:
+        with np.load(SHARED / "idc_tile_features_vits14.npz") as file:
+            rows_of_it = np.flatnonzero(file["full_slide"])
+            xy, patient = file["xy"][rows_of_it], int(file["patient"][rows_of_it[0]])
+            values, tumor = file["X"][rows_of_it], file["idc"][rows_of_it] > 0
+        assert str(patient) not in {str(group) for group in bags.groups}
+        xy0 = ((xy - xy.min(axis=0)) // 50 * TILE).astype(np.int64)  # tiles of 50 px side by side
+        order = np.lexsort((xy0[:, 0], xy0[:, 1]))
+        write_bag(work, "slide", values[order], xy0[order], tumor[order])
+        rows.append(f"slide,{patient},tumor,test")
+    cohort = work / "cohort.csv"
     cohort.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return features, cohort, truth
+    return work / "features", cohort, work / "truth"
+
+
+SETS: dict[str, Callable[[Path, int], tuple[Path, Path, Path]]] = {
+    "idc": lambda work, _: write_idc(work),
+    "idc-slide": lambda work, _: write_idc(work, whole_slide=True),
+    "slides": lambda work, slides: write_slides(work, slides=slides),
+}
 
 
 def write_slides(work: Path, *, slides: int) -> tuple[Path, Path, Path]:
@@ -155,7 +181,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--sets", nargs="+", choices=["idc", "slides"], default=["idc", "slides"])
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--methods", nargs="+", choices=list(RECIPES), default=list(METHODS))
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=1)
@@ -168,7 +194,7 @@ def main() -> None:
     with get_context("spawn").Pool(given.processes) as pool:
         for name in given.sets:
             work = given.work / name
-            features, cohort, truth = write_idc(work) if name == "idc" else write_slides(work, slides=given.slides)
+            features, cohort, truth = SETS[name](work, given.slides)
             folds = range(given.folds) if name == "idc" else range(1)
             runs = {
                 recipe: [

@@ -240,6 +240,15 @@ def test_the_command_counts_names_failures_and_exits_by_them(predictions: Path, 
     assert CliRunner().invoke(app, [*arguments, "--origin", "top"]).exit_code == 2
 
 
+def test_scores_of_a_prediction_that_did_not_end_are_exported_with_a_note(predictions: Path, tmp_path: Path) -> None:
+    (note,) = run(predictions, tmp_path / "out", formats=("csv",)).notes
+    assert "score tables of 2 slides and no predictions.csv" in note
+    arguments = ["export", str(predictions), "--to", "csv", "-o", str(tmp_path / "out"), "-q"]
+    assert "the prediction did not come to its end" in CliRunner().invoke(app, arguments).stdout.replace("\n", " ")
+    (predictions / "predictions.csv").write_text("slide_id\n", encoding="utf-8")
+    assert run(predictions, tmp_path / "out", formats=("csv",)).notes == ()
+
+
 def test_every_form_is_described_on_the_command_line() -> None:
     text = CliRunner().invoke(app, ["export", "maps", "--help"], terminal_width=200).stdout
     assert all(name in text for name in FORMATS)

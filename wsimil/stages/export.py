@@ -73,11 +73,12 @@ class ExportFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSummary:
-    """`written` counts the files of each form."""
+    """`written` counts the files of each form; `notes` are for whoever looks at them."""
 
     slides: int
     written: Mapping[str, int]
     failures: tuple[ExportFailure, ...]
+    notes: tuple[str, ...] = ()
 
 
 def export(
@@ -123,7 +124,18 @@ def export(
             written[form.name] += form.name not in {failure.form for failure in failed}
         reporter.finish_item(f"{path.stem}: " + ("; ".join(f"{f.form} FAILED: {f.reason}" for f in failed) or "done"))
     _write_failures(out / _FAILURES, failures)
-    return ExportSummary(slides=len(tables), written=written, failures=tuple(failures))
+    return ExportSummary(
+        slides=len(tables), written=written, failures=tuple(failures), notes=_notes(predictions, len(tables))
+    )
+
+
+def _notes(predictions: Path, slides: int) -> tuple[str, ...]:
+    if (predictions / "predictions.csv").is_file():
+        return ()
+    return (
+        f"{predictions} holds score tables of {slides} slides and no predictions.csv: the prediction did not come to its end, or"
+        " its scores alone were copied; there may be more slides, and the range of colors is that of these",
+    )
 
 
 def write_formats(table: ScoreTable, names: Sequence[str], out: Path, beside: Beside) -> None:
