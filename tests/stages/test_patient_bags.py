@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +91,19 @@ def test_a_patient_is_answered_for_as_in_training(place: Path, tmp_path: Path) -
     assert summary.metrics["all"]["auroc"].value > 0.9  # type: ignore[operator]
     assert set(summary.seen) == {name for name, row in rows.items() if row["split"] != "test"}
     assert any("1 slides are left out" in note and "stray" in note for note in summary.notes)
+
+
+def test_a_patient_that_fails_at_a_later_slide_leaves_nothing_of_the_earlier_ones(place: Path, tmp_path: Path) -> None:
+    features = tmp_path / "features"
+    shutil.copytree(place / "features", features)
+    (features / "tissue").mkdir()
+    (features / "tissue" / "p2_1.geojson").write_text("no outline", encoding="utf-8")
+    options = PredictOptions(device="cpu", origin="level0")
+    summary = predict(place / "run", features, tmp_path / "out", options=options, cohort_csv=place / "cohort.csv")
+    assert set(summary.failures) == {"p2"}
+    left = {path.name.split(".")[0] for path in (tmp_path / "out").rglob("p*_*.*")}
+    assert not {name for name in left if name.startswith("p2_")}
+    assert {"p3_0", "p1_0", "p1_1"} <= left
 
 
 def test_heatmaps_are_of_slides_and_add_up_with_the_patients_other_slides(place: Path, tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def predict(
         except (OutputError, ConfigError):
             raise  # concerns every slide
         except WsimilError as error:
+            desk.forget(slide_ids)
             failures[unit] = str(error) if names is None else _inert(str(error), names, (unit, *slide_ids), features)
             reporter.finish_item(f"{unit}: FAILED: {failures[unit]}")
             continue

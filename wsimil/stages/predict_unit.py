@@ -14,7 +14,7 @@ from wsimil.evaluation.decision import Decision
 from wsimil.evaluation.patient import predict_patient
 from wsimil.evaluation.prediction import Prediction
 from wsimil.export.cohort_range import CohortRange
-from wsimil.export.formats import Beside
+from wsimil.export.formats import FORMATS, HEATMAPS, Beside
 from wsimil.export.heatmap import Heatmap, rank_heatmap, raw_heatmap
 from wsimil.export.scores import Origin, ScoreTable, read_scores, score_table, write_scores
 from wsimil.export.shown import effective_tiles_of, shown
@@ -121,6 +121,14 @@ class Desk:
         values = predictions[0].values
         beside = beside_of(self.decision, self.trained, values, *(bag.features for bag in slides))
         return Said(answer=Answer(slide_id=patient_id, values=values, slides=slide_ids, beside=beside), line=line)
+
+    def forget(self, slide_ids: Sequence[str]) -> None:
+        """Remove what was written of slides whose answer failed."""
+        for slide_id in slide_ids:
+            self._path(slide_id).unlink(missing_ok=True)
+            for form in (FORMATS[name] for name in HEATMAPS):
+                slide_path(self.out / form.folder, slide_id, form.suffix).unlink(missing_ok=True)
+        self.waiting[:] = [one for one in self.waiting if one[0] not in slide_ids]
 
     def draw(self, reporter: Reporter) -> None:
         """The overlays that waited, from the scores on disk, one after another."""
