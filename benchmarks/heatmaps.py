@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
 import platform
 import resource
 import runpy
@@ -36,6 +35,7 @@ from wsimil.bags import FeatureBag
 from wsimil.export.formats import FORMATS, Beside
 from wsimil.export.scores import Tissue, read_scores, write_scores
 from wsimil.geometry import SlideInfo, TileGrid, TileSpec
+from wsimil.store import open_store
 
 SLIDES = Path(__file__).resolve().parents[1] / "tests/export/dicom_slides.py"
 CLASSES = ("normal", "tumor")
@@ -101,8 +101,9 @@ def prepare(tiles: int, dim: int, folder: Path) -> None:
     """In a process of its own, so that what it takes is not counted."""
     for name, count in (("small", 10), ("large", tiles)):
         bag = make_slide(count, dim)
-        with (folder / f"{name}.pickle").open("wb") as file:
-            pickle.dump((bag, make_tissue(bag)), file, protocol=5)
+        open_store(folder / f"{name}-features", mode="w").write(bag)
+        rings = {f"{i}-{j}": ring for i, polygon in enumerate(make_tissue(bag)) for j, ring in enumerate(polygon)}
+        np.savez(folder / f"{name}-tissue.npz", **rings)
         size0_px = bag.grid.slide.size0_px
         levels = [(max(1, size0_px[0] // by), max(1, size0_px[1] // by)) for by in (1, 4, 16, 64)]
         levels = [size for number, size in enumerate(levels) if number == 0 or size != levels[number - 1]]
@@ -128,8 +129,13 @@ def predict(dim: int, folder: Path, rounds: int, threads: int) -> dict[str, Any]
     )
     said: dict[str, Any] = {}
     for name in ("small", "large"):
-        with (folder / f"{name}.pickle").open("rb") as file:
-            bag, tissue = pickle.load(file)
+        store = open_store(folder / f"{name}-features", mode="r")
+        bag = store.read(store.ids()[0])
+        polygons: dict[str, list[Any]] = {}
+        with np.load(folder / f"{name}-tissue.npz") as file:
+            for key in file.files:
+                polygons.setdefault(key.split("-")[0], []).append(file[key])
+        tissue = tuple(tuple(rings) for rings in polygons.values())
         clock = Clock()
         prediction = clock("predict", predict_one, trained, bag)
         clock("scores.parquet", write_scores, folder / f"{name}.parquet", prediction, tissue=tissue)
