@@ -73,3 +73,12 @@ def test_it_is_never_empty(values: list[float], table: ScoreTable) -> None:
     cohort.add(with_scores(table, np.array(values)), NAME)
     low, high = cohort.span(NAME, "signed")
     assert low == -high < 0
+
+
+def test_a_slide_that_is_counted_in_after_the_range_was_asked_for_moves_its_end(table: ScoreTable) -> None:
+    cohort = CohortRange()
+    cohort.add(with_scores(table, np.linspace(0, 1, 101)), NAME)
+    assert cohort.span(NAME, "signed")[1] == pytest.approx(0.99)
+    cohort.add(with_scores(table, np.linspace(0, 10, 101)), NAME)
+    assert cohort.span(NAME, "signed")[1] > 9
+    assert cohort.span("attention", "sequential") == (0.0, 1.0)

@@ -25,6 +25,7 @@ class CohortRange:
     def __init__(self) -> None:
         self._values: dict[str, list[NDArray[np.float32]]] = {}
         self._weights: dict[str, list[float]] = {}
+        self._ends: dict[str, float] = {}
 
     def add(self, table: ScoreTable, name: str) -> None:
         """Count in what a map of this score shows of one slide. Raises KeyError where the table has no such score."""
@@ -36,6 +37,7 @@ class CohortRange:
         kind = _kind(name)
         self._values.setdefault(kind, []).append(kept)
         self._weights.setdefault(kind, []).append(len(sizes) / len(kept))
+        self._ends.pop(kind, None)
 
     def slides(self, name: str) -> int:
         """How many slides were counted in for the kind of this score."""
@@ -43,7 +45,10 @@ class CohortRange:
 
     def span(self, name: str, kind: Kind) -> tuple[float, float]:
         """The two ends: symmetric about 0 for signed values, else from 0. (-1, 1) or (0, 1) where no slide was counted in."""
-        high = self._end(_kind(name))
+        group = _kind(name)
+        if group not in self._ends:  # asked for once a slide, and a sort of all that was counted in
+            self._ends[group] = self._end(group)
+        high = self._ends[group]
         return (-high, high) if kind == "signed" else (0.0, high)
 
     def _end(self, kind: str) -> float:
