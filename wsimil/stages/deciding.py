@@ -12,7 +12,6 @@ from wsimil.mil.facts import ModelFacts
 from wsimil.provenance import Json
 from wsimil.targets import Classification, MultiLabel
 
-_HALF = 0.5
 _FROZEN = "and frozen before these slides were judged"
 
 
@@ -67,10 +66,13 @@ def _of_labels(task: MultiLabel, stored: Mapping[str, object]) -> Deciding:
     found = {name: _threshold(one) for name, one in stored.items()}
     each = [f"{name} by {one.rule} on {one.rows} rows" for name, one in found.items()]
     left = [name for name in task.labels if name not in found]
-    half = f"; 0.5 for {', '.join(left)}, of which that split has too few" if left else ""
+    rest = f"; 0.5 for {', '.join(left)}, of which that split has too few" if left else ""
     return Deciding(
-        thresholds=tuple(found[name].value if name in found else _HALF for name in task.labels),
-        origin=f"chosen on the split {next(iter(found.values())).fitted_on!r} {_FROZEN}: {', '.join(each)}{half}",
+        thresholds=tuple(
+            found[name].value if name in found else half
+            for name, half in zip(task.labels, task.decides_at, strict=True)
+        ),
+        origin=f"chosen on the split {next(iter(found.values())).fitted_on!r} {_FROZEN}: {', '.join(each)}{rest}",
     )
 
 
