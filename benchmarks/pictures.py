@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import io
 import math
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
+from viewer import chromium
 
 from wsimil.stages.view import ViewOptions, open_viewer
 
@@ -30,7 +30,7 @@ def main() -> None:
     arguments = _arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
     with _served(arguments.demo) as url, sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=_chromium(), args=["--no-sandbox"])
+        browser = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         page = browser.new_page(viewport=WINDOW)
         page.goto(url)
         _ready(page)
@@ -119,13 +119,6 @@ def _served(demo: Path) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-def _chromium() -> str:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        raise SystemExit("needs Chromium, such as Debian's package chromium")
-    return found
 
 
 def _arguments() -> argparse.Namespace:

@@ -69,7 +69,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         path = Path(folder) / "page.html"
         path.write_text(static_page(drawn_index([table]), {"0": case}, read_built(), pictures=False), encoding="utf-8")
-        browser = driver.chromium.launch(executable_path=_chromium(), args=["--no-sandbox"])
+        browser = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         page = browser.new_page(viewport=SIZE)
         begin = time.perf_counter()
         page.goto(path.as_uri())
@@ -160,7 +160,8 @@ def _summary(values: list[float]) -> dict[str, float]:
     }
 
 
-def _chromium() -> str:
+def chromium() -> str:
+    """Where Chromium is. Raises SystemExit."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         raise SystemExit("needs Chromium, such as Debian's package chromium")
