@@ -185,18 +185,14 @@ def explain_check(
     """
     with exits():
         from wsimil.config import load_config
-        from wsimil.errors import ConfigError
-        from wsimil.evaluation.attribution import SCORE_KINDS
+        from wsimil.evaluation.attribution import SCORE_KINDS, kinds_of
         from wsimil.evaluation.faithfulness.flipping import FlipConfig
         from wsimil.stages import explain_check as stage
         from wsimil.stages import text
         from wsimil.stages.progress import reporter
         from wsimil.stages.text_explain import show_explain_check
 
-        wanted = split_names(scores) or ()
-        unknown = [name for name in wanted if name not in SCORE_KINDS]
-        if unknown:
-            raise ConfigError(f"--scores {unknown[0]!r}: wanted some of {', '.join(SCORE_KINDS)}")
+        wanted = () if scores is None else kinds_of(scores)
         options = stage.ExplainOptions(
             cohort_csv=cohort, truth=truth, truth_output=truth_output, split=split,
             scores=tuple(kind for kind in SCORE_KINDS if kind in wanted), device=device,
