@@ -1,4 +1,7 @@
-"""Atomic writes: a file or a folder is whole and at its name, or it is not there."""
+"""Atomic writes: a file or a folder is whole and at its name, or it is not there.
+
+`atomic_path` and what builds on it put the new in the place of the old. What is published stays: whoever comes second is told.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +79,72 @@ def write_bytes(target: Path, data: bytes, *, mode: int = 0o666) -> None:
 def write_text(target: Path, text: str, *, mode: int = 0o666) -> None:
     """Write `text` to `target` atomically, as UTF-8; `mode` as in `write_bytes`."""
     write_bytes(target, text.encode("utf-8"), mode=mode)
+
+
+def publish(data: bytes, target: Path, *, within: Path | None = None) -> bool:
+    """Write `data` to `target` unless something is there; False where it is.
+
+    The temporary file lies in `within`, a folder of the same file system, or beside `target`. Raises OutputError.
+    """
+    temporary = _temporary(target if within is None else within / target.name)
+    try:
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return publish_file(temporary, target)
+    except OSError as error:
+        raise output_error(target, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def publish_file(source: Path, target: Path) -> bool:
+    """Give a file that is whole and synced a second name, unless something is there; False where it is. Raises OutputError."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        # A network file system may have done it and lost the answer.
+        with suppress(OSError):
+            if target.samefile(source):
+                return True
+        raise output_error(target, error) from error
+    _sync_folder(target.parent)
+    return True
+
+
+def publish_folder(source: Path, target: Path) -> bool:
+    """Move a folder that is whole and synced to `target`, unless a folder with something in it is there; False where one is.
+
+    Raises OutputError.
+    """
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise output_error(target, error) from error
+    _sync_folder(target.parent)
+    return True
+
+
+def sync_tree(folder: Path) -> list[Path]:
+    """Bring every file of `folder` to the disk; the files, sorted. Raises OutputError."""
+    files: list[Path] = []
+    try:
+        for parent, folders, names in os.walk(folder):
+            folders.sort()
+            for name in sorted(names):
+                files.append(Path(parent, name))
+                _sync(files[-1])
+            _sync_folder(Path(parent))
+    except OSError as error:
+        raise output_error(folder, error) from error
+    return files
 
 
 def remove_stale(folder: Path) -> int:

@@ -1,0 +1,179 @@
+"""Workers of one machine, a process for each GPU: started, watched, started again, and told to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from wsimil.errors import ConfigError
+from wsimil.files import write_text
+from wsimil.worklist.ledger import Ledger, held_by, read_json
+from wsimil.worklist.plan import WorkPlan
+from wsimil.worklist.worker import IN_A_ROW, Left, Watcher
+
+REQUEUE = 75
+"""Exit code of workers that gave their units back because they were asked to make room (SIGUSR1)."""
+TERMINATED, INTERRUPTED = 143, 130
+STOPS: Mapping[int, int] = {signal.SIGUSR1: REQUEUE, signal.SIGTERM: TERMINATED, signal.SIGINT: INTERRUPTED}
+"""Signals that end a worker in good order, with the exit code of each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """A place for one worker: what it is called, and what its environment has beside ours."""
+
+    device: str
+    env: Mapping[str, str]
+
+
+def seats(gpus: str, workers: int | None, env: Mapping[str, str]) -> list[Seat]:
+    """One seat for each GPU, or `workers` of them on the processor. Raises ConfigError.
+
+    `gpus` is "auto" (all that are visible, else the processor), "all", "none" or how many.
+    """
+    visible = visible_gpus(env)
+    if gpus in ("auto", "all"):
+        chosen = visible
+    elif gpus == "none":
+        chosen = []
+    elif gpus.isdigit() and int(gpus) > 0:
+        chosen = visible[: int(gpus)]
+        if len(chosen) < int(gpus):
+            raise ConfigError(f"--gpus {gpus}: {len(visible)} are visible here; ask for fewer, or for all")
+    else:
+        raise ConfigError(f"--gpus {gpus!r}: wanted all, none or a number")
+    if gpus == "all" and not chosen:
+        raise ConfigError("--gpus all: none is visible here; leave it out to work on the processor")
+    if chosen and workers is not None:
+        raise ConfigError("--workers is for the processor; there is one worker for each GPU, and --gpus none for none")
+    count = len(chosen) or workers or 1
+    threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count))} if count > 1 else {}
+    if not chosen:
+        return [Seat(device="cpu", env={"CUDA_VISIBLE_DEVICES": "", **threads}) for _ in range(count)]
+    return [Seat(device=f"gpu {gpu}", env={"CUDA_VISIBLE_DEVICES": gpu, **threads}) for gpu in chosen]
+
+
+def visible_gpus(env: Mapping[str, str]) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES names, else all that the driver shows; without asking the driver, which takes seconds."""
+    named = env.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [one.strip() for one in named.split(",") if one.strip() not in ("", "-1", "NoDevFiles")]
+    nodes = (re.fullmatch(r"nvidia([0-9]+)", path.name) for path in Path("/dev").iterdir())
+    return sorted((found[1] for found in nodes if found), key=int)
+
+
+def worker_name() -> str:
+    """A name that no other worker has or will have."""
+    host = re.sub(r"[^A-Za-z0-9-]", "-", hostname())
+    return f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+def hostname() -> str:
+    """Of this machine; under Slurm, of the node that Slurm knows it by."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname() or "host"
+
+
+@dataclass(kw_only=True)
+class Supervisor:
+    """Keeps one process in every seat; `command` is what runs a worker of a name, `watcher` hears of those that died."""
+
+    plan: WorkPlan
+    seats: Sequence[Seat]
+    command: Callable[[str], Sequence[str]]
+    watcher: Watcher
+    _children: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _codes: dict[int, int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stop: int = 0
+
+    def run(self) -> int:
+        """Until all have left; the exit code for all of them."""
+        with self._stopping():
+            threads = [threading.Thread(target=self._keep, args=(index,)) for index in range(len(self.seats))]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        if self._stop:
+            return STOPS[self._stop]
+        codes = set(self._codes.values())
+        # Whoever saw all units finished speaks for all; else the most telling.
+        for code in (Left.FINISHED, Left.REFUSED):
+            if code in codes:
+                return int(code)
+        return max(codes - {int(Left.IMPATIENT)}, default=int(Left.IMPATIENT))
+
+    def _keep(self, index: int) -> None:
+        deaths = 0
+        while True:
+            name = worker_name()
+            code = self._sit(index, name)
+            if code is None:
+                return
+            if code < 0:
+                done = self._bury(name, -code)
+                deaths = 0 if done else deaths + 1
+                if deaths >= IN_A_ROW:
+                    code = int(Left.FAULTY)
+            if self._stop or (code >= 0 and code != Left.RENEW):
+                with self._lock:
+                    self._codes[index] = code
+                return
+
+    def _sit(self, index: int, name: str) -> int | None:
+        """Run one worker to its end; its exit code, None where nothing is to be started any more."""
+        seat = self.seats[index]
+        with self._lock:
+            if self._stop:
+                return None
+            env = {**os.environ, **seat.env, "WSIMIL_DEVICE": seat.device}
+            child = subprocess.Popen(self.command(name), env=env)  # noqa: S603  # our own command
+            self._children[index] = child
+        code = child.wait()
+        with self._lock:
+            del self._children[index]
+        return code
+
+    def _bury(self, name: str, number: int) -> bool:
+        """Write down what a worker held that died by a signal; whether it had done anything."""
+        ledger = Ledger(self.plan, worker=f"{name}-supervisor", host=hostname())
+        scanned = ledger.scan()
+        held = held_by(ledger, name, scanned)
+        how = f"its process died by {signal.Signals(number).name}"
+        if number == signal.SIGKILL:
+            how += ", as where memory runs out"
+        self.watcher.note(f"{name}: {how}, holding {', '.join(f'{unit}.{k}' for unit, k in held) or 'nothing'}")
+        for unit_id, attempt in held:
+            ledger.close_of(unit_id, attempt, "err" if len(held) == 1 else "suspect", how, worker=name)
+        path = ledger.card.with_name(f"{name}.json")
+        card = read_json(path)
+        if card:
+            write_text(path, json.dumps({**card, "left": how, "held": []}))
+        done = card.get("done")
+        return isinstance(done, dict) and any(one["units"] for one in done.values())
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        def stop(number: int, _: FrameType | None) -> None:
+            self._stop = self._stop or number
+            # Not under the lock: this runs in the middle of whatever the main thread does, and that is only waiting.
+            for child in list(self._children.values()):
+                child.send_signal(number)
+
+        before = {number: signal.signal(number, stop) for number in STOPS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

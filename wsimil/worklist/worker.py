@@ -1,0 +1,371 @@
+"""One process that takes units, largest first, until nothing is left of its stages."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol, TypeAlias
+
+from wsimil.errors import OutputError, WsimilError
+from wsimil.files import output_error
+from wsimil.provenance import Json
+from wsimil.worklist.attempts import Attempts
+from wsimil.worklist.commit import begin, commit, sweep
+from wsimil.worklist.faults import is_fault
+from wsimil.worklist.ledger import Attempt, Ledger
+from wsimil.worklist.plan import Stage, Unit, WorkPlan
+
+IN_A_ROW = 3
+"""After so many faults of its own, one upon the other, a worker leaves."""
+_BEATS = 6
+_LONGEST_NAP_S = 5.0
+
+
+class Left(IntEnum):
+    """Why a worker left, as an exit code."""
+
+    FINISHED = 0
+    REFUSED = 3
+    FAULTY = 4
+    IMPATIENT = 5
+    RENEW = 76
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """The results of a try lie in its scratch folder; each of `folders` in it is one piece. `summary` goes into the receipt."""
+
+    attempt: Attempt
+    folders: tuple[str, ...] = ()
+    summary: Json = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """A try made nothing; `fault` says that the machine is to blame and not the unit."""
+
+    attempt: Attempt
+    reason: str
+    fault: bool = False
+
+
+Outcome: TypeAlias = Made | Failed
+
+
+class Runner(Protocol):
+    """Does units of one stage, and keeps warm what they share."""
+
+    def run(self, attempts: Iterator[Attempt]) -> Generator[Outcome, None, None]:
+        """Answer every attempt once, in any order; the next may be asked for, from any thread, before the last is answered.
+
+        Raises what concerns all units.
+        """
+        ...
+
+
+class Watcher(Protocol):
+    """Hears what a worker does."""
+
+    def note(self, text: str) -> None:
+        """One line for a person."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class _Done:
+    units: int = 0
+    cost: float = 0.0
+    bad: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Board:
+    """A stage as it was seen last."""
+
+    fresh: list[Unit]
+    again: list[tuple[Unit, Attempts]]
+    held: int
+    unfinished: int
+    bad: int
+
+
+@dataclass(kw_only=True)
+class Worker:
+    """Pulls units of `ledger`; `device` is said to whoever watches, `patience_s` is how long it waits for others' units."""
+
+    ledger: Ledger
+    runner: Callable[[Stage], Runner]
+    watcher: Watcher
+    device: str = "cpu"
+    patience_s: float = math.inf
+    _held: dict[str, tuple[Attempt, float]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _done: dict[str, _Done] = field(default_factory=dict)
+    _in_a_row: int = 0
+    _faulty: bool = False
+    _succeeded: bool = False
+    _stage: str = ""
+    _begun: float = field(default_factory=time.monotonic)
+    _stage_begun: float = 0.0
+    _ending: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, stages: Sequence[Stage]) -> Left:
+        """Work until all units of `stages` are finished, or there is a reason to leave. What it holds then is handed back."""
+        left: Left | None = None
+        why = "interrupted"
+        try:
+            with self._beating():
+                for stage in stages:
+                    left = self._work(stage)
+                    if left is not Left.FINISHED:
+                        break
+                left = Left.FINISHED if left is None else left
+                why = left.name.lower()
+                return left
+        except BaseException as error:
+            why = f"{type(error).__name__}: {error}" if str(error) else "interrupted"
+            raise
+        finally:
+            self._ending.set()
+            for attempt, _ in list(self._held.values()):
+                with suppress(OutputError):
+                    self.ledger.close(attempt, "back", f"its worker left: {why}")
+            self._held.clear()
+            with suppress(OutputError):
+                self._write_card(left=why)
+
+    def _work(self, stage: Stage) -> Left:
+        self._stage = stage.name
+        runner: Runner | None = None
+        waited_since: float | None = None
+        nap = 0.05
+        self._stage_begun = time.monotonic()
+        while True:
+            board = self._survey(stage)
+            if refuses(self.ledger.plan, stage, board.bad):
+                return Left.REFUSED
+            if not board.unfinished:
+                sweep(self.ledger)
+                return Left.FINISHED
+            before = self._done.setdefault(stage.name, _Done()).units, self._in_a_row
+            if board.fresh or board.again:
+                runner = runner or self.runner(stage)
+                left = self._pull_and_answer(stage, runner, board)
+                if left is not None:
+                    return left
+                if before != (self._done[stage.name].units, self._in_a_row):
+                    waited_since, nap = None, 0.05
+                    continue
+            now = time.monotonic()
+            waited_since = waited_since or now
+            alone = not board.held and not board.fresh and not board.again
+            if alone and (now - waited_since > self.ledger.plan.lease_s or not self.ledger.others_alive()):
+                return Left.RENEW  # what is left failed in this very process, and there is nobody else to try it
+            if now - waited_since > self.patience_s:
+                return Left.IMPATIENT
+            self._ending.wait(nap)
+            nap = min(2 * nap, _LONGEST_NAP_S, self.ledger.plan.lease_s / 4)
+
+    def _survey(self, stage: Stage) -> _Board:
+        """What can be claimed: what was never tried by cost, then what was tried before, what failed on this host last."""
+        scanned = self.ledger.scan()
+        board = _Board([], [], 0, 0, 0)
+        last: list[Unit] = []
+        for unit in stage.units:
+            attempts = scanned.get(unit.id)
+            if attempts is not None and attempts.is_finished:
+                board.bad += attempts.is_bad
+            elif unit.last:
+                last.append(unit)
+            else:
+                self._sort(board, unit, attempts)
+        if not board.unfinished:
+            for unit in last:
+                self._sort(board, unit, scanned.get(unit.id))
+        elif last:
+            board.unfinished += len(last)
+        board.fresh.sort(key=lambda unit: (-unit.cost, unit.id))
+        board.again.sort(key=lambda pair: (self.ledger.failed_on_host(pair[0].id, pair[1]), -pair[0].cost, pair[0].id))
+        return board
+
+    def _sort(self, board: _Board, unit: Unit, attempts: Attempts | None) -> None:
+        board.unfinished += 1
+        if attempts is None:
+            board.fresh.append(unit)
+        elif attempts.is_held and not self.ledger.is_silent(unit.id, attempts.newest):
+            board.held += 1
+        elif not self.ledger.failed_here(unit.id, attempts):
+            board.again.append((unit, attempts))
+
+    def _pull_and_answer(self, stage: Stage, runner: Runner, board: _Board) -> Left | None:
+        """All that the board shows: what may be done side by side in one stream, then each of the others alone."""
+        beside = [pair for pair in board.again if not _is_alone(pair[1])]
+        left = self._answer(stage, runner, self._claims(stage, board.fresh, beside))
+        for unit, attempts in board.again:
+            if left is not None:
+                return left
+            if _is_alone(attempts) and (attempt := self._claim(unit, attempts)) is not None:
+                left = self._answer(stage, runner, iter([attempt]))
+        return left
+
+    def _claims(self, stage: Stage, fresh: list[Unit], beside: list[tuple[Unit, Attempts]]) -> Iterator[Attempt]:
+        """Claim one after the other as they are asked for; ends where a look at the folder is due, or something must be alone."""
+        due = time.monotonic() + self.ledger.plan.lease_s / 2
+        waiting = sorted([(unit, None) for unit in fresh] + list(beside), key=lambda pair: (-pair[0].cost, pair[0].id))
+        for unit, attempts in waiting:
+            if self._ending.is_set() or time.monotonic() > due:
+                return
+            attempt = self._claim(unit, attempts)
+            if attempt is not None:
+                yield attempt
+
+    def _claim(self, unit: Unit, attempts: Attempts | None) -> Attempt | None:
+        attempt = self.ledger.claim(unit, attempts)
+        if attempt is None:
+            return None
+        with self._lock:
+            self._held[attempt.id] = attempt, time.monotonic()
+        try:
+            begin(attempt)
+        except OutputError as error:
+            self._fail(Failed(attempt=attempt, reason=str(error), fault=True))
+            return None
+        return attempt
+
+    def _answer(self, stage: Stage, runner: Runner, attempts: Iterator[Attempt]) -> Left | None:
+        try:
+            with closing(runner.run(attempts)) as outcomes:
+                for outcome in outcomes:
+                    if isinstance(outcome, Made):
+                        self._keep(stage, outcome)
+                    else:
+                        self._fail(outcome)
+                    if self._must_leave():
+                        return Left.FAULTY
+        except Exception as error:  # noqa: BLE001 - it ends this stream, and counts against this worker
+            self._blame(error)
+        return Left.FAULTY if self._must_leave() else None
+
+    def _keep(self, stage: Stage, made: Made) -> None:
+        attempt = made.attempt
+        begun = self._held[attempt.id][1]
+        seconds = time.monotonic() - begun
+        try:
+            first = commit(self.ledger, attempt, folders=made.folders, summary=made.summary, seconds=seconds)
+        except OutputError as error:
+            self._fail(Failed(attempt=attempt, reason=str(error), fault=True))
+            return
+        with self._lock:
+            del self._held[attempt.id]
+        self._in_a_row, self._succeeded = 0, True
+        done = self._done[stage.name]
+        done.units, done.cost = done.units + 1, done.cost + attempt.unit.cost
+        done.seconds = time.monotonic() - self._stage_begun
+        with suppress(OutputError):
+            self._write_card()
+        late = "" if first else ", which another worker had done meanwhile"
+        self.watcher.note(f"{attempt.id} {attempt.unit.name}: done in {seconds:.1f} s{late}")
+
+    def _fail(self, failed: Failed) -> None:
+        attempt = failed.attempt
+        with self._lock:
+            self._held.pop(attempt.id, None)
+        self._in_a_row += 1
+        self.watcher.note(
+            f"{attempt.id} {attempt.unit.name}: {'FAULT OF THIS WORKER' if failed.fault else 'FAILED'}: {failed.reason}"
+        )
+        if self.ledger.look(attempt.unit.id).done:
+            self._in_a_row -= 1  # another worker's results are out, and our folder may have been cleared away under us
+            self.ledger.close(attempt, "back", failed.reason)
+            return
+        self._done[self._stage].bad += 1
+        self._faulty = failed.fault
+        try:
+            self.ledger.close(attempt, "fault" if failed.fault else "err", failed.reason)
+        except OutputError as error:  # a full disk cannot take the note either; the try ends in silence
+            self.watcher.note(f"{attempt.id}: its failure could not be written down: {error}")
+
+    def _blame(self, error: Exception) -> None:
+        """What concerned all units of a stream: one that was alone has caused it, of several nobody knows which."""
+        with self._lock:
+            held = [attempt for attempt, _ in self._held.values()]
+            self._held.clear()
+        reason = str(error) if isinstance(error, WsimilError) else f"unexpected {type(error).__name__}: {error}"
+        if len(held) == 1:
+            self._fail(Failed(attempt=held[0], reason=reason, fault=is_fault(error)))
+            return
+        self._in_a_row += 1
+        self._faulty = True
+        self.watcher.note(f"FAULT OF THIS WORKER: {reason}")
+        for attempt in held:
+            self.ledger.close(attempt, "suspect", reason)
+        if not held:
+            raise error
+
+    def _must_leave(self) -> bool:
+        if self._in_a_row < IN_A_ROW:
+            return False
+        # Slides that are bad are no reason, unless nothing ever succeeded here while others are at work.
+        return self._faulty or (not self._succeeded and self.ledger.others_alive())
+
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        self._write_card()
+        thread = threading.Thread(target=self._beat, name="beat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ending.set()
+            thread.join()
+
+    def _beat(self) -> None:
+        while not self._ending.wait(self.ledger.plan.lease_s / _BEATS):
+            with self._lock:
+                held = [attempt for attempt, _ in self._held.values()]
+            self.ledger.beat(held)
+            with suppress(OutputError):
+                self._write_card()
+
+    def _write_card(self, *, left: str = "") -> None:
+        with self._lock:
+            held = [attempt.id for attempt, _ in self._held.values()]
+        card: Mapping[str, Json] = {
+            "worker": self.ledger.worker,
+            "host": self.ledger.host,
+            "pid": os.getpid(),
+            "device": self.device,
+            "stage": self._stage,
+            "held": list(held),
+            "left": left,
+            "lived_s": round(time.monotonic() - self._begun, 1),
+            "done": {
+                name: {"units": one.units, "cost": one.cost, "failed": one.bad, "seconds": round(one.seconds, 1)}
+                for name, one in self._done.items()
+            },
+        }
+        # Whole or not at all, and not worth a sync: it is written after every unit, and again at the next beat.
+        fresh = self.ledger.card.with_suffix(".new")
+        try:
+            with self._lock:
+                fresh.write_text(json.dumps(card), encoding="utf-8")
+                fresh.replace(self.ledger.card)
+        except OSError as error:
+            raise output_error(self.ledger.card, error) from error
+
+
+def refuses(plan: WorkPlan, stage: Stage, bad: int) -> bool:
+    """Whether more units of a stage are set aside than the plan allows, so that nothing is built on the rest."""
+    return bad > plan.max_bad * len(stage.units)
+
+
+def _is_alone(attempts: Attempts) -> bool:
+    return attempts.is_alone or attempts.is_held
