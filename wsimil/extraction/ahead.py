@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -11,24 +13,25 @@ R = TypeVar("R")
 
 
 def ahead(
-    items: Sequence[T], work: Callable[[T], R], *, threads: int, discard: Callable[[R], None]
+    items: Iterable[T], work: Callable[[T], R], *, threads: int, discard: Callable[[R], None]
 ) -> Generator[tuple[int, T, Future[R]], None, None]:
     """Yield position, item and finished result of every item, in order; `threads` and one more are under way.
 
-    What was made and never asked for, because the caller ended early, goes to `discard`.
+    An item is asked for when there is room for it. What was made and never asked for, because the caller ended early, goes to
+    `discard`.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="prepare") as pool:
-        futures: dict[int, Future[R]] = {}
+        under_way: deque[tuple[int, T, Future[R]]] = deque()
+        numbered = enumerate(items)
         try:
-            for index, item in enumerate(items):
-                for next_one in range(index, min(index + threads + 1, len(items))):
-                    if next_one not in futures:
-                        futures[next_one] = pool.submit(work, items[next_one])
-                future = futures[index]
-                future.exception()  # waits, and leaves what was raised to the caller
-                del futures[index]
-                yield index, item, future
+            while True:
+                for index, item in islice(numbered, threads + 1 - len(under_way)):
+                    under_way.append((index, item, pool.submit(work, item)))
+                if not under_way:
+                    return
+                under_way[0][2].exception()  # waits, and leaves what was raised to the caller
+                yield under_way.popleft()
         finally:
-            for future in futures.values():
+            for _, _, future in under_way:
                 if not future.cancel() and future.exception() is None:
                     discard(future.result())

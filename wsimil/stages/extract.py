@@ -29,7 +29,7 @@ from wsimil.slides.mpp import METADATA_DISAGREE
 from wsimil.stages.device import resolve_devices
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
-from wsimil.stages.slide_work import SlideOutcome, SlideWork, Status
+from wsimil.stages.slide_work import Place, SlideOutcome, SlideWork, Status
 from wsimil.store import open_store
 
 
@@ -102,7 +102,8 @@ def extract(
         if shard is None or not old.name.endswith(f"-of-{shard.count}.csv"):
             old.unlink()
     trace = Trace() if profile else None
-    work = SlideWork(config, encoders[0], spec, store, out, clashes(sources), trace)
+    place = Place(store=store, out=out, complete=store)
+    work = SlideWork(config, encoders[0], spec, lambda _: place, clashes(sources), trace)
     outcomes: list[SlideOutcome] = []
     reporter.begin("slides", len(mine))
     with _log(out / f"extract{suffix}.jsonl") as log, closing(work.ready(mine)) as ready:

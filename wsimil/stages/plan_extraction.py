@@ -22,7 +22,7 @@ from wsimil.geometry import TileSpec
 from wsimil.stages.extract import encoders_and_spec, refuse_lost_masks, tell_mpp
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
-from wsimil.stages.slide_work import SlideWork, close
+from wsimil.stages.slide_work import Place, SlideWork, close
 from wsimil.store import open_store
 
 
@@ -64,7 +64,8 @@ def plan(
     refuse_lost_masks(config)
     store = open_store(out, mode="r", backend=config.store) if out.is_dir() else None
     mine = shard.take(list(sources)) if shard else list(sources)
-    work = SlideWork(config, encoder, spec, store, out, clashes(sources))
+    place = Place(store=store, out=out, complete=store)
+    work = SlideWork(config, encoder, spec, lambda _: place, clashes(sources))
     rows: list[PlannedSlide] = []
     rate, measured = 0.0, 0
     reporter.begin("slides", len(mine))

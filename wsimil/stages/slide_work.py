@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -30,6 +30,7 @@ from wsimil.provenance import Provenance
 from wsimil.quality.measure import measure, refusals
 from wsimil.store import FeatureStore
 from wsimil.store.base import slide_path
+from wsimil.worklist.faults import is_fault
 
 Status: TypeAlias = Literal["done", "skipped", "failed"]
 Made: TypeAlias = "tuple[PreparedSlide | CompleteSlide, float]"
@@ -41,7 +42,8 @@ class SlideOutcome:
     """How one slide went.
 
     `tiles` were encoded, `dropped` is how many were beyond each limit of quality (a tile may be beyond several), `quality` the
-    median of what was measured. `step` names where a failure happened, `digest` is of the slide's content.
+    median of what was measured. `step` names where a failure happened, `fault` says that the machine is to blame for it and not
+    the slide, `digest` is of the slide's content.
     """
 
     slide_id: str
@@ -51,6 +53,7 @@ class SlideOutcome:
     step: str = ""
     reason: str = ""
     trace: str = ""
+    fault: bool = False
     digest: str = ""
     dropped: Mapping[str, int] = field(default_factory=dict)
     quality: Mapping[str, float] = field(default_factory=dict)
@@ -65,20 +68,31 @@ class SlideOutcome:
         return f"{self.slide_id}: {self.tiles} tiles" + (f" ({dropped})" if dropped else "")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where what a slide becomes is written: features into `store`, pictures into `out`.
+
+    `complete` is looked at for a slide whose recipe is done already. A store is None where nothing is written, or there is none.
+    """
+
+    store: FeatureStore | None
+    out: Path
+    complete: FeatureStore | None
+
+
 class SlideWork:
-    """What is done with each slide before and after the engine has it."""
+    """What is done with each slide before and after the engine has it; `place` says where a slide is written."""
 
     def __init__(
         self,
         config: ExtractConfig,
         encoder: Encoder,
         spec: TileSpec,
-        store: FeatureStore | None,
-        out: Path,
-        refused: dict[str, list[Path]],
+        place: Callable[[SlideSource], Place],
+        refused: Mapping[str, Sequence[Path]],
         trace: Trace | None = None,
     ) -> None:
-        self._config, self._encoder, self._spec, self._store, self._out = config, encoder, spec, store, out
+        self._config, self._encoder, self._spec, self._place = config, encoder, spec, place
         self._refused, self._trace = refused, trace
         self.prepared: dict[int, PreparedSlide] = {}
         self._complete: dict[int, CompleteSlide] = {}
@@ -90,22 +104,23 @@ class SlideWork:
         with self._span("prepare", source.slide_id):
             if source.slide_id in self._refused:
                 raise SlideError(_clash(source, self._refused))
-            slide_path(self._out, source.slide_id, "")  # refuses an id that cannot be a file name, before any work
+            place = self._place(source)
+            slide_path(place.out, source.slide_id, "")  # refuses an id that cannot be a file name, before any work
             found = prepare(
                 source, encoder=self._encoder, spec=self._spec, config=self._config,
-                is_done=lambda recipe: _is_done(self._store, source.slide_id, recipe),
+                is_done=lambda recipe: _is_done(place.complete, source.slide_id, recipe),
             )  # fmt: skip
         return found, time.perf_counter() - begin
 
     def prepared_ahead(
-        self, sources: Sequence[SlideSource]
+        self, sources: Iterable[SlideSource]
     ) -> Generator[tuple[int, SlideSource, Future[Made]], None, None]:
         """Every source and what became of it, the next ones under way meanwhile."""
         return ahead(
             sources, self.prepare, threads=max(1, self._config.readers // 4), discard=lambda made: close(made[0])
         )
 
-    def ready(self, sources: Sequence[SlideSource]) -> Generator[Ready, None, None]:
+    def ready(self, sources: Iterable[SlideSource]) -> Generator[Ready, None, None]:
         """What the engine asks for, in a thread of its own."""
         for index, _, future in self.prepared_ahead(sources):
             error = future.exception()
@@ -152,7 +167,7 @@ class SlideWork:
                 return self._outcome(source, ended, "skipped", digest=self._complete.pop(ended.key).digest)
             if error is None and prepared is not None and ended.features is not None:
                 step = "write"
-                tiles = self._write(prepared, ended.features, ended)
+                tiles = self._write(self._place(source), prepared, ended.features, ended)
                 dropped = {limit: int(beyond.sum()) for limit, beyond in ended.beyond.items()}
                 return self._outcome(
                     source, ended, "done", tiles=tiles, dropped=dropped, digest=prepared.slide.info.digest,
@@ -165,12 +180,14 @@ class SlideWork:
         finally:
             close(prepared)
         if isinstance(error, WsimilError):
-            return self._outcome(source, ended, "failed", step=step, reason=str(error))
+            return self._outcome(source, ended, "failed", step=step, reason=str(error), fault=is_fault(error))
         reason = f"unexpected {type(error).__name__}: {error}"
         trace = "".join(traceback.format_exception(error))
-        return self._outcome(source, ended, "failed", step=step, reason=reason, trace=trace)
+        return self._outcome(
+            source, ended, "failed", step=step, reason=reason, trace=trace, fault=error is not None and is_fault(error)
+        )
 
-    def _write(self, prepared: PreparedSlide, features: Features, ended: Ended) -> int:
+    def _write(self, place: Place, prepared: PreparedSlide, features: Features, ended: Ended) -> int:
         """Write what is kept; how many tiles that is."""
         begin = time.perf_counter()
         kept = np.ones(len(prepared.grid), dtype=np.bool_)
@@ -179,26 +196,27 @@ class SlideWork:
         grid = replace(prepared.grid, xy0=prepared.grid.xy0[kept], tissue=prepared.grid.tissue[kept])
         quality = {name: values[kept] for name, values in ended.values.items()}
         with self._span("write", prepared.slide.info.slide_id):
-            write_pictures(prepared, self._out, thumbnail_px=self._config.thumbnail_px, beyond=ended.beyond)
-            if self._store is not None:
+            write_pictures(prepared, place.out, thumbnail_px=self._config.thumbnail_px, beyond=ended.beyond)
+            if place.store is not None:
                 rows = features if kept.all() else features[kept]
-                self._store.write(FeatureBag(grid=grid, features=rows, provenance=prepared.provenance, quality=quality))
+                place.store.write(FeatureBag(grid=grid, features=rows, provenance=prepared.provenance, quality=quality))
         ended.seconds.write = time.perf_counter() - begin
         return len(grid)
 
     def _outcome(
         self, source: SlideSource, ended: Ended, status: Status, *, tiles: int = 0, step: str = "", reason: str = "",
-        trace: str = "", digest: str = "", dropped: Mapping[str, int] | None = None,
+        trace: str = "", fault: bool = False, digest: str = "", dropped: Mapping[str, int] | None = None,
         quality: Mapping[str, float] | None = None,
     ) -> SlideOutcome:  # fmt: skip
-        if status == "failed" and self._store is not None and source.slide_id in self._store:
+        older = self._place(source).complete if status == "failed" else None
+        if older is not None and source.slide_id in older:
             reason += (
                 f". An older feature file of it is still there, of another recipe or of another content: remove"
-                f" {self._store.path(source.slide_id)} unless you want it"
+                f" {older.path(source.slide_id)} unless you want it"
             )
         return SlideOutcome(
             slide_id=source.slide_id, path=source.path, status=status, tiles=tiles, step=step, reason=reason, trace=trace,
-            digest=digest, stages=ended.seconds, dropped=dropped or {}, quality=quality or {},
+            fault=fault, digest=digest, stages=ended.seconds, dropped=dropped or {}, quality=quality or {},
         )  # fmt: skip
 
     def _span(self, name: str, slide_id: str) -> AbstractContextManager[None]:
@@ -220,7 +238,7 @@ def _is_done(store: FeatureStore | None, slide_id: str, recipe: Provenance) -> b
         return False  # broken or foreign: it is made anew
 
 
-def _clash(source: SlideSource, refused: dict[str, list[Path]]) -> str:
+def _clash(source: SlideSource, refused: Mapping[str, Sequence[Path]]) -> str:
     names = ", ".join(str(path) for path in refused[source.slide_id])
     return (
         f"slide id {source.slide_id!r} names {len(refused[source.slide_id])} files: {names}; rename one, or give different"

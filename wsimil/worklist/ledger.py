@@ -126,7 +126,10 @@ class Ledger:
         for entry in os.scandir(self.card.parent):
             if entry.name.endswith(".json") and entry.name[0] != "." and entry.name != self.card.name:
                 with suppress(FileNotFoundError):
-                    if now - entry.stat().st_mtime <= self.plan.lease_s and read_json(Path(entry.path)).get("left") == "":
+                    if (
+                        now - entry.stat().st_mtime <= self.plan.lease_s
+                        and read_json(Path(entry.path)).get("left") == ""
+                    ):
                         return True
         return False
 
