@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import cast
+
 import numpy as np
 from numpy.typing import NDArray
 
 from wsimil.export.heatmap import DISPLAY_PERCENTILE
 from wsimil.export.scores import ScoreTable
 from wsimil.export.shown import Kind, shown
+from wsimil.provenance import Json
 
 _LEVELS = 513
 
@@ -26,6 +30,20 @@ class CohortRange:
         self._values: dict[str, list[NDArray[np.float32]]] = {}
         self._weights: dict[str, list[float]] = {}
         self._ends: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Json]) -> CohortRange:
+        """The range that `to_json` told of; nothing can be added to it."""
+        found = cls()
+        for kind, said in tree.items():
+            end, slides = cast("tuple[float, int]", said)
+            found._ends[kind], found._counts[kind] = end, slides
+        return found
+
+    def to_json(self) -> dict[str, Json]:
+        """The end of each kind of score, and of how many slides it is."""
+        return {kind: [self._end(kind), len(parts)] for kind, parts in self._values.items()}
 
     def add(self, table: ScoreTable, name: str) -> None:
         """Count in what a map of this score shows of one slide. Raises KeyError where the table has no such score."""
@@ -41,7 +59,8 @@ class CohortRange:
 
     def slides(self, name: str) -> int:
         """How many slides were counted in for the kind of this score."""
-        return len(self._values.get(_kind(name), []))
+        kind = _kind(name)
+        return self._counts.get(kind, len(self._values.get(kind, [])))
 
     def span(self, name: str, kind: Kind) -> tuple[float, float]:
         """The two ends: symmetric about 0 for signed values, else from 0. (-1, 1) or (0, 1) where no slide was counted in."""

@@ -61,6 +61,18 @@ class WorkItem:
             }
         )
 
+    def mark_done(self) -> None:
+        """Leave it as it is from now on. Raises OutputError."""
+        write_text(self.out / _DONE, json.dumps({"digest": self.digest()}) + "\n")
+
+    def is_done(self) -> bool:
+        """Whether its folder holds this very run, finished."""
+        try:
+            said = json.loads((self.out / _DONE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(said, dict) and said.get("digest") == self.digest()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudySummary:
@@ -132,29 +144,39 @@ def crossval(
             plan(item.config, item.features, item.cohort)
         except WsimilError as error:
             raise type(error)(f"config {name}: {error}") from None
-    before = [item for item in items if _is_done(item)]
+    before = [item for item in items if item.is_done()]
     open_items = [item for item in items if item not in before]
     for item in open_items:
         write_text(item.config_file, item.config.to_yaml())
-    study = [{"name": item.name, "out": str(item.out.relative_to(out)), "command": item.command()} for item in items]
-    write_text(out / "study.json", json.dumps(study, indent=1) + "\n")
+    write_study(items, out)
     reporter.begin("runs", len(open_items))
     failures: dict[str, str] = {}
     for item, reason in outcomes(open_items, workers):
         if reason is not None:
             failures[item.name] = reason
         reporter.finish_item(f"{item.name}: {'done' if reason is None else 'failed: ' + reason}")
-    _write_failures(out / "failures.csv", failures)
-    finished = [item for item in items if item.name not in failures]
-    configs = summarized(finished)
-    write_text(out / "summary.json", json.dumps(_json(configs), indent=1) + "\n")
-    write_text(out / "summary.csv", _csv(configs))
+    configs = sum_up(items, failures, out)
     return StudySummary(
         done=tuple(item.name for item in open_items if item.name not in failures),
         before=tuple(item.name for item in before),
         failures=failures,
         configs=configs,
     )
+
+
+def write_study(items: Sequence[WorkItem], out: Path) -> None:
+    """Write study.json into `out`: each run with its folder and command. Raises OutputError."""
+    study = [{"name": item.name, "out": str(item.out.relative_to(out)), "command": item.command()} for item in items]
+    write_text(out / "study.json", json.dumps(study, indent=1) + "\n")
+
+
+def sum_up(items: Sequence[WorkItem], failures: Mapping[str, str], out: Path) -> Mapping[str, Mapping[str, RunSpread]]:
+    """Metrics of each config over the runs that did not fail, written as summary.json and .csv beside failures.csv."""
+    _write_failures(out / "failures.csv", failures)
+    configs = summarized([item for item in items if item.name not in failures])
+    write_text(out / "summary.json", json.dumps(_json(configs), indent=1) + "\n")
+    write_text(out / "summary.csv", _csv(configs))
+    return configs
 
 
 def summarized(items: Sequence[WorkItem]) -> dict[str, dict[str, RunSpread]]:
@@ -241,16 +263,8 @@ def _train(item: WorkItem, share: int) -> str | None:
         return str(error)
     except (RuntimeError, MemoryError) as error:  # what torch raises where memory runs out
         return f"{type(error).__name__}: {error}"
-    write_text(item.out / _DONE, json.dumps({"digest": item.digest()}) + "\n")
+    item.mark_done()
     return None
-
-
-def _is_done(item: WorkItem) -> bool:
-    try:
-        said = json.loads((item.out / _DONE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(said, dict) and said.get("digest") == item.digest()
 
 
 def _write_failures(path: Path, failures: Mapping[str, str]) -> None:

@@ -127,7 +127,7 @@ def extract(
                         outcomes.append(outcome)
                         log(outcome)
                         if outcome.status == "failed":
-                            _write_failures(failures_csv, outcomes)
+                            write_failures(failures_csv, [one for one in outcomes if one.status == "failed"])
                         reporter.finish_item(str(outcome))
     if trace is not None:
         trace.write(out / f"profile{suffix}.json")
@@ -200,6 +200,15 @@ def _duplicates(outcomes: Sequence[SlideOutcome]) -> tuple[tuple[str, ...], ...]
     return tuple(tuple(ids) for ids in same.values() if len(ids) > 1)
 
 
+def write_failures(path: Path, failed: Sequence[SlideOutcome]) -> None:
+    """Write failures.csv. Raises OutputError."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["slide_id", "path", "step", "reason"])
+    writer.writerows([o.slide_id, o.path, o.step, o.reason] for o in failed)
+    write_text(path, printable(text.getvalue()))
+
+
 @contextmanager
 def _log(path: Path) -> Iterator[Callable[[SlideOutcome], None]]:
     """Yield a function that adds one JSON line for one slide, flushed at once."""
@@ -210,19 +219,7 @@ def _log(path: Path) -> Iterator[Callable[[SlideOutcome], None]]:
     with handle:
 
         def add(outcome: SlideOutcome) -> None:
-            line = {
-                "time": datetime.now(UTC).isoformat(timespec="seconds"),
-                "slide_id": outcome.slide_id,
-                "status": outcome.status,
-                "tiles": outcome.tiles,
-                "digest": outcome.digest,
-                "dropped": dict(outcome.dropped),
-                "quality": dict(outcome.quality),
-                "stages": outcome.stages.rounded(),
-                "step": outcome.step,
-                "reason": outcome.reason,
-                "trace": outcome.trace,
-            }
+            line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **outcome.to_json()}
             try:
                 handle.write(json.dumps(line) + "\n")
                 handle.flush()
@@ -230,11 +227,3 @@ def _log(path: Path) -> Iterator[Callable[[SlideOutcome], None]]:
                 raise output_error(path, error) from error
 
         yield add
-
-
-def _write_failures(path: Path, outcomes: Sequence[SlideOutcome]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["slide_id", "path", "step", "reason"])
-    writer.writerows([o.slide_id, o.path, o.step, o.reason] for o in outcomes if o.status == "failed")
-    write_text(path, printable(text.getvalue()))

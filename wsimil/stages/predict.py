@@ -93,7 +93,7 @@ def predict(
     cohort = _labels(cohort_csv, trained, names)
     check_writable(out)
     failures: dict[str, str] = {}
-    _refuse_unknown_score(trained, options)
+    refuse_unknown_score(trained, options)
     features, store, ids = _features(source, out, trained, options, reporter, failures)
     learned = learned_from(run, trained.bag)
     if names is not None and options.pseudonyms is not None:
@@ -102,7 +102,7 @@ def predict(
         save_pseudonyms(options.pseudonyms, names)
     _refuse_wrong_folder(trained, store, ids)
     _remove_earlier_results(out)
-    units, unknown = _units(ids, owners, failures)
+    units, unknown = units_of(ids, owners, failures)
     if names is not None:
         # The order of a patient's slides counts for some methods: answers are those under ids.
         units = {unit: tuple(sorted(slides, key=names.identity)) for unit, slides in units.items()}
@@ -128,8 +128,7 @@ def predict(
             continue
         answers.append(said.answer)
         reporter.finish_item(said.line)
-    answers += [Answer(slide_id=unit, values=None, status=f"failed: {reason}") for unit, reason in failures.items()]
-    summary = _conclude(answers, failures, trained, run, learned, cohort, out)
+    summary = conclude(answers, failures, trained, run, learned, cohort, out)
     if names is not None and cohort_csv is not None and has_columns(cohort_csv, trained.task):
         known = read_cohort(cohort_csv, task=trained.task).renamed(names.name)
         write_text(out / COHORT, known.to_csv())
@@ -194,7 +193,7 @@ def _labels(cohort_csv: Path | None, trained: TrainedModel, names: Pseudonyms | 
     return cohort.by_patient() if trained.bag == "patient" else cohort
 
 
-def _units(
+def units_of(
     ids: Sequence[str], owners: Mapping[str, str] | None, failures: dict[str, str]
 ) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """What is answered for, with its slides, and slides whose patient nobody knows; a patient with a failed slide has failed."""
@@ -256,7 +255,7 @@ def _features(
     return folder, open_store(folder, mode="w", backend=config.store), extracted
 
 
-def _refuse_unknown_score(trained: TrainedModel, options: PredictOptions) -> None:
+def refuse_unknown_score(trained: TrainedModel, options: PredictOptions) -> None:
     """Ask the model, on two made-up instances, which scores it gives. Raises ConfigError."""
     if options.score is None and options.scores is None:
         return
@@ -307,8 +306,8 @@ def _remove_earlier_results(out: Path) -> None:
     remove_exports(out)
 
 
-def _conclude(
-    answers: Sequence[Answer],
+def conclude(
+    given: Sequence[Answer],
     failures: Mapping[str, str],
     trained: TrainedModel,
     run: Path,
@@ -316,6 +315,9 @@ def _conclude(
     cohort: Cohort | None,
     out: Path,
 ) -> PredictSummary:
+    """Write predictions, who answered, metrics and failures into `out`. Raises OutputError."""
+    failed = [Answer(slide_id=unit, values=None, status=f"failed: {reason}") for unit, reason in failures.items()]
+    answers = [*given, *failed]
     patients = {} if cohort is None else {slide.slide_id: slide.patient_id for slide in cohort.slides}
     seen = tuple(a.slide_id for a in answers if learned.knows(a.slide_id, patients.get(a.slide_id)))
     if cohort is None:

@@ -138,11 +138,18 @@ class Desk:
         for slide_id, name in self.waiting:
             interrupt.check()
             reporter.item(slide_id, 0)
-            table = read_scores(self._path(slide_id))
-            span = self.cohort.span(name, shown(table, name).kind)
-            self._draw(table, raw_heatmap(table, name, cohort_range=span, slides=self.cohort.slides(name)))
+            self.overlay(read_scores(self._path(slide_id)), name)
             reporter.finish_item(f"{slide_id}: overlay of {name}")
         self.waiting.clear()
+
+    def overlay(self, table: ScoreTable, name: str) -> None:
+        """The overlay of a slide, in the colors of the cohort's range."""
+        span = self.cohort.span(name, shown(table, name).kind)
+        self._draw(table, raw_heatmap(table, name, cohort_range=span, slides=self.cohort.slides(name)))
+
+    def shown_score(self, table: ScoreTable) -> str:
+        """The score that overlays show."""
+        return self.options.score or table.main_score
 
     def _line(self, unit: str, prediction: Prediction, tiles: str, tables: Sequence[ScoreTable]) -> str:
         share = self.trained.task.confidence(prediction.values)
@@ -159,7 +166,7 @@ class Desk:
         if not options.heatmaps:
             return table
         self._write("qupath", table)
-        name = options.score or table.main_score
+        name = self.shown_score(table)
         if options.range == "cohort":
             self.cohort.add(table, name)
             self.waiting.append((slide_id, name))

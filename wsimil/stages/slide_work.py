@@ -26,7 +26,7 @@ from wsimil.extraction.prepare import CompleteSlide, PreparedSlide, prepare, wri
 from wsimil.extraction.sources import SlideSource
 from wsimil.extraction.timing import StageSeconds, Trace
 from wsimil.geometry import TileGrid, TileSpec
-from wsimil.provenance import Provenance
+from wsimil.provenance import Json, Provenance
 from wsimil.quality.measure import measure, refusals
 from wsimil.store import FeatureStore
 from wsimil.store.base import slide_path
@@ -58,6 +58,21 @@ class SlideOutcome:
     dropped: Mapping[str, int] = field(default_factory=dict)
     quality: Mapping[str, float] = field(default_factory=dict)
     stages: StageSeconds = field(default_factory=StageSeconds)
+
+    def to_json(self) -> dict[str, Json]:
+        """A line of extract.jsonl, but for its time."""
+        return {
+            "slide_id": self.slide_id,
+            "status": self.status,
+            "tiles": self.tiles,
+            "digest": self.digest,
+            "dropped": dict(self.dropped),
+            "quality": dict(self.quality),
+            "stages": self.stages.rounded(),
+            "step": self.step,
+            "reason": self.reason,
+            "trace": self.trace,
+        }
 
     def __str__(self) -> str:
         if self.status == "failed":
