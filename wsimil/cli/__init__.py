@@ -15,6 +15,7 @@ import wsimil.cli.models
 import wsimil.cli.answers
 import wsimil.cli.viewing
 import wsimil.cli.exporting
+import wsimil.cli.cluster
 import wsimil.cli.about  # noqa: F401  # and those before it
 # isort: on
 

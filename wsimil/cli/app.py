@@ -25,7 +25,7 @@ app = typer.Typer(
     },
 )
 
-FEATURES, MODELS, ANSWERS, ABOUT = "Slides and features", "Models", "Answers", "About"
+FEATURES, MODELS, ANSWERS, CLUSTER, ABOUT = "Slides and features", "Models", "Answers", "Many machines", "About"
 
 # Options that several commands share, so that they read the same everywhere.
 Out = Annotated[Path, typer.Option("--out", "-o", help="Output folder.", show_default=False)]

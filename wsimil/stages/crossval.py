@@ -148,7 +148,7 @@ def crossval(
     open_items = [item for item in items if item not in before]
     for item in open_items:
         write_text(item.config_file, item.config.to_yaml())
-    write_study(items, out)
+    write_text(out / "study.json", study_text(items, out))
     reporter.begin("runs", len(open_items))
     failures: dict[str, str] = {}
     for item, reason in outcomes(open_items, workers):
@@ -164,10 +164,10 @@ def crossval(
     )
 
 
-def write_study(items: Sequence[WorkItem], out: Path) -> None:
-    """Write study.json into `out`: each run with its folder and command. Raises OutputError."""
+def study_text(items: Sequence[WorkItem], out: Path) -> str:
+    """What study.json in `out` says: each run with its folder and command."""
     study = [{"name": item.name, "out": str(item.out.relative_to(out)), "command": item.command()} for item in items]
-    write_text(out / "study.json", json.dumps(study, indent=1) + "\n")
+    return json.dumps(study, indent=1) + "\n"
 
 
 def sum_up(items: Sequence[WorkItem], failures: Mapping[str, str], out: Path) -> Mapping[str, Mapping[str, RunSpread]]:

@@ -90,7 +90,7 @@ def predict(
     trained, decision = load_decided(run, device=device)
     names = _names(options.pseudonyms, source, out)
     owners = _owners(cohort_csv, trained, names)
-    cohort = _labels(cohort_csv, trained, names)
+    cohort = labels_of(cohort_csv, trained, names)
     check_writable(out)
     failures: dict[str, str] = {}
     refuse_unknown_score(trained, options)
@@ -184,7 +184,7 @@ def _owners(cohort_csv: Path | None, trained: TrainedModel, names: Pseudonyms | 
     return owners if names is None else {names.name(slide): names.name(patient) for slide, patient in owners.items()}
 
 
-def _labels(cohort_csv: Path | None, trained: TrainedModel, names: Pseudonyms | None) -> Cohort | None:
+def labels_of(cohort_csv: Path | None, trained: TrainedModel, names: Pseudonyms | None) -> Cohort | None:
     if cohort_csv is None or (trained.bag == "patient" and not has_columns(cohort_csv, trained.task)):
         return None
     cohort = read_cohort(cohort_csv, task=trained.task)

@@ -1,0 +1,121 @@
+"""Units of extraction: slides stream through one warm encoder, and each ends on its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+
+from wsimil.errors import OutputError
+from wsimil.extraction.engine import Begun, Ended, Told, run_engine
+from wsimil.extraction.sources import SlideSource
+from wsimil.extraction.stain import with_stain_target
+from wsimil.files import printable, write_text
+from wsimil.provenance import Json
+from wsimil.stages.extract import encoders_and_spec, tell_mpp, write_failures
+from wsimil.stages.interrupt import interrupt
+from wsimil.stages.progress import Reporter
+from wsimil.stages.slide_work import Place, SlideOutcome, SlideWork
+from wsimil.stages.study.planning import EXTRACT, FEATURES, Study, source_of
+from wsimil.stages.study.reasons import reason_of
+from wsimil.store import open_store
+from wsimil.worklist import Ledger
+from wsimil.worklist.ledger import Attempt
+from wsimil.worklist.worker import Failed, Made, Outcome
+
+_STEPS = ("list", "open", "encode", "write")
+
+
+class ExtractRunner:
+    """See `wsimil.worklist.worker.Runner`. Raises ConfigError, EncoderError."""
+
+    def __init__(self, study: Study, ledger: Ledger, watch: Reporter) -> None:
+        self._study, self._ledger, self._watch = study, ledger, watch
+        self._config = with_stain_target(study.config.extract)
+        self._encoders, self._spec = encoders_and_spec(study.config.extract)
+        self._complete = open_store(study.folder / FEATURES, mode="w", backend=self._config.store)
+
+    def run(self, attempts: Iterator[Attempt]) -> Generator[Outcome, None, None]:
+        """Slides of one stream share batches; one that must be alone comes as a stream of its own, and has one reader."""
+        first = next(attempts, None)
+        if first is None:
+            return
+        if first.unit.last:
+            for attempt in chain([first], attempts):
+                yield self._end(attempt)
+            return
+        claimed: list[Attempt] = []
+        places: dict[str, Place] = {}
+
+        def sources() -> Iterator[SlideSource]:
+            for attempt in chain([first], attempts):
+                source = source_of(attempt.unit.task)
+                out = attempt.scratch / FEATURES
+                store = open_store(out, mode="w", backend=self._config.store)
+                places[source.slide_id] = Place(store=store, out=out, complete=self._complete)
+                claimed.append(attempt)
+                yield source
+
+        work = SlideWork(self._config, self._encoders[0], self._spec, lambda source: places[source.slide_id], {})
+        with closing(work.ready(sources())) as ready:
+            run = run_engine(
+                ready, self._encoders, size_px=self._spec.size_px, batch_size=self._config.batch_size,
+                readers=1 if first.alone else self._config.readers, dtype=self._config.dtype,
+            )  # fmt: skip
+            with work.closing_slides(), closing(run):
+                for event in run:
+                    interrupt.check()
+                    match event:
+                        case Begun(key=key):
+                            tell_mpp(work.prepared[key], self._watch)
+                        case Told(text=text):
+                            self._watch.note(text)
+                        case Ended():
+                            yield self._ended(work, claimed[event.key], event)
+
+    def _ended(self, work: SlideWork, attempt: Attempt, ended: Ended) -> Outcome:
+        source = source_of(attempt.unit.task)
+        try:
+            outcome = work.conclude(source, ended)
+        except OutputError as error:
+            return Failed(attempt=attempt, reason=str(error), fault=True)
+        if outcome.status == "failed":
+            return Failed(attempt=attempt, reason=f"{outcome.step}: {outcome.reason}", fault=outcome.fault)
+        # A store of folders has one for each slide, which must come to its place in one piece.
+        made = attempt.scratch / FEATURES
+        folders = tuple(f"{FEATURES}/{path.name}" for path in sorted(made.glob("*.zarr")) if path.is_dir())
+        return Made(attempt=attempt, folders=folders, summary=outcome.to_json())
+
+    def _end(self, attempt: Attempt) -> Outcome:
+        """The files that an extraction leaves beside its features."""
+        out = attempt.scratch / FEATURES
+        write_text(out / "config.yaml", self._config.to_yaml())
+        scanned = self._ledger.scan()
+        failed: list[SlideOutcome] = []
+        lines: list[Json] = []
+        for unit in self._study.plan.stage(EXTRACT).units:
+            if unit.last:
+                continue
+            source = source_of(unit.task)
+            if scanned[unit.id].done:
+                lines.append(self._ledger.receipt(unit.id)["summary"])
+                continue
+            outcome = _failure(source, reason_of(self._ledger, unit.id, scanned[unit.id]))
+            failed.append(outcome)
+            lines.append(outcome.to_json())
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        log = [json.dumps({"time": now, **line}) for line in lines if isinstance(line, dict)]
+        write_text(out / "extract.jsonl", printable("\n".join([*log, ""])))
+        if failed:
+            write_failures(out / "failures.csv", failed)
+        return Made(attempt=attempt, summary={"slides": len(lines), "failed": len(failed)})
+
+
+def _failure(source: SlideSource, reason: str) -> SlideOutcome:
+    step, _, rest = reason.partition(": ")
+    if step not in _STEPS:
+        step, rest = "", reason
+    return SlideOutcome(slide_id=source.slide_id, path=Path(source.path), status="failed", step=step, reason=rest)

@@ -1,0 +1,228 @@
+"""A study becomes its list of units, once: everything that could be refused is refused here, and not on a thousand nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import cast
+
+from pydantic import JsonValue
+
+import wsimil
+from wsimil.cohort import read_cohort, read_patients
+from wsimil.config import parse_config
+from wsimil.errors import CohortError, ConfigError
+from wsimil.extraction.sources import SlideSource, clashes, list_sources
+from wsimil.provenance import Json
+from wsimil.splits import read_plan as read_splits
+from wsimil.stages.crossval import WorkItem, work_items
+from wsimil.stages.extract import refuse_lost_masks
+from wsimil.stages.features import open_features
+from wsimil.stages.study.config import StudyConfig, StudyPredict
+from wsimil.store.base import FeatureStore, slide_path
+from wsimil.worklist import Stage, Unit, WorkPlan
+
+EXTRACT, TRAIN, PREDICT, OVERLAYS, REPORT = "extract", "train", "predict", "overlays", "report"
+FEATURES, RUNS, PREDICTIONS, REPORTS = "features", "runs", "predictions", "report"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """A study in its folder, as planned."""
+
+    plan: WorkPlan
+    config: StudyConfig
+
+    @property
+    def folder(self) -> Path:
+        """Where all of it lies."""
+        return self.plan.folder
+
+    @property
+    def features(self) -> Path:
+        """Where its features lie, or will."""
+        return self.config.features or self.folder / FEATURES
+
+    def items(self) -> dict[str, WorkItem]:
+        """Its training runs by name. Raises ConfigError, CohortError where splits are not those that were planned with."""
+        if not self.config.train or self.config.cohort is None or self.config.splits is None:
+            return {}
+        self._refuse_changed("cohort", self.config.cohort)
+        self._refuse_changed("splits", self.config.splits)
+        items = work_items(
+            self.config.train, self.features, self.config.cohort, self.folder / RUNS, splits=self.config.splits,
+            rounds=self.config.rounds, seeds=self.config.seeds,
+        )  # fmt: skip
+        return {item.name: item for item in items}
+
+    def _refuse_changed(self, what: str, path: Path) -> None:
+        if content(path) != self.plan.recipe[f"{what}_sha256"]:
+            raise ConfigError(
+                f"{what} {path} is not what the study was planned with; restore it, or plan anew into another folder"
+            )
+
+
+def plan_study(config: StudyConfig, folder: Path) -> WorkPlan:
+    """All units of a study that will lie in `folder`; nothing is written. Raises WsimilError."""
+    config, folder = config.absolute(), folder.absolute()
+    stages: list[Stage] = []
+    sources: list[SlideSource] = []
+    store: FeatureStore | None = None
+    if config.slides is not None:
+        refuse_lost_masks(config.extract)
+        sources = _sources(config.slides, folder)
+        costs = {source.slide_id: _megabytes(source.path) for source in sources}
+        units = [
+            Unit(id=f"e{i:06}", name=source.slide_id, cost=costs[source.slide_id], task=_task(source))
+            for i, source in enumerate(sources)
+        ]
+        stages.append(_stage(EXTRACT, units, Unit(id="e-end", name="tables of the features", cost=1.0, task={})))
+    elif config.features is not None:
+        store = open_features(config.features)
+        costs = {slide_id: _megabytes(store.path(slide_id)) for slide_id in store.ids()}
+    recipe: dict[str, Json] = {"version": wsimil.__version__, "study": config.model_dump(mode="json")}
+    if config.train and config.cohort is not None and config.splits is not None:
+        recipe |= {"cohort_sha256": content(config.cohort), "splits_sha256": content(config.splits)}
+        items = work_items(
+            config.train, config.features or folder / FEATURES, config.cohort, folder / RUNS, splits=config.splits,
+            rounds=config.rounds, seeds=config.seeds,
+        )  # fmt: skip
+        _refuse_unlabelled(config, config.cohort, costs)
+        # Nobody knows how long a run takes; more epochs of one method do take longer.
+        units = [
+            Unit(id=f"t{i:06}", name=item.name, cost=float(item.config.fit.epochs), task={})
+            for i, item in enumerate(items)
+        ]
+        stages.append(_stage(TRAIN, units, Unit(id="t-end", name="tables of the runs", cost=1.0, task={})))
+        if config.predict is not None:
+            stages += _answering(config.predict, config.splits, items, costs)
+        if config.report:
+            names = list(config.train)
+            stages.append(
+                Stage(
+                    name=REPORT,
+                    units=tuple(Unit(id=f"r{i:06}", name=n, cost=1.0, task={}) for i, n in enumerate(names)),
+                )
+            )
+    return WorkPlan(folder=folder, stages=tuple(stages), recipe=recipe, lease_s=config.lease_s, max_bad=config.max_bad)
+
+
+def open_study(plan: WorkPlan) -> Study:
+    """The study that a list of units is of. Raises ConfigError where another version of wsimil planned it."""
+    made = plan.recipe.get("version")
+    if made != wsimil.__version__:
+        raise ConfigError(
+            f"{plan.folder} was planned with wsimil {made}, and this is {wsimil.__version__}; results of two versions are not of"
+            " one kind: use the one that planned, or plan anew into another folder"
+        )
+    tree = cast("Mapping[str, JsonValue]", plan.recipe["study"])
+    return Study(plan=plan, config=parse_config(StudyConfig, tree, source=str(plan.work)))
+
+
+def source_of(task: Mapping[str, Json]) -> SlideSource:
+    """The slide that a unit of extraction is."""
+    mask, mpp = task.get("mask"), task.get("mpp")
+    return SlideSource(
+        slide_id=str(task["slide_id"]),
+        path=Path(str(task["path"])),
+        mpp=float(mpp) if isinstance(mpp, int | float) else None,
+        mask=None if mask is None else Path(str(mask)),
+    )
+
+
+def content(path: Path) -> str:
+    """SHA-256 of a file. Raises ConfigError."""
+    try:
+        return sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _sources(slides: Path, folder: Path) -> list[SlideSource]:
+    sources = list_sources(slides)
+    twice = clashes(sources)
+    if twice:
+        slide_id, paths = next(iter(twice.items()))
+        raise ConfigError(
+            f"slide id {slide_id!r} names {len(paths)} files: {', '.join(map(str, paths))}; rename one, or give different"
+            f" slide_id in a manifest ({len(twice)} ids are used more than once)"
+        )
+    for source in sources:
+        slide_path(folder, source.slide_id, "")
+    return sources
+
+
+def _task(source: SlideSource) -> dict[str, Json]:
+    task: dict[str, Json] = {"slide_id": source.slide_id, "path": str(source.path.absolute())}
+    if source.mpp is not None:
+        task["mpp"] = source.mpp
+    if source.mask is not None:
+        task["mask"] = str(source.mask.absolute())
+    return task
+
+
+def _megabytes(path: Path) -> float:
+    """How large a slide or its features are, which is how long they take as far as anyone can tell beforehand; above 0."""
+    try:
+        files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
+        return max(1e-6, round(sum(one.stat().st_size for one in files) / 1e6, 6))
+    except OSError:
+        return 1e-6  # it will fail as its own unit, and say why
+
+
+def _stage(name: str, units: Sequence[Unit], *ends: Unit) -> Stage:
+    last = (Unit(id=end.id, name=end.name, cost=end.cost, task=end.task, last=True) for end in ends)
+    return Stage(name=name, units=(*units, *last))
+
+
+def _refuse_unlabelled(config: StudyConfig, cohort_csv: Path, costs: Mapping[str, float]) -> None:
+    for name, train in config.train.items():
+        cohort = read_cohort(cohort_csv, task=train.task.build())
+        if not set(cohort.slide_ids) & set(costs):
+            shown = ", ".join(sorted(costs)[:3])
+            raise CohortError(
+                f"config {name}: no slide of {cohort_csv} is among those of the study ({shown}, ...); slide_id in the cohort"
+                " is the file's name without its suffix, or that of the manifest"
+            )
+
+
+def _answering(asked: StudyPredict, splits: Path, items: Sequence[WorkItem], costs: Mapping[str, float]) -> list[Stage]:
+    units: list[Unit] = []
+    ends: list[Unit] = []
+    pictures: list[Unit] = []
+    plan = read_splits(splits)
+    for run, item in enumerate(items):
+        test = plan.round(item.config.split.round).test
+        chosen = sorted(set(costs) & set(test)) if asked.slides == "test" else sorted(costs)
+        for unit, slides in _bags(item, chosen).items():
+            task: dict[str, Json] = {"run": item.name, "slides": list(slides)}
+            cost = sum(costs[slide] for slide in slides)
+            units.append(
+                Unit(id=f"p{len(units):06}", name=f"{item.name}: {unit}", cost=cost, task={**task, "unit": unit})
+            )
+            for slide in slides if asked.heatmaps and asked.range == "cohort" else ():
+                name = f"{item.name}: {slide}"
+                pictures.append(
+                    Unit(
+                        id=f"o{len(pictures):06}", name=name, cost=costs[slide], task={"run": item.name, "slide": slide}
+                    )
+                )
+        ends.append(Unit(id=f"p-end-{run:04}", name=f"{item.name}: tables", cost=1.0, task={"run": item.name}))
+    stages = [_stage(PREDICT, units, *ends)]
+    if pictures:
+        stages.append(Stage(name=OVERLAYS, units=tuple(pictures)))
+    return stages
+
+
+def _bags(item: WorkItem, slides: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """What a model answers for, slides or patients, each with its slides."""
+    if item.config.bag == "slide":
+        return {slide: (slide,) for slide in slides}
+    owners = read_patients(item.cohort)
+    patients: dict[str, list[str]] = {}
+    for slide in slides:
+        if slide in owners:
+            patients.setdefault(owners[slide], []).append(slide)
+    return {patient: tuple(own) for patient, own in patients.items()}

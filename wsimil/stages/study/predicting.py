@@ -1,0 +1,181 @@
+"""Units of prediction: a slide or a patient, and a model; what concerns all of a model's answers is done at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from wsimil.errors import WsimilError
+from wsimil.evaluation.decision import Decision, load_decided
+from wsimil.export.cohort_range import CohortRange
+from wsimil.export.scores import read_scores
+from wsimil.mil.saved import TrainedModel
+from wsimil.provenance import Json
+from wsimil.stages.answers import Answer
+from wsimil.stages.device import resolve_device
+from wsimil.stages.features import open_features
+from wsimil.stages.learned import learned_from
+from wsimil.stages.predict import conclude, labels_of, refuse_unknown_score
+from wsimil.stages.predict_unit import Desk
+from wsimil.stages.progress import Reporter
+from wsimil.stages.study.config import StudyPredict
+from wsimil.stages.study.planning import PREDICT, PREDICTIONS, RUNS, Study
+from wsimil.stages.study.reasons import reason_of
+from wsimil.store.base import slide_path
+from wsimil.worklist import Ledger
+from wsimil.worklist.faults import is_fault
+from wsimil.worklist.ledger import Attempt
+from wsimil.worklist.worker import Failed, Made, Outcome
+
+_WARM_MODELS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Model:
+    trained: TrainedModel
+    decision: Decision | None
+
+
+class _Answering:
+    """What prediction and drawing share."""
+
+    def __init__(self, study: Study, ledger: Ledger, watch: Reporter) -> None:
+        self._study, self._ledger, self._watch = study, ledger, watch
+        self._options = (study.config.predict or StudyPredict()).options
+        self._device = resolve_device("auto")
+        self._store = open_features(study.features)
+        self._features = study.features.parent if (study.features / "zarr.json").is_file() else study.features
+        self._ids = frozenset(self._store.ids())
+        self._model = lru_cache(_WARM_MODELS)(self._load)
+
+    def _load(self, run: str) -> _Model:
+        trained, decision = load_decided(self._study.folder / RUNS / run, device=self._device)
+        refuse_unknown_score(trained, self._options)
+        return _Model(trained=trained, decision=decision)
+
+    def _run_is_there(self, run: str) -> bool:
+        return (self._study.folder / RUNS / run).is_dir()
+
+    def _desk(self, run: str, out: Path, span: CohortRange | None = None) -> Desk:
+        model = self._model(run)
+        return Desk(
+            trained=model.trained, store=self._store, features=self._features, out=out, options=self._options,
+            decision=model.decision, cohort=span or CohortRange(),
+        )  # fmt: skip
+
+    def _guarded(self, attempt: Attempt, error: Exception) -> Failed:
+        known = isinstance(error, WsimilError)
+        return Failed(
+            attempt=attempt, reason=str(error) if known else f"{type(error).__name__}: {error}", fault=is_fault(error)
+        )
+
+
+class PredictRunner(_Answering):
+    """See `wsimil.worklist.worker.Runner`. The answer itself is in the receipt, and its scores and heatmaps are files."""
+
+    def run(self, attempts: Iterator[Attempt]) -> Generator[Outcome, None, None]:
+        """One after another; models stay loaded."""
+        for attempt in attempts:
+            try:
+                yield self._end(attempt) if attempt.unit.last else self._answer(attempt)
+            except Exception as error:  # noqa: BLE001 - one bad slide never stops the others; it is recorded
+                yield self._guarded(attempt, error)
+
+    def _answer(self, attempt: Attempt) -> Outcome:
+        task = attempt.unit.task
+        run, unit, planned = str(task["run"]), str(task["unit"]), cast("Sequence[str]", task["slides"])
+        slides = tuple(slide for slide in planned if slide in self._ids)
+        if not slides or not self._run_is_there(run):
+            # Its slide or its run was set aside, which is told there; there is nothing to answer from.
+            return Made(attempt=attempt, summary=None)
+        desk = self._desk(run, attempt.scratch / PREDICTIONS / run)
+        by_patient = desk.trained.bag == "patient"
+        said = desk.patient(unit, slides) if by_patient else desk.slide(unit)
+        return Made(attempt=attempt, summary=_to_json(said.answer))
+
+    def _end(self, attempt: Attempt) -> Outcome:
+        """The tables of a model's answers, and the range of colors of all its overlays."""
+        run = str(attempt.unit.task["run"])
+        if not self._run_is_there(run):
+            return Made(attempt=attempt, summary={"ranges": {}})
+        scanned = self._ledger.scan()
+        answers: list[Answer] = []
+        failures: dict[str, str] = {}
+        for unit in self._study.plan.stage(PREDICT).units:
+            if unit.last or unit.task["run"] != run:
+                continue
+            if not scanned[unit.id].done:
+                failures[str(unit.task["unit"])] = reason_of(self._ledger, unit.id, scanned[unit.id])
+            elif (said := self._ledger.receipt(unit.id)["summary"]) is not None:
+                answers.append(_from_json(cast("Mapping[str, Json]", said)))
+        model, folder = self._model(run), self._study.folder / RUNS / run
+        out = attempt.scratch / PREDICTIONS / run
+        out.mkdir(parents=True, exist_ok=True)
+        cohort = labels_of(self._study.config.cohort, model.trained, None)
+        conclude(answers, failures, model.trained, folder, learned_from(folder, model.trained.bag), cohort, out)
+        return Made(attempt=attempt, summary={"ranges": self._ranges(run)})
+
+    def _ranges(self, run: str) -> dict[str, Json]:
+        if not (self._options.heatmaps and self._options.range == "cohort"):
+            return {}
+        desk = self._desk(run, self._study.folder / PREDICTIONS / run)
+        span = CohortRange()
+        for path in sorted((desk.out / "scores").glob("*.parquet")):
+            table = read_scores(path)
+            span.add(table, desk.shown_score(table))
+        return span.to_json()
+
+
+class OverlayRunner(_Answering):
+    """See `wsimil.worklist.worker.Runner`. An overlay each, in the colors that all slides of a model share."""
+
+    def __init__(self, study: Study, ledger: Ledger, watch: Reporter) -> None:
+        super().__init__(study, ledger, watch)
+        self._spans = lru_cache(_WARM_MODELS)(self._span)
+        self._ends = {str(unit.task["run"]): unit.id for unit in study.plan.stage(PREDICT).units if unit.last}
+
+    def run(self, attempts: Iterator[Attempt]) -> Generator[Outcome, None, None]:
+        """One after another."""
+        for attempt in attempts:
+            try:
+                yield self._draw(attempt)
+            except Exception as error:  # noqa: BLE001 - one bad slide never stops the others; it is recorded
+                yield self._guarded(attempt, error)
+
+    def _draw(self, attempt: Attempt) -> Outcome:
+        run, slide = str(attempt.unit.task["run"]), str(attempt.unit.task["slide"])
+        scores = slide_path(self._study.folder / PREDICTIONS / run / "scores", slide, ".parquet")
+        if scores.is_file():  # else it has no answer, which is told there
+            table = read_scores(scores)
+            desk = self._desk(run, attempt.scratch / PREDICTIONS / run, self._spans(run))
+            desk.overlay(table, desk.shown_score(table))
+        return Made(attempt=attempt)
+
+    def _span(self, run: str) -> CohortRange:
+        said = cast("Mapping[str, Mapping[str, Json]]", self._ledger.receipt(self._ends[run])["summary"])
+        return CohortRange.from_json(said["ranges"])
+
+
+def _to_json(answer: Answer) -> dict[str, Json]:
+    values = None if answer.values is None else [float(value) for value in answer.values]
+    beside: dict[str, Json] = {k: v if isinstance(v, str) else float(v) for k, v in answer.beside.items()}
+    return {
+        "slide_id": answer.slide_id, "values": cast("list[Json] | None", values), "status": answer.status,
+        "slides": list(answer.slides), "beside": beside,
+    }  # fmt: skip
+
+
+def _from_json(tree: Mapping[str, Json]) -> Answer:
+    values = tree["values"]
+    return Answer(
+        slide_id=str(tree["slide_id"]),
+        values=None if values is None else np.asarray(values, dtype=np.float64),
+        status=str(tree["status"]),
+        slides=tuple(cast("list[str]", tree["slides"])),
+        beside=cast("Mapping[str, str | float]", tree["beside"]),
+    )

@@ -1,0 +1,38 @@
+"""Units of reporting: one for each config, over all its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+from wsimil.errors import WsimilError
+from wsimil.stages.evaluate import EvaluateOptions, evaluate
+from wsimil.stages.progress import Reporter
+from wsimil.stages.study.planning import REPORTS, Study
+from wsimil.worklist import Ledger
+from wsimil.worklist.faults import is_fault
+from wsimil.worklist.ledger import Attempt
+from wsimil.worklist.worker import Failed, Made, Outcome
+
+
+class ReportRunner:
+    """See `wsimil.worklist.worker.Runner`."""
+
+    def __init__(self, study: Study, ledger: Ledger, watch: Reporter) -> None:
+        self._study, self._ledger, self._watch = study, ledger, watch
+
+    def run(self, attempts: Iterator[Attempt]) -> Generator[Outcome, None, None]:
+        """As `wsimil evaluate` of the runs of a config that are there, on what each of them held out."""
+        items = self._study.items().values()
+        for attempt in attempts:
+            config = attempt.unit.name
+            own = [item for item in items if item.name.split("/")[0] == config]
+            runs = [item.out for item in own if item.out.is_dir()]
+            try:
+                evaluate(
+                    runs, own[0].cohort, attempt.scratch / REPORTS / config,
+                    options=EvaluateOptions(features=self._study.features, split="test"),
+                )  # fmt: skip
+            except WsimilError as error:
+                yield Failed(attempt=attempt, reason=str(error), fault=is_fault(error))
+                continue
+            yield Made(attempt=attempt)

@@ -1,0 +1,145 @@
+"""Workers of a study: one process that does units, and one that watches over those of this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from types import FrameType
+
+from wsimil.errors import ConfigError
+from wsimil.stages.interrupt import interrupt
+from wsimil.stages.progress import Quiet, Reporter
+from wsimil.worklist import Ledger, Stage, WorkPlan
+from wsimil.worklist.ledger import check_links
+from wsimil.worklist.status import PlanState, plan_state
+from wsimil.worklist.supervise import STOPS, Supervisor, hostname, seats, worker_name
+from wsimil.worklist.worker import Left, Worker, refuses
+
+
+def supervise(
+    plan: WorkPlan,
+    *,
+    stages: Sequence[str],
+    gpus: str,
+    workers: int | None,
+    options: Sequence[str],
+    watch: Reporter,
+) -> int:
+    """Keep a worker on every GPU of this machine until the units of `stages` are finished; the exit code.
+
+    `options` go to each worker as they are. Raises ConfigError, OutputError before any of them starts.
+    """
+    chosen = chosen_stages(plan, stages)
+    places = seats(gpus, workers, os.environ)
+    check_links(plan, worker_name())
+    if _refused_before(plan, chosen):
+        return int(Left.REFUSED)
+    command = [sys.executable, "-m", "wsimil", "worker", str(plan.folder), *options]
+    for stage in stages:
+        command += ["--stage", stage]
+    return Supervisor(plan=plan, seats=places, command=lambda name: [*command, "--name", name], watcher=watch).run()
+
+
+def work(plan: WorkPlan, *, name: str, stages: Sequence[str], patience_s: float, watch: Reporter) -> int:
+    """Be one worker, called `name`; the exit code. Raises WsimilError where it could do nothing."""
+    from wsimil.stages.study.planning import open_study
+    from wsimil.stages.study.runners import runner_of
+
+    study, device = open_study(plan), os.environ.get("WSIMIL_DEVICE", "cpu")
+    _refuse_lost_gpu(device)
+    ledger = Ledger(plan, worker=name, host=hostname())
+    worker = Worker(
+        ledger=ledger, runner=lambda stage: runner_of(stage, study, ledger, Quiet()), watcher=watch, device=device,
+        patience_s=patience_s,
+    )  # fmt: skip
+    stopped: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if not stopped:
+            stopped.append(number)
+            os.kill(os.getpid(), signal.SIGINT)  # which a stage knows how to end upon
+
+    for number in STOPS:
+        if number != signal.SIGINT:
+            signal.signal(number, stop)
+    try:
+        with interrupt.remembered():
+            return int(worker.run(chosen_stages(plan, stages)))
+    except KeyboardInterrupt:
+        return STOPS[stopped[0] if stopped else signal.SIGINT]
+
+
+def chosen_stages(plan: WorkPlan, names: Sequence[str]) -> list[Stage]:
+    """Stages of those names, or all, in the order in which they are done. Raises ConfigError for unknown ones."""
+    wanted = [plan.stage(name).name for name in names]
+    return [stage for stage in plan.stages if not wanted or stage.name in wanted]
+
+
+def retry(plan: WorkPlan, *, stages: Sequence[str], units: Sequence[str]) -> list[str]:
+    """Let units that were set aside be tried again, by id or name, or all of `stages`; ids of those that are.
+
+    Raises ConfigError for a unit that is unknown.
+    """
+    ledger = Ledger(plan, worker=worker_name(), host=hostname())
+    known = {unit.id: unit for stage in chosen_stages(plan, stages) for unit in stage.units}
+    names = {unit.name: unit.id for unit in known.values()}
+    wanted = []
+    for one in units:
+        if one not in known and one not in names:
+            raise ConfigError(
+                f"unit {one!r}: {plan.folder} has none of that id or name; see `wsimil status {plan.folder}`"
+            )
+        wanted.append(one if one in known else names[one])
+    scanned = ledger.scan()
+    bad = [unit_id for unit_id in wanted or known if unit_id in scanned and scanned[unit_id].is_bad]
+    return [unit_id for unit_id in bad if ledger.forgive(unit_id)]
+
+
+def state(plan: WorkPlan, stages: Sequence[str]) -> PlanState:
+    """How far `stages` are, or all."""
+    chosen = replace(plan, stages=tuple(chosen_stages(plan, stages)))
+    return plan_state(chosen, Ledger(plan, worker=worker_name(), host=hostname()))
+
+
+def bad_units(plan: WorkPlan, stages: Sequence[str]) -> int:
+    """How many units of `stages` are set aside."""
+    scanned = Ledger(plan, worker=worker_name(), host=hostname()).scan()
+    units = [unit.id for stage in chosen_stages(plan, stages) for unit in stage.units]
+    return sum(scanned[unit_id].is_bad for unit_id in units if unit_id in scanned)
+
+
+def with_max_bad(plan: WorkPlan, max_bad: float | None) -> WorkPlan:
+    """The plan with another share of units that may be bad."""
+    return plan if max_bad is None else replace(plan, max_bad=max_bad)
+
+
+def _refused_before(plan: WorkPlan, chosen: Sequence[Stage]) -> bool:
+    """Whether stages before the first chosen one have too many bad units. Raises ConfigError where one is not finished."""
+    first = plan.stages.index(chosen[0])
+    scanned = Ledger(plan, worker=worker_name(), host=hostname()).scan()
+    for stage in plan.stages[:first]:
+        states = [scanned.get(unit.id) for unit in stage.units]
+        left = sum(state is None or not state.is_finished for state in states)
+        if left:
+            raise ConfigError(
+                f"stage {chosen[0].name} comes after {stage.name}, of which {left} of {len(states)} units are not finished; run"
+                f" `wsimil worker {plan.folder} --stage {stage.name}` first"
+            )
+        if refuses(plan, stage, sum(state is not None and state.is_bad for state in states)):
+            return True
+    return False
+
+
+def _refuse_lost_gpu(device: str) -> None:
+    if not device.startswith("gpu"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"this worker was given {device} and torch {torch.__version__} sees none, so it would crawl on the processor; mend"
+            " the driver or install a build of torch for it, or say --gpus none"
+        )
