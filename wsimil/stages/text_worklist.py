@@ -44,7 +44,7 @@ def show_status(plan: WorkPlan, state: PlanState, *, as_json: bool) -> None:
             }
         )  # fmt: skip
         return
-    head = ["stage", "units", "done", "bad", "running", "stale", "to do", "of cost", "an hour", "left"]
+    head = ["stage", "done", "bad", "running", "stale", "to do", "cost", "an hour", "left"]
     table(head, [_row(stage) for stage in state.stages])
     alive = [worker for worker in state.workers if worker.is_alive]
     gone = Counter(worker.left or "silent" for worker in state.workers if not worker.is_alive)
@@ -86,7 +86,7 @@ def _why(trouble: Trouble) -> str:
 
 
 def _row(stage: StageState) -> list[str]:
-    counts = [stage.units, stage.done, stage.bad, stage.running, stage.stale, stage.todo]
+    counts = [f"{stage.done}/{stage.units}", stage.bad, stage.running, stage.stale, stage.todo]
     pace = "" if stage.per_hour is None else f"{stage.per_hour:,.0f}"
     left = "" if stage.left_s is None or stage.is_finished else _duration(stage.left_s)
     return [stage.name, *map(str, counts), f"{stage.cost_done:.0%}", pace, left]

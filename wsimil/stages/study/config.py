@@ -98,16 +98,15 @@ class StudyConfig(FrozenConfig):
         def whole(path: Path | None) -> Path | None:
             return None if path is None else path.absolute()
 
-        extract = self.extract.model_copy(
-            update={
-                "encoder_weights": whole(self.extract.encoder_weights),
-                "masks": whole(self.extract.masks),
-                "stain": self.extract.stain.model_copy(update={"reference": whole(self.extract.stain.reference)}),
-            }
-        )
-        return self.model_copy(
-            update={
-                "slides": whole(self.slides), "features": whole(self.features), "cohort": whole(self.cohort),
-                "splits": whole(self.splits), "extract": extract,
-            }
-        )  # fmt: skip
+        extract, stain = self.extract, self.extract.stain
+        if stain.reference is not None:
+            extract = extract.model_copy(
+                update={"stain": stain.model_copy(update={"reference": whole(stain.reference)})}
+            )
+        given = {name: getattr(extract, name) for name in ("encoder_weights", "masks")}
+        extract = extract.model_copy(update={name: whole(path) for name, path in given.items() if path is not None})
+        update: dict[str, object] = {} if extract == self.extract else {"extract": extract}
+        for name in ("slides", "features", "cohort", "splits"):
+            if getattr(self, name) is not None:
+                update[name] = whole(getattr(self, name))
+        return self.model_copy(update=update)

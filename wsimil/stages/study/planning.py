@@ -82,7 +82,12 @@ def plan_study(config: StudyConfig, folder: Path) -> WorkPlan:
     elif config.features is not None:
         store = open_features(config.features)
         costs = {slide_id: _megabytes(store.path(slide_id)) for slide_id in store.ids()}
-    recipe: dict[str, Json] = {"version": wsimil.__version__, "study": config.model_dump(mode="json")}
+    recipe: dict[str, Json] = {
+        "version": wsimil.__version__,
+        # As it was given, so that it reads the same again; and with all that follows from it.
+        "study": config.model_dump(mode="json", exclude_unset=True),
+        "resolved": config.model_dump(mode="json"),
+    }
     if config.train and config.cohort is not None and config.splits is not None:
         recipe |= {"cohort_sha256": content(config.cohort), "splits_sha256": content(config.splits)}
         items = work_items(
