@@ -13,6 +13,7 @@ import numpy as np
 from wsimil.errors import WsimilError
 from wsimil.evaluation.decision import Decision, load_decided
 from wsimil.export.cohort_range import CohortRange
+from wsimil.export.formats import FORMATS, HEATMAPS
 from wsimil.export.scores import read_scores
 from wsimil.mil.saved import TrainedModel
 from wsimil.provenance import Json
@@ -116,6 +117,9 @@ class PredictRunner(_Answering):
         model, folder = self._model(run), self._study.folder / RUNS / run
         out = attempt.scratch / PREDICTIONS / run
         out.mkdir(parents=True, exist_ok=True)
+        for form in (FORMATS[name] for name in HEATMAPS if self._options.heatmaps):
+            if form.once is not None:
+                form.once(out / form.folder)
         cohort = labels_of(self._study.config.cohort, model.trained, None)
         conclude(answers, failures, model.trained, folder, learned_from(folder, model.trained.bag), cohort, out)
         return Made(attempt=attempt, summary={"ranges": self._ranges(run)})
