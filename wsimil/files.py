@@ -81,6 +81,19 @@ def write_text(target: Path, text: str, *, mode: int = 0o666) -> None:
     write_bytes(target, text.encode("utf-8"), mode=mode)
 
 
+def write_unsynced(target: Path, data: bytes) -> None:
+    """Write `data` to `target` atomically but not to the disk: for what is written anew before long. Raises OutputError."""
+    temporary = _temporary(target)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(target)
+    except OSError as error:
+        raise output_error(target, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def publish(data: bytes, target: Path, *, within: Path | None = None) -> bool:
     """Write `data` to `target` unless something is there; False where it is.
 
@@ -145,6 +158,14 @@ def sync_tree(folder: Path) -> list[Path]:
     except OSError as error:
         raise output_error(folder, error) from error
     return files
+
+
+def remove_folder(folder: Path) -> None:
+    """Take a folder from its place in one step, so that nobody finds half of it, and then remove it; errors are passed over."""
+    aside = _temporary(folder)
+    with suppress(OSError):
+        folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_stale(folder: Path) -> int:

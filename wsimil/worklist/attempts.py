@@ -13,9 +13,13 @@ FAULTY = 3
 SILENT = 3
 """So many tries may have ended in silence, their process gone with nobody to say why, before a unit is set aside."""
 
-Closing: TypeAlias = Literal["back", "suspect", "err", "fault"]
-"""How a try ended that made nothing: handed back; its process died and had others too; the unit failed; the worker failed."""
+Closing: TypeAlias = Literal["back", "suspect", "fault", "err"]
+"""How a try ended that made nothing: handed back; its process died and had others too; the worker failed; the unit failed.
+
+A try that was interrupted while its end was written may have two: the later one in this list holds.
+"""
 CLOSINGS: tuple[Closing, ...] = get_args(Closing)
+_RANKS = {kind: rank for rank, kind in enumerate(CLOSINGS)}
 FORGIVEN = "forgiven"
 
 
@@ -90,7 +94,7 @@ def parse(claims: list[str], done: list[str], bad: list[str]) -> dict[str, Attem
             one.newest = max(one.newest, attempt)
         elif ending == FORGIVEN:
             one.forgiven = max(one.forgiven, attempt)
-        else:
+        elif attempt not in one.closings or _RANKS[one.closings[attempt]] < _RANKS[ending]:  # type: ignore[index]
             one.closings[attempt] = ending  # type: ignore[assignment]  # only these are written
     for name in bad:
         if name[0] != ".":

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from hashlib import file_digest
-from pathlib import Path
 
 from wsimil.errors import OutputError
-from wsimil.files import output_error, publish_file, publish_folder, remove_stale, sync_tree
+from wsimil.files import remove_stale
 from wsimil.provenance import Json
+from wsimil.worklist import disk
 from wsimil.worklist.ledger import Attempt, Ledger
 
 
 def begin(attempt: Attempt) -> None:
     """Make the folder in which the results of a try are made. Raises OutputError."""
-    try:
-        attempt.scratch.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(attempt.scratch, error) from error
+    disk.make_folder(attempt.scratch)
 
 
 def commit(
@@ -28,31 +23,31 @@ def commit(
 
     Each of `folders`, paths relative to the plan's folder, goes there as one piece; everything else file by file. What another
     try has put there stays. The receipt names every product with its SHA-256 as it lies there, and those that were there before.
-    False where another try's receipt was there first. Raises OutputError.
+    False where another try's receipt was there first. Raises OutputError, also where the scratch folder was cleared away.
     """
     root = ledger.plan.folder
     products: dict[str, Json] = {}
     kept: list[Json] = []
-    files = [path.relative_to(attempt.scratch) for path in sync_tree(attempt.scratch)]
-    try:
-        for folder in folders:
-            target = root / folder
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not publish_folder(attempt.scratch / folder, target):
-                kept.append(folder)
-            products |= {
-                str(path.relative_to(root)): sha256_of(path) for path in sorted(target.rglob("*")) if path.is_file()
-            }
-        for name in files:
-            if any(name.is_relative_to(folder) for folder in folders):
-                continue
-            target = root / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not publish_file(attempt.scratch / name, target):
-                kept.append(str(name))
-            products[str(name)] = sha256_of(target)
-    except OSError as error:
-        raise output_error(root, error) from error
+    files = [path.relative_to(attempt.scratch) for path in disk.sync_tree(attempt.scratch)]
+    for folder in folders:
+        target = root / folder
+        disk.make_folder(target.parent)
+        if not disk.adopt_folder(attempt.scratch / folder, target):
+            kept.append(folder)
+        products |= {str(path.relative_to(root)): disk.sha256_of(path) for path in disk.sync_tree(target)}
+    for name in files:
+        if any(name.is_relative_to(folder) for folder in folders):
+            continue
+        target = root / name
+        disk.make_folder(target.parent)
+        if not disk.adopt(attempt.scratch / name, target):
+            kept.append(str(name))
+        products[str(name)] = disk.sha256_of(target)
+    # Who is late may find it gone, or half of it listed: the unit was finished or set aside meanwhile.
+    if not disk.exists(attempt.scratch):
+        raise OutputError(
+            f"{attempt.scratch} was cleared away while {attempt.unit.name} was made; its unit was finished by then"
+        )
     receipt: dict[str, Json] = {"seconds": round(seconds, 3), "products": products, "kept": kept, "summary": summary}
     first = ledger.finish(attempt, receipt)
     clear(attempt)
@@ -62,23 +57,20 @@ def commit(
 def clear(attempt: Attempt) -> None:
     """Remove the scratch folders of a unit that is done, those of tries that died too."""
     for number in range(1, attempt.number + 1):
-        shutil.rmtree(attempt.scratch.with_name(f"{attempt.unit.id}.{number}"), ignore_errors=True)
+        disk.remove_folder(attempt.scratch.with_name(f"{attempt.unit.id}.{number}"))
 
 
 def sweep(ledger: Ledger) -> None:
-    """Remove scratch folders of units that are finished: of orphans that woke up late, and of units that were set aside."""
+    """Remove what nobody needs any more: scratch folders of units that are finished, of orphans that woke up late too.
+
+    Raises OutputError.
+    """
+    scratch = ledger.plan.work / "scratch"
     scanned = ledger.scan()
-    remove_stale(ledger.plan.work / "scratch")
-    for path in (ledger.plan.work / "scratch").iterdir():
-        unit_id = path.name.partition(".")[0]
-        if unit_id in scanned and scanned[unit_id].is_finished:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's content, 64 hex digits. Raises OutputError."""
-    try:
-        with path.open("rb") as file:
-            return file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise OutputError(f"{path} cannot be read back: {error.strerror or error}") from error
+    for name in disk.names(scratch):
+        unit_id, _, number = name.partition(".")
+        # Not of a newer try than was seen: the unit may have been forgiven since.
+        if unit_id in scanned and scanned[unit_id].is_finished and int(number) <= scanned[unit_id].newest:
+            disk.remove_folder(scratch / name)
+    for folder in (scratch, ledger.card.parent):
+        remove_stale(folder)

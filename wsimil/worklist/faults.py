@@ -8,10 +8,16 @@ from collections.abc import Iterator
 from wsimil.errors import OutputError
 
 _MACHINE = {
-    errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.ENODEV, errno.ENXIO, errno.EMFILE, errno.ENFILE,
-    errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN,
+    getattr(errno, name)
+    for name in (
+        "EIO", "ENOSPC", "EDQUOT", "EROFS", "ENOMEM", "ENODEV", "ENXIO", "EMFILE", "ENFILE", "ESTALE", "ETIMEDOUT", "EREMOTEIO",
+        "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENOTCONN",
+    )
+    if hasattr(errno, name)  # not every system has all of them
 }  # fmt: skip
-_OF_A_GPU = ("cuda", "cudnn", "cublas", "uncorrectable ecc", "nvml", "hip error", "out of memory")
+_OF_TORCH = (
+    "cuda", "cudnn", "cublas", "uncorrectable ecc", "nvml", "hip error", "out of memory", "can't allocate memory",
+)  # fmt: skip
 
 
 def is_fault(error: BaseException) -> bool:
@@ -21,8 +27,8 @@ def is_fault(error: BaseException) -> bool:
             return True
         if isinstance(one, OSError) and one.errno in _MACHINE:
             return True
-        # torch tells of its devices by RuntimeError, and by the text of it.
-        if isinstance(one, RuntimeError) and any(word in str(one).lower() for word in _OF_A_GPU):
+        # torch tells of its devices, and of memory, by RuntimeError and the text of it.
+        if isinstance(one, RuntimeError) and any(word in str(one).lower() for word in _OF_TORCH):
             return True
     return False
 

@@ -7,17 +7,15 @@ process that was believed dead can do no harm: it can only make files that were 
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from wsimil.errors import OutputError
-from wsimil.files import output_error, publish
 from wsimil.provenance import Json
+from wsimil.worklist import disk
 from wsimil.worklist.attempts import CLOSINGS, FORGIVEN, Attempts, Closing, parse
 from wsimil.worklist.plan import Unit, WorkPlan
 
@@ -52,31 +50,32 @@ class Ledger:
         self.card = work / "workers" / f"{worker}.json"
 
     def scan(self) -> dict[str, Attempts]:
-        """The tries of every unit that has any: three folders are listed, no file is opened."""
+        """The tries of every unit that has any: three folders are listed, no file is opened. Raises OutputError."""
         # Claims last: of a unit that is finished in between, the end may be missed, and never the beginning.
-        done, bad = _names(self._done), _names(self._bad)
-        return parse(_names(self._claims), done, bad)
+        done, bad = disk.names(self._done), disk.names(self._bad)
+        return parse(disk.names(self._claims), done, bad)
 
     def look(self, unit_id: str) -> Attempts:
         """The tries of one unit, by asking for each name: newer than a scan, and dearer."""
         found = Attempts()
-        while (self._claims / f"{unit_id}.{found.newest + 1}").exists():
+        while disk.exists(self._claims / f"{unit_id}.{found.newest + 1}"):
             found.newest += 1
         for number in range(1, found.newest + 1):
             for closing in CLOSINGS:
-                if (self._claims / f"{unit_id}.{number}.{closing}").exists():
+                if disk.exists(self._claims / f"{unit_id}.{number}.{closing}"):
                     found.closings[number] = closing
-            if (self._claims / f"{unit_id}.{number}.{FORGIVEN}").exists():
+            if disk.exists(self._claims / f"{unit_id}.{number}.{FORGIVEN}"):
                 found.forgiven = number
-            if (self._bad / f"{unit_id}.{number}").exists():
+            if disk.exists(self._bad / f"{unit_id}.{number}"):
                 found.bad = number
-        found.done = (self._done / unit_id).exists()
+        found.done = disk.exists(self._done / unit_id)
         return found
 
-    def claim(self, unit: Unit, attempts: Attempts | None = None) -> Attempt | None:
+    def claim(self, unit: Unit, attempts: Attempts | None = None, *, beside: bool = False) -> Attempt | None:
         """Claim a unit, None where somebody else has it, or it is finished, or set aside just now.
 
-        `attempts` is what a scan saw of it, None where that was nothing. Raises OutputError.
+        `attempts` is what a scan saw of it, None where that was nothing. With `beside` it is wanted for a place among others:
+        None too where it must be tried alone, as may have turned out since that scan. Raises OutputError.
         """
         number, alone = 1, False
         if attempts is not None:
@@ -86,22 +85,11 @@ class Ledger:
             silent = attempts.is_held
             if silent and not self.is_silent(unit.id, attempts.newest):
                 return None
-            if self._condemn(unit.id, attempts, newest_is_silent=silent):
-                return None
             number, alone = attempts.newest + 1, attempts.is_alone or silent
-        path = self._claims / f"{unit.id}.{number}"
-        try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        except FileExistsError:
+            if (alone and beside) or self._condemn(unit.id, attempts, newest_is_silent=silent):
+                return None
+        if not disk.create(self._claims / f"{unit.id}.{number}", self._signed({})):
             return None
-        except OSError as error:
-            raise output_error(path, error) from error
-        try:
-            os.write(handle, self._signed({}))
-        except OSError as error:
-            raise output_error(path, error) from error
-        finally:
-            os.close(handle)
         return Attempt(unit=unit, number=number, scratch=self._scratch / f"{unit.id}.{number}", alone=alone)
 
     def beat(self, attempts: Iterable[Attempt]) -> None:
@@ -109,45 +97,29 @@ class Ledger:
         for attempt in attempts:
             # A file system that is away for a moment is no reason to give up work; if it stays away, others take over.
             with suppress(OSError):
-                os.utime(self._claims / attempt.id)
+                disk.beat(self._claims / attempt.id)
 
     def now(self) -> float:
         """The file system's clock, seconds: that of our card, which is touched. Raises OutputError."""
-        try:
-            self.card.touch()
-            os.utime(self.card)
-            return self.card.stat().st_mtime
-        except OSError as error:
-            raise output_error(self.card, error) from error
+        return disk.clock(self.card)
 
     def others_alive(self) -> bool:
-        """Whether another worker was heard of within the time of a lease."""
+        """Whether another worker was heard of within the time of a lease. Raises OutputError."""
         now = self.now()
-        for entry in os.scandir(self.card.parent):
-            if entry.name.endswith(".json") and entry.name[0] != "." and entry.name != self.card.name:
-                with suppress(FileNotFoundError):
-                    if (
-                        now - entry.stat().st_mtime <= self.plan.lease_s
-                        and read_json(Path(entry.path)).get("left") == ""
-                    ):
-                        return True
+        for name in disk.names(self.card.parent):
+            if name.endswith(".json") and name[0] != "." and name != self.card.name:
+                card = self.card.with_name(name)
+                if disk.age(card, now) <= self.plan.lease_s and disk.read_json(card).get("left") == "":
+                    return True
         return False
 
-    def is_silent(self, unit_id: str, number: int) -> bool:
-        """Whether the holder of that try has not been heard of for the time of a lease."""
-        try:
-            # Opened, as network file systems answer `stat` from memory and look anew when a file is opened.
-            handle = os.open(self._claims / f"{unit_id}.{number}", os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        try:
-            return self.now() - os.fstat(handle).st_mtime > self.plan.lease_s
-        finally:
-            os.close(handle)
+    def is_silent(self, unit_id: str, number: int, now: float | None = None) -> bool:
+        """Whether the holder of that try was silent for the time of a lease before `now`, else the moment. Raises OutputError."""
+        return disk.age(self._claims / f"{unit_id}.{number}", self.now() if now is None else now) > self.plan.lease_s
 
     def holder(self, unit_id: str, number: int) -> str:
         """The worker that made that try; empty where it died before it could say."""
-        return str(read_json(self._claims / f"{unit_id}.{number}").get("worker", ""))
+        return str(disk.read_json(self._claims / f"{unit_id}.{number}").get("worker", ""))
 
     def close(self, attempt: Attempt, closing: Closing, reason: str) -> None:
         """End a try of ours that made nothing, and set its unit aside where it must be. Raises OutputError."""
@@ -155,19 +127,25 @@ class Ledger:
 
     def close_of(self, unit_id: str, number: int, closing: Closing, reason: str, *, worker: str) -> None:
         """As `close`, for the try of a worker that cannot say it itself."""
-        note = self._signed({"reason": reason, "worker": worker})
-        publish(note, self._claims / f"{unit_id}.{number}.{closing}", within=self._scratch)
+        claim = self._claims / f"{unit_id}.{number}"
+        note = claim.with_name(f"{claim.name}.{closing}")
+        try:
+            disk.publish(self._signed({"reason": reason, "worker": worker}), note, within=self._scratch)
+        except OutputError:
+            # A full disk takes one more name where it takes no new file; the claim tells the worker, if not the reason. Without
+            # it the try would end in silence, and three workers with one full disk would condemn a unit that is good.
+            disk.adopt(claim, note)
         self._condemn(unit_id, self.look(unit_id), newest_is_silent=False)
 
     def finish(self, attempt: Attempt, receipt: Mapping[str, Json]) -> bool:
-        """Write the receipt of a unit whose results are out; False where another try was quicker."""
-        return publish(
+        """Write the receipt of a unit whose results are out; False where another try was quicker. Raises OutputError."""
+        return disk.publish(
             self._signed({"attempt": attempt.number, **receipt}), self._done / attempt.unit.id, within=self._scratch
         )
 
     def receipt(self, unit_id: str) -> Mapping[str, Json]:
         """The receipt of a unit that is done. Raises OutputError where it cannot be read."""
-        found = read_json(self._done / unit_id)
+        found = disk.read_json(self._done / unit_id)
         if not found:
             raise OutputError(f"receipt {self._done / unit_id} cannot be read")
         return found
@@ -182,16 +160,17 @@ class Ledger:
                 continue
             if kind is None:
                 if number < found.newest or found.is_bad:
-                    claim = read_json(self._claims / f"{unit_id}.{number}")
+                    claim = disk.read_json(self._claims / f"{unit_id}.{number}")
                     told.append({**claim, "attempt": number, "kind": "silent", "reason": "its process fell silent"})
                 continue
-            told.append({**read_json(self._claims / f"{unit_id}.{number}.{kind}"), "attempt": number, "kind": kind})
+            note = disk.read_json(self._claims / f"{unit_id}.{number}.{kind}")
+            told.append({"reason": "could not be written down", **note, "attempt": number, "kind": kind})
         return told
 
     def forgive(self, unit_id: str) -> bool:
         """Let a unit that was set aside be tried again; False where it is not."""
         found = self.look(unit_id)
-        return found.is_bad and publish(
+        return found.is_bad and disk.publish(
             self._signed({}), self._claims / f"{unit_id}.{found.newest}.{FORGIVEN}", within=self._scratch
         )
 
@@ -202,14 +181,14 @@ class Ledger:
     def failed_on_host(self, unit_id: str, attempts: Attempts) -> bool:
         """Whether the unit failed on this host."""
         return any(
-            read_json(self._claims / f"{unit_id}.{k}.{attempts.closings[k]}").get("host") == self.host
+            disk.read_json(self._claims / f"{unit_id}.{k}.{attempts.closings[k]}").get("host") == self.host
             for k in attempts.counted("err", "fault")
         )
 
     def _workers(self, unit_id: str, attempts: Attempts) -> dict[int, str]:
         return {
             # Unreadable, as by a crash while it was written: its own number, so that it counts as one of its own.
-            k: str(read_json(self._claims / f"{unit_id}.{k}.{attempts.closings[k]}").get("worker", k))
+            k: str(disk.read_json(self._claims / f"{unit_id}.{k}.{attempts.closings[k]}").get("worker", k))
             for k in attempts.counted("err", "fault")
         }
 
@@ -217,48 +196,11 @@ class Ledger:
         if not attempts.condemned(self._workers(unit_id, attempts), newest_is_silent=newest_is_silent):
             return False
         reasons: dict[str, Json] = {"reasons": [dict(one) for one in self.reasons(unit_id, attempts)]}
-        publish(self._signed(reasons), self._bad / f"{unit_id}.{attempts.newest}", within=self._scratch)
+        disk.publish(self._signed(reasons), self._bad / f"{unit_id}.{attempts.newest}", within=self._scratch)
         return True
 
     def _signed(self, said: Mapping[str, Json]) -> bytes:
         return json.dumps({"worker": self.worker, "host": self.host, **said}).encode()
-
-
-def _names(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries]
-
-
-def read_json(path: Path) -> Mapping[str, Json]:
-    """What a file says; nothing where it is not there, or not whole."""
-    try:
-        tree = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
-
-
-def check_links(plan: WorkPlan, worker: str) -> None:
-    """Raise OutputError where the file system has no hard links or lets two processes make one file."""
-    probe, twin = (plan.work / "scratch" / f".probe.{worker}.{part}" for part in "ab")
-    try:
-        probe.write_bytes(b"")
-        os.link(probe, twin)
-        with suppress(FileExistsError):
-            os.link(probe, twin)
-            raise OutputError(
-                f"{plan.work}: its file system makes one link twice, so results could be overwritten; use another one"
-            )
-    except OSError as error:
-        if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-            raise OutputError(
-                f"{plan.work}: its file system has no hard links, by which results are published once; put the study on another"
-                " one (ext4, xfs, NFS, Lustre, GPFS and BeeGFS have them)"
-            ) from error
-        raise output_error(probe, error) from error
-    finally:
-        for path in (probe, twin):
-            path.unlink(missing_ok=True)
 
 
 def held_by(ledger: Ledger, worker: str, scanned: Mapping[str, Attempts]) -> Sequence[tuple[str, int]]:

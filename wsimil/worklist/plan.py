@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
+import re
+import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-from wsimil.errors import ConfigError
-from wsimil.files import check_writable, publish
+from wsimil.errors import ConfigError, OutputError
+from wsimil.files import check_writable, output_error, publish
 from wsimil.provenance import Json, sha256_json
 
 SCHEMA = "wsimil/worklist/1"
@@ -30,6 +37,12 @@ class Unit:
     cost: float
     task: Mapping[str, Json]
     last: bool = False
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.id):
+            raise ValueError(f"unit {self.name!r}: its id {self.id!r} names files; wanted letters, digits, _ and -")
+        if not (math.isfinite(self.cost) and self.cost > 0):
+            raise ValueError(f"unit {self.id} ({self.name!r}): cost {self.cost}, wanted a positive number")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +71,22 @@ class WorkPlan:
     recipe: Mapping[str, Json]
     lease_s: float = 120.0
     max_bad: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.lease_s) and self.lease_s > 0):
+            raise ValueError(f"lease_s {self.lease_s}, wanted a positive number of seconds")
+        if not 0 <= self.max_bad <= 1:
+            raise ValueError(f"max_bad {self.max_bad}, wanted a share from 0 to 1")
+        for what, found in (
+            ("stage", [stage.name for stage in self.stages]),
+            ("unit", [unit.id for stage in self.stages for unit in stage.units]),
+        ):
+            if len(set(found)) < len(found):
+                twice = next(one for one in found if found.count(one) > 1)
+                raise ValueError(f"two {what}s of a plan are called {twice!r}; each needs a name of its own")
+        for stage in self.stages:
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", stage.name):
+                raise ValueError(f"stage {stage.name!r}: wanted letters, digits, _ and - in its name")
 
     @property
     def work(self) -> Path:
@@ -91,56 +120,80 @@ def write_plan(plan: WorkPlan) -> bool:
     """
     check_writable(plan.work)
     target = plan.work / PLAN
+    lines = _lines(plan.stages).encode()
+    first = False
     if not target.exists():
-        stray = sorted(path.name for path in plan.folder.iterdir() if path.name not in (WORK, "logs"))
+        stray = sorted(
+            path.name for path in plan.folder.iterdir() if path.name not in (WORK, "logs") and path.name[0] != "."
+        )
         if stray:
             raise ConfigError(
-                f"{plan.folder} holds {', '.join(stray[:5])} and no work list; a result that is there already would be taken for"
-                " one of this plan, so give it a folder of its own"
+                f"{plan.folder} holds {', '.join(ascii(name)[1:-1] for name in stray[:5])} and no work list; a result that is"
+                " there already would be taken for one of this plan, so give it a folder of its own"
             )
         for name in ("claims", "done", "bad", "workers", "scratch"):
             (plan.work / name).mkdir(exist_ok=True)
-        lines = _lines(plan.stages)
+        check_links(plan.work / "scratch")
         head = {
             "schema": SCHEMA,
             "fingerprint": plan.fingerprint,
             "lease_s": plan.lease_s,
             "max_bad": plan.max_bad,
             "stages": [stage.name for stage in plan.stages],
-            "units_sha256": sha256(lines.encode()).hexdigest(),
+            "units_sha256": sha256(lines).hexdigest(),
             "recipe": dict(plan.recipe),
         }
-        # Whoever comes second finds the list of the first; the head is last, and there is no plan before it.
-        publish(lines.encode(), plan.work / UNITS)
-        if publish((json.dumps(head, indent=1) + "\n").encode(), target):
-            return True
-    there = read_plan(plan.folder)
-    if there.fingerprint != plan.fingerprint:
+        # The head says whose plan it is; of two writers the second finds out before it writes units that are not of that plan.
+        first = publish((json.dumps(head, indent=1) + "\n").encode(), target)
+    there = str(_head(plan.folder).get("fingerprint"))
+    if there != plan.fingerprint:
         raise ConfigError(
-            f"{plan.folder} holds another plan ({there.fingerprint[:12]}, wanted {plan.fingerprint[:12]}): a config, a slide or a"
+            f"{plan.folder} holds another plan ({there[:12]}, wanted {plan.fingerprint[:12]}): a config, a slide or a"
             " split is not what it was; go on with the one that is there, or give the new one a folder of its own"
         )
-    return False
+    publish(lines, plan.work / UNITS)  # also where the writer of the head died before it could
+    read_plan(plan.folder)
+    return first
+
+
+def check_links(folder: Path) -> None:
+    """Raise OutputError where the file system of `folder` has no hard links or lets two processes make one file."""
+    probe = folder / f".probe.{secrets.token_hex(8)}"
+    twin = probe.with_suffix(".twin")
+    try:
+        probe.write_bytes(b"")
+        os.link(probe, twin)
+        with suppress(FileExistsError):
+            os.link(probe, twin)
+            raise OutputError(
+                f"{folder}: its file system makes one link twice, so results could be overwritten; use another"
+            )
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise OutputError(
+                f"{folder}: its file system has no hard links, by which results are published once; put the study on another one"
+                " (ext4, xfs, NFS, Lustre, GPFS and BeeGFS have them)"
+            ) from error
+        raise output_error(probe, error) from error
+    finally:
+        for path in (probe, twin):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def read_plan(folder: Path) -> WorkPlan:
     """The list in `folder`. Raises ConfigError where there is none, or one that is broken."""
-    path = folder / WORK / PLAN
+    head, path = _head(folder), folder / WORK / UNITS
     try:
-        head = json.loads(path.read_text(encoding="utf-8"))
-        lines = (folder / WORK / UNITS).read_bytes()
+        lines = path.read_bytes()
     except FileNotFoundError:
-        raise ConfigError(f"{folder} holds no work list; write one with `wsimil plan STUDY.yaml -o {folder}`") from None
-    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"work list {path} is not there: whoever planned is still writing it or died; run the same `wsimil plan` again"
+        ) from None
+    except OSError as error:
         raise ConfigError(f"work list {path} cannot be read: {error}") from None
-    if not isinstance(head, dict) or head.get("schema") != SCHEMA:
-        raise ConfigError(
-            f"work list {path}: wanted schema {SCHEMA}, got {head.get('schema') if isinstance(head, dict) else head!r}"
-        )
     if sha256(lines).hexdigest() != head["units_sha256"]:
-        raise ConfigError(
-            f"work list {path.parent / UNITS} is not the one that was written; plan anew into another folder"
-        )
+        raise ConfigError(f"work list {path} is not the one that was written; plan anew into another folder")
     return WorkPlan(
         folder=folder,
         stages=_stages(head["stages"], lines.decode()),
@@ -148,6 +201,20 @@ def read_plan(folder: Path) -> WorkPlan:
         lease_s=head["lease_s"],
         max_bad=head["max_bad"],
     )
+
+
+def _head(folder: Path) -> Any:
+    path = folder / WORK / PLAN
+    try:
+        head = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{folder} holds no work list; write one with `wsimil plan STUDY.yaml -o {folder}`") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"work list {path} cannot be read: {error}") from None
+    if not isinstance(head, dict) or head.get("schema") != SCHEMA:
+        got = head.get("schema") if isinstance(head, dict) else head
+        raise ConfigError(f"work list {path}: wanted schema {SCHEMA}, got {got!r}")
+    return head
 
 
 def _lines(stages: Sequence[Stage]) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import dataclass
 
+from wsimil.errors import OutputError
 from wsimil.provenance import Json
-from wsimil.worklist.ledger import Ledger, read_json
+from wsimil.worklist import disk
+from wsimil.worklist.ledger import Ledger
 from wsimil.worklist.plan import Stage, WorkPlan
 from wsimil.worklist.worker import refuses
 
@@ -72,24 +74,30 @@ class StageState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanState:
-    """All stages and workers of a plan."""
+    """All stages and workers of a plan.
+
+    `is_own_clock` says that the folder could not be written, so that its file system could not be asked for the time: who is
+    alive is told by this machine's clock, and is wrong where that differs by more than a lease. All else is as certain as ever.
+    """
 
     stages: tuple[StageState, ...]
-    workers: tuple[WorkerState, ...] = field(default=())
+    workers: tuple[WorkerState, ...] = ()
+    is_own_clock: bool = False
 
 
 def plan_state(plan: WorkPlan, ledger: Ledger, *, most_troubles: int = 1000) -> PlanState:
-    """Look at the folder of `plan`. Costs three listings, a file for each worker, claim at work, and failure."""
-    try:
-        now = ledger.now()
-    finally:
-        ledger.card.unlink(missing_ok=True)  # a look is not a worker
+    """Look at the folder of `plan`. Costs three listings, a file for each worker, claim at work, and failure.
+
+    Raises OutputError where the folder cannot be read.
+    """
+    now, is_own_clock = _now(ledger)
     workers = tuple(_workers(plan, ledger, now))
     scanned = ledger.scan()
     states = []
     for stage in plan.stages:
         counts = dict.fromkeys(("done", "bad", "running", "stale", "todo"), 0)
-        cost_done, extra = 0.0, 0
+        cost = stage.cost
+        cost_done, cost_bad, extra = 0.0, 0.0, 0
         troubles: list[Trouble] = []
         for unit in stage.units:
             attempts = scanned.get(unit.id)
@@ -103,9 +111,10 @@ def plan_state(plan: WorkPlan, ledger: Ledger, *, most_troubles: int = 1000) -> 
                 continue
             if attempts.is_bad:
                 counts["bad"] += 1
+                cost_bad += unit.cost
             elif not attempts.is_held:
                 counts["todo"] += 1
-            elif _silent(plan, unit.id, attempts.newest, now):
+            elif ledger.is_silent(unit.id, attempts.newest, now):
                 counts["stale"] += 1
             else:
                 counts["running"] += 1
@@ -113,41 +122,44 @@ def plan_state(plan: WorkPlan, ledger: Ledger, *, most_troubles: int = 1000) -> 
                 reasons = tuple(ledger.reasons(unit.id, attempts))
                 troubles.append(Trouble(unit_id=unit.id, name=unit.name, is_bad=attempts.is_bad, reasons=reasons))
         pace_cost, pace_units = _pace(stage, workers)
-        left = stage.cost - cost_done - sum(plan.units[one.unit_id].cost for one in troubles if one.is_bad)
+        left = cost - cost_done - cost_bad
         states.append(
             StageState(
-                name=stage.name, **counts, cost_done=cost_done / stage.cost if stage.cost else 1.0, extra_attempts=extra,
+                name=stage.name, **counts, cost_done=cost_done / cost if cost else 1.0, extra_attempts=extra,
                 per_hour=pace_units * 3600 if pace_units else None,
                 left_s=max(0.0, left) / pace_cost if pace_cost else None,
                 refused=refuses(plan, stage, counts["bad"]), troubles=tuple(troubles),
             )
         )  # fmt: skip
-    return PlanState(stages=tuple(states), workers=workers)
+    return PlanState(stages=tuple(states), workers=workers, is_own_clock=is_own_clock)
+
+
+def _now(ledger: Ledger) -> tuple[float, bool]:
+    try:
+        now = ledger.now()
+    except OutputError:
+        return time.time(), True
+    with suppress(OSError):
+        ledger.card.unlink()  # a look is not a worker
+    return now, False
 
 
 def _workers(plan: WorkPlan, ledger: Ledger, now: float) -> list[WorkerState]:
     found = []
-    for entry in sorted(os.scandir(plan.work / "workers"), key=lambda entry: entry.name):
-        if not entry.name.endswith(".json") or entry.name[0] == "." or entry.name == ledger.card.name:
+    folder = plan.work / "workers"
+    for name in sorted(disk.names(folder)):
+        card = disk.read_json(folder / name) if name.endswith(".json") and name[0] != "." else {}
+        if not card or name == ledger.card.name:
             continue
-        card = read_json(Path(entry.path))
-        silent = now - entry.stat().st_mtime
-        if card:
-            found.append(
-                WorkerState(
-                    name=str(card["worker"]), host=str(card["host"]), device=str(card["device"]), stage=str(card["stage"]),
-                    held=tuple(card["held"]), left=str(card["left"]), silent_s=silent,  # type: ignore[arg-type]
-                    is_alive=not card["left"] and silent <= plan.lease_s, done=card["done"],  # type: ignore[arg-type]
-                )
-            )  # fmt: skip
+        silent = disk.age(folder / name, now)
+        found.append(
+            WorkerState(
+                name=str(card["worker"]), host=str(card["host"]), device=str(card["device"]), stage=str(card["stage"]),
+                held=tuple(card["held"]), left=str(card["left"]), silent_s=silent,  # type: ignore[arg-type]
+                is_alive=not card["left"] and silent <= plan.lease_s, done=card["done"],  # type: ignore[arg-type]
+            )
+        )  # fmt: skip
     return found
-
-
-def _silent(plan: WorkPlan, unit_id: str, number: int, now: float) -> bool:
-    try:
-        return now - (plan.work / "claims" / f"{unit_id}.{number}").stat().st_mtime > plan.lease_s
-    except OSError:
-        return False
 
 
 def _pace(stage: Stage, workers: Sequence[WorkerState]) -> tuple[float, float]:

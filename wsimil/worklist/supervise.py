@@ -13,12 +13,15 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 
-from wsimil.errors import ConfigError
-from wsimil.files import write_text
-from wsimil.worklist.ledger import Ledger, held_by, read_json
+from wsimil.errors import ConfigError, OutputError
+from wsimil.files import write_unsynced
+from wsimil.worklist.attempts import Closing
+from wsimil.worklist.disk import read_json
+from wsimil.worklist.ledger import Ledger, held_by
 from wsimil.worklist.plan import WorkPlan
 from wsimil.worklist.worker import IN_A_ROW, Left, Watcher
 
@@ -68,7 +71,10 @@ def visible_gpus(env: Mapping[str, str]) -> list[str]:
     """What CUDA_VISIBLE_DEVICES names, else all that the driver shows; without asking the driver, which takes seconds."""
     named = env.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [one.strip() for one in named.split(",") if one.strip() not in ("", "-1", "NoDevFiles")]
+        # As CUDA reads it: what stands behind one that cannot be is not visible either.
+        return list(
+            takewhile(lambda one: one not in ("", "-1", "NoDevFiles"), (one.strip() for one in named.split(",")))
+        )
     nodes = (re.fullmatch(r"nvidia([0-9]+)", path.name) for path in Path("/dev").iterdir())
     return sorted((found[1] for found in nodes if found), key=int)
 
@@ -94,8 +100,9 @@ class Supervisor:
     watcher: Watcher
     _children: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     _codes: dict[int, int] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _stop: int = 0
+    # The main thread may be interrupted by one signal while it passes on another.
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _signals: list[int] = field(default_factory=list)
 
     def run(self) -> int:
         """Until all have left; the exit code for all of them."""
@@ -105,8 +112,8 @@ class Supervisor:
                 thread.start()
             for thread in threads:
                 thread.join()
-        if self._stop:
-            return STOPS[self._stop]
+        if self._signals:
+            return STOPS[self._signals[0]]
         codes = set(self._codes.values())
         # Whoever saw all units finished speaks for all; else the most telling.
         for code in (Left.FINISHED, Left.REFUSED):
@@ -115,28 +122,39 @@ class Supervisor:
         return max(codes - {int(Left.IMPATIENT)}, default=int(Left.IMPATIENT))
 
     def _keep(self, index: int) -> None:
-        deaths = 0
+        """Have a worker in a seat until one leaves for good, and note how."""
+        code = int(Left.FAULTY)
+        try:
+            code = self._fill(index)
+        except (OSError, OutputError) as error:
+            self.watcher.note(f"{self.seats[index].device}: FAULT OF THIS WORKER: {error}")
+        with self._lock:
+            self._codes[index] = code
+
+    def _fill(self, index: int) -> int:
+        deaths, ever_worked = 0, False
         while True:
             name = worker_name()
             code = self._sit(index, name)
-            if code is None:
-                return
             if code < 0:
-                done = self._bury(name, -code)
-                deaths = 0 if done else deaths + 1
+                worked, is_blamed = self._bury(name, -code)
+                ever_worked |= worked
+                if worked:
+                    deaths = 0
+                # A unit that kills whoever tries it alone is no fault of the seat, unless all do here, while others are at work.
+                elif not is_blamed or (not ever_worked and self._others_alive(name)):
+                    deaths += 1
                 if deaths >= IN_A_ROW:
-                    code = int(Left.FAULTY)
-            if self._stop or (code >= 0 and code != Left.RENEW):
-                with self._lock:
-                    self._codes[index] = code
-                return
+                    return int(Left.FAULTY)
+            if self._signals or (code >= 0 and code != Left.RENEW):
+                return code
 
-    def _sit(self, index: int, name: str) -> int | None:
-        """Run one worker to its end; its exit code, None where nothing is to be started any more."""
+    def _sit(self, index: int, name: str) -> int:
+        """Run one worker to its end; its exit code, negative for a signal."""
         seat = self.seats[index]
         with self._lock:
-            if self._stop:
-                return None
+            if self._signals:
+                return STOPS[self._signals[0]]
             env = {**os.environ, **seat.env, "WSIMIL_DEVICE": seat.device}
             child = subprocess.Popen(self.command(name), env=env)  # noqa: S603  # our own command
             self._children[index] = child
@@ -145,31 +163,42 @@ class Supervisor:
             del self._children[index]
         return code
 
-    def _bury(self, name: str, number: int) -> bool:
-        """Write down what a worker held that died by a signal; whether it had done anything."""
+    def _bury(self, name: str, number: int) -> tuple[bool, bool]:
+        """Write down what a worker held that died by a signal; whether it had done anything, and whether a unit is to blame."""
         ledger = Ledger(self.plan, worker=f"{name}-supervisor", host=hostname())
-        scanned = ledger.scan()
-        held = held_by(ledger, name, scanned)
-        how = f"its process died by {signal.Signals(number).name}"
+        held = held_by(ledger, name, ledger.scan())
+        how = f"its process died by {_signal_name(number)}"
         if number == signal.SIGKILL:
             how += ", as where memory runs out"
         self.watcher.note(f"{name}: {how}, holding {', '.join(f'{unit}.{k}' for unit, k in held) or 'nothing'}")
+        closing: Closing = "err" if len(held) == 1 else "suspect"
+        if self._signals or number in STOPS:
+            closing = "back"  # it was told to go, and went before it could hand back, or was in the midst of it
         for unit_id, attempt in held:
-            ledger.close_of(unit_id, attempt, "err" if len(held) == 1 else "suspect", how, worker=name)
+            ledger.close_of(unit_id, attempt, closing, how, worker=name)
         path = ledger.card.with_name(f"{name}.json")
         card = read_json(path)
         if card:
-            write_text(path, json.dumps({**card, "left": how, "held": []}))
+            write_unsynced(path, json.dumps({**card, "left": how, "held": []}).encode())
         done = card.get("done")
-        return isinstance(done, dict) and any(one["units"] for one in done.values())
+        worked = isinstance(done, dict) and any(one["units"] for one in done.values())
+        return worked, closing == "err"
+
+    def _others_alive(self, name: str) -> bool:
+        ledger = Ledger(self.plan, worker=f"{name}-supervisor", host=hostname())
+        try:
+            return ledger.others_alive()
+        finally:
+            ledger.card.unlink(missing_ok=True)  # no worker's
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:
         def stop(number: int, _: FrameType | None) -> None:
-            self._stop = self._stop or number
-            # Not under the lock: this runs in the middle of whatever the main thread does, and that is only waiting.
-            for child in list(self._children.values()):
-                child.send_signal(number)
+            with self._lock:
+                if number not in self._signals:
+                    self._signals.append(number)
+                    for child in self._children.values():
+                        child.send_signal(number)
 
         before = {number: signal.signal(number, stop) for number in STOPS}
         try:
@@ -177,3 +206,10 @@ class Supervisor:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -7,23 +7,25 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
+from heapq import merge
 from typing import Protocol, TypeAlias
 
 from wsimil.errors import OutputError, WsimilError
-from wsimil.files import output_error
+from wsimil.files import write_unsynced
 from wsimil.provenance import Json
-from wsimil.worklist.attempts import Attempts
+from wsimil.worklist import disk
+from wsimil.worklist.attempts import Attempts, Closing
 from wsimil.worklist.commit import begin, commit, sweep
 from wsimil.worklist.faults import is_fault
 from wsimil.worklist.ledger import Attempt, Ledger
 from wsimil.worklist.plan import Stage, Unit, WorkPlan
 
 IN_A_ROW = 3
-"""After so many faults of its own, one upon the other, a worker leaves."""
+"""After so many faults of its own, with nothing done between them, a worker leaves."""
 _BEATS = 6
 _LONGEST_NAP_S = 5.0
 
@@ -86,15 +88,16 @@ class _Done:
     seconds: float = 0.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Board:
-    """A stage as it was seen last."""
+    """A stage as it was seen last, at `now` of the file system's clock."""
 
-    fresh: list[Unit]
-    again: list[tuple[Unit, Attempts]]
-    held: int
-    unfinished: int
-    bad: int
+    now: float
+    fresh: list[Unit] = field(default_factory=list)
+    again: list[tuple[Unit, Attempts]] = field(default_factory=list)
+    held: int = 0
+    unfinished: int = 0
+    bad: int = 0
 
 
 @dataclass(kw_only=True)
@@ -110,7 +113,7 @@ class Worker:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _done: dict[str, _Done] = field(default_factory=dict)
     _in_a_row: int = 0
-    _faulty: bool = False
+    _faults: int = 0
     _succeeded: bool = False
     _stage: str = ""
     _begun: float = field(default_factory=time.monotonic)
@@ -135,10 +138,10 @@ class Worker:
             raise
         finally:
             self._ending.set()
-            for attempt, _ in list(self._held.values()):
-                with suppress(OutputError):
-                    self.ledger.close(attempt, "back", f"its worker left: {why}")
-            self._held.clear()
+            while self._held:
+                # Whoever presses Ctrl-C twice waits for these few notes all the same: without them others wait for a lease.
+                with suppress(KeyboardInterrupt):
+                    self._end(next(iter(self._held.values()))[0], "back", f"its worker left: {why}")
             with suppress(OutputError):
                 self._write_card(left=why)
 
@@ -147,17 +150,33 @@ class Worker:
         runner: Runner | None = None
         waited_since: float | None = None
         nap = 0.05
+        units = sorted(stage.units, key=lambda unit: (-unit.cost, unit.id))
         self._stage_begun = time.monotonic()
         while True:
-            board = self._survey(stage)
+            try:
+                board = self._survey(units)
+            except OutputError as error:
+                self._stumble(str(error))
+                if self._must_leave():
+                    return Left.FAULTY
+                self._ending.wait(nap)
+                continue
             if refuses(self.ledger.plan, stage, board.bad):
                 return Left.REFUSED
             if not board.unfinished:
-                sweep(self.ledger)
+                with suppress(OutputError):  # the results are out; what is left lying takes room and no more
+                    sweep(self.ledger)
                 return Left.FINISHED
-            before = self._done.setdefault(stage.name, _Done()).units, self._in_a_row
+            with self._lock:
+                before = self._done.setdefault(stage.name, _Done()).units, self._in_a_row
             if board.fresh or board.again:
-                runner = runner or self.runner(stage)
+                try:
+                    runner = runner or self.runner(stage)
+                except Exception as error:
+                    if not is_fault(error):
+                        raise
+                    self._stumble(f"{type(error).__name__}: {error}")
+                    return Left.FAULTY
                 left = self._pull_and_answer(stage, runner, board)
                 if left is not None:
                     return left
@@ -167,19 +186,19 @@ class Worker:
             now = time.monotonic()
             waited_since = waited_since or now
             alone = not board.held and not board.fresh and not board.again
-            if alone and (now - waited_since > self.ledger.plan.lease_s or not self.ledger.others_alive()):
+            if alone and (now - waited_since > self.ledger.plan.lease_s or not self._others_alive()):
                 return Left.RENEW  # what is left failed in this very process, and there is nobody else to try it
             if now - waited_since > self.patience_s:
                 return Left.IMPATIENT
             self._ending.wait(nap)
             nap = min(2 * nap, _LONGEST_NAP_S, self.ledger.plan.lease_s / 4)
 
-    def _survey(self, stage: Stage) -> _Board:
-        """What can be claimed: what was never tried by cost, then what was tried before, what failed on this host last."""
+    def _survey(self, units: Sequence[Unit]) -> _Board:
+        """What of `units`, in that order, can be claimed; what failed on this host last. Raises OutputError."""
         scanned = self.ledger.scan()
-        board = _Board([], [], 0, 0, 0)
+        board = _Board(now=self.ledger.now())
         last: list[Unit] = []
-        for unit in stage.units:
+        for unit in units:
             attempts = scanned.get(unit.id)
             if attempts is not None and attempts.is_finished:
                 board.bad += attempts.is_bad
@@ -192,15 +211,14 @@ class Worker:
                 self._sort(board, unit, scanned.get(unit.id))
         elif last:
             board.unfinished += len(last)
-        board.fresh.sort(key=lambda unit: (-unit.cost, unit.id))
-        board.again.sort(key=lambda pair: (self.ledger.failed_on_host(pair[0].id, pair[1]), -pair[0].cost, pair[0].id))
+        board.again.sort(key=lambda pair: self.ledger.failed_on_host(pair[0].id, pair[1]))
         return board
 
     def _sort(self, board: _Board, unit: Unit, attempts: Attempts | None) -> None:
         board.unfinished += 1
         if attempts is None:
             board.fresh.append(unit)
-        elif attempts.is_held and not self.ledger.is_silent(unit.id, attempts.newest):
+        elif attempts.is_held and not self.ledger.is_silent(unit.id, attempts.newest, board.now):
             board.held += 1
         elif not self.ledger.failed_here(unit.id, attempts):
             board.again.append((unit, attempts))
@@ -212,23 +230,31 @@ class Worker:
         for unit, attempts in board.again:
             if left is not None:
                 return left
-            if _is_alone(attempts) and (attempt := self._claim(unit, attempts)) is not None:
-                left = self._answer(stage, runner, iter([attempt]))
+            if _is_alone(attempts):
+                attempt = self._claim(unit, attempts)
+                if attempt is not None:
+                    left = self._answer(stage, runner, iter([attempt]))
+                elif self._must_leave():
+                    left = Left.FAULTY
         return left
 
     def _claims(self, stage: Stage, fresh: list[Unit], beside: list[tuple[Unit, Attempts]]) -> Iterator[Attempt]:
         """Claim one after the other as they are asked for; ends where a look at the folder is due, or something must be alone."""
         due = time.monotonic() + self.ledger.plan.lease_s / 2
-        waiting = sorted([(unit, None) for unit in fresh] + list(beside), key=lambda pair: (-pair[0].cost, pair[0].id))
-        for unit, attempts in waiting:
-            if self._ending.is_set() or time.monotonic() > due:
+        new: list[tuple[Unit, Attempts | None]] = [(unit, None) for unit in fresh]
+        for unit, attempts in merge(new, beside, key=lambda pair: (-pair[0].cost, pair[0].id)):
+            if self._ending.is_set() or time.monotonic() > due or self._faults >= IN_A_ROW:
                 return
-            attempt = self._claim(unit, attempts)
+            attempt = self._claim(unit, attempts, beside=True)
             if attempt is not None:
                 yield attempt
 
-    def _claim(self, unit: Unit, attempts: Attempts | None) -> Attempt | None:
-        attempt = self.ledger.claim(unit, attempts)
+    def _claim(self, unit: Unit, attempts: Attempts | None, *, beside: bool = False) -> Attempt | None:
+        try:
+            attempt = self.ledger.claim(unit, attempts, beside=beside)
+        except OutputError as error:
+            self._stumble(str(error))
+            return None
         if attempt is None:
             return None
         with self._lock:
@@ -252,6 +278,9 @@ class Worker:
                         return Left.FAULTY
         except Exception as error:  # noqa: BLE001 - it ends this stream, and counts against this worker
             self._blame(error)
+        if self._held:
+            # We live and would hold them for ever.
+            self._blame(WsimilError("the stage ended without an answer for what it had asked for"))
         return Left.FAULTY if self._must_leave() else None
 
     def _keep(self, stage: Stage, made: Made) -> None:
@@ -265,56 +294,76 @@ class Worker:
             return
         with self._lock:
             del self._held[attempt.id]
-        self._in_a_row, self._succeeded = 0, True
-        done = self._done[stage.name]
-        done.units, done.cost = done.units + 1, done.cost + attempt.unit.cost
-        done.seconds = time.monotonic() - self._stage_begun
+            self._in_a_row, self._faults, self._succeeded = 0, 0, True
+            done = self._done[stage.name]
+            done.units, done.cost = done.units + 1, done.cost + attempt.unit.cost
+            done.seconds = time.monotonic() - self._stage_begun
         with suppress(OutputError):
             self._write_card()
         late = "" if first else ", which another worker had done meanwhile"
         self.watcher.note(f"{attempt.id} {attempt.unit.name}: done in {seconds:.1f} s{late}")
 
     def _fail(self, failed: Failed) -> None:
-        attempt = failed.attempt
+        attempt, reason = failed.attempt, failed.reason
+        try:
+            found = self.ledger.look(attempt.unit.id)
+            if (found.is_finished or found.forgiven >= attempt.number) and not disk.exists(attempt.scratch):
+                # Others finished it, or set it aside, and cleared away what we were making: nobody's failure.
+                self.watcher.note(f"{attempt.id} {attempt.unit.name}: too late: {reason}")
+                self._end(attempt, "back", reason)
+                return
+        except OSError as error:
+            reason = f"{reason}; and then {error}"
+        self.watcher.note(
+            f"{attempt.id} {attempt.unit.name}: {'FAULT OF THIS WORKER' if failed.fault else 'FAILED'}: {reason}"
+        )
+        with self._lock:
+            self._in_a_row += 1
+            self._faults += failed.fault
+            self._done[self._stage].bad += 1
+        self._end(attempt, "fault" if failed.fault else "err", reason)
+
+    def _end(self, attempt: Attempt, closing: Closing, reason: str) -> None:
+        """Close a try that made nothing; one whose end cannot be written down ends in silence, which others will notice."""
+        try:
+            self.ledger.close(attempt, closing, reason)
+        except OutputError as error:
+            self.watcher.note(f"{attempt.id}: its end could not be written down: {error}")
         with self._lock:
             self._held.pop(attempt.id, None)
-        self._in_a_row += 1
-        self.watcher.note(
-            f"{attempt.id} {attempt.unit.name}: {'FAULT OF THIS WORKER' if failed.fault else 'FAILED'}: {failed.reason}"
-        )
-        if self.ledger.look(attempt.unit.id).done:
-            self._in_a_row -= 1  # another worker's results are out, and our folder may have been cleared away under us
-            self.ledger.close(attempt, "back", failed.reason)
-            return
-        self._done[self._stage].bad += 1
-        self._faulty = failed.fault
-        try:
-            self.ledger.close(attempt, "fault" if failed.fault else "err", failed.reason)
-        except OutputError as error:  # a full disk cannot take the note either; the try ends in silence
-            self.watcher.note(f"{attempt.id}: its failure could not be written down: {error}")
+
+    def _stumble(self, reason: str) -> None:
+        """A fault of this worker that no unit had a part in."""
+        with self._lock:
+            self._in_a_row += 1
+            self._faults += 1
+        self.watcher.note(f"FAULT OF THIS WORKER: {reason}")
 
     def _blame(self, error: Exception) -> None:
         """What concerned all units of a stream: one that was alone has caused it, of several nobody knows which."""
         with self._lock:
             held = [attempt for attempt, _ in self._held.values()]
-            self._held.clear()
         reason = str(error) if isinstance(error, WsimilError) else f"unexpected {type(error).__name__}: {error}"
         if len(held) == 1:
             self._fail(Failed(attempt=held[0], reason=reason, fault=is_fault(error)))
             return
-        self._in_a_row += 1
-        self._faulty = True
-        self.watcher.note(f"FAULT OF THIS WORKER: {reason}")
-        for attempt in held:
-            self.ledger.close(attempt, "suspect", reason)
-        if not held:
+        if not held and not is_fault(error):
             raise error
+        self._stumble(reason)
+        for attempt in held:
+            self._end(attempt, "suspect", reason)
 
     def _must_leave(self) -> bool:
-        if self._in_a_row < IN_A_ROW:
-            return False
+        if self._faults >= IN_A_ROW:
+            return True
         # Slides that are bad are no reason, unless nothing ever succeeded here while others are at work.
-        return self._faulty or (not self._succeeded and self.ledger.others_alive())
+        return self._in_a_row >= IN_A_ROW and not self._succeeded and self._others_alive()
+
+    def _others_alive(self) -> bool:
+        try:
+            return self.ledger.others_alive()
+        except OutputError:
+            return True  # nobody can be asked; that a folder cannot be read is no reason to do anything
 
     @contextmanager
     def _beating(self) -> Iterator[None]:
@@ -337,29 +386,22 @@ class Worker:
 
     def _write_card(self, *, left: str = "") -> None:
         with self._lock:
-            held = [attempt.id for attempt, _ in self._held.values()]
-        card: Mapping[str, Json] = {
-            "worker": self.ledger.worker,
-            "host": self.ledger.host,
-            "pid": os.getpid(),
-            "device": self.device,
-            "stage": self._stage,
-            "held": list(held),
-            "left": left,
-            "lived_s": round(time.monotonic() - self._begun, 1),
-            "done": {
-                name: {"units": one.units, "cost": one.cost, "failed": one.bad, "seconds": round(one.seconds, 1)}
-                for name, one in self._done.items()
-            },
-        }
-        # Whole or not at all, and not worth a sync: it is written after every unit, and again at the next beat.
-        fresh = self.ledger.card.with_suffix(".new")
-        try:
-            with self._lock:
-                fresh.write_text(json.dumps(card), encoding="utf-8")
-                fresh.replace(self.ledger.card)
-        except OSError as error:
-            raise output_error(self.ledger.card, error) from error
+            card: dict[str, Json] = {
+                "worker": self.ledger.worker,
+                "host": self.ledger.host,
+                "pid": os.getpid(),
+                "device": self.device,
+                "stage": self._stage,
+                "held": list(self._held),
+                "left": left,
+                "lived_s": round(time.monotonic() - self._begun, 1),
+                "done": {
+                    name: {"units": one.units, "cost": one.cost, "failed": one.bad, "seconds": round(one.seconds, 1)}
+                    for name, one in self._done.items()
+                },
+            }
+        # Not worth a sync: it is written after every unit, and again at the next beat.
+        write_unsynced(self.ledger.card, json.dumps(card).encode())
 
 
 def refuses(plan: WorkPlan, stage: Stage, bad: int) -> bool:
