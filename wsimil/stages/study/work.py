@@ -13,7 +13,7 @@ from wsimil.errors import ConfigError
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.worklist import Ledger, Stage, WorkPlan
-from wsimil.worklist.ledger import check_links
+from wsimil.worklist.plan import check_links
 from wsimil.worklist.status import PlanState, plan_state
 from wsimil.worklist.supervise import STOPS, Supervisor, hostname, seats, worker_name
 from wsimil.worklist.worker import Left, Worker, refuses
@@ -34,7 +34,7 @@ def supervise(
     """
     chosen = chosen_stages(plan, stages)
     places = seats(gpus, workers, os.environ)
-    check_links(plan, worker_name())
+    check_links(plan.work / "scratch")
     if _refused_before(plan, chosen):
         return int(Left.REFUSED)
     command = [sys.executable, "-m", "wsimil", "worker", str(plan.folder), *options]
