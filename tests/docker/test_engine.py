@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from wsimil import __version__
+
 from .conftest import ROOT, SOMEONE
 
 NEEDED = ("buildah", "mmdebstrap", "npm", "node")
@@ -92,7 +94,7 @@ def image(buildah: Buildah, base: str, context: Path, open_folder: Path) -> str:
     (folder / "pyproject.toml").write_text(f"{head}\ndependencies = []\n{tail.partition(']' + chr(10))[2]}")
     buildah(
         "build", "--isolation=chroot", "--format=docker", "--pull-never", "--target=cpu", "--tag=localhost/wsimil",
-        f"--build-arg=PYTHON={base}", f"--build-arg=NODE={base}", "--build-arg=TORCH_INDEX=", "--build-arg=VERSION=0.1.0",
+        f"--build-arg=PYTHON={base}", f"--build-arg=NODE={base}", "--build-arg=TORCH_INDEX=", "--build-arg=VERSION=7.8",
         f"--file={ROOT / 'docker' / 'Dockerfile'}", ".", cwd=folder,
     )  # fmt: skip
     return "localhost/wsimil"
@@ -128,13 +130,13 @@ def test_the_image_says_how_to_run_it(buildah: Buildah, image: str) -> None:
     assert config["Entrypoint"] == ["tini", "--", "wsimil"]
     assert config["Healthcheck"]["Test"] == ["CMD", "wsimil-healthy"]
     assert config["WorkingDir"] == "/data"
-    assert config["Labels"]["org.opencontainers.image.version"] == "0.1.0"
+    assert config["Labels"]["org.opencontainers.image.version"] == "7.8"
 
 
 def test_a_user_without_a_name_extracts_in_the_image(
     run: Callable[..., str], open_folder: Path, make_slide: Callable[..., Path]
 ) -> None:
-    assert run("tini", "--", "wsimil", "--version").split()[-1] == "0.1.0"
+    assert run("tini", "--", "wsimil", "--version").split()[-1] == __version__
     assert run("wsimil-healthy") == ""
     make_slide(open_folder / "mounted" / "slides" / "case.tif")
     run("wsimil", "extract", "slides", "-o", "features", "--device", "cpu")

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from wsimil import __version__
+
 from .conftest import ROOT, SOMEONE
 
 STATIC = Path("wsimil/export/viewer/static")
@@ -143,7 +145,11 @@ def environment(context: Path, open_folder: Path) -> Path:
 
 def test_an_environment_holds_the_page_and_no_test(environment: Path) -> None:
     site = next((environment / "lib").glob("python*/site-packages"))
-    assert sorted(path.name for path in site.iterdir()) == ["dependencies.pth", "wsimil", "wsimil-0.1.0.dist-info"]
+    assert sorted(path.name for path in site.iterdir()) == [
+        "dependencies.pth",
+        "wsimil",
+        f"wsimil-{__version__}.dist-info",
+    ]
     for name in ("viewer.js", "viewer.css", "LICENSES.txt"):
         assert (site / STATIC / name).stat().st_size > 0
     assert not [path for path in site.rglob("*") if "node_modules" in path.parts or path.name == "conftest.py"]
@@ -192,7 +198,7 @@ def test_a_user_without_a_name_goes_from_a_slide_to_features(
             },
         )  # fmt: skip
 
-    assert wsimil("--version").stdout.split()[-1] == "0.1.0"
+    assert wsimil("--version").stdout.split()[-1] == __version__
     done = wsimil("extract", "slides", "-o", "features", "--device", "cpu")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [path.name for path in (data / "features").rglob("case*.h5")] == ["case.h5"]
