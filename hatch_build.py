@@ -53,8 +53,13 @@ def build_viewer(viewer: Path) -> str:
             (static / name).unlink(missing_ok=True)
         (static / REASON).write_text(reason + "\n", encoding="utf-8")
         return f"viewer: not built, {reason}; everything else is installed"
-    (static / STAMP).write_text(content + "\n", encoding="utf-8")
+    vouch(viewer)
     return "viewer: built"
+
+
+def vouch(viewer: Path) -> None:
+    """Say that `viewer`/static was built of `viewer`/web as it is now; for those who ran npm elsewhere, as an image does."""
+    (viewer / "static" / STAMP).write_text(digest(viewer / "web") + "\n", encoding="utf-8")
 
 
 def digest(web: Path) -> str:
