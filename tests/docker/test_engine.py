@@ -75,8 +75,8 @@ def base(buildah: Buildah, open_folder: Path) -> str:
     archive.unlink()
     npm = Path(str(shutil.which("npm"))).resolve().parents[1]
     buildah("copy", "--quiet", container, str(Path(str(shutil.which("node"))).resolve()), "/usr/bin/node")
-    buildah("copy", "--quiet", container, str(npm), "/opt/npm")
-    buildah("run", "--isolation=chroot", container, "--", "ln", "-s", "/opt/npm/bin/npm-cli.js", "/usr/bin/npm")
+    buildah("copy", "--quiet", container, str(npm), "/usr/lib/npm")
+    buildah("run", "--isolation=chroot", container, "--", "ln", "-s", "/usr/lib/npm/bin/npm-cli.js", "/usr/bin/npm")
     if CERTIFICATES.is_file():  # those of this machine's own authority too, should there be one
         buildah("copy", "--quiet", container, str(CERTIFICATES), str(CERTIFICATES))
         buildah("config", f"--env=PIP_CERT={CERTIFICATES}", f"--env=NODE_EXTRA_CA_CERTS={CERTIFICATES}", container)
@@ -144,7 +144,7 @@ def test_a_user_without_a_name_extracts_in_the_image(
 
 
 def test_the_image_holds_the_page_and_no_test(run: Callable[..., str]) -> None:
-    found = run("find", "/opt", "-type", "f", "-not", "-name", "*.pyc").splitlines()
+    found = run("find", "/opt/wsimil", "-type", "f", "-not", "-name", "*.pyc").splitlines()
     assert sum(name.endswith("/wsimil/export/viewer/static/viewer.js") for name in found) == 1
     assert not [name for name in found if "/tests/" in name or "node_modules" in name]
     assert not {"src", "wheel", "page"} & set(run("ls", "/").split())
