@@ -105,7 +105,7 @@ def test_underscores_and_hyphens_mean_the_same(tmp_path: Path) -> None:
         (["predict", "{}", "{}", "-o", "{}/o"], "holds no model.json"),
         (["predict", "{}", "{}", "-o", "{}/o", "--origin", "top"], "wanted bounds or level0"),
         (["extract", "{}", "-o", "{}/o", "-c", "{}/absent.yaml"], "does not exist"),
-        (["config", "nothing"], "wanted extract or train"),
+        (["config", "nothing"], "wanted extract, train or plan"),
     ],
 )
 def test_a_mistake_exits_with_2_and_one_message(tmp_path: Path, arguments: list[str], expected: str) -> None:

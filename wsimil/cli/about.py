@@ -68,21 +68,31 @@ def list_methods(as_json: AsJson = False) -> None:
 
 @app.command("config", rich_help_panel=ABOUT)
 def show_config(
-    command: Annotated[str, typer.Argument(help="extract or train.")],
+    command: Annotated[str, typer.Argument(help="extract, train or plan.")],
     schema: Annotated[bool, typer.Option("--schema", help="JSON Schema, for editors.")] = False,
 ) -> None:
     """Print the default config of a command as YAML, to start a file of your own from."""
     with exits():
+        from wsimil.config import FrozenConfig
         from wsimil.errors import ConfigError
         from wsimil.stages import text
 
+        config: FrozenConfig
         if command == "extract":
-            from wsimil.extraction.config import ExtractConfig as Wanted
+            from wsimil.extraction.config import ExtractConfig
+
+            config = ExtractConfig()
         elif command == "train":
-            from wsimil.stages.train import TrainConfig as Wanted  # type: ignore[assignment]  # one of two, by name
+            from wsimil.stages.train import TrainConfig
+
+            config = TrainConfig()
+        elif command == "plan":
+            from wsimil.stages.study.config import example
+
+            config = example()
         else:
-            raise ConfigError(f"config {command!r}: wanted extract or train")
+            raise ConfigError(f"config {command!r}: wanted extract, train or plan")
         if schema:
-            text.say_json(Wanted.model_json_schema())
+            text.say_json(type(config).model_json_schema())
         else:
-            typer.echo(Wanted().to_yaml(), nl=False)
+            typer.echo(config.to_yaml(), nl=False)

@@ -110,3 +110,11 @@ class StudyConfig(FrozenConfig):
             if getattr(self, name) is not None:
                 update[name] = whole(getattr(self, name))
         return self.model_copy(update=update)
+
+
+def example() -> StudyConfig:
+    """A study of slides by one method, with all that may be set."""
+    return StudyConfig(
+        slides=Path("slides"), cohort=Path("cohort.csv"), splits=Path("splits.json"), train={"abmil": TrainConfig()},
+        predict=StudyPredict(),
+    )  # fmt: skip
