@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,9 @@ from wsimil.stages.predict import PredictOptions, predict
 from wsimil.stages.progress import Quiet
 from wsimil.stages.study import training
 from wsimil.stages.study.planning import open_study
+from wsimil.stages.study.work import retry
 from wsimil.stages.train import TrainConfig, train
+from wsimil.store import open_store
 from wsimil.worklist import Ledger
 from wsimil.worklist.status import plan_state
 from wsimil.worklist.worker import Left
@@ -67,13 +70,18 @@ def test_models_and_answers_are_those_of_crossval_and_predict_to_the_byte(
 ) -> None:
     settings = {**QUICK, "bag": bag}
     plan = planned(
-        tmp_path / "study", **material.settings(), train={"abmil": settings}, predict={"slides": "all"}, seeds=[0, 1]
+        tmp_path / "study",
+        **material.settings(),
+        train={"abmil": settings},
+        predict={"slides": "all"},
+        rounds=["1"],
+        seeds=[3],
     )
     assert work(plan) is Left.FINISHED
     config = load_config(TrainConfig, given=settings)  # type: ignore[arg-type]
     runs = tmp_path / "runs"
     items = work_items(
-        {"abmil": config}, material.features, material.cohort, runs, splits=material.splits, seeds=(0, 1)
+        {"abmil": config}, material.features, material.cohort, runs, splits=material.splits, rounds=("1",), seeds=(3,)
     )
     assert not crossval(items, runs).failures
     assert bytes_below(tmp_path / "study/runs", without=OF_THE_MOMENT) == bytes_below(runs, without=OF_THE_MOMENT)
@@ -139,6 +147,49 @@ def test_a_cohort_that_changed_after_planning_is_refused(material: Material, tmp
     material.cohort.write_text(material.cohort.read_text("utf-8").replace("s0,p0,n", "s0,p0,t"), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"cohort .* is not what the study was planned with"):
         work(plan)
+
+
+def test_features_of_another_kind_than_planned_are_refused(material: Material, tmp_path: Path) -> None:
+    plan = planned(tmp_path / "study", **material.settings(), train={"abmil": QUICK})
+    store = open_store(material.features, mode="w")
+    for slide_id in store.ids():
+        bag = store.read(slide_id)
+        encoder = {**bag.provenance.encoder, "weights": "others"}
+        store.write(replace(bag, provenance=replace(bag.provenance, encoder=encoder)))
+    with pytest.raises(ConfigError, match="of another kind than when the study was planned"):
+        work(plan)
+
+
+def test_a_worker_that_would_make_other_features_than_the_first_is_refused(tmp_path: Path, make_slide: Make) -> None:
+    make_slide(tmp_path / "slides/s0.tiff", size_px=(512, 400))
+    plan = planned(tmp_path / "study", slides=str(tmp_path / "slides"), extract={"device": "cpu"})
+    pinned = plan.work / "features.json"
+    assert work(plan) is Left.FINISHED
+    made = json.loads(pinned.read_text("utf-8"))
+    assert made["precision"] == "fp32"
+    other = planned(tmp_path / "other", slides=str(tmp_path / "slides"), extract={"device": "cpu"})
+    (other.work / "features.json").write_text(json.dumps({**made, "precision": "bf16"}), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"precision: fp32 here, bf16 there"):
+        work(other)
+
+
+def test_what_was_set_aside_cannot_come_back_once_tables_were_made_without_it(
+    material: Material, tmp_path: Path
+) -> None:
+    plan = planned(
+        tmp_path / "study", **material.settings(), train={"abmil": QUICK}, predict={"heatmaps": False}, max_bad=0.5, rounds=["0"]
+    )  # fmt: skip
+    unit = plan.stage("predict").units[0]
+    for name in ("a", "b"):
+        ledger = Ledger(plan, worker=name, host=name)
+        attempt = ledger.claim(unit, ledger.look(unit.id))
+        assert attempt is not None
+        ledger.close(attempt, "err", "it was so")
+    assert work(plan, name="c") is Left.FINISHED
+    table = (tmp_path / "study/predictions/abmil/0/seed-0/failures.csv").read_text("utf-8")
+    assert "it was so" in table
+    with pytest.raises(ConfigError, match=r"p000000 of predict cannot be tried again: its tables \(p-end-0000\)"):
+        retry(plan, stages=(), units=())
 
 
 def test_slides_that_were_set_aside_leave_the_rest_to_go_on(tmp_path: Path, make_slide: Make) -> None:

@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
-from wsimil.errors import OutputError
+from wsimil.errors import ConfigError, OutputError
+from wsimil.extraction.config import tiling_recipe
 from wsimil.extraction.engine import Begun, Ended, Told, run_engine
 from wsimil.extraction.sources import SlideSource
 from wsimil.extraction.stain import with_stain_target
-from wsimil.files import printable, write_text
-from wsimil.provenance import Json
+from wsimil.files import printable, publish, write_text
+from wsimil.provenance import Json, canonical_json
 from wsimil.stages.extract import encoders_and_spec, tell_mpp, write_failures
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Reporter
@@ -23,6 +24,7 @@ from wsimil.stages.study.planning import EXTRACT, FEATURES, Study, source_of
 from wsimil.stages.study.reasons import reason_of
 from wsimil.store import open_store
 from wsimil.worklist import Ledger
+from wsimil.worklist.disk import read_json
 from wsimil.worklist.ledger import Attempt
 from wsimil.worklist.worker import Failed, Made, Outcome
 
@@ -36,7 +38,31 @@ class ExtractRunner:
         self._study, self._ledger, self._watch = study, ledger, watch
         self._config = with_stain_target(study.config.extract)
         self._encoders, self._spec = encoders_and_spec(study.config.extract)
+        self._refuse_another_recipe()
         self._complete = open_store(study.folder / FEATURES, mode="w", backend=self._config.store)
+
+    def _refuse_another_recipe(self) -> None:
+        """The first worker says of what its features are made; others make the same, or none. Raises ConfigError, OutputError."""
+        encoder = self._encoders[0]
+        mine: dict[str, Json] = {
+            "encoder": dict(encoder.provenance), "tiling": tiling_recipe(self._spec, self._config),
+            "precision": encoder.precision,
+        }  # fmt: skip
+        mine = json.loads(canonical_json(mine))
+        path = self._study.plan.work / "features.json"
+        if publish((json.dumps(mine, indent=1) + "\n").encode(), path):
+            return
+        theirs = read_json(path)
+        if theirs != mine:
+            parts = [
+                f"{name}: {mine[name]} here, {theirs.get(name)} there"
+                for name in mine
+                if mine[name] != theirs.get(name)
+            ]
+            raise ConfigError(
+                f"this worker would make features of another kind than those before it ({path}): {'; '.join(parts)}; use the same"
+                " weights everywhere, and say extract.precision where some workers have a GPU and others none"
+            )
 
     def run(self, attempts: Iterator[Attempt]) -> Generator[Outcome, None, None]:
         """Slides of one stream share batches; one that must be alone comes as a stream of its own, and has one reader."""

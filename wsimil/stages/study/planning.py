@@ -57,6 +57,15 @@ class Study:
         )  # fmt: skip
         return {item.name: item for item in items}
 
+    def refuse_other_features(self, store: FeatureStore) -> None:
+        """Raises ConfigError where features are of another kind than those that the study was planned with."""
+        planned = self.plan.recipe["features_kind"]
+        if planned is not None and planned != kind_of(store):
+            raise ConfigError(
+                f"features {self.features} are of another kind than when the study was planned: encoder, weights or tiling"
+                " changed; restore them, or plan anew into another folder"
+            )
+
     def _refuse_changed(self, what: str, path: Path) -> None:
         if content(path) != self.plan.recipe[f"{what}_sha256"]:
             raise ConfigError(
@@ -69,7 +78,7 @@ def plan_study(config: StudyConfig, folder: Path) -> WorkPlan:
     config, folder = config.absolute(), folder.absolute()
     stages: list[Stage] = []
     sources: list[SlideSource] = []
-    store: FeatureStore | None = None
+    kind: str | None = None
     if config.slides is not None:
         refuse_lost_masks(config.extract)
         sources = _sources(config.slides, folder)
@@ -81,12 +90,14 @@ def plan_study(config: StudyConfig, folder: Path) -> WorkPlan:
         stages.append(_stage(EXTRACT, units, Unit(id="e-end", name="tables of the features", cost=1.0, task={})))
     elif config.features is not None:
         store = open_features(config.features)
+        kind = kind_of(store)
         costs = {slide_id: _megabytes(store.path(slide_id)) for slide_id in store.ids()}
     recipe: dict[str, Json] = {
         "version": wsimil.__version__,
         # As it was given, so that it reads the same again; and with all that follows from it.
         "study": config.model_dump(mode="json", exclude_unset=True),
         "resolved": config.model_dump(mode="json"),
+        "features_kind": kind,
     }
     if config.train and config.cohort is not None and config.splits is not None:
         recipe |= {"cohort_sha256": content(config.cohort), "splits_sha256": content(config.splits)}
@@ -135,6 +146,15 @@ def source_of(task: Mapping[str, Json]) -> SlideSource:
         mpp=float(mpp) if isinstance(mpp, int | float) else None,
         mask=None if mask is None else Path(str(mask)),
     )
+
+
+def kind_of(store: FeatureStore) -> str:
+    """Which kind of features a store holds, by the first that has a tile; empty where none has."""
+    for slide_id in store.ids():
+        header = store.header(slide_id)
+        if header.n:
+            return header.provenance.feature_digest
+    return ""
 
 
 def content(path: Path) -> str:

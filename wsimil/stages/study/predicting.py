@@ -50,6 +50,7 @@ class _Answering:
         self._options = (study.config.predict or StudyPredict()).options
         self._device = resolve_device("auto")
         self._store = open_features(study.features)
+        study.refuse_other_features(self._store)
         self._features = study.features.parent if (study.features / "zarr.json").is_file() else study.features
         self._ids = frozenset(self._store.ids())
         self._model = lru_cache(_WARM_MODELS)(self._load)

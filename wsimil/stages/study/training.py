@@ -9,6 +9,7 @@ from dataclasses import replace
 from wsimil.errors import WsimilError
 from wsimil.files import write_text
 from wsimil.stages.crossval import study_text, sum_up
+from wsimil.stages.features import open_features
 from wsimil.stages.progress import Reporter
 from wsimil.stages.study.planning import RUNS, TRAIN, Study
 from wsimil.stages.study.reasons import reason_of
@@ -26,6 +27,7 @@ class TrainRunner:
     def __init__(self, study: Study, ledger: Ledger, watch: Reporter) -> None:
         self._study, self._ledger, self._watch = study, ledger, watch
         self._items = study.items()
+        study.refuse_other_features(open_features(study.features))
 
     def run(self, attempts: Iterator[Attempt]) -> Generator[Outcome, None, None]:
         """One run after another."""

@@ -81,7 +81,8 @@ def chosen_stages(plan: WorkPlan, names: Sequence[str]) -> list[Stage]:
 def retry(plan: WorkPlan, *, stages: Sequence[str], units: Sequence[str]) -> list[str]:
     """Let units that were set aside be tried again, by id or name, or all of `stages`; ids of those that are.
 
-    Raises ConfigError for a unit that is unknown.
+    Raises ConfigError for a unit that is unknown, and for those of a stage that was closed: its tables name them as failed, and
+    what comes after was built without them.
     """
     ledger = Ledger(plan, worker=worker_name(), host=hostname())
     known = {unit.id: unit for stage in chosen_stages(plan, stages) for unit in stage.units}
@@ -95,6 +96,16 @@ def retry(plan: WorkPlan, *, stages: Sequence[str], units: Sequence[str]) -> lis
         wanted.append(one if one in known else names[one])
     scanned = ledger.scan()
     bad = [unit_id for unit_id in wanted or known if unit_id in scanned and scanned[unit_id].is_bad]
+    for stage in plan.stages:
+        closed = [unit for unit in stage.units if unit.last and unit.id in scanned]
+        late = [unit.id for unit in stage.units if unit.id in bad and not unit.last]
+        if late and closed:
+            raise ConfigError(
+                f"units {', '.join(late[:5])} of {stage.name} cannot be tried again: its tables ({closed[0].id}) were begun"
+                " without them, and what comes after is built on these. Plan anew into another folder; features that are there"
+                f" stay as they are: let `wsimil extract` add what is missing to {plan.folder / 'features'}, and give that as"
+                " features"
+            )
     return [unit_id for unit_id in bad if ledger.forgive(unit_id)]
 
 
