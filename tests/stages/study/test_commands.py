@@ -77,7 +77,8 @@ def test_a_study_is_planned_worked_on_and_told_of(material: Material, tmp_path: 
     assert max(map(len, said.splitlines())) <= 80
     assert run("retry", study) == (0, "no unit is bad\n")
     again = start("worker", study, "--gpus", "none")
-    assert again.wait(LIMIT_S) == 0
+    _, told = again.communicate(timeout=LIMIT_S)
+    assert again.returncode == 0, told
 
 
 def test_a_worker_that_is_to_make_room_hands_back_and_another_goes_on(material: Material, tmp_path: Path) -> None:
@@ -97,7 +98,8 @@ def test_a_worker_that_is_to_make_room_hands_back_and_another_goes_on(material: 
     (tmp_path / "whole").mkdir()
     whole = make_plan(tmp_path / "whole", settings)
     third = start("worker", whole, "--gpus", "none", "--quiet")
-    assert third.wait(LIMIT_S) == 0
+    _, told = third.communicate(timeout=LIMIT_S)
+    assert third.returncode == 0, told
     name = "abmil/0/seed-0/model.safetensors"
     assert bytes_below(study / "runs")[name] == bytes_below(whole / "runs")[name]
 

@@ -44,9 +44,11 @@ def test_features_are_those_of_extract_to_the_byte(tmp_path: Path, make_slide: M
     for index in range(3):
         make_slide(slides / f"s{index}.tiff", seed=index, size_px=(1024, 600 + 100 * index))
     (slides / "torn.tiff").write_bytes((slides / "s0.tiff").read_bytes()[:700])
-    config = load_config(ExtractConfig, given={"device": "cpu"})
+    # Slides share batches in the order in which they are taken, which is another one here.
+    settings = {"device": "cpu", "batch_size": 1}
+    config = load_config(ExtractConfig, given=settings)
     extract(config, list_sources(slides), tmp_path / "alone")
-    plan = planned(tmp_path / "study", slides=str(slides), extract={"device": "cpu"}, max_bad=0.5)
+    plan = planned(tmp_path / "study", slides=str(slides), extract=settings, max_bad=0.5)
     assert work(plan, name="one", patience_s=0) is Left.RENEW
     assert work(plan, name="two") is Left.FINISHED
     ours, alone = (
