@@ -82,7 +82,7 @@ def test_a_study_is_planned_worked_on_and_told_of(material: Material, tmp_path: 
 
 
 def test_a_worker_that_is_to_make_room_hands_back_and_another_goes_on(material: Material, tmp_path: Path) -> None:
-    slow = {**QUICK, "fit": {"epochs": 400, "lr": 3e-3, "checkpoint_minutes": 0.0}}
+    slow = {**QUICK, "fit": {"epochs": 150, "lr": 3e-3}}
     settings = {**material.settings(), "train": {"abmil": slow}, "rounds": ["0"], "report": False}
     study = make_plan(tmp_path, settings)
     first = start("worker", study, "--gpus", "none", "--quiet")
