@@ -18,6 +18,9 @@ from tests.viewer.made_study import MadeStudy
 from wsimil.export.geojson import write_geojson
 from wsimil.export.scores import ScoreTable, read_scores
 from wsimil.export.viewer.notes import MOST_TEXT, Notes, notes_geojson, parse_notes
+from wsimil.stages.features import open_features
+from wsimil.stages.predict import PredictOptions, predict
+from wsimil.store import open_store
 
 PINS = [
     {"kind": "point", "xy0": [[612.5, 700.25]], "text": "mitosis"},
@@ -180,6 +183,38 @@ def test_notes_on_the_answer_of_another_model_are_neither_shown_as_of_this_one_n
     assert "is on the answer of another model (000000000000, not" in client.heard[-1]
     assert client.post("cases/0/notes", {**NOTES, "verdict": "agree"}).status == 409
     assert path.read_bytes() == before
+
+
+def test_notes_over_another_tiling_are_neither_shown_beside_these_tiles_nor_replaced(
+    serve: Serve, study: MadeStudy, tmp_path: Path
+) -> None:
+    """The same model over half as many tiles: tile 5 of a what-if would be another place, and the answer another one."""
+    notes = tmp_path / "notes"
+    assert serve(study.predictions, notes=notes).post("cases/0/notes", NOTES).status == 200
+    before = (notes / "s0.geojson").read_bytes()
+    bag = open_features(study.features).read("s0")
+    kept = np.arange(0, len(bag), 2)
+    grid = replace(bag.grid, xy0=bag.grid.xy0[kept], tissue=bag.grid.tissue[kept])
+    quality = {name: values[kept] for name, values in bag.quality.items()}
+    fewer = replace(bag, grid=grid, features=bag.features[kept], quality=quality)
+    open_store(tmp_path / "fewer", mode="w").write(fewer)
+    predict(study.run, tmp_path / "fewer", tmp_path / "predictions", options=PredictOptions(device="cpu"))
+    other = serve(tmp_path / "predictions", notes=notes)
+    assert other.get("cases/0/notes").status == 409
+    assert "is on the answer over another tiling of the slide" in other.heard[-1]
+    assert other.post("cases/0/notes", {"verdict": "agree", "text": "", "pins": []}).status == 409
+    assert (notes / "s0.geojson").read_bytes() == before
+    assert serve(study.predictions, notes=notes).get("cases/0/notes").json() == NOTES
+
+
+def test_notes_that_do_not_name_their_tiling_are_refused(client: Client, predictions: Path) -> None:
+    client.post("cases/0/notes", NOTES)
+    path = predictions / "notes" / "s0.geojson"
+    tree = json.loads(path.read_text())
+    del tree["wsimil"]["tiling"]
+    path.write_text(json.dumps(tree))
+    assert client.get("cases/0/notes").status == 409
+    assert "which it does not name" in client.heard[-1]
 
 
 def test_a_file_of_somebody_elses_is_told_at_start(serve: Serve, predictions: Path) -> None:

@@ -7,6 +7,7 @@ columns do not say. Neither holds a path or any property of the slide but its ge
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from base64 import b64decode, b64encode
@@ -104,6 +105,14 @@ class ScoreTable:
     def predicted(self) -> str:
         """The answer in words, such as the class with the highest probability."""
         return self.task.decided(self.values)
+
+    @property
+    def tiling(self) -> str:
+        """SHA-256 over where the tiles lie and of which spacing they are, 64 hex digits: two tables that agree in it number
+        the same places alike.
+        """
+        sides = f"{self.slide_size0_px} {self.size0!r} {self.tile_mpp!r} {len(self)}\0"
+        return hashlib.sha256(sides.encode("ascii") + self.xy0.astype("<i8").tobytes()).hexdigest()
 
     @property
     def main_score(self) -> str:

@@ -95,6 +95,7 @@ def notes_geojson(notes: Notes, table: ScoreTable, *, saved: str, origin: Origin
         "saved": saved,
         "origin": origin,
         "offset_level0_px": list(offset),
+        "tiling": table.tiling,
         "model": {key: value for key, value in table.model.items() if isinstance(value, str)},
         "notes": notes.to_json(),
     }

@@ -104,6 +104,7 @@ def case_json(index: int, table: ScoreTable, *, what_if: Mapping[str, Json]) -> 
         "bounds0_px": list(table.bounds0_px),
         "mpp": table.mpp,
         "tile": {"size0": table.size0, "stride0": table.stride0, "mpp": table.tile_mpp},
+        "tiling": table.tiling,
         "xy0": packed(table.xy0.astype("<i4")),
         "scores": {name: packed(shown(table, name).values.astype("<f4")) for name in names},
         "main_score": table.main_score if names and table.main_score in names else (names[0] if names else None),

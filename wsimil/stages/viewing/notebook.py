@@ -36,13 +36,13 @@ class Notebook:
     def read(self, table: ScoreTable) -> Notes:
         """The notes of a slide, empty ones where there are none.
 
-        Raises StoreError for a file that is not ours, or whose notes are on the answer of another model.
+        Raises StoreError for a file that is not ours, or whose notes are on the answer of another model or over other tiles.
         """
         path = slide_path(self._folder, table.slide_id, ".geojson")
         if not path.exists():
             return Notes()
         found = self._load(path)[1]
-        _refuse_other_model(path, table)
+        _refuse_other_answer(path, table)
         return found
 
     def write(self, table: ScoreTable, notes: Notes) -> str:
@@ -51,7 +51,7 @@ class Notebook:
         with self._lock:
             if path.exists():
                 self._load(path)  # refuses to replace what somebody else wrote
-                _refuse_other_model(path, table)
+                _refuse_other_answer(path, table)
             saved = datetime.now(UTC).isoformat(timespec="seconds")
             tree = notes_geojson(notes, table, saved=saved, origin=self._origin)
             write_text(path, json.dumps(tree, ensure_ascii=False, allow_nan=False) + "\n")
@@ -73,14 +73,23 @@ class Notebook:
             ) from error
 
 
-def _refuse_other_model(path: Path, table: ScoreTable) -> None:
-    """Whoever agreed with the answer of one model has not agreed with that of the next."""
-    model = _about(path).get("model")
+def _refuse_other_answer(path: Path, table: ScoreTable) -> None:
+    """Whoever agreed with the answer of one model has not agreed with that of the next, nor with one over other tiles, where
+    the numbers of tiles in a what-if are other places.
+    """
+    about = _about(path)
+    model, tiling = about.get("model"), about.get("tiling")
     noted = model.get("digest") if isinstance(model, dict) else None
     if noted != table.model.get("digest"):
         raise StoreError(
             f"{path.name} among the notes is on the answer of another model ({str(noted)[:12]}, not"
             f" {str(table.model.get('digest'))[:12]}); move it away, or give another folder with --notes"
+        )
+    if tiling != table.tiling:
+        named = f"{tiling[:12]}, not" if isinstance(tiling, str) else "which it does not name, wanted"
+        raise StoreError(
+            f"{path.name} among the notes is on the answer over another tiling of the slide ({named} {table.tiling[:12]}), in"
+            " which the numbers of tiles are other places; move it away, or give another folder with --notes"
         )
 
 

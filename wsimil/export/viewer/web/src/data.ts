@@ -12,6 +12,8 @@ export interface SlideCase {
   readonly tileSize0: number;
   readonly stride0: number;
   readonly tileMpp: number;
+  /** Digest of where the tiles lie: numbers of tiles are of this tiling alone. */
+  readonly tiling: string;
   readonly count: number;
   /** Level-0 px of top-left corners, x and y by turns. */
   readonly xy0: Int32Array;
@@ -163,6 +165,7 @@ export function decodeCase(payload: CasePayload, outputs: readonly string[]): Sl
     tileSize0: payload.tile.size0,
     stride0: payload.tile.stride0,
     tileMpp: payload.tile.mpp,
+    tiling: payload.tiling,
     count: tiles,
     xy0,
     scores: new Map(Object.entries(payload.scores).map(([name, text]) => [name, floats(text, name)])),

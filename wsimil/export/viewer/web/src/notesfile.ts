@@ -34,6 +34,7 @@ export function notesGeojson({ slide, notes, saved }: Noted, index: Index): Json
       saved,
       origin: "bounds",
       offset_level0_px: slide.bounds0.slice(0, 2),
+      tiling: slide.tiling,
       model: index.model,
       notes: notes as unknown as Json,
     },

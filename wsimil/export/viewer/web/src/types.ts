@@ -104,6 +104,8 @@ export interface CasePayload {
   readonly bounds0_px: readonly [number, number, number, number];
   readonly mpp: number;
   readonly tile: { readonly size0: number; readonly stride0: number; readonly mpp: number };
+  /** Which places the numbers of tiles are. */
+  readonly tiling: string;
   readonly xy0: string;
   readonly scores: Readonly<Record<string, string>>;
   readonly main_score: string | null;
