@@ -48,6 +48,15 @@ def test_a_value_that_is_not_finite_is_named_with_its_tile(value: float, dtype: 
         with_features(features)
 
 
+def test_a_value_that_is_not_finite_is_found_however_far_down_it_lies() -> None:
+    features = np.zeros((10_000, 3), np.float16)
+    features[[4096, 9_999], 1] = np.inf
+    bag = make_bag(n=10_000, dim=3)
+    x, y = bag.grid.xy0[4096]
+    with pytest.raises(FeatureError, match=rf"2 of 10000 feature rows .* x={x}, y={y};"):
+        replace(bag, features=features)
+
+
 def test_the_largest_float16_is_finite() -> None:
     assert len(with_features(np.full((63, 7), 65504, np.float16))) == 63
 

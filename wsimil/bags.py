@@ -12,6 +12,8 @@ from wsimil.errors import FeatureError
 from wsimil.geometry import TileGrid
 from wsimil.provenance import Provenance
 
+_ROWS = 4096
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureBag:
@@ -36,7 +38,7 @@ class FeatureBag:
             raise ValueError(f"features are float16 or float32 [N, D], got {features.dtype} {features.shape}")
         if len(features) != len(self.grid):
             raise ValueError(f"{len(features)} rows of features for {len(self.grid)} tiles of {self.slide_id!r}")
-        bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+        bad = _not_finite(features)
         if len(bad):
             x, y = self.grid.xy0[bad[0]]
             raise FeatureError(
@@ -57,3 +59,12 @@ class FeatureBag:
 
     def __len__(self) -> int:
         return len(self.features)
+
+
+def _not_finite(features: NDArray[np.float16] | NDArray[np.float32]) -> NDArray[np.intp]:
+    """Numbers of rows that hold NaN or infinity; some rows at a time, for of all of them the answers take as much as they do."""
+    parts = (
+        begin + np.flatnonzero(~np.isfinite(features[begin : begin + _ROWS]).all(axis=1))
+        for begin in range(0, len(features), _ROWS)
+    )
+    return np.concatenate([np.empty(0, np.intp), *parts])

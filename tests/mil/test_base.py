@@ -6,11 +6,15 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from wsimil.errors import ConfigError
+from wsimil.evaluation.attribution import attribute
 from wsimil.mil import registry
-from wsimil.mil.batch import StepContext
+from wsimil.mil.base import MOST_ROWS
+from wsimil.mil.batch import StepContext, chunks, pack, shared
 from wsimil.testing.method_laws import CLASSES, DIM, make_bags
 
 
@@ -60,6 +64,44 @@ def test_every_learned_parameter_is_in_one_group_and_vectors_do_not_decay(model)
     ids = [id(parameter) for group in groups for parameter in group.parameters]
     assert sorted(ids) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     assert {group.decay: {p.ndim for p in group.parameters} for group in groups} == {True: {2}, False: {1}}
+
+
+@pytest.mark.parametrize("name", registry.names())
+@torch.no_grad()
+def test_a_long_bag_is_embedded_in_parts_and_gets_the_bits_that_it_gets_in_a_pack(name):
+    model = registry.build(name, {}, in_dim=DIM, num_classes=CLASSES)
+    lengths = (1000, 2 * MOST_ROWS + 63, 1)
+    bags = make_bags(lengths)
+    model.standardize.fit([bags.features])
+    seen = []
+    model.standardize.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    packed = model.embed_instances(bags, None)
+    assert sum(seen) == sum(lengths)
+    assert max(seen) == MOST_ROWS
+    alone = [part for _, part in chunks(bags, max(lengths))][1]
+    assert torch.equal(model.embed_instances(alone, None), packed[1000:-1])
+    # Products of other numbers of rows may be other kernels of a library, and round otherwise.
+    whole, exact = model.embed_rows(alone, None), model.double().embed_rows(alone, None)
+    error, allowed = ((h.double() - exact).abs().max() for h in (packed[1000:-1], whole))
+    assert error <= allowed + torch.finfo(whole.dtype).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_no_method_writes_to_the_features_that_it_answers_for(name, dtype):
+    """Features of a store are given to the model as they lie in memory."""
+    options = {"hidden_dim": None} if "hidden_dim" in registry.method_class(name).Config.model_fields else {}
+    try:
+        model = registry.build(name, options, in_dim=DIM, num_classes=CLASSES)
+    except ConfigError:  # a method that works in a width of its own
+        model = registry.build(name, {}, in_dim=DIM, num_classes=CLASSES)
+    rows = np.random.default_rng(0).normal(size=(20, DIM)).astype(dtype)
+    before = rows.copy()
+    bags = pack([shared(rows)], xy0=[make_bags((20,)).xy0], slide_ids=["a"])
+    attribute(
+        model, bags, outputs=[str(c) for c in range(CLASSES)], kinds=("contribution", "single", "gradient_x_input")
+    )
+    assert np.array_equal(rows, before)
 
 
 @pytest.mark.parametrize("name", registry.names())

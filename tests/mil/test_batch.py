@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from wsimil.errors import FeatureError
-from wsimil.mil.batch import BagOutput, LossTerms, StepContext, pack
+from wsimil.mil.batch import BagOutput, LossTerms, StepContext, chunks, pack, shared
 
 
 def make_pack(lengths=(3, 1, 63), dtype=np.float16, targets=(0, 1, 0)):
@@ -39,6 +39,27 @@ def test_read_only_features_of_a_store_are_packed_without_a_warning():
     bags = pack(features, xy0=xy0, slide_ids=["a"])
     bags.features[0, 0] = 7
     assert features[0][0, 0] != 7
+
+
+def test_a_shared_array_is_read_where_it_lies_and_lives_as_long_as_its_tensor():
+    rows = np.arange(2000, dtype=np.float32).reshape(1000, 2)
+    rows.setflags(write=False)
+    address, wanted = rows.ctypes.data, rows.tolist()
+    tensor = shared(rows)
+    assert tensor.data_ptr() == address
+    bags = pack([tensor], xy0=[np.zeros((1000, 2), np.int64)], slide_ids=["a"])
+    assert bags.features.data_ptr() == address
+    del rows, tensor
+    assert bags.features.tolist() == wanted
+
+
+def test_chunks_are_of_one_bag_each_and_hold_every_row_once():
+    bags, features, _ = make_pack((3, 1, 63), targets=None)
+    parts = list(chunks(bags, 25))
+    assert [(place.start, place.stop) for place, _ in parts] == [(0, 3), (3, 4), (4, 29), (29, 54), (54, 67)]
+    assert [part.slide_ids for _, part in parts] == [("s0",), ("s1",), ("s2",), ("s2",), ("s2",)]
+    assert np.array_equal(np.concatenate([part.features for _, part in parts]), np.concatenate(features))
+    assert torch.equal(torch.cat([part.xy0 for _, part in parts]), bags.xy0)
 
 
 def test_bags_of_two_float_types_are_packed_in_the_wider():

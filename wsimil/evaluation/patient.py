@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from wsimil.bags import FeatureBag
 from wsimil.evaluation.attribution import DEFAULT_KINDS, ScoreKind, attribute
 from wsimil.evaluation.prediction import Prediction
-from wsimil.mil.batch import pack
+from wsimil.mil.batch import pack, shared
 from wsimil.mil.saved import TrainedModel
 
 
@@ -46,7 +46,7 @@ def predict_patient(
         return []
     task, device = trained.task, next(trained.model.parameters()).device
     joined = np.concatenate([bag.features for bag in filled])
-    packed = pack([joined], xy0=[stacked([bag.grid.xy0 for bag in filled])], slide_ids=[patient_id])
+    packed = pack([shared(joined)], xy0=[stacked([bag.grid.xy0 for bag in filled])], slide_ids=[patient_id])
     attribution = attribute(trained.model, packed.to(device), outputs=task.outputs, kinds=kinds)
     logits = attribution.output.logits.double().cpu().numpy()
     (scores,) = attribution.per_bag()

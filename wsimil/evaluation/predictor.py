@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from wsimil.bags import FeatureBag
 from wsimil.evaluation.attribution import DEFAULT_KINDS, ScoreKind, attribute
 from wsimil.evaluation.prediction import Prediction
-from wsimil.mil.batch import pack
+from wsimil.mil.batch import pack, shared
 from wsimil.mil.saved import TrainedModel
 
 
@@ -67,7 +67,7 @@ def answer_logits(
 ) -> NDArray[np.float64]:
     """The logits [C] that `answer_values` rests on."""
     device = next(trained.model.parameters()).device
-    packed = pack([features], xy0=[order_xy], slide_ids=[slide_id]).to(device)
+    packed = pack([shared(features)], xy0=[order_xy], slide_ids=[slide_id]).to(device)
     logits = attribute(trained.model, packed, outputs=trained.task.outputs, kinds=()).output.logits.double().cpu()
     return np.asarray(logits.numpy()[0], np.float64)
 
@@ -76,7 +76,9 @@ def answer_logits(
 def _predict(trained: TrainedModel, bags: list[FeatureBag], kinds: Sequence[ScoreKind]) -> Iterator[Prediction]:
     device = next(trained.model.parameters()).device
     packed = pack(
-        [bag.features for bag in bags], xy0=[bag.grid.xy0 for bag in bags], slide_ids=[bag.slide_id for bag in bags]
+        [shared(bag.features) for bag in bags],
+        xy0=[bag.grid.xy0 for bag in bags],
+        slide_ids=[bag.slide_id for bag in bags],
     )
     task = trained.task
     attribution = attribute(trained.model, packed.to(device), outputs=task.outputs, kinds=kinds)

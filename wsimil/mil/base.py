@@ -7,12 +7,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, NoReturn
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from wsimil.config import FrozenConfig
 from wsimil.errors import ConfigError, ModelError
-from wsimil.mil.batch import BagBatch, BagOutput, ClassScores, Contributions, LeftOut, LossTerms, StepContext
+from wsimil.mil.batch import BagBatch, BagOutput, ClassScores, Contributions, LeftOut, LossTerms, StepContext, chunks
 from wsimil.mil.layers.embedding import InstanceEmbedding
 from wsimil.mil.layers.standardize import Standardize
 from wsimil.targets import Survival, Task
@@ -24,6 +25,10 @@ class ParamGroup:
 
     parameters: tuple[nn.Parameter, ...]
     decay: bool
+
+
+MOST_ROWS = 2048
+"""Instances of a bag that are embedded at once at inference: of 1024 features in float32 8 MB, which stay in a cache."""
 
 
 class MILModel(nn.Module, ABC):
@@ -117,6 +122,25 @@ class MILModel(nn.Module, ABC):
 
     def embed_instances(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
         """Each instance by itself, brought to the width that the method works in; `step` is None at inference.
+
+        On CPU, of a long bag some rows at a time where nothing is learnt: all of its features in the dtype of the model would be
+        the most that an answer takes. Parts begin anew with each bag, which so gets the same bits alone and in a pack.
+        """
+        learns = step is not None or torch.is_grad_enabled()
+        if learns or bags.features.device.type != "cpu" or max(bags.lengths) <= MOST_ROWS:
+            return self.embed_rows(bags, step)
+        h: Tensor | None = None
+        for place, part in chunks(bags, MOST_ROWS):
+            rows = self.embed_rows(part, None)
+            if h is None:
+                h = rows.new_empty(len(bags.features), rows.shape[1])
+            h[place] = rows
+        if h is None:
+            raise TypeError("a pack holds one bag or more")
+        return h
+
+    def embed_rows(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
+        """`embed_instances` of few enough instances to go at once.
 
         Here `embed` on standardized features; a method that does otherwise passes them through `standardize` too.
         """

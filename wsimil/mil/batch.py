@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Protocol, TypeAlias
@@ -283,11 +283,43 @@ def rows_of(step: StepContext, rows: Int64[Tensor, " K"], *, total: int) -> RowS
     )
 
 
+def shared(array: NDArray[np.floating]) -> Tensor:
+    """A tensor over the array's own memory, for rows that a model reads and never writes; `pack` does not copy a single one."""
+    return torch.from_numpy(np.asarray(_Open(array)))
+
+
+def chunks(bags: BagBatch, rows: int) -> Iterator[tuple[slice, BagBatch]]:
+    """Each bag in bags of at most so many `rows`, and where in the pack these lie; none goes beyond the bag it is of."""
+    begin = 0
+    for slide_id, length in zip(bags.slide_ids, bags.lengths, strict=True):
+        end = begin + length
+        for first in range(begin, end, rows):
+            place = slice(first, min(first + rows, end))
+            yield (
+                place,
+                BagBatch(
+                    features=bags.features[place],
+                    cu_seqlens=cu_seqlens_of([place.stop - place.start], device=bags.features.device),
+                    xy0=bags.xy0[place],
+                    slide_ids=(slide_id,),
+                ),
+            )
+        begin = end
+
+
 def take(bags: BagBatch, rows: Int64[Tensor, " K"]) -> BagBatch:
     """The bags with these rows of the pack alone, bag by bag and at least one of each."""
     counts = torch.bincount(bags.bag_ids[rows], minlength=len(bags))
     ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(torch.int32)
     return replace(bags, features=bags.features[rows], xy0=bags.xy0[rows], cu_seqlens=ends)
+
+
+class _Open:
+    """An array's memory without the note that it is read-only, which torch cannot keep and warns of."""
+
+    def __init__(self, array: NDArray[np.floating]) -> None:
+        self.array = array  # whoever holds the memory holds the array
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
 
 
 def _check_targets(targets: Tensor, bags: int) -> None:

@@ -29,7 +29,7 @@ from wsimil.evaluation.faithfulness.slide import FEWEST_TILES, Curves, FlippedBa
 from wsimil.evaluation.faithfulness.subbags import SubBags
 from wsimil.files import atomic_path
 from wsimil.mil.base import MILModel
-from wsimil.mil.batch import BagBatch, pack
+from wsimil.mil.batch import BagBatch, pack, shared
 from wsimil.stages.cohort_features import PatientBags, StoredBags
 from wsimil.stages.explain_runs import CheckedRun, Held
 from wsimil.stages.explain_truth import TruthFolder
@@ -102,7 +102,7 @@ class Judge:
             model = run.trained.model
             if run.name not in self._held.units[unit] and not self._has_peer(run, unit):
                 continue
-            bag = pack([features], xy0=[xy0], slide_ids=[unit]).to(next(model.parameters()).device)
+            bag = pack([shared(features)], xy0=[xy0], slide_ids=[unit]).to(next(model.parameters()).device)
             scored[run.name] = self._scores(run, bag)
             if run.name in self._held.units[unit]:
                 flipped = self._flip(run, bag, scored[run.name], unit)

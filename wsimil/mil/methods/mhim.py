@@ -202,9 +202,9 @@ class MHIM(MILModel):
             return None
         return self.student.method.split(h, bags, step)
 
-    def embed_instances(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
-        """See `MILModel.embed_instances`."""
-        return self.student.method.embed_instances(self._standardized(bags), step)
+    def embed_rows(self, bags: BagBatch, step: StepContext | None) -> Float[Tensor, "T L"]:
+        """See `MILModel.embed_rows`."""
+        return self.student.method.embed_rows(self._standardized(bags), step)
 
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`: the student's."""
