@@ -15,9 +15,11 @@ NAME = "contribution:tumor"
 
 
 def with_scores(table: ScoreTable, values: NDArray[np.float64]) -> ScoreTable:
-    """A table of as many tiles as there are values."""
+    """A table of as many tiles as there are values, which is what they add to the class that was answered, whichever that is."""
     scores = np.zeros((len(values), len(table.score_names)), np.float32)
-    scores[:, table.score_names.index(NAME)] = values
+    for column, name in enumerate(table.score_names):
+        if name.startswith("contribution:"):
+            scores[:, column] = values
     return dataclasses.replace(table, xy0=np.zeros((len(values), 2), np.int64), scores=scores)
 
 
@@ -65,6 +67,37 @@ def test_slides_that_show_another_class_share_the_range_of_the_kind(table: Score
     assert cohort.span("contribution:normal", "signed") == cohort.span("contribution:tumor", "signed")
     assert cohort.span("attention", "sequential") == (0.0, 1.0)
     assert cohort.slides("attention") == 0
+
+
+def test_it_is_of_what_the_answers_rest_on_whichever_score_was_asked_for(table: ScoreTable) -> None:
+    scores = table.scores.copy()
+    answered = f"contribution:{table.predicted}"
+    other = next(name for name in table.score_names if name.startswith("contribution:") and name != answered)
+    scores[:, table.score_names.index(answered)] = 2.0
+    scores[:, table.score_names.index(other)] = 0.5
+    found = dataclasses.replace(table, scores=scores)
+    for asked in (answered, other):
+        cohort = CohortRange()
+        cohort.add(found, asked)
+        assert cohort.span(other, "signed") == (-2.0, 2.0)
+    with pytest.raises(KeyError, match="contribution:third"):
+        cohort.add(found, "contribution:third")
+
+
+def test_of_heads_all_are_counted(table: ScoreTable) -> None:
+    names = ("attention:head0", "attention:head1", "contribution:tumor")
+    scores = np.stack([np.full(9, 1 / 9), np.eye(9)[0], np.ones(9)], axis=1).astype(np.float32)
+    cohort = CohortRange()
+    cohort.add(dataclasses.replace(table, score_names=names, scores=scores), "attention:head0")
+    assert cohort.span("attention:head0", "sequential")[1] == pytest.approx(
+        9
+    )  # of the head that looks at one tile of nine
+
+
+def test_a_slide_is_counted_once_for_a_kind_however_many_scores_of_it_there_are(table: ScoreTable) -> None:
+    cohort = CohortRange()
+    cohort.add_each(table, table.score_names)
+    assert (cohort.slides("contribution:normal"), cohort.slides("attention")) == (1, 1)
 
 
 @pytest.mark.parametrize("values", [[0.0], [np.nan], [0.0] * 1000 + [3.0]])

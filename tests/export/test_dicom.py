@@ -14,6 +14,7 @@ import pytest
 
 from tests.export.dicom_slides import write_dicom_slide
 from wsimil.errors import SlideError
+from wsimil.export.heatmap import display_range
 from wsimil.export.scores import ScoreTable, score_table
 
 hd = pytest.importorskip("highdicom", reason="needs highdicom, which the extra 'dicom' brings")
@@ -90,6 +91,41 @@ def test_a_px_is_the_raw_score_of_the_tile_on_its_middle_and_nan_elsewhere(make_
         for (x, y), value in zip(table.xy0 // 64, table.score(name), strict=True):
             there[y : y + 4, x : x + 4] = value
         assert np.array_equal(matrix, there, equal_nan=True)
+
+
+def test_windows_end_where_the_colors_of_pictures_do_and_px_stay_raw(make_prediction, slide, tmp_path) -> None:
+    table = _some(score_table(make_prediction(size0_px=SIZE)))
+    spans = {"attention": (0.0, 3.0), "contribution:normal": (-2.5, 2.5)}
+    write_parametric_maps(tmp_path / "maps", table, slide, now=NOW, spans=spans)
+    for made, name in zip(_maps(tmp_path / "maps"), table.score_names, strict=True):
+        window = made.SharedFunctionalGroupsSequence[0].FrameVOILUTSequence[0]
+        low, high = (window.WindowCenter + half * window.WindowWidth / 2 for half in (-1, 1))
+        raw = table.score(name)
+        if name == "attention":  # shown as a multiple of even attention, stored as a share
+            share = float(np.nansum(raw, dtype=np.float64)) / np.count_nonzero(~np.isnan(raw))
+            assert (low, high) == (pytest.approx(0, abs=1e-9), pytest.approx(3 * share))
+        else:
+            assert (low, high) == pytest.approx(spans.get(name) or display_range(raw, "signed"))
+        said = "one range for all slides" if name in spans else "this slide's own range"
+        assert window.WindowCenterWidthExplanation == said
+        values = hd.imread(tmp_path / "maps" / f"{made.InstanceNumber:02}.dcm").get_total_pixel_matrix(dtype=np.float64)
+        assert np.nanmax(values) == np.nanmax(raw)
+        assert _errors(tmp_path / "maps" / f"{made.InstanceNumber:02}.dcm") == []
+
+
+def test_where_raw_scores_do_not_tell_what_is_shown_the_window_is_the_slides_own(
+    make_prediction, slide, tmp_path
+) -> None:
+    table = score_table(make_prediction(size0_px=SIZE))
+    names = ("attention", "single:normal", "single:tumor")
+    table = dataclasses.replace(table, score_names=names, score_rules={})
+    write_parametric_maps(
+        tmp_path / "maps", table, slide, now=NOW, scores=("single:tumor",), spans={"single:tumor": (-9.0, 9.0)}
+    )
+    (made,) = _maps(tmp_path / "maps")
+    window = made.SharedFunctionalGroupsSequence[0].FrameVOILUTSequence[0]
+    assert window.WindowCenterWidthExplanation == "this slide's own range"
+    assert window.WindowWidth < 18
 
 
 def test_frames_without_a_scored_px_are_left_out_and_the_others_lie_where_they_belong(

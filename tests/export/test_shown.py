@@ -117,3 +117,15 @@ def test_several_heads_count_by_their_mean(table: ScoreTable) -> None:
         score_rules={"attention:1": "softmax over the bag", "attention:2": "softmax over the bag"},
     )
     assert effective_tiles_of(heads) == pytest.approx(2)
+
+
+def test_a_line_leads_from_raw_scores_to_what_is_shown_and_back(table: ScoreTable) -> None:
+    of_numbers = asked(table, Regression(columns=("age",)).fitted(["1", "2", "3"]), 2.0)
+    for one in (table, of_numbers, asked(table, MultiLabel(columns=("er",), labels=("er",)), 2.0)):
+        for name in one.score_names:
+            found, raw = shown(one, name), one.score(name).astype(np.float64)
+            ends = found.raw_range((float(found.values.min()), float(found.values.max())))
+            if name.startswith("single:") and one is table:  # of several classes: how likely one is hangs on the others
+                assert ends is None
+            else:
+                assert ends == pytest.approx((raw.min(), raw.max()), rel=1e-5, abs=1e-6), name

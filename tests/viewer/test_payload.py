@@ -6,10 +6,12 @@ import base64
 import json
 import math
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.viewer.conftest import Serve
 from tests.viewer.made_study import MadeStudy, make_run
@@ -20,6 +22,7 @@ from wsimil.export.shown import effective_tiles
 from wsimil.export.viewer.answers import AnswerRule
 from wsimil.export.viewer.payload import ListedCase, case_json, index_json, uncertainty
 from wsimil.export.viewer.ranges import MOST_SLIDES, cohort_scores, sampled
+from wsimil.stages.export import ExportOptions, export
 from wsimil.stages.viewing.study import open_study
 from wsimil.stages.viewing.tissue import with_tissue
 from wsimil.targets import Classification, MultiLabel, Regression
@@ -101,16 +104,25 @@ def test_the_list_says_what_is_known_of_every_slide(study: MadeStudy, serve: Ser
     assert "Research use only" in index["notice"]
 
 
-def test_ranges_are_of_the_cohort_and_the_same_for_all_slides(study: MadeStudy, serve: Serve) -> None:
+def test_ranges_are_those_of_pictures_and_annotations(study: MadeStudy, serve: Serve, tmp_path: Path) -> None:
     scores = {one["name"]: one for one in serve(study.predictions).get("index.json").json()["scores"]}
-    pooled = np.abs(np.concatenate([table.score("contribution:tumor") for table in tables(study)]))
-    high = float(np.percentile(pooled.astype(np.float64), 99))
+    answered = [np.abs(table.score(f"contribution:{table.predicted}")).astype(np.float64) for table in tables(study)]
+    high = float(np.quantile(np.concatenate(answered), 0.99, method="inverted_cdf"))
     assert scores["contribution:tumor"]["kind"] == "signed"
-    assert scores["contribution:tumor"]["range"] == [-high, high]
+    assert scores["contribution:tumor"]["range"] == scores["contribution:normal"]["range"] == [-high, high]
     assert scores["attention"]["kind"] == "sequential"
     assert scores["attention"]["range"][0] == 0
     assert "all 4 slides" in scores["attention"]["normalization"]
     assert "not evidence" in scores["attention"]["label"]
+    for score in (None, "attention"):
+        options = ExportOptions(formats=("png", "dsa"), score=score)
+        assert export(study.predictions, tmp_path, options=options, now=datetime(2026, 1, 1, tzinfo=UTC)).failures == ()
+        for table in tables(study):
+            wanted = scores[score or table.main_score]["range"]
+            with Image.open(tmp_path / "overlays" / f"{table.slide_id}.png") as picture:
+                assert json.loads(picture.text["wsimil"])["range"] == wanted  # type: ignore[attr-defined]  # of PNG
+            for one in json.loads((tmp_path / "dsa" / f"{table.slide_id}.json").read_text(encoding="utf-8")):
+                assert one["elements"][0]["rangeValues"][-1] == scores[one["attributes"]["score"]]["range"][1]
 
 
 def test_a_score_that_is_signed_on_one_slide_is_signed_on_all(study: MadeStudy) -> None:

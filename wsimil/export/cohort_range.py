@@ -1,8 +1,11 @@
-"""One range of colors for all slides of a cohort, found slide by slide without holding their scores."""
+"""One range of colors for all slides of a cohort, found slide by slide without holding their scores.
+
+Pictures, annotations, windows of DICOM maps and the viewer all take it from here, so that a color is one amount everywhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 import numpy as np
@@ -23,7 +26,8 @@ class CohortRange:
     is kept as its values of |value shown| at 513 evenly spaced quantiles, interpolated, each of which stands for a 513th of its
     tiles; up to 513 tiles are kept as they are. So the end lies between the 98.8th and the 99.2th percentile of all tiles, and is
     exact where slides are small. Where that percentile is 0 the end is the largest value, and 1 where all are 0. Slides
-    that show another output of the same kind, such as the class that each is predicted to be, share one range.
+    that show another output of the same kind, such as the class that each is predicted to be, share one range; it is that of what
+    each slide's answer rests on, so that outputs which nothing speaks for do not narrow it.
     """
 
     def __init__(self) -> None:
@@ -46,16 +50,24 @@ class CohortRange:
         return {kind: [self._end(kind), len(parts)] for kind, parts in self._values.items()}
 
     def add(self, table: ScoreTable, name: str) -> None:
-        """Count in what a map of this score shows of one slide. Raises KeyError where the table has no such score."""
-        values = shown(table, name).values
+        """Count in what maps of the kind of this score show of one slide. Raises KeyError where the table has no such score.
+
+        That is the kind's score of what the slide is answered to be, and all of the kind where there is none, as of heads.
+        """
+        kind = _kind(name)
+        values = np.concatenate([shown(table, one).values for one in _counted(table, name)])
         sizes = np.abs(values[~np.isnan(values)])
         if not len(sizes):
             return
         kept = sizes if len(sizes) <= _LEVELS else np.quantile(sizes, np.linspace(0, 1, _LEVELS)).astype(np.float32)
-        kind = _kind(name)
         self._values.setdefault(kind, []).append(kept)
         self._weights.setdefault(kind, []).append(len(sizes) / len(kept))
         self._ends.pop(kind, None)
+
+    def add_each(self, table: ScoreTable, names: Iterable[str]) -> None:
+        """Count in each kind of these scores, once. Raises KeyError."""
+        for name in {_kind(name): name for name in names}.values():
+            self.add(table, name)
 
     def slides(self, name: str) -> int:
         """How many slides were counted in for the kind of this score."""
@@ -80,6 +92,14 @@ class CohortRange:
         share = np.cumsum(weights[order])
         place = int(np.searchsorted(share, DISPLAY_PERCENTILE / 100 * share[-1] * (1 - 1e-12)))
         return float(values[order][place]) or float(values[order][-1]) or 1.0
+
+
+def _counted(table: ScoreTable, name: str) -> list[str]:
+    table.score(name)  # refuses a name that is not there
+    answered = f"{_kind(name)}:{table.task.main_output(table.values)}"
+    if answered in table.score_names:
+        return [answered]
+    return [one for one in table.score_names if _kind(one) == _kind(name)]
 
 
 def _kind(name: str) -> str:

@@ -2,8 +2,8 @@
 
 A map lies on the px of one image of the slide's own pyramid, that near 64 level-0 px, in the same study and frame of reference:
 viewers such as Slim draw it in place only so. Frames are TILED_SPARSE, and those without a scored px are left out; other px that
-are not scored are NaN. DICOM PS3.3, A.75 (Parametric Map) and C.7.6.17.3. Written with highdicom, Bridge et al. 2022,
-doi:10.1007/s10278-022-00683-y.
+are not scored are NaN. Px hold raw scores; the window ends where the colors of pictures do. DICOM PS3.3, A.75 (Parametric Map)
+and C.7.6.17.3. Written with highdicom, Bridge et al. 2022, doi:10.1007/s10278-022-00683-y.
 
 A map must name the patient of its study as the slide does, so name, id, birth date and sex are copied, and what else identifies
 the study; nothing else of the slide's header is.
@@ -12,10 +12,13 @@ the study; nothing else of the slide's header is.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from math import log
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +29,7 @@ from wsimil.errors import ConfigError, SlideError
 from wsimil.export.heatmap import display_range
 from wsimil.export.raster import area_mean, point_mean
 from wsimil.export.scores import ScoreTable
-from wsimil.export.shown import Kind, shown
+from wsimil.export.shown import shown
 from wsimil.files import atomic_directory
 from wsimil.slides.stored_tiles import NotDirectError
 
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 _NEAR = 64
 _FRAME_PX = 128
 _MOST_PX = 2**25
+_OWN: Mapping[str, tuple[float, float]] = MappingProxyType({})
 _KEPT = frozenset(
     {
         # Who, and which study: as the slide says it, for it is one study.
@@ -72,10 +76,18 @@ _MAY_BE_EMPTY = (
 
 
 def write_parametric_maps(
-    folder: Path, table: ScoreTable, slide: Path, *, now: datetime, scores: tuple[str, ...] = ()
+    folder: Path,
+    table: ScoreTable,
+    slide: Path,
+    *,
+    now: datetime,
+    scores: tuple[str, ...] = (),
+    spans: Mapping[str, tuple[float, float]] = _OWN,
 ) -> None:
     """Write a folder with one map for each of `scores` (all of the table if none is named), atomically.
 
+    Windows end where `spans` says of what is shown of a score, the same on every slide of a cohort, and at this slide's own
+    range where it says nothing, or where the raw score does not tell what is shown (single, of classes).
     `slide` is a file of the DICOM series that was scored. Raises SlideError where it is none, or another slide, or has no image
     coarse enough; ConfigError where highdicom is not installed; KeyError where the table has no such score; OutputError.
     """
@@ -86,7 +98,8 @@ def write_parametric_maps(
     with atomic_directory(folder) as temporary:
         series = _uid(table, image, "")
         for number, (name, raw) in enumerate(zip(names, values, strict=True), start=1):
-            made = _map(table, name, raw, image, size_px, series=series, number=number, now=now)
+            window = _window(table, name, spans.get(name))
+            made = _map(table, name, raw, window, image, size_px, series=series, number=number, now=now)
             made.save_as(temporary / f"{number:02}.dcm", enforce_file_format=True)
 
 
@@ -151,6 +164,7 @@ def _map(
     table: ScoreTable,
     name: str,
     raw: NDArray[np.float32],
+    window: _Window,
     image: Dataset,
     size_px: tuple[int, int],
     *,
@@ -161,7 +175,6 @@ def _map(
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
-    kind = shown(table, name).kind
     scored = raw[~np.isnan(raw)]
     frames, corners = _frames(_on_image(table, raw, size_px))
     if not corners:
@@ -175,7 +188,6 @@ def _map(
         unit=codes.UCUM.NoUnits,
         quantity_definition=codes.DCM.ClassActivation,
     )
-    center, width = _window(raw, kind)
     made = hd.pm.ParametricMap(
         source_images=[image],
         pixel_array=frames,
@@ -191,7 +203,11 @@ def _map(
         real_world_value_mappings=[meaning],
         voi_lut_transformations=[
             hd.VOILUTTransformation(
-                window_center=center, window_width=width, voi_lut_function=hd.VOILUTFunctionValues.LINEAR_EXACT
+                # As lists of one: a text by itself is taken for a list of letters.
+                window_center=[window.center],
+                window_width=[window.width],
+                window_explanation=[window.explanation],
+                voi_lut_function=hd.VOILUTFunctionValues.LINEAR_EXACT,
             )
         ],
         content_label="HEATMAP",
@@ -272,9 +288,24 @@ def _measures(image: Dataset) -> PixelMeasuresSequence:
     )
 
 
-def _window(raw: NDArray[np.float32], kind: Kind) -> tuple[float, float]:
-    low, high = display_range(raw, kind)
-    return (low + high) / 2, high - low
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Window:
+    """Which raw values a viewer shall show, and why these."""
+
+    center: float
+    width: float
+    explanation: str
+
+
+def _window(table: ScoreTable, name: str, span: tuple[float, float] | None) -> _Window:
+    one = shown(table, name)
+    ends = one.raw_range(span or display_range(one.values, one.kind))
+    whose = "one range for all slides" if span is not None and ends is not None else "this slide's own range"
+    if ends is None:
+        raw = table.score(name)
+        ends = display_range(raw, "signed" if bool((raw < 0).any()) else "sequential")
+    low, high = ends
+    return _Window(center=(low + high) / 2, width=high - low, explanation=whose)
 
 
 def _uid(table: ScoreTable, image: Dataset, name: str) -> str:

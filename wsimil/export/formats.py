@@ -94,7 +94,7 @@ def _dicom(path: Path, table: ScoreTable, beside: Beside) -> None:
             f"slide {table.slide_id!r}: a DICOM map must belong to the study of its slide, which was not found; give the slides"
             " with --slides, or leave out dicom"
         )
-    write_parametric_maps(path, table, beside.slide, scores=beside.scores, now=beside.now)
+    write_parametric_maps(path, table, beside.slide, scores=beside.scores, spans=beside.spans, now=beside.now)
 
 
 def _picture(path: Path) -> NDArray[np.uint8] | None:
@@ -106,8 +106,8 @@ def _picture(path: Path) -> NDArray[np.uint8] | None:
         return None
 
 
-PICTURE, SEVERAL = "png", "dsa"
-"""The form that shows one score in colors, and the one that shows all."""
+PICTURE, SEVERAL, WINDOWED = "png", "dsa", "dicom"
+"""The form that shows one score in colors, the one that shows all, and the one that says which values a viewer shall show."""
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
         form.name: form
@@ -131,7 +131,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
                 write=_ome_tiff,
             ),
             Format(
-                name="dicom",
+                name=WINDOWED,
                 folder="dicom",
                 suffix="",
                 about="Parametric Maps, for slides that are DICOM",

@@ -22,12 +22,23 @@ _LABELS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Shown:
-    """`values` float32 [N], NaN = not scored; `label` says what they are, `reading` the unit and what zero means."""
+    """`values` float32 [N], NaN = not scored; `label` says what they are, `reading` the unit and what zero means.
+
+    `line` (slope > 0, shift) says that they are `slope * raw + shift` of this slide's raw score; None where they are not.
+    """
 
     values: NDArray[np.float32]
     kind: Kind
     label: str
     reading: str
+    line: tuple[float, float] | None = (1.0, 0.0)
+
+    def raw_range(self, span: tuple[float, float]) -> tuple[float, float] | None:
+        """The raw scores of this slide that a range of values shown begins and ends at, where there are such."""
+        if self.line is None:
+            return None
+        slope, shift = self.line
+        return (span[0] - shift) / slope, (span[1] - shift) / slope
 
 
 def shown(table: ScoreTable, name: str) -> Shown:
@@ -83,31 +94,34 @@ def _attention(raw: NDArray[np.float32], head: str, rule: str) -> Shown:
             values=raw, kind="sequential", label=f"attention{of} (not evidence)", reading="weights as they are"
         )
     share = _share(raw)
-    relative = share * np.count_nonzero(~np.isnan(share))
+    tiles = np.count_nonzero(~np.isnan(share))
+    relative = share * tiles
+    line = (tiles / float(np.nansum(raw, dtype=np.float64)), 0.0)
     label = f"attention{of} (not evidence), uniform = 1"
-    return Shown(
-        values=relative.astype(np.float32), kind="sequential", label=label, reading="share of all attention x tiles"
-    )
+    reading = "share of all attention x tiles"
+    return Shown(values=relative.astype(np.float32), kind="sequential", label=label, reading=reading, line=line)
 
 
 def _single(table: ScoreTable, of: str, raw: NDArray[np.float32]) -> Shown:
     names = [f"single:{output}" for output in table.task.outputs]
     index = table.task.outputs.index(of) if of in table.task.outputs else None
+    line: tuple[float, float] | None = (1.0, 0.0)
     if table.task.kind in ("multilabel", "ordinal"):
         values, reading = raw, "log-odds; 0 = as likely as not"
     elif table.task.kind == "classification" and index is not None and set(names) <= set(table.score_names):
         logits = np.stack([table.score(name) for name in names], axis=1).astype(np.float64)
         others = np.logaddexp.reduce(np.delete(logits, index, axis=1), axis=1)
         values, reading = (logits[:, index] - others).astype(np.float32), "log-odds; 0 = as likely as not"
+        line = None
     elif index is not None:
         whole = "patient" if "patient" in table.model else "slide"
         values = (raw - table.logits[index]).astype(np.float32)
-        reading = f"logits; 0 = as the whole {whole}"
+        reading, line = f"logits; 0 = as the whole {whole}", (1.0, -float(table.logits[index]))
     else:
         raise KeyError(
             f"slide {table.slide_id!r}: {of!r} is no output of its task, only {', '.join(table.task.outputs)}"
         )
-    return Shown(values=values, kind="signed", label=f"{of}, were the tile alone", reading=reading)
+    return Shown(values=values, kind="signed", label=f"{of}, were the tile alone", reading=reading, line=line)
 
 
 def _is_softmax(rule: str) -> bool:

@@ -7,7 +7,7 @@ import io
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 from wsimil.errors import ConfigError, OutputError, StoreError, WsimilError
 from wsimil.evaluation.table import inert
 from wsimil.export.cohort_range import CohortRange
-from wsimil.export.formats import FORMATS, PICTURE, SEVERAL, Beside, Format
+from wsimil.export.formats import FORMATS, PICTURE, SEVERAL, WINDOWED, Beside, Format
 from wsimil.export.heatmap import Heatmap, rank_heatmap, raw_heatmap
 from wsimil.export.scores import Origin, ScoreTable, Tissue, read_scores
 from wsimil.export.shown import shown
@@ -38,8 +38,8 @@ _FAILURES = "failures.csv"
 class ExportOptions:
     """`formats` are names of `FORMATS`; `score` as in `Beside`. `origin` says from where coordinates count.
 
-    `range` is what the colors of pictures and of DSA annotations span: one range for all slides, each slide's own, or, of
-    pictures alone, the ranks of its tiles.
+    `range` is what the colors of pictures and of DSA annotations and the windows of DICOM maps span: one range for all slides,
+    each slide's own, or, of pictures alone, the ranks of its tiles.
 
     `features` is the folder that was predicted, for thumbnails, and for tissue that score tables of before do not hold; `slides`
     a slide, a folder of them or a manifest, for forms that need them.
@@ -182,7 +182,7 @@ def _export(
         path = slide_path(out / form.folder, table.slide_id, form.suffix)
         try:
             if form.name == PICTURE:
-                beside = replace(beside, heatmap=_heatmap(table, options, ranges.picture))
+                beside = replace(beside, heatmap=_heatmap(table, options, ranges.cohort))
             form.write(path, table, beside)
         except (OutputError, ConfigError):
             raise  # concerns every slide
@@ -195,30 +195,34 @@ def _export(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ranges:
-    """The ranges of colors of all slides: of what pictures show, and of each score by its name; none are each slide's own."""
+    """The range of colors of all slides, of each kind of score; None where each slide has its own."""
 
-    picture: CohortRange | None = None
-    each: dict[str, CohortRange] = field(default_factory=dict)
+    cohort: CohortRange | None = None
 
     def add(self, table: ScoreTable, options: ExportOptions) -> None:
         """Count in one slide."""
-        if self.picture is not None:
-            self.picture.add(table, options.score or table.main_score)
-        if SEVERAL in options.formats:
-            for name in table.score_names if options.score is None else (options.score,):
-                self.each.setdefault(name, CohortRange()).add(table, name)
+        if self.cohort is None:
+            return
+        if options.score is not None:
+            self.cohort.add(table, options.score)
+        elif {SEVERAL, WINDOWED} & set(options.formats):
+            self.cohort.add_each(table, table.score_names)
+        else:
+            self.cohort.add(table, table.main_score)
 
     def spans(self, table: ScoreTable) -> dict[str, tuple[float, float]]:
-        """Of each score of a slide that was counted in."""
-        known = [name for name in table.score_names if name in self.each]
-        return {name: self.each[name].span(name, shown(table, name).kind) for name in known}
+        """Of each score of a slide whose kind was counted in."""
+        if self.cohort is None:
+            return {}
+        known = [name for name in table.score_names if self.cohort.slides(name)]
+        return {name: self.cohort.span(name, shown(table, name).kind) for name in known}
 
 
 def _ranges(tables: Sequence[Path], options: ExportOptions) -> _Ranges:
     """The ranges that the forms of `options` need; a table that cannot be read fails when its turn comes."""
-    if options.range != "cohort" or not {PICTURE, SEVERAL} & set(options.formats):
+    if options.range != "cohort" or not {PICTURE, SEVERAL, WINDOWED} & set(options.formats):
         return _Ranges()
-    found = _Ranges(picture=CohortRange() if PICTURE in options.formats else None)
+    found = _Ranges(cohort=CohortRange())
     for path in tables:
         interrupt.check()
         with suppress(WsimilError, KeyError):

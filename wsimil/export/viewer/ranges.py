@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from wsimil.export.heatmap import DISPLAY_PERCENTILE, display_range
+from wsimil.export.cohort_range import CohortRange
+from wsimil.export.heatmap import DISPLAY_PERCENTILE
 from wsimil.export.scores import ScoreTable
 from wsimil.export.shown import Kind, Shown, shown
 
 MOST_SLIDES = 128
-MOST_TILES = 20_000
-"""Of each slide, evenly spaced: enough for a percentile, and little enough to begin at once with a large cohort."""
+"""Enough for a percentile, and few enough to begin at once with a large cohort."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,26 +43,28 @@ def sampled(slide_ids: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def cohort_scores(tables: Iterable[ScoreTable], *, slides: int) -> tuple[CohortScore, ...]:
-    """Every score that occurs in `tables`, in the order in which they occur; `slides` is how many the cohort has."""
-    pooled: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
+    """Every score that occurs in `tables`, in the order in which they occur; `slides` is how many the cohort has.
+
+    Ranges are those of pictures where all slides are among `tables`.
+    """
+    cohort = CohortRange()
     first: dict[str, Shown] = {}
     rules: dict[str, str] = {}
     signed: set[str] = set()
     seen = 0
     for table in tables:
         seen += 1
+        cohort.add_each(table, table.score_names)
         for name in table.score_names:
             one = shown(table, name)
             first.setdefault(name, one)
             rules.setdefault(name, table.rule(name))
             signed |= {name} if one.kind == "signed" else set()
-            step = -(-len(table) // MOST_TILES)
-            pooled[name].append(one.values[::step])
     of = f"all {seen} slides" if seen == slides else f"{seen} of {slides} slides, evenly spaced"
-    return tuple(_score(name, first[name], rules[name], name in signed, parts, of) for name, parts in pooled.items())
+    return tuple(_score(name, one, rules[name], name in signed, cohort, of) for name, one in first.items())
 
 
-def _score(name: str, one: Shown, rule: str, signed: bool, parts: list[NDArray[np.float32]], of: str) -> CohortScore:
+def _score(name: str, one: Shown, rule: str, signed: bool, cohort: CohortRange, of: str) -> CohortScore:
     kind: Kind = "signed" if signed else "sequential"
     percentile = f"{DISPLAY_PERCENTILE:g}th percentile"
     unit, _, zero = one.reading.partition("; ")
@@ -76,6 +76,6 @@ def _score(name: str, one: Shown, rule: str, signed: bool, parts: list[NDArray[n
         unit=unit or "score",
         zero=zero,
         rule=rule,
-        range=display_range(np.concatenate(parts), kind),
-        normalization=f"{how} over the tiles of {of}; fixed for the cohort",
+        range=cohort.span(name, kind),
+        normalization=f"{how} over the tiles of {of}, of what each is answered to be; fixed for the cohort",
     )
