@@ -52,6 +52,10 @@ def test_a_walk_through_with_keys(two: Look) -> None:
     press("o")
     assert state()["visible"] is False
     press("o")
+    press("c")
+    assert state()["style"] == "contours"
+    press("c")
+    assert state()["style"] == "tiles"
     press("s")
     assert state()["sideBySide"] is True
     press("s")

@@ -195,6 +195,55 @@ def test_a_threshold_hides_what_is_below_it_and_nothing_else(plain: tuple[Look, 
         assert abs(alpha - round(255 * 0.5 * min(1.0, max(0.0, (size - 0.5) / 0.5)))) <= 1
 
 
+@pytest.mark.parametrize("threshold", [0, 40])
+def test_contours_run_along_the_tiles_within_which_a_share_of_the_range_is_reached(
+    plain: tuple[Look, ScoreTable], threshold: int
+) -> None:
+    one, table = plain
+    one.page.get_by_role("slider", name="Threshold").fill(str(threshold))
+    one.page.get_by_role("button", name="Contours").click()
+    assert one.state()["style"] == "contours"
+    share = threshold / 100
+    lines = [at for at in (share + (1 - share) * k / 4 for k in range(4)) if at > 0]
+    value = (table.score(one.state()["score"]) / np.float32(RANGE)).reshape(Lattice().rows, Lattice().columns)
+    size = np.nan_to_num(np.minimum(np.abs(value), 1))
+    levels = np.pad((np.sign(np.nan_to_num(value)) * (size[..., None] >= lines).sum(axis=-1)).astype(int), 1)
+    heat, tried = one.heat(), {True: 0, False: 0}
+    for tile, (row, column) in enumerate(np.ndindex(value.shape)):
+        own = levels[row + 1, column + 1]
+        if own == 0:
+            continue
+        assert pixel(one, heat, *center(table, tile))[3] == 0, "the middle of a tile shows the slide"
+        for down, right in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+            other = levels[row + 1 + down, column + 1 + right]
+            x0, y0 = center(table, tile)
+            x, y = one.place(x0 + right * table.size0 / 2, y0 + down * table.size0 / 2)
+            shown = heat[int(y - down), int(x - right)]
+            edge = other < own if own > 0 else other > own
+            tried[bool(edge)] += 1
+            assert shown[3] == (255 if edge else 0)
+            if edge:
+                np.testing.assert_allclose(shown[:3], ORANGE if own > 0 else BLUE, atol=1)
+    assert min(tried.values()) > 10
+    said = one.page.locator(".legend").inner_text()
+    assert f"Lines around tiles from |score| {lines[0] * RANGE:.3g}" in said
+    x, y = (round(number) for number in one.place(*center(table, 30)))
+    assert heat[y - 6 : y + 6, x - 6 : x + 6, 3].min() > 0, "what is not scored stays hatched"
+
+
+def test_contours_of_a_score_without_a_sign_have_the_color_of_where_they_lie(plain: tuple[Look, ScoreTable]) -> None:
+    one, _ = plain
+    one.page.get_by_role("combobox", name="Score").select_option("attention")
+    one.page.keyboard.press("c")
+    heat = one.heat()
+    lines = heat[heat[..., 3] == 255][:, :3]
+    # viridis of matplotlib at a quarter, a half and three quarters.
+    wanted = np.array([(59, 82, 139), (33, 145, 140), (94, 201, 98)])
+    found = np.unique(lines, axis=0)
+    assert len(found) == 3
+    assert all(np.abs(wanted - color).max(axis=1).min() <= 3 for color in found.astype(int))
+
+
 def test_another_class_shows_other_colors(plain: tuple[Look, ScoreTable]) -> None:
     one, table = plain
     other = next(name for name in table.task.outputs if name != table.predicted)

@@ -224,7 +224,7 @@ export class App {
   private get look(): Look | null {
     const { score, view } = this;
     return score?.range
-      ? { kind: score.kind, range: score.range, threshold: view.threshold, opacity: view.opacity }
+      ? { kind: score.kind, range: score.range, threshold: view.threshold, opacity: view.opacity, style: view.style }
       : null;
   }
 
@@ -457,6 +457,7 @@ export class App {
         this.tabs.show("overlay");
         this.controls.threshold.input.focus();
       },
+      style: () => this.setView({ style: this.view.style === "tiles" ? "contours" : "tiles" }),
       veil: () => this.setView({ veil: !this.view.veil }),
       output: (number) => {
         const output = index.task.outputs[number - 1];

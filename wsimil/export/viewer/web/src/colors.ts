@@ -7,12 +7,16 @@ import { VIRIDIS } from "./viridis";
 export const BLUE = [0x21, 0x66, 0xac] as const;
 export const ORANGE = [0xe6, 0x61, 0x01] as const;
 
+/** Each tile in the color of its score, or lines around what is above the threshold. */
+export type Style = "tiles" | "contours";
+
 /** How scores look: `threshold` is a share in [0, 1) of the range (signed: of its positive half), `opacity` the largest alpha. */
 export interface Look {
   readonly kind: Kind;
   readonly range: readonly [number, number];
   readonly threshold: number;
   readonly opacity: number;
+  readonly style: Style;
 }
 
 export type Rgba = readonly [number, number, number, number];

@@ -1,5 +1,6 @@
 // The choices of the overlay: score, class, opacity, threshold, and what is not scored.
 
+import type { Style } from "./colors";
 import { button, el, fill, select, short } from "./dom";
 import { scoreTitle } from "./legend";
 import type { Index, ScoreFacts } from "./types";
@@ -12,9 +13,22 @@ export interface View {
   readonly visible: boolean;
   readonly veil: boolean;
   readonly tissue: boolean;
+  readonly style: Style;
 }
 
-export const FIRST_VIEW: View = { score: null, opacity: 0.5, threshold: 0, visible: true, veil: false, tissue: false };
+export const FIRST_VIEW: View = {
+  score: null,
+  opacity: 0.5,
+  threshold: 0,
+  visible: true,
+  veil: false,
+  tissue: false,
+  style: "tiles",
+};
+const STYLES: readonly (readonly [Style, string])[] = [
+  ["tiles", "Tiles"],
+  ["contours", "Contours"],
+];
 
 /** A score's family, such as contribution, and the output that it is of ("" where it is of none). */
 export function family(name: string): readonly [string, string] {
@@ -49,6 +63,7 @@ export class Controls {
 
   update(view: View, score: ScoreFacts | null, hasTissue: boolean): void {
     this.opacity.input.value = String(Math.round(100 * view.opacity));
+    this.opacity.input.disabled = view.style === "contours";
     this.opacity.said.textContent = `${Math.round(100 * view.opacity)} %`;
     this.threshold.input.value = String(Math.round(100 * view.threshold));
     const said = score?.range ? thresholdText(score, view.threshold) : "–";
@@ -109,6 +124,22 @@ export class Controls {
             el("div", { class: "segments wrap", role: "group", "aria-label": "Class" }, ...segments),
           )
         : null,
+      el(
+        "div",
+        { class: "field" },
+        el("span", {}, "Drawn as"),
+        el(
+          "div",
+          { class: "segments wrap", role: "group", "aria-label": "Drawn as" },
+          ...STYLES.map(([style, title]) =>
+            button(title, () => this.change({ style }), {
+              "aria-pressed": String(view.style === style),
+              "data-key": `style ${style}`,
+              title: style === "tiles" ? "each tile in its color (C)" : "lines around what is above the threshold (C)",
+            }),
+          ),
+        ),
+      ),
     ];
   }
 

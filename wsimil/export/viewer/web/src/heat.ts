@@ -2,6 +2,7 @@
 
 import type { Look } from "./colors";
 import { pack, palette } from "./colors";
+import { levelsOf, paintLines } from "./contours";
 import type { SlideCase } from "./data";
 import type { Cells } from "./grid";
 import { EMPTY, exactCells, LEFT_OUT, SCORED, UniformGrid, UNSCORED } from "./grid";
@@ -34,6 +35,8 @@ interface Colored {
   readonly cells: Cells;
   readonly colors: Uint32Array;
   readonly hatched: Uint8Array;
+  /** Of contours, how many lines go around each cell; null where cells are drawn in colors. */
+  readonly levels: Int8Array | null;
 }
 
 export class Heat {
@@ -44,7 +47,7 @@ export class Heat {
   private grid: UniformGrid | null = null;
   private scores: Float32Array | null = null;
   private without: ReadonlySet<number> = new Set();
-  private look: Look = { kind: "sequential", range: [0, 1], threshold: 0, opacity: 0.5 };
+  private look: Look = { kind: "sequential", range: [0, 1], threshold: 0, opacity: 0.5, style: "tiles" };
   private veil = false;
   private visible = true;
   private overview: Colored | null = null;
@@ -114,6 +117,10 @@ export class Heat {
     }
     this.picture ??= this.context.createImageData(width, height);
     this.paint(this.picture, shown, place, ratio);
+    if (shown.levels !== null) {
+      const pixels = new Uint32Array(this.picture.data.buffer);
+      paintLines(pixels, this.columns, this.rows, shown.cells, shown.levels, this.look, ratio);
+    }
     this.context.putImageData(this.picture, 0, 0);
   }
 
@@ -148,7 +155,8 @@ export class Heat {
   }
 
   private color(cells: Cells): Colored {
-    const color = palette(this.look);
+    const levels = this.look.style === "contours" ? levelsOf(cells, this.look) : null;
+    const color = levels === null ? palette(this.look) : () => 0;
     const codes: Record<number, number> = {
       [EMPTY]: this.veil ? HATCH_UNSCORED : 0,
       [UNSCORED]: HATCH_UNSCORED,
@@ -164,7 +172,7 @@ export class Heat {
         if (code === HATCH_UNSCORED || code === HATCH_LEFT_OUT) hatched[row] = 1;
       }
     }
-    return { cells, colors, hatched };
+    return { cells, colors, hatched, levels };
   }
 
   private paint(picture: ImageData, shown: Colored, place: Placement, ratio: number): void {

@@ -15,6 +15,7 @@ export interface Commands {
   opacity(by: number): void;
   threshold(by: number): void;
   setThreshold(): void;
+  style(): void;
   veil(): void;
   output(number: number): void;
   attention(): void;
@@ -66,6 +67,7 @@ export function keymap(on: Commands): readonly Key[] {
     ),
     key("Overlay", ["t"], "T", "set the threshold, then ← →", () => on.setThreshold()),
     key("Overlay", ["[", "]"], "[ ]", "lower or higher threshold", (k) => on.threshold(k === "]" ? STEP : -STEP)),
+    key("Overlay", ["c"], "C", "tiles or contours", () => on.style()),
     key("Overlay", ["u"], "U", "hatch what is not scored", () => on.veil()),
     key("Overlay", [..."123456789"], "1 – 9", "choose the class", (k) => on.output(Number(k))),
     key("Overlay", ["a"], "A", "attention (not evidence) and back", () => on.attention()),

@@ -2,6 +2,7 @@
 
 import type { Look } from "./colors";
 import { colorAt, thresholdValue } from "./colors";
+import { lineColor, lineShares, lineValues } from "./contours";
 import { count, el, fill, short } from "./dom";
 import type { ScoreFacts, Task } from "./types";
 
@@ -38,14 +39,23 @@ export function legendLines(facts: LegendFacts): string[] {
   const unit = score.unit ? ` ${score.unit}` : "";
   const sign = score.kind === "signed" ? "|score| " : "";
   const threshold = look.threshold > 0 ? `Shown from ${sign}${short(thresholdValue(look))}${unit}` : "No threshold";
-  const lines = [`Range ${score.normalization}`, threshold, ...(score.zero ? [score.zero] : []), `Rule: ${score.rule}`];
+  if (look.style === "contours") {
+    const values = lineValues(look).map((value) => short(value));
+    return [`Range ${score.normalization}`, `Lines around tiles from ${sign}${values.join(", ")}${unit}`, ...rest(facts)];
+  }
+  return [`Range ${score.normalization}`, threshold, ...rest(facts)];
+}
+
+function rest(facts: LegendFacts): string[] {
+  const { score } = facts;
+  const lines = [...(score.zero ? [score.zero] : []), `Rule: ${score.rule}`];
   if (facts.effectiveTiles !== undefined) {
     lines.push(`Effective tiles ${short(facts.effectiveTiles)} of ${count(facts.tiles)}`);
   }
   return lines;
 }
 
-/** The colors from one end of the range to the other, with their alpha. */
+/** The colors from one end of the range to the other, with their alpha; of contours the lines, where they lie. */
 export function paintRamp(
   context: CanvasRenderingContext2D,
   x: number,
@@ -54,12 +64,30 @@ export function paintRamp(
   h: number,
   look: Look,
 ): void {
+  if (look.style === "contours") return paintRampLines(context, x, y, w, h, look);
   for (let i = 0; i < STEPS; i++) {
     const share = (i + 0.5) / STEPS;
     const [r, g, b, a] = colorAt(look.kind === "signed" ? 2 * share - 1 : share, look);
     context.fillStyle = `rgba(${r}, ${g}, ${b}, ${a / 255})`;
     const from = Math.round(x + (w * i) / STEPS);
     context.fillRect(from, y, Math.round(x + (w * (i + 1)) / STEPS) - from, h);
+  }
+}
+
+function paintRampLines(
+  context: CanvasRenderingContext2D,
+  x: number,
+  y: number,
+  w: number,
+  h: number,
+  look: Look,
+): void {
+  const signed = look.kind === "signed";
+  const places = lineShares(look);
+  for (const at of signed ? [...places.map((place) => -place), ...places] : places) {
+    const packed = lineColor(at, look);
+    context.fillStyle = `rgb(${packed & 255}, ${(packed >> 8) & 255}, ${(packed >> 16) & 255})`;
+    context.fillRect(Math.round(x + w * (signed ? (at + 1) / 2 : at)) - 1, y, 3, h);
   }
 }
 
