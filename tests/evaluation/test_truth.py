@@ -10,7 +10,7 @@ import pytest
 import shapely
 
 from wsimil.errors import SlideError
-from wsimil.evaluation.truth import connected, find_truth, read_truth
+from wsimil.evaluation.truth import connected, find_truth, grown, read_truth
 
 
 def feature(box: tuple[float, ...], name: str | None = None, **metadata: str) -> dict[str, object]:
@@ -54,6 +54,19 @@ def test_what_overlaps_or_shares_an_edge_is_one_lesion(tmp_path: Path) -> None:
     boxes = [(0, 0, 2, 2), (1, 1, 3, 3), (3, 1, 4, 2), (4, 2, 5, 3)]
     found = connected(shapely.MultiPolygon([shapely.box(*box) for box in boxes]))
     assert sorted(one.bounds for one in found.geoms) == [(0, 0, 4, 3), (4, 2, 5, 3)]
+
+
+def test_grown_lesions_that_meet_are_one_and_have_no_holes() -> None:
+    ring = shapely.box(1000, 0, 1400, 400).difference(shapely.box(1100, 100, 1300, 300))
+    drawn = [shapely.box(0, 0, 100, 100), shapely.box(170, 0, 270, 100), shapely.box(350, 0, 450, 100), ring]
+    lesions = connected(shapely.MultiPolygon(drawn))
+    found = sorted(grown(lesions, 37.5).geoms, key=lambda one: one.bounds)
+    assert [one.bounds for one in found] == [
+        (-37.5, -37.5, 307.5, 137.5), (312.5, -37.5, 487.5, 137.5), (962.5, -37.5, 1437.5, 437.5),
+    ]  # fmt: skip
+    assert found[2].contains(shapely.Point(1200, 200))
+    assert grown(lesions, 0.0).equals(lesions)
+    assert grown(shapely.MultiPolygon(), 37.5).is_empty
 
 
 @pytest.mark.parametrize(

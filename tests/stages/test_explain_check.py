@@ -20,6 +20,9 @@ from wsimil.cli import app
 from wsimil.config import load_config
 from wsimil.errors import CohortError, ConfigError
 from wsimil.evaluation.faithfulness.flipping import FlipConfig
+from wsimil.evaluation.faithfulness.froc import tile_ranking
+from wsimil.evaluation.patient import predict_patient
+from wsimil.evaluation.truth import connected, read_truth, tile_truth
 from wsimil.mil.saved import load_model, save_model
 from wsimil.stages.explain_check import ExplainOptions, ExplainSummary, explain_check
 from wsimil.stages.train import TrainConfig, train
@@ -264,6 +267,70 @@ def test_maps_are_held_against_what_pixels_are_known_to_be(study: tuple[Path, Pa
     assert same.maps[0].froc == one.froc
     with pytest.raises(ConfigError, match="holds no file"):
         check([run], features, tmp_path / "none", truth=tmp_path / "out")
+
+
+def test_lesions_that_meet_once_grown_are_counted_once_and_tiles_are_ranked_as_before(
+    study: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    features, _, run = study
+    write_truth(tmp_path / "truth", features)
+    plain, wide = (
+        check(
+            [run],
+            features,
+            tmp_path / str(margin),
+            truth=tmp_path / "truth",
+            truth_margin_um=margin,
+            scores=("contribution",),
+        )
+        for margin in (0.0, 10_000.0)
+    )
+    assert plain.maps[0].froc is not None
+    assert wide.maps[0].froc is not None
+    assert wide.maps[0].froc.lesions < plain.maps[0].froc.lesions
+    assert wide.maps[0].froc.at[0] == 1.0, "the one lesion of a slide is found by whichever tile is highest"
+    assert wide.maps[0].estimates["tile_auroc"] == plain.maps[0].estimates["tile_auroc"]
+    assert (plain.tree["truth_margin_um"], wide.tree["truth_margin_um"]) == (0.0, 10_000.0)
+    assert "grown by" in (tmp_path / "10000.0/explain.html").read_text(encoding="utf-8")
+    assert "grown by" not in (tmp_path / "0.0/explain.html").read_text(encoding="utf-8")
+
+
+def test_maps_of_patients_are_held_against_the_truth_of_each_of_their_slides(made: Path, tmp_path: Path) -> None:
+    features = made / "features"
+    run = run_train(features, made / "cohort.csv", tmp_path / "run", **{"bag": "patient", "split.folds": 3})
+    write_truth(tmp_path / "truth", features)
+    unknown = sorted((tmp_path / "truth").iterdir())[0]
+    unknown.unlink()
+    found = check(
+        [run],
+        features,
+        tmp_path / "out",
+        cohort_csv=made / "cohort.csv",
+        truth=tmp_path / "truth",
+        scores=("contribution",),
+    ).maps[0]
+    rows = csv.DictReader((made / "cohort.csv").read_text(encoding="utf-8").splitlines())
+    owners = {row["slide_id"]: row["patient_id"] for row in rows}
+    store, trained = open_store(features, mode="r"), load_model(run)
+    judged = {row["unit"] for row in json.loads((tmp_path / "out/explain.json").read_text(encoding="utf-8"))["rows"]}
+    each, slides, lesions = [], 0, 0
+    for patient in sorted(judged):
+        bags = [store.read(slide) for slide, owner in sorted(owners.items()) if owner == patient]
+        positive, scores = [], []
+        for bag, one in zip(bags, predict_patient(trained, patient, bags), strict=True):
+            path = tmp_path / "truth" / f"{bag.slide_id}.geojson"
+            if path == unknown:
+                continue
+            outlines = connected(read_truth(path).polygons)
+            positive.append(tile_truth(bag.grid, outlines) >= 0.5)
+            scores.append(one.score("contribution:t").astype(np.float64))
+            slides, lesions = slides + 1, lesions + len(outlines.geoms)
+        if positive:
+            each.append(tile_ranking(np.concatenate(positive), np.concatenate(scores))[0])
+    assert found.froc is not None
+    assert (found.froc.slides, found.froc.lesions) == (slides, lesions)
+    assert slides > found.patients
+    assert found.estimates["tile_auroc"].value == pytest.approx(np.nanmean(each), abs=1e-6)
 
 
 def test_what_cannot_be_judged_is_refused(study: tuple[Path, Path, Path], tmp_path: Path) -> None:

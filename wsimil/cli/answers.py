@@ -167,6 +167,9 @@ def explain_check(
             help="Output that the truth speaks of, or OUTPUT=NAME in its files.", show_default="the same name"
         ),
     ] = None,
+    truth_margin: Annotated[
+        float, typer.Option(min=0, help="Grow lesions by so many µm, and join those that meet; CAMELYON16: 37.5.")
+    ] = 0.0,
     split: Annotated[str | None, typer.Option(help="Judge this split alone.", show_default="all held out")] = None,
     scores: Annotated[
         str | None, typer.Option(help="Scores, with commas: contribution,attention, ...", show_default="all")
@@ -194,7 +197,8 @@ def explain_check(
 
         wanted = () if scores is None else kinds_of(scores)
         options = stage.ExplainOptions(
-            cohort_csv=cohort, truth=truth, truth_output=truth_output, split=split,
+            cohort_csv=cohort, truth=truth, truth_output=truth_output,
+            truth_margin_um=truth_margin, split=split,
             scores=tuple(kind for kind in SCORE_KINDS if kind in wanted), device=device,
             config=load_config(
                 FlipConfig, config, overrides=sets or (), given={"random_orders": random_orders, "seed": seed}

@@ -33,12 +33,14 @@ class ExplainOptions:
     """What a user may choose. `scores` are the kinds that are judged, all where empty; `split` counts one split alone.
 
     `truth`: a folder with <slide_id>.geojson or .npz of what is known of pixels; `truth_output` the output that it speaks of, or
-    "output=name" where the files have another name for it; None where the names are the same.
+    "output=name" where the files have another name for it; None where the names are the same. Lesions are grown by
+    `truth_margin_um` before they are counted.
     """
 
     cohort_csv: Path | None = None
     truth: Path | None = None
     truth_output: str | None = None
+    truth_margin_um: float = 0.0
     split: str | None = None
     scores: tuple[ScoreKind, ...] = ()
     device: str = "auto"
@@ -81,7 +83,10 @@ def explain_check(
         (out / name).unlink(missing_ok=True)
     truth = None
     if options.truth is not None:
-        truth = TruthFolder.open(options.truth, loaded, [*held.units], output=options.truth_output)
+        slides = [slide for unit in held.units for slide in held.slides[unit]]
+        truth = TruthFolder.open(
+            options.truth, loaded, slides, output=options.truth_output, margin_um=options.truth_margin_um
+        )
     judge = Judge(
         runs=loaded,
         store=store,
@@ -134,6 +139,7 @@ def _conclude(
         config=options.config,
         models={run.name: run.trained.digest for run in loaded},
         truth=None if judge.truth is None else judge.truth.output,
+        truth_margin_um=options.truth_margin_um,
         failures=failures,
         notes=notes,
     )

@@ -12,7 +12,7 @@ import shapely
 from numpy.typing import NDArray
 
 from wsimil.errors import ConfigError, SlideError
-from wsimil.evaluation.truth import connected, find_truth, read_truth, spelled, tile_truth
+from wsimil.evaluation.truth import connected, find_truth, grown, read_truth, spelled, tile_truth
 from wsimil.geometry import TileGrid
 from wsimil.stages.explain_runs import CheckedRun
 
@@ -22,20 +22,25 @@ LEAST_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TruthFolder:
-    """`output` is the model's, number `index`; `name` is what the files call it."""
+    """`output` is the model's, number `index`; `name` is what the files call it. Lesions are grown by `margin_um`."""
 
     folder: Path
     output: str
     index: int
     name: str
+    margin_um: float = 0.0
 
     @classmethod
     def open(
-        cls, folder: Path, runs: Sequence[CheckedRun], slides: Sequence[str], *, output: str | None
+        cls,
+        folder: Path,
+        runs: Sequence[CheckedRun],
+        slides: Sequence[str],
+        *,
+        output: str | None,
+        margin_um: float = 0.0,
     ) -> TruthFolder:
         """Raises ConfigError where no file is of these slides, or where the output cannot be told."""
-        if runs[0].trained.bag == "patient":
-            raise ConfigError("--truth is of slides, and these models answer for patients; leave it out")
         outputs = runs[0].trained.task.outputs
         paths = [path for slide in slides if (path := find_truth(folder, slide)) is not None]
         if not paths:
@@ -63,14 +68,17 @@ class TruthFolder:
             raise ConfigError(
                 f"the truth files name {', '.join(sorted(names))}, none of it {wanted!r}; say --truth-output {own}=NAME"
             )
-        return cls(folder=folder, output=own, index=outputs.index(own), name=wanted)
+        return cls(folder=folder, output=own, index=outputs.index(own), name=wanted, margin_um=margin_um)
 
     def path(self, slide_id: str) -> Path | None:
         """The file of a slide, None where nothing is known of it."""
         return find_truth(self.folder, slide_id)
 
     def of(self, path: Path, grid: TileGrid) -> tuple[NDArray[np.bool_], shapely.MultiPolygon]:
-        """Which tiles are at least half inside, bool [N], and the lesions. Raises SlideError for a file that cannot be read."""
+        """Which tiles are at least half inside of what was drawn, bool [N], and the lesions, grown.
+
+        Raises SlideError for a file that cannot be read.
+        """
         x, y = grid.slide.bounds0_px[:2]
         lesions = connected(read_truth(path, bounds0_xy=(x, y)).of(self.name))
-        return tile_truth(grid, lesions) >= LEAST_SHARE, lesions
+        return tile_truth(grid, lesions) >= LEAST_SHARE, grown(lesions, self.margin_um / grid.slide.mpp)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
@@ -51,6 +51,10 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Known:
+    """What is known of one slide of a bag, whose instances are `rows` of it and lie at `xy0`, level-0 px."""
+
+    rows: slice
+    xy0: NDArray[np.int64]
     positive: NDArray[np.bool_]
     lesions: shapely.MultiPolygon
     size0: float
@@ -107,7 +111,7 @@ class Judge:
             if run.name in self._held.units[unit]:
                 flipped = self._flip(run, bag, scored[run.name], unit)
                 said = said or flipped.said
-                rows += self._rows(run, unit, bag, flipped, scored[run.name], known, xy0)
+                rows += self._rows(run, unit, bag, flipped, scored[run.name], known)
                 curves += _curves(run.name, unit, flipped)
         if said is not None:
             rows = self._with_stability(rows, scored, said, unit)
@@ -118,27 +122,36 @@ class Judge:
             raise ModelError("no score that was asked for is given by a model")
         return f"{unit}: {first.tiles} tiles, {first.score} SRG {first.numbers['srg']:+.3f}"
 
-    def _load(self, unit: str) -> tuple[NDArray[np.float16] | NDArray[np.float32], NDArray[np.int64], _Known | None]:
+    def _load(
+        self, unit: str
+    ) -> tuple[NDArray[np.float16] | NDArray[np.float32], NDArray[np.int64], tuple[_Known, ...]]:
         slides = self._held.slides[unit]
         for slide in slides:
             header = self._store.header(slide)
             if header.n:
                 for run in self._runs:
                     run.trained.check_features(header.provenance, f"slide {slide!r}")
-        path = None if self.truth is None else self.truth.path(unit)
-        if self.truth is None or path is None:
-            bags = StoredBags(store=self._store)
-            if self._held.unit == "patient":
-                filled = tuple(slide for slide in slides if self._store.header(slide).n)
-                if not filled:
-                    raise FeatureError("no slide has a tile")
-                found = PatientBags(bags=bags, members={unit: filled}).load(unit)
-            else:
-                found = bags.load(unit)
-            return found.features, found.xy0, None
-        bag = self._store.read(unit)
-        positive, lesions = self.truth.of(path, bag.grid)
-        return bag.features, bag.grid.xy0, _Known(positive=positive, lesions=lesions, size0=bag.grid.size0)
+        filled = tuple(slide for slide in slides if self._store.header(slide).n)
+        bags = StoredBags(store=self._store)
+        if self._held.unit == "patient":
+            if not filled:
+                raise FeatureError("no slide has a tile")
+            found = PatientBags(bags=bags, members={unit: filled}).load(unit)
+        else:
+            found = bags.load(unit)
+        return found.features, found.xy0, tuple(self._known(filled))
+
+    def _known(self, slides: Sequence[str]) -> Iterator[_Known]:
+        """What is known of slides that lie one after another in a bag."""
+        begin = 0
+        for slide in slides:
+            rows = slice(begin, begin + self._store.header(slide).n)
+            path = None if self.truth is None else self.truth.path(slide)
+            if self.truth is not None and path is not None:
+                grid = self._store.read(slide).grid
+                positive, lesions = self.truth.of(path, grid)
+                yield _Known(rows=rows, xy0=grid.xy0, positive=positive, lesions=lesions, size0=grid.size0)
+            begin = rows.stop
 
     def _has_peer(self, run: CheckedRun, unit: str) -> bool:
         """Whether another run of the method judges the unit, so that their maps are compared."""
@@ -179,17 +192,19 @@ class Judge:
         bag: BagBatch,
         flipped: FlippedBag,
         scored: dict[ScoreKind, Scored],
-        known: _Known | None,
-        xy0: NDArray[np.int64],
+        known: Sequence[_Known],
     ) -> list[MapRow]:
         said, model = flipped.said, run.trained.model
         rows = []
         for (kind, one), own in zip(scored.items(), flipped.maps, strict=True):
             labelled = None
-            if known is not None and self.truth is not None:
+            if known and self.truth is not None:
                 there = column(one, kind, model, self.truth.index)
-                found = alarms(there, xy0, known.size0, known.lesions)
-                labelled = Labelled(positive=known.positive, scores=there, alarms=found)
+                labelled = Labelled(
+                    positive=np.concatenate([slide.positive for slide in known]),
+                    scores=np.concatenate([there[slide.rows] for slide in known]),
+                    alarms=tuple(alarms(there[each.rows], each.xy0, each.size0, each.lesions) for each in known),
+                )
             rows.append(
                 MapRow(
                     unit=unit,

@@ -2,7 +2,7 @@
 
 FROC after the CAMELYON16 challenge (Ehteshami Bejnordi et al. 2017, JAMA 318(22), doi:10.1001/jama.2017.14585): sensitivity over
 lesions, at 1/4, 1/2, 1, 2, 4 and 8 false alarms a slide on average, and the mean of these six. What differs from it: a lesion is
-a connected polygon as it was drawn, none is dilated, joined with one nearby or left out as too small; a map gives tiles, not
+a connected polygon as it was drawn unless `truth.grown` widened it, and none is left out as too small; a map gives tiles, not
 points, so an alarm is a tile and finds every lesion that it overlaps; and between thresholds the curve is a step, not a slope.
 """
 

@@ -19,12 +19,13 @@ ABOVE_ATTENTION = "above_attention"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Labelled:
-    """The tiles of one slide of which the truth is known: `positive` bool [N], the map's `scores` [N] for what is true there,
-    and the slide's `alarms`, None where lesions are not known."""
+    """The tiles of a bag of which the truth is known: `positive` bool [N], the map's `scores` [N] for what is true there, and
+    the `alarms` of each slide whose lesions are known.
+    """
 
     positive: NDArray[np.bool_]
     scores: Floats
-    alarms: Alarms | None
+    alarms: tuple[Alarms, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,7 +91,7 @@ def _judge(rows: Sequence[MapRow], attention: Mapping[tuple[str, str], float], c
         return mean_curve(curves, patients, replicates=config.replicates, seed=config.seed)
 
     labelled = [row.labelled for row in rows if row.labelled is not None]
-    found = [one.alarms for one in labelled if one.alarms is not None]
+    found = [alarms for one in labelled for alarms in one.alarms]
     return JudgedMap(
         method=first.method,
         score=first.score,

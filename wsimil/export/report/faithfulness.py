@@ -25,7 +25,8 @@ _MOST_FIGURES = 24
 class FaithfulnessReport:
     """All that the page and explain.json tell. `left_out` counts what was not judged, by reason; not `blind` where nobody knows
     what a model learned from; `models` are weights by run; `truth` is the output that pixels were labelled for, None where they
-    were not."""
+    were not, and lesions were grown by `truth_margin_um`.
+    """
 
     title: str
     version: str
@@ -40,6 +41,7 @@ class FaithfulnessReport:
     config: FlipConfig
     models: Mapping[str, str]
     truth: str | None
+    truth_margin_um: float
     failures: Mapping[str, str]
     notes: tuple[str, ...]
 
@@ -57,6 +59,7 @@ def faithfulness_tree(report: FaithfulnessReport) -> dict[str, Json]:
         "settings": report.config.model_dump(mode="json"),
         "models": dict(report.models),
         "truth_output": report.truth,
+        "truth_margin_um": report.truth_margin_um,
         "maps": [_map(one) for one in report.maps],
         "rows": [_row(one) for one in report.rows],
         "failures": dict(report.failures),
