@@ -14,6 +14,11 @@ from scipy import ndimage
 _SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes are begun first, so that no process begins one when all others have ended."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The recorded material beside the checkout; a test that needs it is skipped where it is absent."""

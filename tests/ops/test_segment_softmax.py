@@ -17,6 +17,8 @@ from wsimil.ops.dispatch import ENVIRONMENT
 from wsimil.ops.segment_softmax import segment_softmax
 from wsimil.ops.varlen import cu_seqlens_of
 
+pytestmark = pytest.mark.long
+
 LENGTHS = (63, 1, 200, 31)
 KERNELS = os.environ.get("WSIMIL_TEST_BACKEND") == "triton"
 by_kernels = pytest.mark.skipif(not KERNELS, reason="of the Triton kernels, which another test runs in the interpreter")
