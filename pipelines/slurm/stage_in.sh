@@ -43,18 +43,19 @@ lives() {
 whole() { [ -f "$1.done" ] && [ "$(head -n 1 "$1.done")" = "$(amount "$1")" ]; }
 
 copy() {
-    local to=$1 name read_digest made_digest
+    local to=$1 name before read_digest made_digest
+    before=$(identity)
     name=$(basename "$source")
     mkdir -p "$to" || return
     if [ -d "$source" ]; then
         mkdir "$to/$name" || return
         tar -C "$source" -cf - . | tar -C "$to/$name" -xf - || return
-        [ "$(amount "$source")" = "$(amount "$to")" ] || return
+        [ "$(amount "$source")" = "$(amount "$to")" ] && [ "$(identity)" = "$before" ] || return
         { amount "$to" && printf '\n'; } > "$to.marker" || return
     else
         read_digest=$(tee "$to/$name" < "$source" | sha256sum) || return
         made_digest=$(sha256sum < "$to/$name") || return
-        [ "$read_digest" = "$made_digest" ] || return
+        [ "$read_digest" = "$made_digest" ] && [ "$(identity)" = "$before" ] || return
         { amount "$to" && printf '\nsha256 %s\n' "${made_digest%% *}"; } > "$to.marker" || return
     fi
     mv -- "$to.marker" "$to.done"
@@ -112,7 +113,7 @@ while :; do
             continue
         fi
         rm -rf -- "$place" "$place.marker"
-        { printf '%s\n' "${reason:-it changed while it was copied}" > "$place.failed"; } 2> /dev/null
-        fall_back "${reason:-it changed while it was copied}"
+        { printf '%s\n' "${reason:-it changed, or did not arrive whole}" > "$place.failed"; } 2> /dev/null
+        fall_back "${reason:-it changed, or did not arrive whole}"
     fi
 done
