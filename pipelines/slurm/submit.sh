@@ -165,10 +165,12 @@ check_slurm() {
 
 # LEFT[stage]: units that are neither done nor bad; absent where the plan holds no such stage.
 count_units() {
-    local said stage left
+    local said stage left reader=(python3)
     declare -gA LEFT=()
+    # Not in a container where it can be had without: the start of one may wait in the queue.
+    command -v python3 > /dev/null || reader=("${PYTHON[@]}")
     said=$("${WSIMIL[@]}" status "$STUDY" --json) || refuse "wsimil status $(printf '%q' "$STUDY") failed, see above"
-    said=$("${PYTHON[@]}" -c '
+    said=$("${reader[@]}" -I -c '
 import json, sys
 for stage in json.load(sys.stdin)["stages"]:
     print(stage["name"], stage["running"] + stage["stale"] + stage["todo"])
