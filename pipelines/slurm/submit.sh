@@ -7,12 +7,12 @@ usage() {
     cat << 'EOT'
 usage: submit.sh [SETTINGS] [--dry-run] [--more N --stage STAGE]
 
-Queues extract -> train -> predict -> report of the study that SETTINGS (./slurm.env) names, those that its plan holds and that
-are not done. The same command again goes on where everything stopped; nothing is done twice.
+Queues the stages of the study that SETTINGS (./slurm.env) names, one after the other: extract, train, predict, overlays, report,
+those that its plan holds and that are not done. The same command again goes on where everything stopped; nothing is done twice.
 
   --dry-run       print the sbatch commands, queue nothing, write nothing
   --more N        N more workers for a stage that is in the queue or left unfinished; with --stage
-  --stage STAGE   extract, train, predict or report
+  --stage STAGE   extract, train, predict, overlays or report
 
 Exit codes: 0 queued, or nothing to do; 2 refused, and nothing is queued; 3 a stage that has ended holds too many failed units.
 EOT
@@ -23,7 +23,7 @@ refuse() {
     exit 2
 }
 
-STAGES=(extract train predict report)
+STAGES=(extract train predict overlays report) # in the order of the plan, once it is read
 KNOWN=(STUDY VENV CONTAINER CONTAINER_RUNTIME MOUNTS MODULES PARTITION ACCOUNT QOS GPUS GRES CPUS MEM TIME SIGNAL_S CPU_STAGES
     CPU_PARTITION CPU_WORKERS CPU_MEM STAGE_DIR HF_HOME STAGE SBATCH_EXTRA)
 
@@ -73,19 +73,17 @@ main() {
 read_settings() {
     local file=$1 name wrong
     [ -f "$file" ] || refuse "no settings in $file; copy $HERE/slurm.env.example there and change it"
-    bash -n "$file" || refuse "$file: bash cannot read it, see above; quote what holds spaces"
+    bash -e "$file" > /dev/null || refuse "$file: bash cannot read it, see above; quote what holds spaces, and give lists as NAME=(first second)"
     wrong=$(sed -nE 's/^[[:space:]]*(export[[:space:]]+)?([A-Z][A-Z0-9_]*)\+?=.*/\2/p' "$file" | grep -vxF "$(printf '%s\n' "${KNOWN[@]}")" || true)
     [ -z "$wrong" ] || refuse "$file: no setting is called $(echo "$wrong" | tr '\n' ' '); there are ${KNOWN[*]}"
     # What stands in the caller's environment under these names is meant for others.
     unset "${KNOWN[@]}"
-    MOUNTS=() STAGE=() SBATCH_EXTRA=() CPU_STAGES=(report)
+    MOUNTS=() STAGE=() SBATCH_EXTRA=() CPU_STAGES=(overlays report)
     # shellcheck source=/dev/null
     . "$file"
     for name in "${KNOWN[@]}"; do
         case $name in
-            MOUNTS | STAGE | SBATCH_EXTRA | CPU_STAGES)
-                [[ $(declare -p "$name") == "declare -a"* ]] || refuse "$file: $name: wanted a list, $name=(first \"the second\")"
-                ;;
+            MOUNTS | STAGE | SBATCH_EXTRA | CPU_STAGES) ;;
             *) declare -g "$name=${!name:-$(default "$name")}" ;;
         esac
     done
@@ -163,9 +161,10 @@ check_slurm() {
     done
 }
 
-# LEFT[stage]: units that are neither done nor bad; absent where the plan holds no such stage.
+# STAGES: those of the plan, in its order. LEFT[stage]: units of it that are neither done nor bad.
 count_units() {
     local said stage left reader=(python3)
+    STAGES=()
     declare -gA LEFT=()
     # Not in a container where it can be had without: the start of one may wait in the queue.
     command -v python3 > /dev/null || reader=("${PYTHON[@]}")
@@ -176,9 +175,9 @@ for stage in json.load(sys.stdin)["stages"]:
     print(stage["name"], stage["running"] + stage["stale"] + stage["todo"])
 ' <<< "$said") || refuse "what wsimil status said cannot be read, see above"
     while read -r stage left; do
-        [ -z "$stage" ] || LEFT[$stage]=$left
+        [ -z "$stage" ] || STAGES+=("$stage") LEFT[$stage]=$left
     done <<< "$said"
-    [ ${#LEFT[@]} -gt 0 ] || refuse "$STUDY: the plan holds no stage"
+    [ ${#STAGES[@]} -gt 0 ] || refuse "$STUDY: the plan holds no stage"
 }
 
 # Nothing but the queue knows whether the jobs of an earlier call still live; two chains would do no harm, and wait for each other.
@@ -203,7 +202,6 @@ write_kit() {
 queue_chain() {
     local stage gate='' array
     for stage in "${STAGES[@]}"; do
-        [ -n "${LEFT[$stage]:-}" ] || continue
         if [ "${LEFT[$stage]}" = 0 ]; then
             passes "$stage"
             continue
@@ -292,7 +290,7 @@ take_back() {
 
 add_workers() {
     local stage=$1 count=$2 gate
-    [ -n "${LEFT[$stage]:-}" ] || refuse "--stage: the plan holds no stage $stage; it holds: ${!LEFT[*]}"
+    [ -n "${LEFT[$stage]:-}" ] || refuse "--stage: the plan holds no stage $stage; it holds: ${STAGES[*]}"
     [ "${LEFT[$stage]}" != 0 ] || refuse "$stage: no unit is left to do"
     gate=$(pending_gate "$stage")
     queue_workers "$stage" "$count" ''
