@@ -23,15 +23,16 @@ wsimil_environment() {
         # What is staged is complete: a worker that asks the hub on every node is slow, or fails where nodes have no internet.
         export HF_HUB_OFFLINE=1
     fi
+    # No module is taken from the folder that a job happens to start in, nor by the processes that it starts.
+    export PYTHONSAFEPATH=1
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
     if [ -z "$CONTAINER" ]; then
         [ -z "$HF_HOME" ] || export HF_HOME="${STAGED[$HF_HOME]:-$HF_HOME}"
         local venv=${STAGED[$VENV]:-$VENV}
         export VIRTUAL_ENV="$venv" PATH="$venv/bin:$PATH"
-        # Scripts in bin/ name the place where they were installed; the interpreter goes by where it stands, not by the folder it is
-        # started in (-P).
+        # Scripts in bin/ name the place where they were installed; the interpreter goes by where it stands.
         PYTHON=("$venv/bin/python")
-        WSIMIL=("${PYTHON[@]}" -P -m wsimil)
+        WSIMIL=("${PYTHON[@]}" -m wsimil)
         return
     fi
     local mounts=("$STUDY" ${MOUNTS[@]+"${MOUNTS[@]}"}) binds=() path

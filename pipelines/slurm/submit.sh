@@ -25,7 +25,7 @@ refuse() {
 
 STAGES=(extract train predict overlays report) # in the order of the plan, once it is read
 KNOWN=(STUDY VENV CONTAINER CONTAINER_RUNTIME MOUNTS MODULES PARTITION ACCOUNT QOS GPUS GRES CPUS MEM TIME SIGNAL_S CPU_STAGES
-    CPU_PARTITION CPU_WORKERS CPU_MEM STAGE_DIR HF_HOME STAGE SBATCH_EXTRA)
+    CPU_PARTITION CPU_WORKERS CPU_MEM STAGE_DIR HF_HOME STAGE MAX_BAD WORKER_EXTRA SBATCH_EXTRA)
 
 main() {
     local settings='' dry='' more='' only=''
@@ -78,12 +78,13 @@ read_settings() {
     [ -z "$wrong" ] || refuse "$file: no setting is called $(echo "$wrong" | tr '\n' ' '); there are ${KNOWN[*]}"
     # What stands in the caller's environment under these names is meant for others.
     unset "${KNOWN[@]}"
-    MOUNTS=() STAGE=() SBATCH_EXTRA=() CPU_STAGES=(overlays report)
+    # shellcheck disable=SC2034
+    MOUNTS=() STAGE=() WORKER_EXTRA=() SBATCH_EXTRA=() CPU_STAGES=(overlays report)
     # shellcheck source=/dev/null
     . "$file"
     for name in "${KNOWN[@]}"; do
         case $name in
-            MOUNTS | STAGE | SBATCH_EXTRA | CPU_STAGES) ;;
+            MOUNTS | STAGE | WORKER_EXTRA | SBATCH_EXTRA | CPU_STAGES) ;;
             *) declare -g "$name=${!name:-$(default "$name")}" ;;
         esac
     done
@@ -116,6 +117,7 @@ check_settings() {
     # Slurm looks at the clock of jobs twice a minute, and a worker needs some seconds to put its unit down.
     [ "$SIGNAL_S" -ge 60 ] || refuse "$file: SIGNAL_S: got $SIGNAL_S, wanted 60 or more; a later notice can come too late"
     [ "$seconds" -gt $((2 * SIGNAL_S)) ] || refuse "$file: TIME: $TIME leaves no time to work before SIGNAL_S ($SIGNAL_S s) of its end"
+    [[ $MAX_BAD =~ ^(0?\.[0-9]+|[01](\.0*)?)?$ ]] || refuse "$file: MAX_BAD: got '$MAX_BAD', wanted a share from 0 to 1, such as 0.1"
     for stage in ${CPU_STAGES[@]+"${CPU_STAGES[@]}"}; do
         contains "$stage" "${STAGES[@]}" || refuse "$file: CPU_STAGES: got '$stage', wanted some of ${STAGES[*]}"
     done
@@ -222,12 +224,12 @@ queue_chain() {
 # The end of a stage is judged at once where nothing of it is left to do.
 passes() {
     local code=0
-    "${WSIMIL[@]}" status "$STUDY" --stage "$1" --gate > /dev/null 2>&1 || code=$?
+    "${WSIMIL[@]}" status "$STUDY" --stage "$1" --gate ${MAX_BAD:+--max-bad "$MAX_BAD"} > /dev/null 2>&1 || code=$?
     case $code in
         0) echo "$1: done" ;;
         3)
             "${WSIMIL[@]}" status "$STUDY" --stage "$1" >&2 || true
-            echo "submit.sh: $1: too many units failed; mend what is wrong, then: wsimil retry $(printf '%q' "$STUDY") --stage $1" >&2
+            echo "submit.sh: $1: too many units failed; mend what is wrong, or allow more with MAX_BAD, then: wsimil retry $(printf '%q' "$STUDY") --stage $1" >&2
             exit 3
             ;;
         *) refuse "$1: wsimil status --gate ended with $code, wanted 0 or 3" ;;

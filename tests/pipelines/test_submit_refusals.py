@@ -54,6 +54,7 @@ def refused(study: Path, settings: str, *options: str, path: str | None = None) 
         ("MOUNTS=/data /more", "give lists as NAME=(first second)"),
         ("STAGE=(/etc) STAGE_DIR=/tmp/stage", "STAGE: without a container"),
         ("STAGE_DIR=local", "STAGE_DIR: got 'local', wanted a folder on the nodes' own disks"),
+        ("MAX_BAD=5%", "MAX_BAD: got '5%', wanted a share from 0 to 1"),
         ("HF_HOME=/nowhere", "/nowhere: wanted a path that exists"),
         ("STUDY=/nowhere", "STUDY: /nowhere is not a folder; make it with: wsimil plan STUDY.yaml -o /nowhere"),
         ("STUDY=/etc", "/etc holds no plan"),
