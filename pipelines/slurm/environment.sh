@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # How wsimil is run, by a job or on the login node; sourced after the settings.
 #
-# `wsimil_environment` sets the arrays WSIMIL, the words that come before `status` or `worker`, and PYTHON, its interpreter.
+# `wsimil_environment` sets the arrays WSIMIL, the words that come before `status` or `worker`, and WSIMIL_PYTHON, its interpreter.
 # $1: "worker" uses node-local copies where STAGE_DIR is set; "gate", a job, and "login" take everything from where it is.
 # $2: "gpu" shows GPUs to a container.
 
@@ -31,8 +31,8 @@ wsimil_environment() {
         local venv=${STAGED[$VENV]:-$VENV}
         export VIRTUAL_ENV="$venv" PATH="$venv/bin:$PATH"
         # Scripts in bin/ name the place where they were installed; the interpreter goes by where it stands.
-        PYTHON=("$venv/bin/python")
-        WSIMIL=("${PYTHON[@]}" -m wsimil)
+        WSIMIL_PYTHON=("$venv/bin/python")
+        WSIMIL=("${WSIMIL_PYTHON[@]}" -m wsimil)
         return
     fi
     local mounts=("$STUDY" ${MOUNTS[@]+"${MOUNTS[@]}"}) binds=() path
@@ -63,7 +63,7 @@ wsimil_environment() {
             [ -z "$QOS" ] || inside+=("--qos=$QOS")
         fi
     fi
-    PYTHON=("${inside[@]}" python3)
+    WSIMIL_PYTHON=("${inside[@]}" python3)
     # shellcheck disable=SC2034
     WSIMIL=("${inside[@]}" wsimil)
 }

@@ -169,7 +169,7 @@ count_units() {
     STAGES=()
     declare -gA LEFT=()
     # Not in a container where it can be had without: the start of one may wait in the queue.
-    command -v python3 > /dev/null || reader=("${PYTHON[@]}")
+    command -v python3 > /dev/null || reader=("${WSIMIL_PYTHON[@]}")
     said=$("${WSIMIL[@]}" status "$STUDY" --json) || refuse "wsimil status $(printf '%q' "$STUDY") failed, see above"
     said=$("${reader[@]}" -I -c '
 import json, sys

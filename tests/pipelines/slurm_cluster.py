@@ -93,6 +93,13 @@ class SlurmCluster:
         """Pid to command line of what jobs of this cluster run, orphans of a lost node too: their environment names it."""
         return dict(_processes_of(self.folder / "slurm.conf"))
 
+    def environment_of(self, pid: int) -> dict[str, str]:
+        """Variables that a process was started with; empty where it has ended."""
+        with suppress(OSError):
+            words = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+            return {name: value for name, _, value in (word.partition("=") for word in words)}
+        return {}
+
     def wait(self, until: Callable[[], bool], what: str, *, seconds: float) -> None:
         """Look again until it is so. Raises AssertionError with the queue and the daemons' last words after `seconds`."""
         end = time.monotonic() + seconds

@@ -54,11 +54,13 @@ class SmallStudy:
         (self.root / "study.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
         wsimil("plan", self.root / "study.yaml", "-o", self.folder)
 
-    def serial(self) -> Path:
+    def serial(self, *, without: Sequence[Path] = ()) -> Path:
         """Extract, crossval, predict and evaluate one after the other; the folder of results, moved out of the way.
 
-        They are made where the study's will be, as some name where they lie.
+        They are made where the study's will be, as some name where they lie; slides `without` stay out of it.
         """
+        for path in without:
+            path.rename(self.root / path.name)
         out, options = self.folder, []
         for name, config in {"extract": self.extract, **self.train}.items():
             (self.root / f"{name}.yaml").write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
@@ -79,6 +81,8 @@ class SmallStudy:
                     wsimil("predict", run, out / "features", *cohort, "-o", to, *given)
                 judged = ["--features", out / "features", "--split", "test"]
                 wsimil("evaluate", *runs, *cohort, *judged, "-o", out / "report" / name)
+        for path in without:
+            (self.root / path.name).rename(path)
         return out.rename(self.root / "serial")
 
     def settings(self, **given: str) -> Path:
