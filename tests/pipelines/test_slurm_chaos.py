@@ -158,4 +158,4 @@ def test_a_study_survives_all_that_can_happen_to_its_workers_at_once(
     assert logs.count("queued again: its time was up or its place was wanted") >= 2
     assert "queued again: the worker was killed by signal 9" in logs
     assert "the worker left (exit 4)" in logs
-    assert "No space left on device" in logs
+    assert "the disk is full" in logs
