@@ -57,6 +57,7 @@ main() {
     wsimil_environment login cpu || refuse "MODULES: see above"
     count_units
     refuse_two_at_once "$more"
+    refuse_failed
     SUBMISSION=$STUDY/slurm/$(date +%Y%m%d-%H%M%S)-$$
     DRY=$dry
     [ -n "$dry" ] || write_kit
@@ -163,21 +164,22 @@ check_slurm() {
     done
 }
 
-# STAGES: those of the plan, in its order. LEFT[stage]: units of it that are neither done nor bad.
+# STAGES: those of the plan, in its order. LEFT[stage]: units of it that are neither done nor bad; REFUSED: stages with too many bad.
 count_units() {
-    local said stage left reader=(python3)
-    STAGES=()
+    local said stage left refused reader=(python3)
+    STAGES=() REFUSED=()
     declare -gA LEFT=()
     # Not in a container where it can be had without: the start of one may wait in the queue.
     command -v python3 > /dev/null || reader=("${WSIMIL_PYTHON[@]}")
-    said=$("${WSIMIL[@]}" status "$STUDY" --json) || refuse "wsimil status $(printf '%q' "$STUDY") failed, see above"
+    said=$("${WSIMIL[@]}" status "$STUDY" --json ${MAX_BAD:+--max-bad "$MAX_BAD"}) || refuse "wsimil status $(printf '%q' "$STUDY") failed, see above"
     said=$("${reader[@]}" -I -c '
 import json, sys
 for stage in json.load(sys.stdin)["stages"]:
-    print(stage["name"], stage["running"] + stage["stale"] + stage["todo"])
+    print(stage["name"], stage["running"] + stage["stale"] + stage["todo"], "refused" if stage["refused"] else "")
 ' <<< "$said") || refuse "what wsimil status said cannot be read, see above"
-    while read -r stage left; do
+    while read -r stage left refused; do
         [ -z "$stage" ] || STAGES+=("$stage") LEFT[$stage]=$left
+        [ -z "$refused" ] || REFUSED+=("$stage")
     done <<< "$said"
     [ ${#STAGES[@]} -gt 0 ] || refuse "$STUDY: the plan holds no stage"
 }
@@ -205,7 +207,7 @@ queue_chain() {
     local stage gate='' array
     for stage in "${STAGES[@]}"; do
         if [ "${LEFT[$stage]}" = 0 ]; then
-            passes "$stage"
+            echo "$stage: done"
             continue
         fi
         queue_workers "$stage" "$(at_most "$stage" "${LEFT[$stage]}")" "${gate:+afterok:$gate}"
@@ -221,19 +223,13 @@ queue_chain() {
     fi
 }
 
-# The end of a stage is judged at once where nothing of it is left to do.
-passes() {
-    local code=0
-    "${WSIMIL[@]}" status "$STUDY" --stage "$1" --gate ${MAX_BAD:+--max-bad "$MAX_BAD"} > /dev/null 2>&1 || code=$?
-    case $code in
-        0) echo "$1: done" ;;
-        3)
-            "${WSIMIL[@]}" status "$STUDY" --stage "$1" >&2 || true
-            echo "submit.sh: $1: too many units failed; mend what is wrong, or allow more with MAX_BAD, then: wsimil retry $(printf '%q' "$STUDY") --stage $1" >&2
-            exit 3
-            ;;
-        *) refuse "$1: wsimil status --gate ended with $code, wanted 0 or 3" ;;
-    esac
+# Nothing is queued behind a gate that is shut.
+refuse_failed() {
+    [ ${#REFUSED[@]} -gt 0 ] || return 0
+    "${WSIMIL[@]}" status "$STUDY" --stage "${REFUSED[0]}" >&2 || true
+    echo "submit.sh: ${REFUSED[0]}: too many units failed; mend what is wrong, or allow more with MAX_BAD, then:" \
+        "wsimil retry $(printf '%q' "$STUDY") --stage ${REFUSED[0]} && $RESUME" >&2
+    exit 3
 }
 
 queue_workers() {

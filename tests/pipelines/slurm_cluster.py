@@ -212,7 +212,6 @@ def _write_configuration(folder: Path, names: Sequence[str], *, gpus: int, cpus:
         "MaxArraySize": 1001,
         "SlurmdTimeout": 10,
         "SlurmctldTimeout": 10,
-        "KillWait": 3,
         "MinJobAge": 3600,
         "JobRequeue": 1,
         "PreemptType": "preempt/partition_prio",

@@ -51,6 +51,7 @@ def ended(cluster: SlurmCluster) -> None:
     cluster.wait(lambda: not cluster.live(), "the end of all jobs", seconds=240)
 
 
+@pytest.mark.chaos
 def test_what_was_ended_and_what_failed_too_much_goes_on_with_the_same_command(
     cluster: SlurmCluster, study: SmallStudy
 ) -> None:
