@@ -1,6 +1,7 @@
 # make demo   install into .venv, generate slides, run the whole chain, say where to look
 # make test   install what the tests need, then lint, types, import contracts and all tests
 # make peers  install other tools (LazySlide's wsidata, slide2vec, torchmil), so that make test runs their code too
+# make snakemake   install Snakemake into an environment of its own, so that make test runs pipelines/snakemake too
 # Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -8,11 +9,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 PEERS ?= .venv-peers
+SNAKEMAKE ?= .venv-snakemake
 
 # An installation builds the viewer's page of these.
 WEB := hatch_build.py $(wildcard $(addprefix wsimil/export/viewer/web/,*.json *.mjs src/* src/*/*))
 
-.PHONY: demo test lint peers clean
+.PHONY: demo test lint peers snakemake clean
 
 demo: $(VENV)/.installed
 	$(BIN)/wsimil demo -o demo
@@ -51,6 +53,13 @@ $(PEERS)/.installed: $(VENV)/.installed-dev $(wildcard tests/store/interop/peers
 
 peers: $(PEERS)/.installed
 
+$(SNAKEMAKE)/.installed: pipelines/snakemake/requirements.txt
+	$(PYTHON) -m venv $(SNAKEMAKE)
+	$(SNAKEMAKE)/bin/python -m pip install --quiet --disable-pip-version-check -r pipelines/snakemake/requirements.txt
+	@touch $@
+
+snakemake: $(SNAKEMAKE)/.installed
+
 clean:
 	rm -rf wsimil/export/viewer/static wsimil/export/viewer/web/node_modules
-	rm -rf $(VENV) $(PEERS) demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) $(SNAKEMAKE) demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
