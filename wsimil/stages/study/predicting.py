@@ -123,9 +123,6 @@ class PredictRunner(_Answering):
                 form.once(out / form.folder)
         cohort = labels_of(self._study.config.cohort, model.trained, None)
         conclude(answers, failures, model.trained, folder, learned_from(folder, model.trained.bag), cohort, out)
-        for form in (FORMATS[name] for name in HEATMAPS if self._options.heatmaps):
-            if form.once is not None:
-                form.once(out / form.folder)
         return Made(attempt=attempt, summary={"ranges": self._ranges(run)})
 
     def _ranges(self, run: str) -> dict[str, Json]:

@@ -37,6 +37,8 @@ def supervise(
     check_links(plan.work / "scratch")
     if _refused_before(plan, chosen):
         return int(Left.REFUSED)
+    if _is_finished(plan, chosen):  # as for those who come late: a worker would only load torch to find that out
+        return int(Left.FINISHED)
     command = [sys.executable, "-m", "wsimil", "worker", str(plan.folder), *options]
     for stage in stages:
         command += ["--stage", stage]
@@ -142,6 +144,18 @@ def _refused_before(plan: WorkPlan, chosen: Sequence[Stage]) -> bool:
         if refuses(plan, stage, sum(state is not None and state.is_bad for state in states)):
             return True
     return False
+
+
+def _is_finished(plan: WorkPlan, chosen: Sequence[Stage]) -> bool:
+    """Whether nothing is left of stages, and none of them has too many bad units."""
+    scanned = Ledger(plan, worker=worker_name(), host=hostname()).scan()
+    for stage in chosen:
+        states = [scanned.get(unit.id) for unit in stage.units]
+        if any(state is None or not state.is_finished for state in states):
+            return False
+        if refuses(plan, stage, sum(state is not None and state.is_bad for state in states)):
+            return False
+    return True
 
 
 def _refuse_lost_gpu(device: str) -> None:
