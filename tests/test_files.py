@@ -22,9 +22,15 @@ from wsimil.files import (
     atomic_path,
     check_writable,
     output_error,
+    publish,
+    publish_file,
+    publish_folder,
+    remove_folder,
     remove_stale,
+    sync_tree,
     write_bytes,
     write_text,
+    write_unsynced,
 )
 
 
@@ -314,3 +320,78 @@ def test_an_output_error_names_the_place_and_a_remedy(code: int) -> None:
     text = str(output_error(Path("/out/x.h5"), OSError(code, os.strerror(code))))
     assert text.startswith("cannot write /out/x.h5: ")
     assert "choose another output folder" in text
+
+
+def test_what_is_published_stays_and_the_second_is_told(tmp_path: Path) -> None:
+    assert publish(b"first", tmp_path / "a")
+    assert not publish(b"second", tmp_path / "a", within=tmp_path)
+    assert (tmp_path / "a").read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_of_many_that_publish_at_once_one_is_told_that_it_was_first(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        firsts = list(pool.map(lambda i: publish(b"%d" % i, tmp_path / "a"), range(64)))
+    assert [str(i).encode() for i, first in enumerate(firsts) if first] == [(tmp_path / "a").read_bytes()]
+
+
+def test_a_link_whose_answer_was_lost_counts_as_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    link = os.link
+
+    def lost(source: Path, target: Path) -> None:
+        link(source, target)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "link", lost)
+    assert publish_file(tmp_path / "a", tmp_path / "b")
+    monkeypatch.undo()
+    assert not publish_file(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(OutputError):
+        publish_file(tmp_path / "nothing", tmp_path / "c")
+
+
+def test_a_folder_is_published_onto_nothing_or_an_empty_one_only(tmp_path: Path) -> None:
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    (tmp_path / "empty").mkdir()
+    assert publish_folder(tmp_path / "one", tmp_path / "place")
+    assert publish_folder(tmp_path / "two", tmp_path / "empty")
+    assert not publish_folder(tmp_path / "three", tmp_path / "place")
+    assert (tmp_path / "place" / "file").read_text() == "one"
+    with pytest.raises(OutputError):
+        publish_folder(tmp_path / "nothing", tmp_path / "c")
+
+
+def test_a_file_that_is_not_synced_is_whole_all_the_same(tmp_path: Path) -> None:
+    write_unsynced(tmp_path / "a.json", b"1")
+    write_unsynced(tmp_path / "a.json", b"2")
+    assert (tmp_path / "a.json").read_bytes() == b"2"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    with pytest.raises(OutputError):
+        write_unsynced(tmp_path / "nowhere" / "a.json", b"1")
+
+
+def test_a_folder_that_is_removed_is_gone_and_one_that_is_not_there_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    remove_folder(tmp_path / "a")
+    remove_folder(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("entries", [True, False])
+def test_a_tree_is_synced_file_by_file_and_its_folders_if_they_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: bool
+) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("b/y", "a", "b/x"):
+        (tmp_path / name).touch()
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (synced.append(str(Path(f"/proc/self/fd/{handle}").readlink())), fsync(handle))
+    )
+    assert sync_tree(tmp_path, entries=entries) == [tmp_path / "a", tmp_path / "b" / "x", tmp_path / "b" / "y"]
+    folders = [str(tmp_path), str(tmp_path / "b")] if entries else []
+    assert sorted(synced) == sorted([str(tmp_path / name) for name in ("a", "b/x", "b/y")] + folders)

@@ -145,8 +145,8 @@ def publish_folder(source: Path, target: Path) -> bool:
     return True
 
 
-def sync_tree(folder: Path) -> list[Path]:
-    """Bring every file of `folder` to the disk; the files, sorted. Raises OutputError."""
+def sync_tree(folder: Path, *, entries: bool = True) -> list[Path]:
+    """Bring every file of `folder` to the disk, and with `entries` the folders too; the files, sorted. Raises OutputError."""
     files: list[Path] = []
     try:
         for parent, folders, names in os.walk(folder):
@@ -154,7 +154,8 @@ def sync_tree(folder: Path) -> list[Path]:
             for name in sorted(names):
                 files.append(Path(parent, name))
                 _sync(files[-1])
-            _sync_folder(Path(parent))
+            if entries:
+                _sync_folder(Path(parent))
     except OSError as error:
         raise output_error(folder, error) from error
     return files

@@ -164,7 +164,7 @@ class Memory:
     def make_folder(self, path: Path) -> None:
         self._do(lambda: self.folders.add(str(path)) if "/scratch/" in str(path) else None, changes=False)
 
-    def sync_tree(self, folder: Path) -> list[Path]:
+    def sync_tree(self, folder: Path, *, entries: bool = True) -> list[Path]:
         found = self._do(lambda: tuple(sorted(p for p in self.files if p.startswith(f"{folder}/"))), changes=False)
         return [Path(path) for path in found]
 

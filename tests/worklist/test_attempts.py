@@ -54,6 +54,10 @@ def test_what_is_forgiven_counts_for_nothing() -> None:
     assert found.counted("err") == ()
 
 
+def test_a_unit_that_was_set_aside_in_silence_is_not_held_once_it_is_forgiven() -> None:
+    assert not of("1", "2", "3", "3.forgiven", bad=("3",)).is_held
+
+
 def test_what_is_bad_again_after_it_was_forgiven_is_bad() -> None:
     assert of("1", "2", "3", "4", "1.err", "2.err", "2.forgiven", "3.err", "4.err", bad=("2", "4")).is_bad
 

@@ -96,7 +96,7 @@ def test_what_is_bad_is_no_time_that_is_left(tmp_path: Path) -> None:
         card.read_text()
         .replace('"left": "finished"', '"left": ""')
         .replace('"units": 0, "cost": 0.0', '"units": 1, "cost": 1.0')
-        .replace('"seconds": 0.0', '"seconds": 1.0')
+        .replace('"seconds": 0', '"seconds": 1')
     )
     [stage] = plan_state(plan, ledger_of(plan, "status"), most_troubles=1).stages
     assert len(stage.troubles) == 1

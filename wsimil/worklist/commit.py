@@ -28,7 +28,8 @@ def commit(
     root = ledger.plan.folder
     products: dict[str, Json] = {}
     kept: list[Json] = []
-    files = [path.relative_to(attempt.scratch) for path in disk.sync_tree(attempt.scratch)]
+    # What goes file by file gets other names; those it has here need not outlive a crash, and each would cost a sync.
+    files = [path.relative_to(attempt.scratch) for path in disk.sync_tree(attempt.scratch, entries=bool(folders))]
     for folder in folders:
         target = root / folder
         disk.make_folder(target.parent)

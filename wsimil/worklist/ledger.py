@@ -48,6 +48,7 @@ class Ledger:
             work / name for name in ("claims", "done", "bad", "scratch")
         )
         self.card = work / "workers" / f"{worker}.json"
+        self._signature = self._signed({})
 
     def scan(self) -> dict[str, Attempts]:
         """The tries of every unit that has any: three folders are listed, no file is opened. Raises OutputError."""
@@ -88,7 +89,7 @@ class Ledger:
             number, alone = attempts.newest + 1, attempts.is_alone or silent
             if (alone and beside) or self._condemn(unit.id, attempts, newest_is_silent=silent):
                 return None
-        if not disk.create(self._claims / f"{unit.id}.{number}", self._signed({})):
+        if not disk.create(self._claims / f"{unit.id}.{number}", self._signature):
             return None
         return Attempt(unit=unit, number=number, scratch=self._scratch / f"{unit.id}.{number}", alone=alone)
 

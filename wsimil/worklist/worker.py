@@ -28,6 +28,7 @@ IN_A_ROW = 3
 """After so many faults of its own, with nothing done between them, a worker leaves."""
 _BEATS = 6
 _LONGEST_NAP_S = 5.0
+_TELL_EVERY_S = 1.0
 
 
 class Left(IntEnum):
@@ -118,6 +119,7 @@ class Worker:
     _stage: str = ""
     _begun: float = field(default_factory=time.monotonic)
     _stage_begun: float = 0.0
+    _told: float = 0.0
     _ending: threading.Event = field(default_factory=threading.Event)
 
     def run(self, stages: Sequence[Stage]) -> Left:
@@ -298,8 +300,10 @@ class Worker:
             done = self._done[stage.name]
             done.units, done.cost = done.units + 1, done.cost + attempt.unit.cost
             done.seconds = time.monotonic() - self._stage_begun
-        with suppress(OutputError):
-            self._write_card()
+        # Small units by the hundred a second would be less work than to tell of each.
+        if done.units == 1 or time.monotonic() - self._told > _TELL_EVERY_S:
+            with suppress(OutputError):
+                self._write_card()
         late = "" if first else ", which another worker had done meanwhile"
         self.watcher.note(f"{attempt.id} {attempt.unit.name}: done in {seconds:.1f} s{late}")
 
@@ -396,11 +400,12 @@ class Worker:
                 "left": left,
                 "lived_s": round(time.monotonic() - self._begun, 1),
                 "done": {
-                    name: {"units": one.units, "cost": one.cost, "failed": one.bad, "seconds": round(one.seconds, 1)}
+                    name: {"units": one.units, "cost": one.cost, "failed": one.bad, "seconds": round(one.seconds, 3)}
                     for name, one in self._done.items()
                 },
             }
-        # Not worth a sync: it is written after every unit, and again at the next beat.
+            self._told = time.monotonic()
+        # Not worth a sync: it is written anew at the next beat.
         write_unsynced(self.ledger.card, json.dumps(card).encode())
 
 
