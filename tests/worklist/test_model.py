@@ -19,9 +19,17 @@ from wsimil.worklist import disk
         ({"workers": 3, "units": 2, "budget": 1}, 20_000),
         ({"workers": 3, "units": 1, "budget": 2}, 5_000),
         ({"workers": 2, "units": 1, "budget": 1, "fine": True}, 10_000),
+        ({"workers": 3, "units": 1, "budget": 3, "deeds": ("kill",)}, 800),
+        ({"workers": 2, "units": 1, "budget": 3, "deeds": ("kill", "stall")}, 1_400),
+        ({"workers": 3, "units": 1, "budget": 3, "deeds": ("err", "stall")}, 2_000),
+        ({"workers": 3, "units": 1, "budget": 3, "deeds": ("fault",)}, 60),
+        ({"workers": 2, "units": 1, "budget": 4, "deeds": ("err", "kill", "retry")}, 3_000),
     ],
-    ids=["three workers, two units", "three workers, one unit", "two workers, every question a step"],
-)
+    ids=[
+        "three workers, two units", "three workers, one unit", "two workers, every question a step", "three deaths",
+        "orphans and deaths", "orphans of a unit that fails", "three faults", "retries",
+    ],
+)  # fmt: skip
 def test_no_order_of_steps_loses_a_unit_or_changes_a_result_or_breaks_the_rule(
     settings: dict[str, Any], states: int
 ) -> None:
