@@ -12,7 +12,7 @@ import pytest
 from tests.pipelines.slurm_cluster import SlurmCluster, slurm_cluster, why_not
 from tests.pipelines.studies import SUBMIT, SmallStudy, differences, left_over, small_study, variables, wsimil
 
-pytestmark = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,10 @@ def test_a_study_on_slurm_gives_the_bytes_of_single_commands(
 ) -> None:
     serial = study.serial()
     study.plan()
-    settings = study.settings(VENV=f"'{environment}'", GPUS="2", STAGE_DIR=f"'{tmp_path}/local disk'")
+    stages = "(predict overlays report)"
+    settings = study.settings(
+        VENV=f"'{environment}'", GPUS="2", CPU_STAGES=stages, STAGE_DIR=f"'{tmp_path}/local disk'"
+    )
     dry = cluster.run(SUBMIT, settings, "--dry-run", **variables()).stdout
     assert [line.split("--job-name=")[1].split()[0] for line in dry.splitlines()] == [
         f"wsimil-{part}{stage}"
@@ -53,7 +56,7 @@ def test_a_study_on_slurm_gives_the_bytes_of_single_commands(
     said = cluster.run(SUBMIT, settings, **variables()).stdout
     assert "wsimil status" in said
     assert "is in the queue already" in cluster.run(SUBMIT, settings, check=False, **variables()).stderr
-    cluster.wait(lambda: not cluster.live(), "the whole chain", seconds=240)
+    cluster.wait(lambda: not cluster.live(), "the whole chain", seconds=400)
 
     assert differences(study.folder, serial) == []
     assert left_over(study.folder) == []

@@ -17,7 +17,11 @@ import pytest
 from tests.pipelines.slurm_cluster import SlurmCluster, slurm_cluster, why_not
 from tests.pipelines.studies import SUBMIT, SmallStudy, differences, left_over, small_study, variables, wsimil
 
-pytestmark = [pytest.mark.chaos, pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(why_not() is not None, reason=why_not() or ""),
+]
 
 SLIDES, IN_COHORT = 104, 24
 POISON, TORN = "case070_0", "case071_0"
@@ -88,7 +92,6 @@ def receipts(study: SmallStudy) -> dict[str, dict[str, object]]:
     return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in (study.folder / "work/done").iterdir()}
 
 
-@pytest.mark.timeout(900)
 def test_a_study_survives_all_that_can_happen_to_its_workers_at_once(
     cluster: SlurmCluster, study: SmallStudy, jobs: Mapping[str, str]
 ) -> None:
@@ -100,7 +103,7 @@ def test_a_study_survives_all_that_can_happen_to_its_workers_at_once(
     cluster.run(SUBMIT, settings, **jobs)
 
     def until(count: int) -> None:
-        cluster.wait(lambda: len(list(done.glob("e*"))) >= count, f"{count} slides done", seconds=240)
+        cluster.wait(lambda: len(list(done.glob("e*"))) >= count, f"{count} slides done", seconds=400)
 
     until(4)
     cluster.wait(lambda: bool(workers(cluster, "n1")), "a worker on n1", seconds=120)

@@ -12,7 +12,7 @@ import pytest
 from tests.pipelines.slurm_cluster import SlurmCluster, slurm_cluster, why_not
 from tests.pipelines.studies import SUBMIT, SmallStudy, small_study, variables, wsimil
 
-pytestmark = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
+pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def done(study: SmallStudy) -> int:
 
 
 def ended(cluster: SlurmCluster) -> None:
-    cluster.wait(lambda: not cluster.live(), "the end of all jobs", seconds=240)
+    cluster.wait(lambda: not cluster.live(), "the end of all jobs", seconds=400)
 
 
 @pytest.mark.chaos
@@ -156,7 +156,7 @@ def test_signals_and_exit_codes_go_through_a_container(cluster: SlurmCluster, st
     extract, gate = ids(study)[:2]
     cluster.run("scancel", "--signal=USR1", "--batch", f"{extract}_0", check=False)
     cluster.wait(lambda: "queued again" in logs(study, "wsimil-extract-*"), "the way back", seconds=60)
-    cluster.wait(lambda: cluster.tell(gate, "JobState") == "COMPLETED", "the end of the extraction", seconds=240)
+    cluster.wait(lambda: cluster.tell(gate, "JobState") == "COMPLETED", "the end of the extraction", seconds=400)
     cluster.run("scancel", *ids(study)[2:], check=False)
     ended(cluster)
     said = logs(study, "wsimil-extract-*")
