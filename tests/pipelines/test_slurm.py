@@ -12,7 +12,11 @@ import pytest
 from tests.pipelines.slurm_cluster import SlurmCluster, slurm_cluster, why_not
 from tests.pipelines.studies import SUBMIT, SmallStudy, differences, left_over, small_study, variables, wsimil
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(why_not() is not None, reason=why_not() or ""),
+]
 
 
 @pytest.fixture(scope="module")

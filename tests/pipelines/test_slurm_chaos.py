@@ -18,6 +18,7 @@ from tests.pipelines.slurm_cluster import SlurmCluster, slurm_cluster, why_not
 from tests.pipelines.studies import SUBMIT, SmallStudy, differences, left_over, small_study, variables, wsimil
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.chaos,
     pytest.mark.timeout(900),
     pytest.mark.skipif(why_not() is not None, reason=why_not() or ""),

@@ -12,6 +12,8 @@ from wsimil.errors import OutputError
 from wsimil.worklist import attempts as attempts_module
 from wsimil.worklist import disk
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize(
     ("settings", "states"),

@@ -19,6 +19,8 @@ from tests.stages.study.conftest import Material
 from tests.stages.study.study_of import QUICK, bytes_below
 from wsimil.cli import app
 
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+
 LIMIT_S = 240.0
 
 

@@ -33,6 +33,8 @@ from wsimil.worklist import Ledger
 from wsimil.worklist.status import plan_state
 from wsimil.worklist.worker import Left
 
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+
 Make = Callable[..., Path]
 
 # They hold times of day, or paths of the folder that they lie in.
