@@ -177,5 +177,7 @@ def test_a_chain_of_which_slurm_refuses_a_part_is_taken_back_whole(cluster: Slur
     assert refused.returncode == 2
     assert "Slurm refuses the workers of overlays" in refused.stderr
     assert "taken out again" in refused.stderr
+    queued = ids(study)
+    assert len(queued) == 6  # workers and gates of three stages
     ended(cluster)
-    assert not list((study.folder / "logs").iterdir())
+    assert {cluster.tell(job, "JobState") for job in queued} == {"CANCELLED"}
