@@ -118,6 +118,12 @@ class Memory:
     def create(self, path: Path, data: bytes) -> bool:
         return self._do(lambda: self._add(str(path), data), changes=True)
 
+    def claim(self, token: Path, path: Path, data: bytes) -> bool:
+        return self.create(path, data)
+
+    def is_name_of(self, token: Path, path: Path) -> bool:
+        return False  # it loses no answers
+
     def publish(self, data: bytes, target: Path, *, within: Path | None = None) -> bool:
         return self._do(lambda: self._add(str(target), data), changes=True)
 

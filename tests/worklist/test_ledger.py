@@ -291,10 +291,53 @@ def test_a_full_disk_that_takes_a_name_and_no_content_gives_a_claim(
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    ledger = ledger_of(plan, "w1")
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
-        assert claim(ledger_of(plan, "w1")) is not None
+        patch.setattr(Path, "write_bytes", full)
+        assert claim(ledger) is not None
     assert (plan.work / "claims" / "e00000.1").read_bytes() == b""
+    assert claim(ledger, 1) is not None
+    assert ledger.holder("e00001", 1) == "w1"
+
+
+def test_a_claim_is_young_though_its_worker_held_nothing_for_long(plan: WorkPlan) -> None:
+    ledger = ledger_of(plan, "w1")
+    ledger.close(claimed(ledger), "back", "waited for others")
+    let_lease_pass(plan)
+    second = claimed(ledger, 1)
+    assert not ledger.is_silent("e00001", second.number)
+    assert claim(ledger_of(plan, "w2"), 1) is None
+
+
+def test_a_claim_whose_answer_was_lost_is_ours_once(plan: WorkPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = ledger_of(plan, "w1")
+    ledger.close(claimed(ledger, 1), "back", "so that there is a token")
+    link = os.link
+
+    def forgetful(source: Path, target: Path) -> None:
+        link(source, target)
+        raise FileExistsError(errno.EEXIST, "File exists")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", forgetful)
+        assert claim(ledger) is not None
+    unit = plan.stages[0].units[0]
+    assert ledger.claim(unit) is None
+    assert ledger_of(plan, "w2").claim(unit) is None
+
+
+def test_a_worker_whose_file_takes_no_more_names_claims_by_files_of_their_own(
+    plan: WorkPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_many(*_: object) -> None:
+        raise OSError(errno.EMLINK, "Too many links")
+
+    monkeypatch.setattr(os, "link", too_many)
+    ledger = ledger_of(plan, "w1")
+    assert claim(ledger) is not None
+    assert ledger.holder("e00000", 1) == "w1"
+    assert claim(ledger_of(plan, "w2")) is None
 
 
 def test_a_full_disk_takes_the_end_of_a_try_without_its_reason(plan: WorkPlan, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,7 +173,7 @@ def test_a_signal_ends_all_in_good_order_and_everything_is_handed_back(
     assert sorted(told) == ["3", "5"]
     found = ledger_of(plan).scan()
     assert [one.closings for one in found.values()] == [{1: "back"}, {1: "back"}]
-    cards = [disk.read_json(path) for path in (plan.work / "workers").iterdir()]
+    cards = [disk.read_json(path) for path in (plan.work / "workers").glob("*.json")]
     assert all(card["left"] and not card["held"] for card in cards)
     assert len(cards) == 2
 

@@ -1,7 +1,7 @@
 """All that sharing a folder asks of its file system; the rest of the work list touches no file of the protocol itself.
 
-Of several processes that do one of `create`, `publish`, `adopt` and `adopt_folder` with one name, on whatever machine, exactly
-one must be told that it was first. Whatever else is read may be a little old.
+Of several processes that do one of `claim`, `create`, `publish`, `adopt` and `adopt_folder` with one name, on whatever machine,
+exactly one must be told that it was first. Whatever else is read may be a little old.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from wsimil.files import publish_folder as adopt_folder
 from wsimil.provenance import Json
 
 __all__ = [
-    "adopt", "adopt_folder", "age", "beat", "clock", "create", "exists", "make_folder", "names", "publish", "read_json",
-    "remove_folder", "sha256_of", "sync_tree",
+    "adopt", "adopt_folder", "age", "beat", "claim", "clock", "create", "exists", "is_name_of", "make_folder", "names", "publish",
+    "read_json", "remove_folder", "sha256_of", "sync_tree",
 ]  # fmt: skip
 
 
@@ -54,6 +54,41 @@ def create(path: Path, data: bytes) -> bool:
         with suppress(OSError):
             os.close(handle)
     return True
+
+
+def claim(token: Path, path: Path, data: bytes) -> bool:
+    """Make `path`, False where somebody else has: as one more name of `token`, a file with `data` that is this worker's alone.
+
+    A name costs a tenth of a file. All claims of a worker have one time, that of its last claim or beat. Raises OutputError.
+    """
+    try:
+        try:
+            os.utime(token)
+        except FileNotFoundError:
+            _write_whole(token, data)
+        os.link(token, path)
+    except FileExistsError:
+        # A network file system may have done it and lost the answer; whether it was so is for whoever knows its claims to tell.
+        return False
+    except OSError:
+        return create(path, data)  # a file has no room for more names, or the disk none for the token
+    return True
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError:
+        path.unlink(missing_ok=True)  # a full disk makes a file and takes no content
+        raise
+
+
+def is_name_of(token: Path, path: Path) -> bool:
+    """Whether a claim is this worker's."""
+    try:
+        return path.samefile(token)
+    except OSError:
+        return False
 
 
 def beat(path: Path) -> None:

@@ -48,6 +48,8 @@ class Ledger:
             work / name for name in ("claims", "done", "bad", "scratch")
         )
         self.card = work / "workers" / f"{worker}.json"
+        self._token = self.card.with_suffix(".claims")
+        self._made: set[str] = set()
         self._signature = self._signed({})
 
     def scan(self) -> dict[str, Attempts]:
@@ -89,9 +91,15 @@ class Ledger:
             number, alone = attempts.newest + 1, attempts.is_alone or silent
             if (alone and beside) or self._condemn(unit.id, attempts, newest_is_silent=silent):
                 return None
-        if not disk.create(self._claims / f"{unit.id}.{number}", self._signature):
+        path = self._claims / f"{unit.id}.{number}"
+        if not disk.claim(self._token, path, self._signature) and not self._is_ours(path):
             return None
+        self._made.add(path.name)
         return Attempt(unit=unit, number=number, scratch=self._scratch / f"{unit.id}.{number}", alone=alone)
+
+    def _is_ours(self, claim: Path) -> bool:
+        """Whether the file system made a claim ours and lost the answer; it would be held for as long as we live."""
+        return claim.name not in self._made and disk.is_name_of(self._token, claim)
 
     def beat(self, attempts: Iterable[Attempt]) -> None:
         """Say that we live and hold these."""
