@@ -28,6 +28,7 @@ class ReportRunner:
             own = [item for item in items if item.name.split("/")[0] == config]
             runs = [item.out for item in own if item.out.is_dir()]
             try:
+                self._study.refuse_changed_files()
                 evaluate(
                     runs, own[0].cohort, attempt.scratch / REPORTS / config,
                     options=EvaluateOptions(features=self._study.features, split="test"),
