@@ -37,6 +37,7 @@ def refuse_changed_files(config: StudyConfig, planned: dict[str, str]) -> None:
 
 
 def features_pin(store: FeatureStore) -> FeaturesPin:
+    """Of the features that lie in `store` now."""
     ids = store.ids()
     return {"kind": kind_of(store), "slides": len(ids), "ids_sha256": _digest(ids)}
 
