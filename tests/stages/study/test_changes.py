@@ -274,3 +274,11 @@ def test_overlays_without_the_range_of_their_model_are_told_as_failed(material: 
     assert work(plan, name="two", stages=["overlays"]) in (Left.RENEW, Left.REFUSED)
     assert work(plan, name="three", stages=["overlays"]) is Left.REFUSED
     assert "p-end-0000" in troubles(plan)[-1]
+
+
+def test_a_report_on_no_run_at_all_says_so(material: Material, tmp_path: Path) -> None:
+    plan = planned(tmp_path / "study", **material.settings(), train={"abmil": QUICK}, rounds=["0"], max_bad=1)
+    set_aside(plan, "t000000", "it was so")
+    assert work(plan, name="one") is Left.RENEW
+    assert work(plan, name="two") is Left.FINISHED
+    assert "none of the 1 runs of abmil is there to report on" in troubles(plan)[-1]

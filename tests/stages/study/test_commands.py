@@ -182,3 +182,27 @@ def test_an_answer_and_its_overlay_are_both_retried_by_their_name(material: Mate
         assert attempt is not None
         ledger.close(attempt, "err", "it was so")
     assert run("retry", plan.folder, unit.name) == (0, f"1 units will be tried again: {unit.id}\n")
+
+
+def test_a_dry_run_refuses_what_planning_would(material: Material, tmp_path: Path) -> None:
+    study = make_plan(tmp_path, {**material.settings(), "train": {"abmil": QUICK}})
+    for options in ([], ["--dry-run"]):
+        code, said = run("plan", tmp_path / "study.yaml", "-o", study, "--set", "seeds=[7]", *options)
+        assert (code, "holds another plan" in said, "different in seeds;" in said) == (2, True, True), said
+    swapped = material.cohort.read_text("utf-8").replace("site0", "site1")
+    material.cohort.write_text(swapped, encoding="utf-8")
+    code, said = run("plan", tmp_path / "study.yaml", "-o", study)
+    assert (code, "different in content of files;" in said) == (2, True), said
+
+
+def test_slides_that_are_nobodys_are_told_of(material: Material, tmp_path: Path) -> None:
+    lines = material.cohort.read_text("utf-8").splitlines()
+    material.cohort.write_text("\n".join([line for line in lines if not line.startswith("s35,")]), encoding="utf-8")
+    command = ["splits", "make", material.cohort, "-o", material.splits, "--folds", "3", "--overwrite"]
+    assert run(*command)[0] == 0
+    settings = {**material.settings(), "train": {"abmil": {**QUICK, "bag": "patient"}}, "rounds": ["0"]}
+    study = make_plan(tmp_path, {**settings, "predict": {"slides": "all", "heatmaps": False}, "report": False})
+    worker = start("worker", study, "--gpus", "none")
+    _, told = worker.communicate(timeout=LIMIT_S)
+    assert worker.returncode == 0, told
+    assert "abmil/0/seed-0: 1 slides are left out, as the cohort file does not tell whose they are: s35" in told

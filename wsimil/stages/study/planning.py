@@ -31,7 +31,8 @@ from wsimil.stages.study.unchanged import (
     refuse_changed_files,
 )
 from wsimil.store.base import FeatureStore, slide_path
-from wsimil.worklist import Ledger, Stage, Unit, WorkPlan
+from wsimil.worklist import Ledger, Stage, Unit, WorkPlan, read_plan
+from wsimil.worklist.plan import PLAN
 
 EXTRACT, TRAIN, PREDICT, OVERLAYS, REPORT = "extract", "train", "predict", "overlays", "report"
 FEATURES, RUNS, PREDICTIONS, REPORTS = "features", "runs", "predictions", "report"
@@ -163,6 +164,24 @@ def plan_study(config: StudyConfig, folder: Path) -> WorkPlan:
                 )
             )
     return WorkPlan(folder=folder, stages=tuple(stages), recipe=recipe, lease_s=config.lease_s, max_bad=config.max_bad)
+
+
+def refuse_other_plan(plan: WorkPlan) -> None:
+    """Raises ConfigError where its folder holds a plan already, with what differs."""
+    if not (plan.work / PLAN).exists():
+        return
+    there = read_plan(plan.folder)
+    if there.fingerprint == plan.fingerprint:
+        return
+    old, new = (cast("Mapping[str, Json]", one.recipe.get("resolved", {})) for one in (there, plan))
+    differs = [key for key in new if new[key] != old.get(key)]
+    beside = {"files": "content of files", "features": "slides with features", "version": "version of wsimil"}
+    differs += [what for key, what in beside.items() if plan.recipe[key] != there.recipe.get(key)]
+    what = ", ".join(differs) or "its slides or their sizes"
+    raise ConfigError(
+        f"{plan.folder} holds another plan ({there.fingerprint[:12]}, wanted {plan.fingerprint[:12]}), different in {what}; go on"
+        " with the one that is there, or give the new one a folder of its own"
+    )
 
 
 def open_study(plan: WorkPlan) -> Study:

@@ -10,6 +10,7 @@ from typing import cast
 
 import numpy as np
 
+from wsimil.cohort import read_patients
 from wsimil.errors import ConfigError, OutputError, StoreError, WsimilError
 from wsimil.evaluation.decision import Decision, load_decided
 from wsimil.export.cohort_range import CohortRange
@@ -149,8 +150,22 @@ class PredictRunner(_Answering):
             if form.once is not None:
                 form.once(out / form.folder)
         cohort = labels_of(self._study.config.cohort, model.trained, None)
-        conclude(answers, failures, model.trained, folder, learned_from(folder, model.trained.bag), cohort, out)
+        learned = learned_from(folder, model.trained.bag)
+        summary = conclude(answers, failures, model.trained, folder, learned, cohort, out)
+        for note in (*summary.notes, *self._left_out(model.trained)):
+            self._watch.note(f"{run}: {note}")
         return Made(attempt=attempt, summary={"ranges": self._ranges(run)})
+
+    def _left_out(self, trained: TrainedModel) -> list[str]:
+        config = self._study.config
+        if trained.bag == "slide" or config.cohort is None or config.predict is None or config.predict.slides != "all":
+            return []
+        unknown = sorted(self._ids - set(read_patients(config.cohort)))
+        if not unknown:
+            return []
+        return [
+            f"{len(unknown)} slides are left out, as the cohort file does not tell whose they are: {', '.join(unknown[:5])}"
+        ]
 
     def _ranges(self, run: str) -> dict[str, Json]:
         if not (self._options.heatmaps and self._options.range == "cohort"):
