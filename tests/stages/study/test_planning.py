@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,21 @@ def test_the_slides_of_a_pack_cost_a_share_of_it_each(material: Material, tmp_pa
     costs = {str(u.task["unit"]): u.cost for u in plan.stage("predict").units if not u.last}
     store = open_store(pack, mode="r")
     assert sorted(costs, key=lambda one: (costs[one], one)) == sorted(costs, key=lambda one: (store.header(one).n, one))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"predict": {}, "report": False, "rounds": ["0", "0.1"]}, r"rounds 0\.1 of .* predict\.slides: all"),
+        ({"rounds": ["0.1"]}, r"rounds 0\.1 of .* say report: false"),
+        ({"rounds": ["0.1"], "predict": {"slides": "all"}, "report": False}, ""),
+    ],
+)
+def test_rounds_without_a_test_split_are_not_asked_about_it(
+    material: Material, tmp_path: Path, given: dict[str, object], expected: str
+) -> None:
+    command = ["splits", "make", str(material.cohort), "-o", str(material.splits), "--kind", "nested", "--folds", "3"]
+    assert CliRunner().invoke(app, [*command, "--overwrite"]).exit_code == 0
+    study = config(tmp_path, **material.settings(), train={"a": QUICK}, **given)
+    with pytest.raises(ConfigError, match=expected) if expected else nullcontext():
+        plan_study(study, tmp_path / "study")

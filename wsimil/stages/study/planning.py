@@ -21,7 +21,7 @@ from wsimil.stages.crossval import WorkItem, work_items
 from wsimil.stages.extract import refuse_lost_masks
 from wsimil.stages.features import open_features
 from wsimil.stages.study.config import StudyConfig, StudyPredict
-from wsimil.stages.study.possible import refuse_impossible
+from wsimil.stages.study.possible import refuse_impossible, refuse_untested
 from wsimil.stages.study.unchanged import (
     FeaturesPin,
     features_pin,
@@ -144,6 +144,7 @@ def plan_study(config: StudyConfig, folder: Path) -> WorkPlan:
             rounds=config.rounds, seeds=config.seeds,
         )  # fmt: skip
         _refuse_unlabelled(config, config.cohort, costs)
+        refuse_untested(config, items)
         asked = None if config.predict is None else config.predict.options
         for first in {item.name.split("/")[0]: item for item in reversed(items)}.values():
             refuse_impossible(first, frozenset(costs), there=config.features is not None, asked=asked)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from wsimil.cohort import Cohort, read_cohort
-from wsimil.errors import WsimilError
+from wsimil.errors import ConfigError, WsimilError
 from wsimil.mil import registry
 from wsimil.mil.saved import TrainedModel
 from wsimil.splits import read_plan as read_splits
 from wsimil.stages.crossval import WorkItem
 from wsimil.stages.predict import refuse_unknown_score
 from wsimil.stages.predict_unit import PredictOptions
+from wsimil.stages.study.config import StudyConfig
 from wsimil.stages.train import plan
 from wsimil.training.fit import fitted_task
 from wsimil.training.objective import resolved
@@ -40,6 +43,24 @@ def refuse_impossible(item: WorkItem, slides: frozenset[str], *, there: bool, as
             refuse_unknown_score(made_up, asked)
     except WsimilError as error:
         raise type(error)(f"config {item.name.split('/')[0]}: {error}") from None
+
+
+def refuse_untested(config: StudyConfig, items: Sequence[WorkItem]) -> None:
+    """Raises ConfigError where nobody is left to be asked about or reported on, as inner rounds have no test split."""
+    if config.splits is None:
+        return
+    plan_of = read_splits(config.splits)
+    rounds = [plan_of.round(name) for name in dict.fromkeys(item.config.split.round for item in items)]
+    without = [one.name for one in rounds if not one.test]
+    if without and config.predict is not None and config.predict.slides == "test":
+        raise ConfigError(
+            f"predict asks about test splits, and rounds {', '.join(without[:5])} of {config.splits} have none; leave these"
+            " rounds out, or say predict.slides: all"
+        )
+    if len(without) == len(rounds) and config.report:
+        raise ConfigError(
+            f"a report is on test splits, and rounds {', '.join(without[:5])} of {config.splits} have none; say report: false"
+        )
 
 
 def _expected(item: WorkItem, slides: frozenset[str]) -> Cohort:
