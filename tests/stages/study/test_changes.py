@@ -25,6 +25,7 @@ from wsimil.worklist import Ledger, WorkPlan
 from wsimil.worklist.status import plan_state
 from wsimil.worklist.worker import Left
 
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 Make = Callable[..., Path]
 RUN = "abmil/0/seed-0"
 
