@@ -36,11 +36,12 @@ def plan(
     with exits():
         from wsimil.config import load_config
         from wsimil.stages.study.config import StudyConfig
-        from wsimil.stages.study.planning import plan_study
+        from wsimil.stages.study.planning import plan_study, refuse_other_plan
         from wsimil.stages.text_worklist import show_work_plan
         from wsimil.worklist import write_plan
 
         planned = plan_study(load_config(StudyConfig, study, overrides=sets or ()), out)
+        refuse_other_plan(planned)
         written = None if dry_run else write_plan(planned)
         show_work_plan(planned, written=written, as_json=as_json)
 

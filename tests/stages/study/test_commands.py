@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from tests.stages.study.conftest import Material
 from tests.stages.study.study_of import QUICK, bytes_below
 from wsimil.cli import app
+from wsimil.worklist import Ledger, read_plan
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -158,3 +159,50 @@ def test_a_folder_without_a_plan_is_refused(tmp_path: Path, command: str) -> Non
     code, said = run(command, tmp_path)
     assert code == 2
     assert "holds no work list; write one with `wsimil plan STUDY.yaml" in said
+
+
+def test_what_a_unit_has_to_say_reaches_the_log_of_its_worker(tmp_path: Path, make_slide: Callable[..., Path]) -> None:
+    make_slide(tmp_path / "slides/s0.tiff", size_px=(512, 400), mpp=0.5)
+    (tmp_path / "slides.csv").write_text("path,mpp\nslides/s0.tiff,0.25\n", encoding="utf-8")
+    study = make_plan(tmp_path, {"slides": str(tmp_path / "slides.csv"), "extract": {"device": "cpu"}})
+    worker = start("worker", study, "--gpus", "none")
+    _, told = worker.communicate(timeout=LIMIT_S)
+    assert worker.returncode == 0, told
+    assert "s0: taken as 0.25 µm per pixel" in told
+
+
+def test_an_answer_and_its_overlay_are_both_retried_by_their_name(material: Material, tmp_path: Path) -> None:
+    settings = {**material.settings(), "train": {"abmil": QUICK}, "rounds": ["0"], "predict": {}}
+    plan = read_plan(make_plan(tmp_path, settings))
+    unit = plan.stage("predict").units[0]
+    assert unit.name == plan.stage("overlays").units[0].name
+    for name in ("a", "b"):
+        ledger = Ledger(plan, worker=name, host=name)
+        attempt = ledger.claim(unit, ledger.look(unit.id))
+        assert attempt is not None
+        ledger.close(attempt, "err", "it was so")
+    assert run("retry", plan.folder, unit.name) == (0, f"1 units will be tried again: {unit.id}\n")
+
+
+def test_a_dry_run_refuses_what_planning_would(material: Material, tmp_path: Path) -> None:
+    study = make_plan(tmp_path, {**material.settings(), "train": {"abmil": QUICK}})
+    for options in ([], ["--dry-run"]):
+        code, said = run("plan", tmp_path / "study.yaml", "-o", study, "--set", "seeds=[7]", *options)
+        assert (code, "holds another plan" in said, "different in seeds;" in said) == (2, True, True), said
+    swapped = material.cohort.read_text("utf-8").replace("site0", "site1")
+    material.cohort.write_text(swapped, encoding="utf-8")
+    code, said = run("plan", tmp_path / "study.yaml", "-o", study)
+    assert (code, "different in content of files;" in said) == (2, True), said
+
+
+def test_slides_that_are_nobodys_are_told_of(material: Material, tmp_path: Path) -> None:
+    lines = material.cohort.read_text("utf-8").splitlines()
+    material.cohort.write_text("\n".join([line for line in lines if not line.startswith("s35,")]), encoding="utf-8")
+    command = ["splits", "make", material.cohort, "-o", material.splits, "--folds", "3", "--overwrite"]
+    assert run(*command)[0] == 0
+    settings = {**material.settings(), "train": {"abmil": {**QUICK, "bag": "patient"}}, "rounds": ["0"]}
+    study = make_plan(tmp_path, {**settings, "predict": {"slides": "all", "heatmaps": False}, "report": False})
+    worker = start("worker", study, "--gpus", "none")
+    _, told = worker.communicate(timeout=LIMIT_S)
+    assert worker.returncode == 0, told
+    assert "abmil/0/seed-0: 1 slides are left out, as the cohort file does not tell whose they are: s35" in told

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from tests.stages.study.conftest import Material
 from tests.stages.study.study_of import QUICK, planned
+from wsimil.cli import app
 from wsimil.config import load_config
-from wsimil.errors import CohortError, ConfigError
+from wsimil.errors import CohortError, ConfigError, ModelError
 from wsimil.provenance import Json
 from wsimil.splits import read_plan as read_splits
 from wsimil.stages.study.config import StudyConfig, example
 from wsimil.stages.study.planning import open_study, plan_study
+from wsimil.store import open_store
 
 _CONFIGS = Path(__file__).resolve().parents[3] / "configs/study"
 
@@ -135,3 +139,60 @@ def test_a_plan_is_json_that_others_can_read(material: Material, tmp_path: Path)
     plan = planned(tmp_path / "study", **material.settings(), train={"a": QUICK})
     head: dict[str, Json] = json.loads((plan.work / "plan.json").read_text("utf-8"))
     assert head["fingerprint"] == plan.fingerprint
+
+
+def test_rounds_that_are_named_twice_are_refused(material: Material, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="rounds: wanted each once"):
+        config(tmp_path, **material.settings(), train={"a": QUICK}, rounds=[0, "0"])
+
+
+@pytest.mark.parametrize("given", ["features", "slides"])
+@pytest.mark.parametrize(
+    ("train", "predict", "expected"),
+    [
+        ({"method": {"name": "abmill"}}, None, "config a: .*abmill"),
+        ({"method": {"name": "abmil", "hiden": 3}}, None, "config a: .*hiden"),
+        (QUICK, {"score": "nonsense"}, "config a: score 'nonsense' is not given by this model"),
+        ({**QUICK, "method": {"name": "pooling"}}, {"scores": ["attention"]}, "config a: .*without attention"),
+    ],
+)
+def test_what_no_run_could_do_is_refused_when_planning(
+    material: Material, tmp_path: Path, given: str, train: dict[str, object], predict: object, expected: str
+) -> None:
+    settings = material.settings()
+    if given == "slides":
+        del settings["features"]
+        settings["slides"] = str(tmp_path / "slides")
+        (tmp_path / "slides").mkdir()
+        for index in range(36):
+            (tmp_path / "slides" / f"s{index}.tiff").write_bytes(b"x")
+    with pytest.raises((ConfigError, ModelError), match=expected):
+        plan_study(config(tmp_path, **settings, train={"a": train}, predict=predict), tmp_path / "study")
+
+
+def test_the_slides_of_a_pack_cost_a_share_of_it_each(material: Material, tmp_path: Path) -> None:
+    pack = tmp_path / "all.zarr"
+    assert CliRunner().invoke(app, ["pack", str(material.features), str(pack)]).exit_code == 0
+    settings = material.settings() | {"features": str(pack)}
+    plan = planned(tmp_path / "study", **settings, train={"a": QUICK}, predict={"slides": "all"}, rounds=["0"])
+    costs = {str(u.task["unit"]): u.cost for u in plan.stage("predict").units if not u.last}
+    store = open_store(pack, mode="r")
+    assert sorted(costs, key=lambda one: (costs[one], one)) == sorted(costs, key=lambda one: (store.header(one).n, one))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"predict": {}, "report": False, "rounds": ["0", "0.1"]}, r"rounds 0\.1 of .* predict\.slides: all"),
+        ({"rounds": ["0.1"]}, r"rounds 0\.1 of .* say report: false"),
+        ({"rounds": ["0.1"], "predict": {"slides": "all"}, "report": False}, ""),
+    ],
+)
+def test_rounds_without_a_test_split_are_not_asked_about_it(
+    material: Material, tmp_path: Path, given: dict[str, object], expected: str
+) -> None:
+    command = ["splits", "make", str(material.cohort), "-o", str(material.splits), "--kind", "nested", "--folds", "3"]
+    assert CliRunner().invoke(app, [*command, "--overwrite"]).exit_code == 0
+    study = config(tmp_path, **material.settings(), train={"a": QUICK}, **given)
+    with pytest.raises(ConfigError, match=expected) if expected else nullcontext():
+        plan_study(study, tmp_path / "study")

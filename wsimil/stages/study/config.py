@@ -90,6 +90,8 @@ class StudyConfig(FrozenConfig):
             raise ValueError("nothing to do: give slides, or train")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError("seeds: wanted whole numbers from 0, each once")
+        if len(set(self.rounds)) < len(self.rounds):
+            raise ValueError("rounds: wanted each once")
         return self
 
     def absolute(self) -> StudyConfig:
@@ -109,6 +111,12 @@ class StudyConfig(FrozenConfig):
         for name in ("slides", "features", "cohort", "splits"):
             if getattr(self, name) is not None:
                 update[name] = whole(getattr(self, name))
+        started = {name: one for name, one in self.train.items() if one.fit.warm_start is not None}
+        for name, one in started.items():
+            fit = one.fit.model_copy(update={"warm_start": whole(one.fit.warm_start)})
+            started[name] = one.model_copy(update={"fit": fit})
+        if started:
+            update["train"] = {**self.train, **started}
         return self.model_copy(update=update)
 
 

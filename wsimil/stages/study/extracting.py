@@ -16,19 +16,17 @@ from wsimil.extraction.sources import SlideSource
 from wsimil.extraction.stain import with_stain_target
 from wsimil.files import printable, publish, write_text
 from wsimil.provenance import Json, canonical_json
-from wsimil.stages.extract import encoders_and_spec, tell_mpp, write_failures
+from wsimil.stages.extract import encoders_and_spec, refuse_lost_masks, tell_mpp, write_failures
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Reporter
 from wsimil.stages.slide_work import Place, SlideOutcome, SlideWork
 from wsimil.stages.study.planning import EXTRACT, FEATURES, Study, source_of
-from wsimil.stages.study.reasons import reason_of
+from wsimil.stages.study.reasons import failure_of
 from wsimil.store import open_store
 from wsimil.worklist import Ledger
 from wsimil.worklist.disk import read_json
 from wsimil.worklist.ledger import Attempt
 from wsimil.worklist.worker import Failed, Made, Outcome
-
-_STEPS = ("list", "open", "encode", "write")
 
 
 class ExtractRunner:
@@ -36,10 +34,11 @@ class ExtractRunner:
 
     def __init__(self, study: Study, ledger: Ledger, watch: Reporter) -> None:
         self._study, self._ledger, self._watch = study, ledger, watch
+        # Where planning saw them says nothing of this machine.
+        refuse_lost_masks(study.config.extract)
         self._config = with_stain_target(study.config.extract)
         self._encoders, self._spec = encoders_and_spec(study.config.extract)
         self._refuse_another_recipe()
-        self._complete = open_store(study.folder / FEATURES, mode="w", backend=self._config.store)
 
     def _refuse_another_recipe(self) -> None:
         """The first worker says of what its features are made; others make the same, or none. Raises ConfigError, OutputError."""
@@ -81,7 +80,8 @@ class ExtractRunner:
                 source = source_of(attempt.unit.task)
                 out = attempt.scratch / FEATURES
                 store = open_store(out, mode="w", backend=self._config.store)
-                places[source.slide_id] = Place(store=store, out=out, complete=self._complete)
+                # Nothing counts as complete: a try may have died when its features were out and its pictures were not.
+                places[source.slide_id] = Place(store=store, out=out, complete=None)
                 claimed.append(attempt)
                 yield source
 
@@ -129,7 +129,7 @@ class ExtractRunner:
             if scanned[unit.id].done:
                 lines.append(self._ledger.receipt(unit.id)["summary"])
                 continue
-            outcome = _failure(source, reason_of(self._ledger, unit.id, scanned[unit.id]))
+            outcome = _failure(source, *failure_of(self._ledger, unit.id, scanned[unit.id]))
             failed.append(outcome)
             lines.append(outcome.to_json())
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -137,11 +137,10 @@ class ExtractRunner:
         write_text(out / "extract.jsonl", printable("\n".join([*log, ""])))
         if failed:
             write_failures(out / "failures.csv", failed)
-        return Made(attempt=attempt, summary={"slides": len(lines), "failed": len(failed)})
+        # Whatever comes later, what is built on these features goes by this list.
+        without: list[Json] = [outcome.slide_id for outcome in failed]
+        return Made(attempt=attempt, summary={"slides": len(lines), "failed": len(failed), "without": without})
 
 
-def _failure(source: SlideSource, reason: str) -> SlideOutcome:
-    step, _, rest = reason.partition(": ")
-    if step not in _STEPS:
-        step, rest = "", reason
-    return SlideOutcome(slide_id=source.slide_id, path=Path(source.path), status="failed", step=step, reason=rest)
+def _failure(source: SlideSource, step: str, reason: str) -> SlideOutcome:
+    return SlideOutcome(slide_id=source.slide_id, path=Path(source.path), status="failed", step=step, reason=reason)

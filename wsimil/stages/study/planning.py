@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import cast
 
@@ -13,16 +12,27 @@ from pydantic import JsonValue
 import wsimil
 from wsimil.cohort import read_cohort, read_patients
 from wsimil.config import parse_config
-from wsimil.errors import CohortError, ConfigError
+from wsimil.errors import CohortError, ConfigError, OutputError
 from wsimil.extraction.sources import SlideSource, clashes, list_sources
+from wsimil.files import check_writable
 from wsimil.provenance import Json
 from wsimil.splits import read_plan as read_splits
 from wsimil.stages.crossval import WorkItem, work_items
 from wsimil.stages.extract import refuse_lost_masks
 from wsimil.stages.features import open_features
 from wsimil.stages.study.config import StudyConfig, StudyPredict
+from wsimil.stages.study.possible import refuse_impossible, refuse_untested
+from wsimil.stages.study.unchanged import (
+    FeaturesPin,
+    features_pin,
+    files_pin,
+    kind_of,
+    refuse_changed_features,
+    refuse_changed_files,
+)
 from wsimil.store.base import FeatureStore, slide_path
-from wsimil.worklist import Stage, Unit, WorkPlan
+from wsimil.worklist import Ledger, Stage, Unit, WorkPlan, read_plan
+from wsimil.worklist.plan import PLAN
 
 EXTRACT, TRAIN, PREDICT, OVERLAYS, REPORT = "extract", "train", "predict", "overlays", "report"
 FEATURES, RUNS, PREDICTIONS, REPORTS = "features", "runs", "predictions", "report"
@@ -49,28 +59,56 @@ class Study:
         """Its training runs by name. Raises ConfigError, CohortError where splits are not those that were planned with."""
         if not self.config.train or self.config.cohort is None or self.config.splits is None:
             return {}
-        self._refuse_changed("cohort", self.config.cohort)
-        self._refuse_changed("splits", self.config.splits)
+        self.refuse_changed_files()
         items = work_items(
             self.config.train, self.features, self.config.cohort, self.folder / RUNS, splits=self.config.splits,
             rounds=self.config.rounds, seeds=self.config.seeds,
         )  # fmt: skip
         return {item.name: item for item in items}
 
-    def refuse_other_features(self, store: FeatureStore) -> None:
-        """Raises ConfigError where features are of another kind than those that the study was planned with."""
-        planned = self.plan.recipe["features_kind"]
-        if planned is not None and planned != kind_of(store):
+    def refuse_changed_files(self) -> None:
+        """Raises ConfigError where cohort, splits or models to start from are not those that were planned with."""
+        refuse_changed_files(self.config, cast("dict[str, str]", self.plan.recipe["files"]))
+
+    def refuse_other_features(self, store: FeatureStore, ledger: Ledger) -> None:
+        """Raises ConfigError where features are not those that the study is of, OutputError where we do not see them all."""
+        if self.config.features is not None:
+            planned = cast("FeaturesPin", self.plan.recipe["features"])
+            refuse_changed_features(self.config.features, store.ids(), planned)
+            if planned["kind"] != kind_of(store):
+                raise ConfigError(
+                    f"features {self.features} are of another kind than when the study was planned: encoder, weights or tiling"
+                    " changed; restore them, or plan anew into another folder"
+                )
+            return
+        made = self.extracted(ledger)
+        missing = made - frozenset(store.ids())
+        if missing:
+            # Network file systems may show an old list of a folder until one writes into it.
+            check_writable(self.features)
+            missing -= frozenset(store.ids())
+        if missing:
+            raise OutputError(
+                f"features of {len(missing)} slides are done and {self.features} shows them not there: {_some(missing)}; they"
+                " were removed, or this machine does not see what others wrote"
+            )
+        late = frozenset(store.ids()) - made
+        if late:
             raise ConfigError(
-                f"features {self.features} are of another kind than when the study was planned: encoder, weights or tiling"
-                " changed; restore them, or plan anew into another folder"
+                f"{self.features} holds features of {_some(late)}, which were set aside before its tables were made, or are not"
+                " of this study; move them out of it, or plan anew with features in a folder of their own"
             )
 
-    def _refuse_changed(self, what: str, path: Path) -> None:
-        if content(path) != self.plan.recipe[f"{what}_sha256"]:
-            raise ConfigError(
-                f"{what} {path} is not what the study was planned with; restore it, or plan anew into another folder"
-            )
+    def extracted(self, ledger: Ledger) -> frozenset[str]:
+        """Ids of the slides that features were made of, as the tables of the features say. Raises OutputError."""
+        stage = self.plan.stage(EXTRACT)
+        scanned = ledger.scan()
+        units = [unit for unit in stage.units if not unit.last]
+        end = next(unit for unit in stage.units if unit.last)
+        if end.id in scanned and scanned[end.id].done:
+            told = cast("Mapping[str, Sequence[str]]", ledger.receipt(end.id)["summary"])
+            return frozenset(unit.name for unit in units) - frozenset(told["without"])
+        return frozenset(unit.name for unit in units if unit.id in scanned and scanned[unit.id].done)
 
 
 def plan_study(config: StudyConfig, folder: Path) -> WorkPlan:
@@ -78,7 +116,7 @@ def plan_study(config: StudyConfig, folder: Path) -> WorkPlan:
     config, folder = config.absolute(), folder.absolute()
     stages: list[Stage] = []
     sources: list[SlideSource] = []
-    kind: str | None = None
+    pin: FeaturesPin | None = None
     if config.slides is not None:
         refuse_lost_masks(config.extract)
         sources = _sources(config.slides, folder)
@@ -90,22 +128,26 @@ def plan_study(config: StudyConfig, folder: Path) -> WorkPlan:
         stages.append(_stage(EXTRACT, units, Unit(id="e-end", name="tables of the features", cost=1.0, task={})))
     elif config.features is not None:
         store = open_features(config.features)
-        kind = kind_of(store)
-        costs = {slide_id: _megabytes(store.path(slide_id)) for slide_id in store.ids()}
+        pin = features_pin(store)
+        costs = _costs(store)
     recipe: dict[str, Json] = {
         "version": wsimil.__version__,
         # As it was given, so that it reads the same again; and with all that follows from it.
         "study": config.model_dump(mode="json", exclude_unset=True),
         "resolved": config.model_dump(mode="json"),
-        "features_kind": kind,
+        "files": cast("Json", files_pin(config)),
+        "features": cast("Json", pin),
     }
     if config.train and config.cohort is not None and config.splits is not None:
-        recipe |= {"cohort_sha256": content(config.cohort), "splits_sha256": content(config.splits)}
         items = work_items(
             config.train, config.features or folder / FEATURES, config.cohort, folder / RUNS, splits=config.splits,
             rounds=config.rounds, seeds=config.seeds,
         )  # fmt: skip
         _refuse_unlabelled(config, config.cohort, costs)
+        refuse_untested(config, items)
+        asked = None if config.predict is None else config.predict.options
+        for first in {item.name.split("/")[0]: item for item in reversed(items)}.values():
+            refuse_impossible(first, frozenset(costs), there=config.features is not None, asked=asked)
         # Nobody knows how long a run takes; more epochs of one method do take longer.
         units = [
             Unit(id=f"t{i:06}", name=item.name, cost=float(item.config.fit.epochs), task={})
@@ -123,6 +165,24 @@ def plan_study(config: StudyConfig, folder: Path) -> WorkPlan:
                 )
             )
     return WorkPlan(folder=folder, stages=tuple(stages), recipe=recipe, lease_s=config.lease_s, max_bad=config.max_bad)
+
+
+def refuse_other_plan(plan: WorkPlan) -> None:
+    """Raises ConfigError where its folder holds a plan already, with what differs."""
+    if not (plan.work / PLAN).exists():
+        return
+    there = read_plan(plan.folder)
+    if there.fingerprint == plan.fingerprint:
+        return
+    old, new = (cast("Mapping[str, Json]", one.recipe.get("resolved", {})) for one in (there, plan))
+    differs = [key for key in new if new[key] != old.get(key)]
+    beside = {"files": "content of files", "features": "slides with features", "version": "version of wsimil"}
+    differs += [what for key, what in beside.items() if plan.recipe[key] != there.recipe.get(key)]
+    what = ", ".join(differs) or "its slides or their sizes"
+    raise ConfigError(
+        f"{plan.folder} holds another plan ({there.fingerprint[:12]}, wanted {plan.fingerprint[:12]}), different in {what}; go on"
+        " with the one that is there, or give the new one a folder of its own"
+    )
 
 
 def open_study(plan: WorkPlan) -> Study:
@@ -146,23 +206,6 @@ def source_of(task: Mapping[str, Json]) -> SlideSource:
         mpp=float(mpp) if isinstance(mpp, int | float) else None,
         mask=None if mask is None else Path(str(mask)),
     )
-
-
-def kind_of(store: FeatureStore) -> str:
-    """Which kind of features a store holds, by the first that has a tile; empty where none has."""
-    for slide_id in store.ids():
-        header = store.header(slide_id)
-        if header.n:
-            return header.provenance.feature_digest
-    return ""
-
-
-def content(path: Path) -> str:
-    """SHA-256 of a file. Raises ConfigError."""
-    try:
-        return sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _sources(slides: Path, folder: Path) -> list[SlideSource]:
@@ -195,6 +238,26 @@ def _megabytes(path: Path) -> float:
         return max(1e-6, round(sum(one.stat().st_size for one in files) / 1e6, 6))
     except OSError:
         return 1e-6  # it will fail as its own unit, and say why
+
+
+def _costs(store: FeatureStore) -> dict[str, float]:
+    """Of each slide with features; one of several in a file costs its share by tiles."""
+    ids = store.ids()
+    places: dict[Path, list[str]] = {}
+    for slide_id in ids:
+        places.setdefault(store.path(slide_id), []).append(slide_id)
+    costs: dict[str, float] = {}
+    for path, own in places.items():
+        size = _megabytes(path)
+        tiles = {slide_id: 1 if len(own) == 1 else max(1, store.header(slide_id).n) for slide_id in own}
+        total = sum(tiles.values())
+        costs |= {slide_id: max(1e-6, round(size * n / total, 6)) for slide_id, n in tiles.items()}
+    return costs
+
+
+def _some(ids: Iterable[str]) -> str:
+    named = sorted(ids)
+    return ", ".join(map(ascii, named[:5])) + (" ..." if len(named) > 5 else "")
 
 
 def _stage(name: str, units: Sequence[Unit], *ends: Unit) -> Stage:

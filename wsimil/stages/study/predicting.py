@@ -10,12 +10,13 @@ from typing import cast
 
 import numpy as np
 
-from wsimil.errors import WsimilError
+from wsimil.cohort import read_patients
+from wsimil.errors import ConfigError, OutputError, StoreError, WsimilError
 from wsimil.evaluation.decision import Decision, load_decided
 from wsimil.export.cohort_range import CohortRange
 from wsimil.export.formats import FORMATS, HEATMAPS
 from wsimil.export.scores import read_scores
-from wsimil.mil.saved import TrainedModel
+from wsimil.mil.saved import FACTS, TrainedModel
 from wsimil.provenance import Json
 from wsimil.stages.answers import Answer
 from wsimil.stages.device import resolve_device
@@ -25,8 +26,8 @@ from wsimil.stages.predict import conclude, labels_of, refuse_unknown_score
 from wsimil.stages.predict_unit import Desk
 from wsimil.stages.progress import Reporter
 from wsimil.stages.study.config import StudyPredict
-from wsimil.stages.study.planning import PREDICT, PREDICTIONS, RUNS, Study
-from wsimil.stages.study.reasons import reason_of
+from wsimil.stages.study.planning import EXTRACT, PREDICT, PREDICTIONS, RUNS, TRAIN, Study
+from wsimil.stages.study.reasons import failure_of, reason_of
 from wsimil.store.base import slide_path
 from wsimil.worklist import Ledger
 from wsimil.worklist.faults import is_fault
@@ -34,6 +35,7 @@ from wsimil.worklist.ledger import Attempt
 from wsimil.worklist.worker import Failed, Made, Outcome
 
 _WARM_MODELS = 64
+_NOBODY: Mapping[str, Json] = {"failed": "its model was not there when it was asked"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +52,12 @@ class _Answering:
         self._options = (study.config.predict or StudyPredict()).options
         self._device = resolve_device("auto")
         self._store = open_features(study.features)
-        study.refuse_other_features(self._store)
+        study.refuse_changed_files()
+        study.refuse_other_features(self._store, ledger)
         self._features = study.features.parent if (study.features / "zarr.json").is_file() else study.features
         self._ids = frozenset(self._store.ids())
+        self._runs = {unit.name: unit.id for unit in study.plan.stage(TRAIN).units if not unit.last}
+        self._seen: set[str] = set()
         self._model = lru_cache(_WARM_MODELS)(self._load)
 
     def _load(self, run: str) -> _Model:
@@ -60,8 +65,17 @@ class _Answering:
         refuse_unknown_score(trained, self._options)
         return _Model(trained=trained, decision=decision)
 
-    def _run_is_there(self, run: str) -> bool:
-        return (self._study.folder / RUNS / run).is_dir()
+    def _was_trained(self, run: str) -> bool:
+        """False for a run that was set aside. Raises OutputError where one is done and not seen."""
+        if run in self._seen:
+            return True
+        if not self._ledger.look(self._runs[run]).done:
+            return False
+        folder = self._study.folder / RUNS / run
+        if not (folder / FACTS).is_file():
+            raise OutputError(f"{folder} is done and not there: it was removed, or this machine does not see it")
+        self._seen.add(run)
+        return True
 
     def _desk(self, run: str, out: Path, span: CohortRange | None = None) -> Desk:
         model = self._model(run)
@@ -90,21 +104,31 @@ class PredictRunner(_Answering):
 
     def _answer(self, attempt: Attempt) -> Outcome:
         task = attempt.unit.task
-        run, unit, planned = str(task["run"]), str(task["unit"]), cast("Sequence[str]", task["slides"])
-        slides = tuple(slide for slide in planned if slide in self._ids)
-        if not slides or not self._run_is_there(run):
-            # Its slide or its run was set aside, which is told there; there is nothing to answer from.
-            return Made(attempt=attempt, summary=None)
+        run, unit, slides = str(task["run"]), str(task["unit"]), cast("Sequence[str]", task["slides"])
+        if not self._was_trained(run):
+            return Made(attempt=attempt, summary=None)  # which is told where runs are; there is nobody to answer
         desk = self._desk(run, attempt.scratch / PREDICTIONS / run)
         by_patient = desk.trained.bag == "patient"
-        said = desk.patient(unit, slides) if by_patient else desk.slide(unit)
+        lost = [slide for slide in slides if slide not in self._ids]
+        if lost:
+            # As `wsimil predict` of slides: who lacks one of his slides is not answered for from the rest.
+            why = self._why_lost(lost[-1])
+            return Made(attempt=attempt, summary={"failed": f"slide {lost[-1]!r}: {why}" if by_patient else why})
+        said = desk.patient(unit, tuple(slides)) if by_patient else desk.slide(unit)
         return Made(attempt=attempt, summary=_to_json(said.answer))
+
+    def _why_lost(self, slide: str) -> str:
+        for unit in self._study.plan.stage(EXTRACT).units:
+            if unit.name == slide and not unit.last:
+                return failure_of(self._ledger, unit.id, self._ledger.look(unit.id))[1]
+        raise StoreError(f"slide {slide!r}: no features in {self._study.features}")
 
     def _end(self, attempt: Attempt) -> Outcome:
         """The tables of a model's answers, and the range of colors of all its overlays."""
         run = str(attempt.unit.task["run"])
-        if not self._run_is_there(run):
+        if not self._was_trained(run):
             return Made(attempt=attempt, summary={"ranges": {}})
+        self._study.refuse_changed_files()
         scanned = self._ledger.scan()
         answers: list[Answer] = []
         failures: dict[str, str] = {}
@@ -113,8 +137,12 @@ class PredictRunner(_Answering):
                 continue
             if not scanned[unit.id].done:
                 failures[str(unit.task["unit"])] = reason_of(self._ledger, unit.id, scanned[unit.id])
-            elif (said := self._ledger.receipt(unit.id)["summary"]) is not None:
-                answers.append(_from_json(cast("Mapping[str, Json]", said)))
+                continue
+            said = cast("Mapping[str, Json]", self._ledger.receipt(unit.id)["summary"] or _NOBODY)
+            if "failed" in said:
+                failures[str(unit.task["unit"])] = str(said["failed"])
+            else:
+                answers.append(_from_json(said))
         model, folder = self._model(run), self._study.folder / RUNS / run
         out = attempt.scratch / PREDICTIONS / run
         out.mkdir(parents=True, exist_ok=True)
@@ -122,8 +150,22 @@ class PredictRunner(_Answering):
             if form.once is not None:
                 form.once(out / form.folder)
         cohort = labels_of(self._study.config.cohort, model.trained, None)
-        conclude(answers, failures, model.trained, folder, learned_from(folder, model.trained.bag), cohort, out)
+        learned = learned_from(folder, model.trained.bag)
+        summary = conclude(answers, failures, model.trained, folder, learned, cohort, out)
+        for note in (*summary.notes, *self._left_out(model.trained)):
+            self._watch.note(f"{run}: {note}")
         return Made(attempt=attempt, summary={"ranges": self._ranges(run)})
+
+    def _left_out(self, trained: TrainedModel) -> list[str]:
+        config = self._study.config
+        if trained.bag == "slide" or config.cohort is None or config.predict is None or config.predict.slides != "all":
+            return []
+        unknown = sorted(self._ids - set(read_patients(config.cohort)))
+        if not unknown:
+            return []
+        return [
+            f"{len(unknown)} slides are left out, as the cohort file does not tell whose they are: {', '.join(unknown[:5])}"
+        ]
 
     def _ranges(self, run: str) -> dict[str, Json]:
         if not (self._options.heatmaps and self._options.range == "cohort"):
@@ -162,7 +204,13 @@ class OverlayRunner(_Answering):
         return Made(attempt=attempt)
 
     def _span(self, run: str) -> CohortRange:
-        said = cast("Mapping[str, Mapping[str, Json]]", self._ledger.receipt(self._ends[run])["summary"])
+        end = self._ends[run]
+        if not self._ledger.look(end).done:
+            raise ConfigError(
+                f"{end}, the tables of {run}, was set aside, and with it the range of colors of all overlays; `wsimil retry` it"
+                " first, and these then"
+            )
+        said = cast("Mapping[str, Mapping[str, Json]]", self._ledger.receipt(end)["summary"])
         return CohortRange.from_json(said["ranges"])
 
 

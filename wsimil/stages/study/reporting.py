@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 
-from wsimil.errors import WsimilError
+from wsimil.errors import ConfigError, WsimilError
 from wsimil.stages.evaluate import EvaluateOptions, evaluate
 from wsimil.stages.progress import Reporter
-from wsimil.stages.study.planning import REPORTS, Study
+from wsimil.stages.study.planning import REPORTS, RUNS, Study
 from wsimil.worklist import Ledger
 from wsimil.worklist.faults import is_fault
 from wsimil.worklist.ledger import Attempt
@@ -28,6 +28,12 @@ class ReportRunner:
             own = [item for item in items if item.name.split("/")[0] == config]
             runs = [item.out for item in own if item.out.is_dir()]
             try:
+                self._study.refuse_changed_files()
+                if not runs:
+                    raise ConfigError(
+                        f"none of the {len(own)} runs of {config} is there to report on; all were set aside, see"
+                        f" {self._study.folder / RUNS / 'failures.csv'}"
+                    )
                 evaluate(
                     runs, own[0].cohort, attempt.scratch / REPORTS / config,
                     options=EvaluateOptions(features=self._study.features, split="test"),

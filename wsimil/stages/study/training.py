@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import replace
 
-from wsimil.errors import WsimilError
+from wsimil.errors import ConfigError, WsimilError
 from wsimil.files import write_text
-from wsimil.stages.crossval import study_text, sum_up
+from wsimil.stages.crossval import WorkItem, study_text, sum_up
 from wsimil.stages.features import open_features
 from wsimil.stages.progress import Reporter
 from wsimil.stages.study.planning import RUNS, TRAIN, Study
@@ -27,7 +28,7 @@ class TrainRunner:
     def __init__(self, study: Study, ledger: Ledger, watch: Reporter) -> None:
         self._study, self._ledger, self._watch = study, ledger, watch
         self._items = study.items()
-        study.refuse_other_features(open_features(study.features))
+        study.refuse_other_features(open_features(study.features), ledger)
 
     def run(self, attempts: Iterator[Attempt]) -> Generator[Outcome, None, None]:
         """One run after another."""
@@ -37,13 +38,17 @@ class TrainRunner:
     def _train(self, attempt: Attempt) -> Outcome:
         item = self._items[attempt.unit.name]
         folder = f"{RUNS}/{item.name}"
-        if item.is_done():  # by a try that died before it could say so
-            return Made(attempt=attempt)
         here = replace(item, out=attempt.scratch / folder)
-        _go_on(attempt, folder)
         try:
             write_text(here.config_file, item.config.to_yaml())
+            if item.is_done():  # by a try that died before it could say so
+                return Made(attempt=attempt)
+            _refuse_another_run(item)
+            self._study.refuse_other_features(open_features(item.features), self._ledger)
+            _go_on(attempt, folder, self._ledger.look(attempt.unit.id).forgiven)
             train(item.config, item.features, item.cohort, here.out, reporter=self._watch)
+            # At the end, so that whatever it has read before was as planned.
+            self._study.refuse_changed_files()
             here.mark_done()
         except Exception as error:  # noqa: BLE001 - one bad run never stops the others; it is recorded
             known = isinstance(error, WsimilError)
@@ -67,10 +72,24 @@ class TrainRunner:
         return Made(attempt=attempt, summary={"runs": len(items), "failed": len(failures)})
 
 
-def _go_on(attempt: Attempt, folder: str) -> None:
-    """Take what the try before left: its checkpoint is one file, whole at any time, whatever became of the rest."""
-    for number in range(attempt.number - 1, 0, -1):
+def _refuse_another_run(item: WorkItem) -> None:
+    if item.out.is_dir() and any(item.out.iterdir()):
+        raise ConfigError(
+            f"{item.out} is not this run: somebody else put it there, or cohort or features were elsewhere when it was made; move"
+            " it away"
+        )
+
+
+def _go_on(attempt: Attempt, folder: str, forgiven: int) -> None:
+    """Take what a try before left: its checkpoint is one file, whole at any time, whatever became of the rest.
+
+    Not of tries up to `forgiven`: they may have learned from what was mended since.
+    """
+    for number in range(attempt.number - 1, forgiven, -1):
         left = attempt.scratch.with_name(f"{attempt.unit.id}.{number}") / folder
         if any((left / CHECKPOINT).glob("*.safetensors")):
-            shutil.copytree(left, attempt.scratch / folder, ignore=shutil.ignore_patterns(".*"))
-            return
+            # Its worker may be alive after all and write, or others may clear it away: then we start anew.
+            with suppress(shutil.Error, FileNotFoundError):
+                shutil.copytree(left, attempt.scratch / folder, ignore=shutil.ignore_patterns(".*"))
+                return
+            shutil.rmtree(attempt.scratch / folder, ignore_errors=True)

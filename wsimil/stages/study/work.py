@@ -54,7 +54,7 @@ def work(plan: WorkPlan, *, name: str, stages: Sequence[str], patience_s: float,
     _refuse_lost_gpu(device)
     ledger = Ledger(plan, worker=name, host=hostname())
     worker = Worker(
-        ledger=ledger, runner=lambda stage: runner_of(stage, study, ledger, Quiet()), watcher=watch, device=device,
+        ledger=ledger, runner=lambda stage: runner_of(stage, study, ledger, _Notes(watch)), watcher=watch, device=device,
         patience_s=patience_s,
     )  # fmt: skip
     stopped: list[int] = []
@@ -88,14 +88,16 @@ def retry(plan: WorkPlan, *, stages: Sequence[str], units: Sequence[str]) -> lis
     """
     ledger = Ledger(plan, worker=worker_name(), host=hostname())
     known = {unit.id: unit for stage in chosen_stages(plan, stages) for unit in stage.units}
-    names = {unit.name: unit.id for unit in known.values()}
-    wanted = []
+    names: dict[str, list[str]] = {}
+    for unit in known.values():  # a slide's answer and its overlay have one name
+        names.setdefault(unit.name, []).append(unit.id)
+    wanted: list[str] = []
     for one in units:
         if one not in known and one not in names:
             raise ConfigError(
                 f"unit {one!r}: {plan.folder} has none of that id or name; see `wsimil status {plan.folder}`"
             )
-        wanted.append(one if one in known else names[one])
+        wanted += [one] if one in known else names[one]
     scanned = ledger.scan()
     bad = [unit_id for unit_id in wanted or known if unit_id in scanned and scanned[unit_id].is_bad]
     for stage in plan.stages:
@@ -127,6 +129,17 @@ def bad_units(plan: WorkPlan, stages: Sequence[str]) -> int:
 def with_max_bad(plan: WorkPlan, max_bad: float | None) -> WorkPlan:
     """The plan with another share of units that may be bad."""
     return plan if max_bad is None else replace(plan, max_bad=max_bad)
+
+
+class _Notes(Quiet):
+    """What is worth knowing of a unit, without its progress: many come and go at once."""
+
+    def __init__(self, watch: Reporter) -> None:
+        self._watch = watch
+
+    def note(self, text: str) -> None:
+        """Pass it on."""
+        self._watch.note(text)
 
 
 def _refused_before(plan: WorkPlan, chosen: Sequence[Stage]) -> bool:

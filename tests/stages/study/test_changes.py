@@ -1,0 +1,285 @@
+"""What a study rests on is what it was planned with, at every unit; else it stops and says so."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.stages.study.conftest import Material
+from tests.stages.study.study_of import QUICK, bytes_below, planned, work
+from wsimil.cli import app
+from wsimil.errors import ConfigError, OutputError
+from wsimil.stages.predict import PredictOptions, predict
+from wsimil.stages.progress import Quiet
+from wsimil.stages.study import training
+from wsimil.stages.study.planning import open_study
+from wsimil.stages.study.training import TrainRunner
+from wsimil.stages.train import train
+from wsimil.worklist import Ledger, WorkPlan
+from wsimil.worklist.status import plan_state
+from wsimil.worklist.worker import Left
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+Make = Callable[..., Path]
+RUN = "abmil/0/seed-0"
+
+
+def set_aside(plan: WorkPlan, unit_id: str, reason: str) -> None:
+    """Let two workers fail at a unit."""
+    for name in ("gone", "gone too"):
+        ledger = Ledger(plan, worker=name, host=name)
+        attempt = ledger.claim(plan.units[unit_id], ledger.look(unit_id))
+        assert attempt is not None
+        ledger.close(attempt, "err", reason)
+
+
+def troubles(plan: WorkPlan) -> list[str]:
+    """Why units were set aside."""
+    state = plan_state(plan, Ledger(plan, worker="looker", host="h"))
+    return [str(one.reasons[-1]["reason"]) for stage in state.stages for one in stage.troubles if one.is_bad]
+
+
+def swap_labels(cohort: Path) -> None:
+    """The same slides and patients, each of the other class."""
+    text = cohort.read_text("utf-8")
+    cohort.write_text(text.replace(",n,", ",?,").replace(",t,", ",n,").replace(",?,", ",t,"), encoding="utf-8")
+
+
+def slide_study(folder: Path, make_slide: Make, **given: object) -> tuple[WorkPlan, Path]:
+    """A study of sixteen small slides, two of each patient, and the folder that they lie in."""
+    slides = folder / "slides"
+    rows = ["slide_id,patient_id,label"]
+    for index in range(16):
+        make_slide(slides / f"s{index:02}.tiff", seed=index, size_px=(512, 400))
+        rows.append(f"s{index:02},p{index // 2},{'nt'[index // 2 % 2]}")
+    cohort, splits = folder / "cohort.csv", folder / "splits.json"
+    cohort.write_text("\n".join([*rows, ""]), encoding="utf-8")
+    made = CliRunner().invoke(app, ["splits", "make", str(cohort), "-o", str(splits), "--folds", "2"])
+    assert made.exit_code == 0, made.output
+    settings = {"slides": str(slides), "cohort": str(cohort), "splits": str(splits), "extract": {"device": "cpu"}}
+    return planned(folder / "study", **{**settings, **given}), slides
+
+
+@pytest.mark.parametrize("stage", ["predict", "report"])
+def test_labels_that_changed_after_training_are_refused(material: Material, tmp_path: Path, stage: str) -> None:
+    plan = planned(
+        tmp_path / "study", **material.settings(), train={"abmil": QUICK}, rounds=["0"], predict={"heatmaps": False}
+    )
+    assert work(plan, stages=["train"] if stage == "predict" else ["train", "predict"]) is Left.FINISHED
+    swap_labels(material.cohort)
+    with pytest.raises(ConfigError, match=r"cohort .* is not what the study was planned with"):
+        work(plan, stages=[stage])
+
+
+def test_labels_that_change_while_a_worker_trains_are_refused(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(tmp_path / "study", **material.settings(), train={"abmil": QUICK}, report=False)
+
+    def then_changed(*given: object, **named: object) -> object:
+        done = train(*given, **named)  # type: ignore[arg-type]
+        swap_labels(material.cohort)
+        return done
+
+    monkeypatch.setattr(training, "train", then_changed)
+    assert work(plan, name="one") is Left.RENEW
+    scanned = Ledger(plan, worker="looker", host="h").scan()
+    assert not any(one.done for one in scanned.values())
+    assert not list((tmp_path / "study").glob("runs/*/*/*/model.safetensors"))
+
+
+def test_a_slide_that_was_taken_from_the_features_is_missed(material: Material, tmp_path: Path) -> None:
+    plan = planned(
+        tmp_path / "study", **material.settings(), train={"abmil": QUICK}, rounds=["0"], predict={"slides": "all"}
+    )
+    (material.features / "s5.h5").rename(tmp_path / "s5.h5")
+    for stage in ("train", "predict"):
+        with pytest.raises(ConfigError, match=r"had 36 slides .* and has 35"):
+            work(plan, stages=[stage])
+
+
+def test_a_slide_that_was_added_to_the_features_is_no_part_of_the_study(material: Material, tmp_path: Path) -> None:
+    (material.features / "s5.h5").rename(tmp_path / "s5.h5")
+    plan = planned(tmp_path / "study", **material.settings(), train={"abmil": QUICK}, rounds=["0"])
+    shutil.copy(tmp_path / "s5.h5", material.features / "s5.h5")
+    with pytest.raises(ConfigError, match=r"had 35 slides .* and has 36"):
+        work(plan)
+
+
+def test_features_that_came_after_their_tables_are_no_part_of_the_study(tmp_path: Path, make_slide: Make) -> None:
+    plan, _ = slide_study(tmp_path, make_slide, train={"abmil": QUICK}, max_bad=0.2)
+    set_aside(plan, "e000003", "it was so")
+    assert work(plan, stages=["extract"]) is Left.FINISHED
+    features = tmp_path / "study/features"
+    assert not (features / "s03.h5").exists()
+    shutil.copy(features / "s04.h5", features / "s03.h5")
+    with pytest.raises(ConfigError, match=r"s03.* set aside before"):
+        work(plan, stages=["train"])
+
+
+def test_a_worker_that_does_not_see_features_which_are_done_blames_itself(tmp_path: Path, make_slide: Make) -> None:
+    plan, _ = slide_study(tmp_path, make_slide, train={"abmil": QUICK})
+    assert work(plan, stages=["extract"]) is Left.FINISHED
+    (tmp_path / "study/features/s03.h5").unlink()
+    study, ledger = open_study(plan), Ledger(plan, worker="one", host="h")
+    with pytest.raises(OutputError, match=r"features of 1 slides are done .* not there: 's03'"):
+        TrainRunner(study, ledger, Quiet())
+    assert work(plan, name="two") is Left.FAULTY
+
+
+def test_a_feature_file_that_broke_costs_its_own_answer_alone(material: Material, tmp_path: Path) -> None:
+    plan = planned(
+        tmp_path / "study", **material.settings(), train={"abmil": QUICK}, rounds=["0"], report=False,
+        predict={"slides": "all", "heatmaps": False},
+    )  # fmt: skip
+    assert work(plan, stages=["train"]) is Left.FINISHED
+    (material.features / "s0.h5").write_bytes(b"no feature file")
+    assert work(plan, name="one") is Left.RENEW
+    assert work(plan, name="two") is Left.FINISHED
+    with (tmp_path / "study/predictions" / RUN / "predictions.csv").open(encoding="utf-8") as file:
+        status = {row["slide_id"]: row["status"] for row in csv.DictReader(file)}
+    assert status.pop("s0").startswith("failed: ")
+    assert list(status.values()) == ["ok"] * 35
+
+
+@pytest.mark.parametrize("bag", ["slide", "patient"])
+def test_who_cannot_be_answered_for_as_extraction_failed_is_in_the_tables_as_with_predict(
+    tmp_path: Path, make_slide: Make, bag: str
+) -> None:
+    plan, slides = slide_study(
+        tmp_path, make_slide, train={"abmil": {**QUICK, "bag": bag}}, rounds=["0"], max_bad=0.2,
+        predict={"slides": "all", "heatmaps": False}, report=False,
+    )  # fmt: skip
+    (slides / "s02.tiff").write_bytes(b"no slide")
+    assert work(plan, name="one") is Left.RENEW
+    assert work(plan, name="two") is Left.FINISHED, troubles(plan)
+    alone, ours = tmp_path / "alone", tmp_path / "study/predictions" / RUN
+    options = PredictOptions(heatmaps=False, device="cpu")
+    predict(tmp_path / "study/runs" / RUN, slides, alone, options=options, cohort_csv=tmp_path / "cohort.csv")
+    who = "p1" if bag == "patient" else "s02"
+    with (ours / "predictions.csv").open(encoding="utf-8") as file:
+        status = {row[f"{bag}_id"]: row["status"] for row in csv.DictReader(file)}
+    assert status.pop(who).startswith("failed: ")
+    assert set(status.values()) == {"ok"}
+    assert len(status) == (7 if bag == "patient" else 15)
+    for name in ("predictions.csv", "metrics.json", "failures.csv"):
+        assert (ours / name).read_text("utf-8") == (alone / name).read_text("utf-8"), name
+
+
+def test_a_worker_that_does_not_see_the_masks_makes_no_features_without_them(tmp_path: Path, make_slide: Make) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    plan, _ = slide_study(tmp_path, make_slide, extract={"device": "cpu", "masks": str(masks)})
+    masks.rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"masks: .* is not a folder"):
+        work(plan)
+    assert not list((tmp_path / "study/features").glob("*.h5"))
+
+
+def test_a_try_that_died_between_features_and_pictures_leaves_nothing_out(tmp_path: Path, make_slide: Make) -> None:
+    make_slide(tmp_path / "slides/s0.tiff", size_px=(512, 400))
+    settings = {"slides": str(tmp_path / "slides"), "extract": {"device": "cpu"}}
+    whole = planned(tmp_path / "whole", **settings)
+    assert work(whole) is Left.FINISHED
+    plan = planned(tmp_path / "study", **settings)
+    (tmp_path / "study/features").mkdir()
+    shutil.copy(tmp_path / "whole/features/s0.h5", tmp_path / "study/features/s0.h5")
+    assert work(plan) is Left.FINISHED
+    ours, alone = (bytes_below(tmp_path / name / "features", without=["extract.jsonl"]) for name in ("study", "whole"))
+    assert "tissue/s0.geojson" in alone
+    assert ours == alone
+    line = json.loads((tmp_path / "study/features/extract.jsonl").read_text("utf-8"))
+    assert (line["status"], line["tiles"] > 0) == ("done", True)
+
+
+def test_a_model_that_somebody_else_put_there_is_not_taken_for_ours(material: Material, tmp_path: Path) -> None:
+    plan = planned(tmp_path / "study", **material.settings(), train={"abmil": QUICK}, rounds=["0"])
+    other = {**QUICK, "fit": {"epochs": 1, "lr": 1e-5}}
+    foreign = planned(tmp_path / "foreign", **material.settings(), train={"abmil": other}, rounds=["0"], report=False)
+    assert work(foreign) is Left.FINISHED
+    shutil.copytree(tmp_path / "foreign/runs" / RUN, tmp_path / "study/runs" / RUN)
+    assert work(plan, name="one") is Left.RENEW
+    assert work(plan, name="two") is Left.REFUSED
+    assert "is not this run" in troubles(plan)[0]
+
+
+def test_a_run_whose_worker_died_before_it_could_say_so_is_told_of_with_its_config(
+    material: Material, tmp_path: Path
+) -> None:
+    settings = {**material.settings(), "train": {"abmil": QUICK}, "rounds": ["0"], "report": False}
+    whole = planned(tmp_path / "whole", **settings)
+    assert work(whole) is Left.FINISHED
+    plan = planned(tmp_path / "study", **settings)
+    shutil.copytree(tmp_path / "whole/runs" / RUN, tmp_path / "study/runs" / RUN)
+    before = (tmp_path / "study/runs" / RUN / "model.safetensors").stat().st_mtime_ns
+    assert work(plan) is Left.FINISHED
+    assert (tmp_path / "study/runs" / RUN / "model.safetensors").stat().st_mtime_ns == before
+    assert (tmp_path / f"study/runs/{RUN}.yaml").is_file()
+
+
+def test_a_model_to_start_from_that_changed_after_planning_is_refused(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = planned(tmp_path / "before", **material.settings(), train={"abmil": QUICK}, rounds=["0"], report=False)
+    assert work(before) is Left.FINISHED
+    start = tmp_path / "start"
+    shutil.copytree(tmp_path / "before/runs" / RUN, start)
+    monkeypatch.chdir(tmp_path)
+    warm = {**QUICK, "fit": {"epochs": 1, "warm_start": "start"}}
+    plan = planned(tmp_path / "study", **material.settings(), train={"abmil": warm}, rounds=["0"], report=False)
+    monkeypatch.chdir("/")
+    assert {item.config.fit.warm_start for item in open_study(plan).items().values()} == {start}
+    with (start / "model.safetensors").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ConfigError, match=r"fit.warm_start of abmil .* is not what the study was planned with"):
+        work(plan)
+
+
+def test_what_was_mended_and_retried_is_trained_from_the_start(material: Material, tmp_path: Path) -> None:
+    plan = planned(tmp_path / "study", **material.settings(), train={"abmil": QUICK}, rounds=["0"], report=False)
+    unit = plan.stage("train").units[0]
+    item = open_study(plan).items()[unit.name]
+    for name in ("a", "b"):
+        ledger = Ledger(plan, worker=name, host=name)
+        attempt = ledger.claim(unit, ledger.look(unit.id))
+        assert attempt is not None
+        train(item.config, item.features, item.cohort, attempt.scratch / "runs" / unit.name)
+        ledger.close(attempt, "err", "it was so")
+    assert ledger.forgive(unit.id)
+    seen: list[str] = []
+
+    class Notes(Quiet):
+        def finish_item(self, line: str) -> None:
+            seen.append(line)
+
+    runner = TrainRunner(open_study(plan), ledger, Notes())
+    attempt = ledger.claim(unit, ledger.look(unit.id))
+    assert attempt is not None
+    list(runner.run(iter([attempt])))
+    assert [line.split(":")[0] for line in seen] == ["epoch 1", "epoch 2"]
+
+
+def test_overlays_without_the_range_of_their_model_are_told_as_failed(material: Material, tmp_path: Path) -> None:
+    plan = planned(
+        tmp_path / "study", **material.settings(), train={"abmil": QUICK}, rounds=["0"], predict={}, max_bad=0.2
+    )
+    assert work(plan, stages=["train"]) is Left.FINISHED
+    set_aside(plan, "p-end-0000", "it was so")
+    assert work(plan, name="one", stages=["predict"]) is Left.FINISHED
+    assert work(plan, name="two", stages=["overlays"]) in (Left.RENEW, Left.REFUSED)
+    assert work(plan, name="three", stages=["overlays"]) is Left.REFUSED
+    assert "p-end-0000" in troubles(plan)[-1]
+
+
+def test_a_report_on_no_run_at_all_says_so(material: Material, tmp_path: Path) -> None:
+    plan = planned(tmp_path / "study", **material.settings(), train={"abmil": QUICK}, rounds=["0"], max_bad=1)
+    set_aside(plan, "t000000", "it was so")
+    assert work(plan, name="one") is Left.RENEW
+    assert work(plan, name="two") is Left.FINISHED
+    assert "none of the 1 runs of abmil is there to report on" in troubles(plan)[-1]
