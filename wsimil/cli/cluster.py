@@ -39,8 +39,10 @@ def plan(
         from wsimil.stages.study.planning import plan_study, refuse_other_plan
         from wsimil.stages.text_worklist import show_work_plan
         from wsimil.worklist import write_plan
+        from wsimil.worklist.plan import refuse_foreign_folder
 
         planned = plan_study(load_config(StudyConfig, study, overrides=sets or ()), out)
+        refuse_foreign_folder(planned.folder)
         refuse_other_plan(planned)
         written = None if dry_run else write_plan(planned)
         show_work_plan(planned, written=written, as_json=as_json)

@@ -118,19 +118,12 @@ def write_plan(plan: WorkPlan) -> bool:
     Raises ConfigError where another one is there, or results that no plan accounts for, OutputError where the folder cannot be
     written or its file system has no hard links, by which results are published.
     """
+    refuse_foreign_folder(plan.folder)
     check_writable(plan.work)
     target = plan.work / PLAN
     lines = _lines(plan.stages).encode()
     first = False
     if not target.exists():
-        stray = sorted(
-            path.name for path in plan.folder.iterdir() if path.name not in (WORK, "logs") and path.name[0] != "."
-        )
-        if stray:
-            raise ConfigError(
-                f"{plan.folder} holds {', '.join(ascii(name)[1:-1] for name in stray[:5])} and no work list; a result that is"
-                " there already would be taken for one of this plan, so give it a folder of its own"
-            )
         for name in ("claims", "done", "bad", "workers", "scratch"):
             (plan.work / name).mkdir(exist_ok=True)
         check_links(plan.work / "scratch")
@@ -154,6 +147,18 @@ def write_plan(plan: WorkPlan) -> bool:
     publish(lines, plan.work / UNITS)  # also where the writer of the head died before it could
     read_plan(plan.folder)
     return first
+
+
+def refuse_foreign_folder(folder: Path) -> None:
+    """Raise ConfigError where a folder holds anything and no work list."""
+    if (folder / WORK / PLAN).exists() or not folder.is_dir():
+        return
+    stray = sorted(path.name for path in folder.iterdir() if path.name not in (WORK, "logs") and path.name[0] != ".")
+    if stray:
+        raise ConfigError(
+            f"{folder} holds {', '.join(ascii(name)[1:-1] for name in stray[:5])} and no work list; a result that is there"
+            " already would be taken for one of this plan, so give it a folder of its own"
+        )
 
 
 def check_links(folder: Path) -> None:

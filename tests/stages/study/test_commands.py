@@ -195,6 +195,15 @@ def test_a_dry_run_refuses_what_planning_would(material: Material, tmp_path: Pat
     assert (code, "different in content of files;" in said) == (2, True), said
 
 
+def test_a_folder_of_something_else_is_refused_and_left_as_it_is(material: Material, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**material.settings(), "train": {"abmil": QUICK}}), "utf-8")
+    before = sorted(material.features.iterdir())
+    for options in (["--dry-run"], []):
+        code, said = run("plan", tmp_path / "study.yaml", "-o", material.features, *options)
+        assert (code, "and no work list" in said) == (2, True), said
+    assert sorted(material.features.iterdir()) == before
+
+
 def test_slides_that_are_nobodys_are_told_of(material: Material, tmp_path: Path) -> None:
     lines = material.cohort.read_text("utf-8").splitlines()
     material.cohort.write_text("\n".join([line for line in lines if not line.startswith("s35,")]), encoding="utf-8")
