@@ -248,6 +248,7 @@ def test_every_shipped_config_is_valid() -> None:
     from wsimil.extraction.config import ExtractConfig
     from wsimil.mil import registry
     from wsimil.stages.search import SearchConfig
+    from wsimil.stages.study.config import StudyConfig
     from wsimil.stages.train import TrainConfig
 
     root = Path(__file__).parents[1] / "configs"
@@ -259,6 +260,8 @@ def test_every_shipped_config_is_valid() -> None:
             load_config(ExtractConfig, path)
         elif kind == "search":
             load_config(SearchConfig, path)
+        elif kind == "study":
+            load_config(StudyConfig, path)
         else:
             method = dict(load_config(TrainConfig, path).method)
             registry.config_class(str(method.pop("name"))).model_validate(method)

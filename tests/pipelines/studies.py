@@ -48,6 +48,7 @@ class SmallStudy:
             "splits": str(self.root / "splits.json"),
             "extract": dict(self.extract),
             "train": dict(self.train),
+            "rounds": list(self.rounds),
             "predict": {"slides": "all", **self.predict},
             "lease_s": 10,
         }
@@ -72,6 +73,8 @@ class SmallStudy:
                 "extract", self.root / "slides", "-o", out / "features", "-c", self.root / "extract.yaml", fails=True
             )
             splits = ["--splits", self.root / "splits.json"]
+            for one in self.rounds:
+                options += ["--round", one]
             wsimil("crossval", out / "features", *cohort, *splits, "-o", out / "runs", *options)
             for name in self.train:
                 runs = [out / "runs" / name / round_name / "seed-0" for round_name in self.rounds]
@@ -104,7 +107,14 @@ class SmallStudy:
 
 
 def small_study(
-    root: Path, *, slides: int, in_cohort: int, side_um: float, tile_um: float = 128, heatmaps: bool = True
+    root: Path,
+    *,
+    slides: int,
+    in_cohort: int,
+    side_um: float,
+    tile_um: float = 128,
+    heatmaps: bool = True,
+    rounds: tuple[str, ...] = ("0", "1"),
 ) -> SmallStudy:
     """Draw `slides` slides, of which the first `in_cohort` have labels, and share them out to two folds."""
     made = make_cohort(root, slides=slides, side_um=side_um)
@@ -121,7 +131,7 @@ def small_study(
     extract = {"device": "cpu", "tile": {"tile_um": tile_um, "size_px": 64}, "readers": 1, "batch_size": 1}
     return SmallStudy(
         root=root, extract=extract,
-        train={"abmil": quick}, rounds=("0", "1"), predict={"heatmaps": heatmaps},
+        train={"abmil": quick}, rounds=rounds, predict={"heatmaps": heatmaps},
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def cluster() -> Iterator[SlurmCluster]:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> SmallStudy:
-    return small_study(tmp_path_factory.mktemp("slurm"), slides=12, in_cohort=12, side_um=256)
+    return small_study(tmp_path_factory.mktemp("slurm"), slides=12, in_cohort=12, side_um=256, rounds=("0",))
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,6 @@ from wsimil.stages.study.config import StudyConfig, example
 from wsimil.stages.study.planning import open_study, plan_study
 from wsimil.store import open_store
 
-_CONFIGS = Path(__file__).resolve().parents[3] / "configs/study"
-
 
 def config(folder: Path, **given: object) -> StudyConfig:
     file = folder / "study.yaml"
@@ -48,11 +46,6 @@ def config(folder: Path, **given: object) -> StudyConfig:
 def test_a_study_that_cannot_be_meant_is_refused(tmp_path: Path, given: dict[str, object], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         config(tmp_path, **given)
-
-
-@pytest.mark.parametrize("file", sorted(_CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_configs_that_come_with_us_are_studies(file: Path) -> None:
-    assert load_config(StudyConfig, file).train
 
 
 def test_the_example_reads_as_itself(tmp_path: Path) -> None:
