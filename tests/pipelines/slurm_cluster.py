@@ -20,6 +20,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "squeue", "sinfo", "srun")
 _SBIN = ("/usr/sbin", "/usr/local/sbin")
 _START_S = 30.0
@@ -307,3 +309,8 @@ def _needed(name: str) -> str:
     found = _program(name)
     assert found is not None
     return found
+
+
+_REASON = why_not()
+needs_slurm = pytest.mark.skipif(_REASON is not None, reason=_REASON or "")
+"""Of tests that start one."""

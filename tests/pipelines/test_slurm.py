@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.pipelines.slurm_cluster import SlurmCluster, slurm_cluster, why_not
+from tests.pipelines.slurm_cluster import SlurmCluster, needs_slurm
 from tests.pipelines.studies import SUBMIT, SmallStudy, differences, left_over, small_study, variables, wsimil
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(why_not() is not None, reason=why_not() or ""),
-]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[SlurmCluster]:
-    with slurm_cluster() as running:
-        yield running
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900), needs_slurm]
 
 
 @pytest.fixture(scope="module")

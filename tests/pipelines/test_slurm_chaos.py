@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipelines.slurm_cluster import SlurmCluster, slurm_cluster, why_not
+from tests.pipelines.slurm_cluster import SlurmCluster, needs_slurm, slurm_cluster
 from tests.pipelines.studies import SUBMIT, SmallStudy, differences, left_over, small_study, variables, wsimil
 
 pytestmark = [
     pytest.mark.long,
     pytest.mark.chaos,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(why_not() is not None, reason=why_not() or ""),
+    needs_slurm,
 ]
 
 SLIDES, IN_COHORT = 104, 24

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.pipelines.slurm_cluster import SlurmCluster, slurm_cluster, why_not
+from tests.pipelines.slurm_cluster import SlurmCluster, needs_slurm
 from tests.pipelines.studies import REPOSITORY, SmallStudy, differences, left_over, small_study, variables, wsimil
 
 pytestmark = pytest.mark.long
@@ -137,15 +137,6 @@ def serial(study: SmallStudy, made: Path) -> Iterator[Path]:
     shutil.rmtree(study.folder, ignore_errors=True)
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[SlurmCluster]:
-    reason = why_not()
-    if reason is not None:
-        pytest.skip(reason)
-    with slurm_cluster() as running:
-        yield running
-
-
 @needs_snakemake
 @pytest.mark.timeout(600)
 def test_a_study_goes_on_after_a_preemption_a_killed_driver_and_a_bad_slide_and_has_the_bytes_of_single_commands(
@@ -193,6 +184,7 @@ def test_a_study_goes_on_after_a_preemption_a_killed_driver_and_a_bad_slide_and_
 
 
 @needs_snakemake
+@needs_slurm
 @pytest.mark.timeout(600)
 def test_the_same_snakefile_on_slurm_asks_for_a_job_a_worker_and_gives_the_same_bytes(
     study: SmallStudy, serial: Path, cluster: SlurmCluster, tmp_path: Path

@@ -58,6 +58,12 @@ class Failed:
     reason: str
     fault: bool = False
 
+    @classmethod
+    def of(cls, attempt: Attempt, error: Exception) -> Failed:
+        """As `error` tells; one that was not raised on purpose is told with its type."""
+        reason = str(error) if isinstance(error, WsimilError) else f"{type(error).__name__}: {error}"
+        return cls(attempt=attempt, reason=reason, fault=is_fault(error))
+
 
 Outcome: TypeAlias = Made | Failed
 

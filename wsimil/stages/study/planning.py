@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -261,8 +261,7 @@ def _some(ids: Iterable[str]) -> str:
 
 
 def _stage(name: str, units: Sequence[Unit], *ends: Unit) -> Stage:
-    last = (Unit(id=end.id, name=end.name, cost=end.cost, task=end.task, last=True) for end in ends)
-    return Stage(name=name, units=(*units, *last))
+    return Stage(name=name, units=(*units, *(replace(end, last=True) for end in ends)))
 
 
 def _refuse_unlabelled(config: StudyConfig, cohort_csv: Path, costs: Mapping[str, float]) -> None:

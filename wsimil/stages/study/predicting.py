@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +12,7 @@ from typing import cast
 import numpy as np
 
 from wsimil.cohort import read_patients
-from wsimil.errors import ConfigError, OutputError, StoreError, WsimilError
+from wsimil.errors import ConfigError, OutputError, StoreError
 from wsimil.evaluation.decision import Decision, load_decided
 from wsimil.export.cohort_range import CohortRange
 from wsimil.export.formats import FORMATS, HEATMAPS
@@ -30,7 +31,6 @@ from wsimil.stages.study.planning import EXTRACT, PREDICT, PREDICTIONS, RUNS, TR
 from wsimil.stages.study.reasons import failure_of, reason_of
 from wsimil.store.base import slide_path
 from wsimil.worklist import Ledger
-from wsimil.worklist.faults import is_fault
 from wsimil.worklist.ledger import Attempt
 from wsimil.worklist.worker import Failed, Made, Outcome
 
@@ -44,7 +44,7 @@ class _Model:
     decision: Decision | None
 
 
-class _Answering:
+class _Answering(ABC):
     """What prediction and drawing share."""
 
     def __init__(self, study: Study, ledger: Ledger, watch: Reporter) -> None:
@@ -84,23 +84,23 @@ class _Answering:
             decision=model.decision, cohort=span or CohortRange(),
         )  # fmt: skip
 
-    def _guarded(self, attempt: Attempt, error: Exception) -> Failed:
-        known = isinstance(error, WsimilError)
-        return Failed(
-            attempt=attempt, reason=str(error) if known else f"{type(error).__name__}: {error}", fault=is_fault(error)
-        )
+    def run(self, attempts: Iterator[Attempt]) -> Generator[Outcome, None, None]:
+        """One after another; models stay loaded."""
+        for attempt in attempts:
+            try:
+                yield self._do(attempt)
+            except Exception as error:  # noqa: BLE001 - one bad slide never stops the others; it is recorded
+                yield Failed.of(attempt, error)
+
+    @abstractmethod
+    def _do(self, attempt: Attempt) -> Outcome: ...
 
 
 class PredictRunner(_Answering):
     """See `wsimil.worklist.worker.Runner`. The answer itself is in the receipt, and its scores and heatmaps are files."""
 
-    def run(self, attempts: Iterator[Attempt]) -> Generator[Outcome, None, None]:
-        """One after another; models stay loaded."""
-        for attempt in attempts:
-            try:
-                yield self._end(attempt) if attempt.unit.last else self._answer(attempt)
-            except Exception as error:  # noqa: BLE001 - one bad slide never stops the others; it is recorded
-                yield self._guarded(attempt, error)
+    def _do(self, attempt: Attempt) -> Outcome:
+        return self._end(attempt) if attempt.unit.last else self._answer(attempt)
 
     def _answer(self, attempt: Attempt) -> Outcome:
         task = attempt.unit.task
@@ -186,15 +186,7 @@ class OverlayRunner(_Answering):
         self._spans = lru_cache(_WARM_MODELS)(self._span)
         self._ends = {str(unit.task["run"]): unit.id for unit in study.plan.stage(PREDICT).units if unit.last}
 
-    def run(self, attempts: Iterator[Attempt]) -> Generator[Outcome, None, None]:
-        """One after another."""
-        for attempt in attempts:
-            try:
-                yield self._draw(attempt)
-            except Exception as error:  # noqa: BLE001 - one bad slide never stops the others; it is recorded
-                yield self._guarded(attempt, error)
-
-    def _draw(self, attempt: Attempt) -> Outcome:
+    def _do(self, attempt: Attempt) -> Outcome:
         run, slide = str(attempt.unit.task["run"]), str(attempt.unit.task["slide"])
         scores = slide_path(self._study.folder / PREDICTIONS / run / "scores", slide, ".parquet")
         if scores.is_file():  # else it has no answer, which is told there

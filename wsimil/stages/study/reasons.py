@@ -9,7 +9,7 @@ _STEPS = ("list", "open", "encode", "write")
 
 
 def reason_of(ledger: Ledger, unit_id: str, attempts: Attempts) -> str:
-    """What was said last of a unit that was set aside; with how often, where its process died each time."""
+    """What was said last of a unit that was set aside."""
     told = ledger.reasons(unit_id, attempts)
     if not told:
         return "it was set aside and nothing tells why"

@@ -9,7 +9,6 @@ from wsimil.stages.evaluate import EvaluateOptions, evaluate
 from wsimil.stages.progress import Reporter
 from wsimil.stages.study.planning import REPORTS, RUNS, Study
 from wsimil.worklist import Ledger
-from wsimil.worklist.faults import is_fault
 from wsimil.worklist.ledger import Attempt
 from wsimil.worklist.worker import Failed, Made, Outcome
 
@@ -39,6 +38,6 @@ class ReportRunner:
                     options=EvaluateOptions(features=self._study.features, split="test"),
                 )  # fmt: skip
             except WsimilError as error:
-                yield Failed(attempt=attempt, reason=str(error), fault=is_fault(error))
+                yield Failed.of(attempt, error)
                 continue
             yield Made(attempt=attempt)

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
-from wsimil.errors import ConfigError, WsimilError
+from wsimil.errors import ConfigError
 from wsimil.files import write_text
 from wsimil.stages.crossval import WorkItem, study_text, sum_up
 from wsimil.stages.features import open_features
@@ -17,7 +17,6 @@ from wsimil.stages.study.reasons import reason_of
 from wsimil.stages.train import train
 from wsimil.training.checkpoint import FOLDER as CHECKPOINT
 from wsimil.worklist import Ledger
-from wsimil.worklist.faults import is_fault
 from wsimil.worklist.ledger import Attempt
 from wsimil.worklist.worker import Failed, Made, Outcome
 
@@ -51,9 +50,7 @@ class TrainRunner:
             self._study.refuse_changed_files()
             here.mark_done()
         except Exception as error:  # noqa: BLE001 - one bad run never stops the others; it is recorded
-            known = isinstance(error, WsimilError)
-            reason = str(error) if known else f"{type(error).__name__}: {error}"
-            return Failed(attempt=attempt, reason=reason, fault=is_fault(error))
+            return Failed.of(attempt, error)
         return Made(attempt=attempt, folders=(folder,))
 
     def _end(self, attempt: Attempt) -> Outcome:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import FrameType
 
@@ -13,6 +13,7 @@ from wsimil.errors import ConfigError
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.worklist import Ledger, Stage, WorkPlan
+from wsimil.worklist.attempts import Attempts
 from wsimil.worklist.plan import check_links
 from wsimil.worklist.status import PlanState, plan_state
 from wsimil.worklist.supervise import STOPS, Supervisor, hostname, seats, worker_name
@@ -35,9 +36,12 @@ def supervise(
     chosen = chosen_stages(plan, stages)
     places = seats(gpus, workers, os.environ)
     check_links(plan.work / "scratch")
-    if _refused_before(plan, chosen):
+    scanned = _looker(plan).scan()
+    if _refused_before(plan, chosen, scanned):
         return int(Left.REFUSED)
-    if _is_finished(plan, chosen):  # as for those who come late: a worker would only load torch to find that out
+    if _is_finished(
+        plan, chosen, scanned
+    ):  # as for those who come late: a worker would only load torch to find that out
         return int(Left.FINISHED)
     command = [sys.executable, "-m", "wsimil", "worker", str(plan.folder), *options]
     for stage in stages:
@@ -86,7 +90,7 @@ def retry(plan: WorkPlan, *, stages: Sequence[str], units: Sequence[str]) -> lis
     Raises ConfigError for a unit that is unknown, and for those of a stage that was closed: its tables name them as failed, and
     what comes after was built without them.
     """
-    ledger = Ledger(plan, worker=worker_name(), host=hostname())
+    ledger = _looker(plan)
     known = {unit.id: unit for stage in chosen_stages(plan, stages) for unit in stage.units}
     names: dict[str, list[str]] = {}
     for unit in known.values():  # a slide's answer and its overlay have one name
@@ -116,14 +120,13 @@ def retry(plan: WorkPlan, *, stages: Sequence[str], units: Sequence[str]) -> lis
 def state(plan: WorkPlan, stages: Sequence[str]) -> PlanState:
     """How far `stages` are, or all."""
     chosen = replace(plan, stages=tuple(chosen_stages(plan, stages)))
-    return plan_state(chosen, Ledger(plan, worker=worker_name(), host=hostname()))
+    return plan_state(chosen, _looker(plan))
 
 
 def bad_units(plan: WorkPlan, stages: Sequence[str]) -> int:
     """How many units of `stages` are set aside."""
-    scanned = Ledger(plan, worker=worker_name(), host=hostname()).scan()
-    units = [unit.id for stage in chosen_stages(plan, stages) for unit in stage.units]
-    return sum(scanned[unit_id].is_bad for unit_id in units if unit_id in scanned)
+    scanned = _looker(plan).scan()
+    return sum(_left_and_bad(stage, scanned)[1] for stage in chosen_stages(plan, stages))
 
 
 def with_max_bad(plan: WorkPlan, max_bad: float | None) -> WorkPlan:
@@ -142,33 +145,35 @@ class _Notes(Quiet):
         self._watch.note(text)
 
 
-def _refused_before(plan: WorkPlan, chosen: Sequence[Stage]) -> bool:
+def _looker(plan: WorkPlan) -> Ledger:
+    """What is written down, for somebody who does no unit."""
+    return Ledger(plan, worker=worker_name(), host=hostname())
+
+
+def _left_and_bad(stage: Stage, scanned: Mapping[str, Attempts]) -> tuple[int, int]:
+    """How many units of a stage are not finished, and how many are set aside."""
+    seen = [scanned[unit.id] for unit in stage.units if unit.id in scanned]
+    return len(stage.units) - sum(one.is_finished for one in seen), sum(one.is_bad for one in seen)
+
+
+def _refused_before(plan: WorkPlan, chosen: Sequence[Stage], scanned: Mapping[str, Attempts]) -> bool:
     """Whether stages before the first chosen one have too many bad units. Raises ConfigError where one is not finished."""
-    first = plan.stages.index(chosen[0])
-    scanned = Ledger(plan, worker=worker_name(), host=hostname()).scan()
-    for stage in plan.stages[:first]:
-        states = [scanned.get(unit.id) for unit in stage.units]
-        left = sum(state is None or not state.is_finished for state in states)
+    for stage in plan.stages[: plan.stages.index(chosen[0])]:
+        left, bad = _left_and_bad(stage, scanned)
         if left:
             raise ConfigError(
-                f"stage {chosen[0].name} comes after {stage.name}, of which {left} of {len(states)} units are not finished; run"
-                f" `wsimil worker {plan.folder} --stage {stage.name}` first"
+                f"stage {chosen[0].name} comes after {stage.name}, of which {left} of {len(stage.units)} units are not finished;"
+                f" run `wsimil worker {plan.folder} --stage {stage.name}` first"
             )
-        if refuses(plan, stage, sum(state is not None and state.is_bad for state in states)):
+        if refuses(plan, stage, bad):
             return True
     return False
 
 
-def _is_finished(plan: WorkPlan, chosen: Sequence[Stage]) -> bool:
+def _is_finished(plan: WorkPlan, chosen: Sequence[Stage], scanned: Mapping[str, Attempts]) -> bool:
     """Whether nothing is left of stages, and none of them has too many bad units."""
-    scanned = Ledger(plan, worker=worker_name(), host=hostname()).scan()
-    for stage in chosen:
-        states = [scanned.get(unit.id) for unit in stage.units]
-        if any(state is None or not state.is_finished for state in states):
-            return False
-        if refuses(plan, stage, sum(state is not None and state.is_bad for state in states)):
-            return False
-    return True
+    found = [(stage, *_left_and_bad(stage, scanned)) for stage in chosen]
+    return not any(left or refuses(plan, stage, bad) for stage, left, bad in found)
 
 
 def _refuse_lost_gpu(device: str) -> None:
