@@ -1,20 +1,25 @@
 # shellcheck shell=bash
 # How wsimil is run, by a job or on the login node; sourced after the settings.
 #
-# `wsimil_environment` sets the arrays WSIMIL, the words that come before `status` or `worker`, and WSIMIL_PYTHON, its interpreter.
+# `wsimil_environment` sets the arrays WSIMIL, the words that come before `status` or `worker`, WSIMIL_PYTHON, its interpreter, and
+# NEAR, options of a worker that uses a copy of WEIGHTS.
 # $1: "worker" uses node-local copies where STAGE_DIR is set; "gate", a job, and "login" take everything from where it is.
 # $2: "gpu" shows GPUs to a container.
 
 wsimil_environment() {
     local where=$1 kind=$2 original
     declare -gA STAGED=()
+    NEAR=()
+    local near=''
     if [ "$where" = worker ] && [ -n "$STAGE_DIR" ]; then
         # shellcheck disable=SC2153
-        for original in ${VENV:+"$VENV"} ${CONTAINER:+"$CONTAINER"} ${HF_HOME:+"$HF_HOME"} ${STAGE[@]+"${STAGE[@]}"}; do
+        for original in ${VENV:+"$VENV"} ${CONTAINER:+"$CONTAINER"} ${HF_HOME:+"$HF_HOME"} ${WEIGHTS:+"$WEIGHTS"} \
+            ${STAGE[@]+"${STAGE[@]}"}; do
             # An image by its registry's name is pulled by the runtime, which keeps its own copies.
             [ -e "$original" ] || continue
             STAGED[$original]=$("$KIT/stage_in.sh" "$STAGE_DIR" "$original") || STAGED[$original]=$original
         done
+        [ -z "$WEIGHTS" ] || near=${STAGED[$WEIGHTS]:-}
     fi
     if [ -n "$MODULES" ]; then
         _load_modules || return
@@ -28,6 +33,8 @@ wsimil_environment() {
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
     if [ -z "$CONTAINER" ]; then
         [ -z "$HF_HOME" ] || export HF_HOME="${STAGED[$HF_HOME]:-$HF_HOME}"
+        # shellcheck disable=SC2034
+        [ -z "$near" ] || NEAR=(--encoder-weights "$near")
         local venv=${STAGED[$VENV]:-$VENV}
         export VIRTUAL_ENV="$venv" PATH="$venv/bin:$PATH"
         # Scripts in bin/ name the place where they were installed; the interpreter goes by where it stands.
@@ -39,7 +46,7 @@ wsimil_environment() {
     for path in "${mounts[@]}"; do
         binds+=("$path:$path")
     done
-    for path in ${HF_HOME:+"$HF_HOME"} ${STAGE[@]+"${STAGE[@]}"}; do
+    for path in ${HF_HOME:+"$HF_HOME"} ${near:+"$WEIGHTS"} ${STAGE[@]+"${STAGE[@]}"}; do
         binds+=("${STAGED[$path]:-$path}:$path")
     done
     export PYTHONNOUSERSITE=1 # packages in a home folder have no business in an image

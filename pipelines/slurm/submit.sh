@@ -52,9 +52,11 @@ main() {
     check_settings "$settings"
     check_slurm
     RESUME="$(printf '%q' "$HERE/submit.sh") $(printf '%q' "$(absolute "$settings")")"
+    WEIGHTS=''
     # shellcheck source=environment.sh
     . "$HERE/environment.sh"
     wsimil_environment login cpu || refuse "MODULES: see above"
+    read_plan
     count_units
     refuse_two_at_once "$more"
     refuse_failed
@@ -164,15 +166,26 @@ check_slurm() {
     done
 }
 
+# READER: a Python; not in a container where it can be had without, as the start of one may wait in the queue.
+# WEIGHTS: the file of the encoder's weights that the plan names; workers may read a copy of it.
+read_plan() {
+    READER=(python3)
+    command -v python3 > /dev/null || READER=("${WSIMIL_PYTHON[@]}")
+    WEIGHTS=$("${READER[@]}" -I -c '
+import json, sys
+with open(sys.argv[1], encoding="utf-8") as file:
+    study = json.load(file)["recipe"]["resolved"]
+print(study["slides"] and study["extract"]["encoder_weights"] or "")
+' "$STUDY/work/plan.json") || refuse "$STUDY/work/plan.json cannot be read, see above"
+}
+
 # STAGES: those of the plan, in its order. LEFT[stage]: units of it that are neither done nor bad; REFUSED: stages with too many bad.
 count_units() {
-    local said stage left refused reader=(python3)
+    local said stage left refused
     STAGES=() REFUSED=()
     declare -gA LEFT=()
-    # Not in a container where it can be had without: the start of one may wait in the queue.
-    command -v python3 > /dev/null || reader=("${WSIMIL_PYTHON[@]}")
     said=$("${WSIMIL[@]}" status "$STUDY" --json ${MAX_BAD:+--max-bad "$MAX_BAD"}) || refuse "wsimil status $(printf '%q' "$STUDY") failed, see above"
-    said=$("${reader[@]}" -I -c '
+    said=$("${READER[@]}" -I -c '
 import json, sys
 for stage in json.load(sys.stdin)["stages"]:
     print(stage["name"], stage["running"] + stage["stale"] + stage["todo"], "refused" if stage["refused"] else "")
@@ -198,7 +211,7 @@ write_kit() {
     mkdir -p "$STUDY/logs" "$SUBMISSION" || refuse "$STUDY cannot be written"
     # Jobs run what is here now, whatever becomes of this folder and of the settings until they start.
     cp "$HERE/environment.sh" "$HERE/stage_in.sh" "$SUBMISSION"
-    for name in "${KNOWN[@]}" RESUME; do
+    for name in "${KNOWN[@]}" WEIGHTS RESUME; do
         declare -p "$name"
     done > "$SUBMISSION/settings.sh"
 }

@@ -63,6 +63,13 @@ def worker(
         typer.Option(min=0, help="Seconds to wait for units that others hold.", show_default="until they end"),
     ] = None,
     max_bad: MaxBad = None,
+    encoder_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Copy of the planned weights on this machine's own disk; other content is refused.",
+            show_default="the planned file",
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(hidden=True)] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -82,9 +89,14 @@ def worker(
         watch = Silent() if quiet else Lines(text.stderr())
         if name is not None:
             patience_s = float("inf") if patience is None else patience
-            raise typer.Exit(stage.work(planned, name=name, stages=stages or (), patience_s=patience_s, watch=watch))
+            raise typer.Exit(
+                stage.work(
+                    planned, name=name, stages=stages or (), patience_s=patience_s, weights=encoder_weights, watch=watch
+                )
+            )
         options = [*(["--quiet"] if quiet else []), *([] if patience is None else ["--patience", str(patience)])]
         options += [] if max_bad is None else ["--max-bad", str(max_bad)]
+        options += [] if encoder_weights is None else ["--encoder-weights", str(encoder_weights)]
         code = stage.supervise(planned, stages=stages or (), gpus=gpus, workers=workers, options=options, watch=watch)
         if code == 0 and stage.bad_units(planned, stages or ()):
             code = 1

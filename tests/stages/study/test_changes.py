@@ -5,20 +5,29 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from typer.testing import CliRunner
 
 from tests.stages.study.conftest import Material
 from tests.stages.study.study_of import QUICK, bytes_below, planned, work
 from wsimil.cli import app
+from wsimil.config import load_config
+from wsimil.encoders.hub import published_weights
+from wsimil.encoders.registry import card
 from wsimil.errors import ConfigError, OutputError
 from wsimil.stages.predict import PredictOptions, predict
 from wsimil.stages.progress import Quiet
 from wsimil.stages.study import training
-from wsimil.stages.study.planning import open_study
+from wsimil.stages.study.config import StudyConfig
+from wsimil.stages.study.extracting import ExtractRunner
+from wsimil.stages.study.planning import open_study, plan_study, refuse_other_plan
 from wsimil.stages.study.training import TrainRunner
 from wsimil.stages.train import train
 from wsimil.worklist import Ledger, WorkPlan
@@ -283,3 +292,52 @@ def test_a_report_on_no_run_at_all_says_so(material: Material, tmp_path: Path) -
     assert work(plan, name="one") is Left.RENEW
     assert work(plan, name="two") is Left.FINISHED
     assert "none of the 1 runs of abmil is there to report on" in troubles(plan)[-1]
+
+
+def other_weights(given: Path, to: Path) -> Path:
+    """The same encoder with one tensor changed."""
+    state = torch.load(given, map_location="cpu", weights_only=True)
+    next(tensor for tensor in state.values() if tensor.is_floating_point()).add_(1)
+    torch.save(state, to)
+    return to
+
+
+def test_weights_are_those_of_planning_or_a_copy_of_them(tmp_path: Path, make_slide: Make) -> None:
+    published = published_weights(card("efficientnet_lite0"))
+    weights = Path(shutil.copy(published, tmp_path / "weights.pth"))
+    plan, _ = slide_study(tmp_path, make_slide, extract={"device": "cpu", "encoder_weights": str(weights)})
+
+    # A copy of other content is refused, though the file that it stands for is there.
+    other = other_weights(published, tmp_path / "other.pth")
+    study, ledger = open_study(plan, weights=other), Ledger(plan, worker="one", host="h")
+    with pytest.raises(ConfigError, match=r"other.pth are not those that the study was planned with"):
+        ExtractRunner(study, ledger, Quiet())
+
+    # So is the planned file itself, once it holds something else; a copy of what it held is not.
+    copy = shutil.copy(weights, tmp_path / "copy.pth")
+    shutil.copy(other, weights)
+    with pytest.raises(ConfigError, match=r"weights.pth are not those that the study was planned with"):
+        work(plan)
+    words = ["worker", str(plan.folder), "--workers", "1", "--gpus", "none", "--encoder-weights", str(copy)]
+    done = subprocess.run([sys.executable, "-m", "wsimil", *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    # What is written names the planned file, wherever it was read.
+    assert yaml.safe_load((plan.folder / "features/config.yaml").read_text())["encoder_weights"] == str(weights)
+    assert len(list((plan.folder / "features").glob("*.h5"))) == 16
+
+
+def test_a_copy_of_weights_that_were_not_planned_with_is_refused(tmp_path: Path, make_slide: Make) -> None:
+    plan, _ = slide_study(tmp_path, make_slide)
+    with pytest.raises(ConfigError, match=r"planned with the published weights of efficientnet_lite0"):
+        open_study(plan, weights=tmp_path / "weights.pth")
+
+
+def test_another_plan_differs_in_the_content_of_weights(tmp_path: Path, make_slide: Make) -> None:
+    published = published_weights(card("efficientnet_lite0"))
+    weights = Path(shutil.copy(published, tmp_path / "weights.pth"))
+    settings = {"extract": {"device": "cpu", "encoder_weights": str(weights)}}
+    slide_study(tmp_path, make_slide, **settings)
+    other_weights(published, weights)
+    study = load_config(StudyConfig, tmp_path / "study.yaml")
+    with pytest.raises(ConfigError, match=r"different in content of encoder_weights"):
+        refuse_other_plan(plan_study(study, tmp_path / "study"))

@@ -37,8 +37,19 @@ class ExtractRunner:
         # Where planning saw them says nothing of this machine.
         refuse_lost_masks(study.config.extract)
         self._config = with_stain_target(study.config.extract)
-        self._encoders, self._spec = encoders_and_spec(study.config.extract)
+        near = {} if study.weights is None else {"encoder_weights": study.weights}
+        self._encoders, self._spec = encoders_and_spec(study.config.extract.model_copy(update=near))
+        self._refuse_other_weights()
         self._refuse_another_recipe()
+
+    def _refuse_other_weights(self) -> None:
+        """Raises ConfigError where a file of weights is not what was planned with, as features would tell of it to nobody."""
+        planned, here = self._study.plan.recipe.get("encoder_weights"), self._encoders[0].provenance["weights_sha256"]
+        if planned is not None and planned != here:
+            raise ConfigError(
+                f"the encoder's weights {self._study.weights or self._config.encoder_weights} are not those that the study was"
+                f" planned with (SHA-256 {here}, wanted {planned}); restore them, or plan anew into another folder"
+            )
 
     def _refuse_another_recipe(self) -> None:
         """The first worker says of what its features are made; others make the same, or none. Raises ConfigError, OutputError."""

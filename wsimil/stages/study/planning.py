@@ -29,6 +29,7 @@ from wsimil.stages.study.unchanged import (
     kind_of,
     refuse_changed_features,
     refuse_changed_files,
+    weights_pin,
 )
 from wsimil.store.base import FeatureStore, slide_path
 from wsimil.worklist import Ledger, Stage, Unit, WorkPlan, read_plan
@@ -44,6 +45,8 @@ class Study:
 
     plan: WorkPlan
     config: StudyConfig
+    weights: Path | None = None
+    """A copy of the encoder's weights that is nearer to this machine than the file that was planned with."""
 
     @property
     def folder(self) -> Path:
@@ -137,6 +140,7 @@ def plan_study(config: StudyConfig, folder: Path) -> WorkPlan:
         "resolved": config.model_dump(mode="json"),
         "files": cast("Json", files_pin(config)),
         "features": cast("Json", pin),
+        "encoder_weights": weights_pin(config),
     }
     if config.train and config.cohort is not None and config.splits is not None:
         items = work_items(
@@ -176,7 +180,10 @@ def refuse_other_plan(plan: WorkPlan) -> None:
         return
     old, new = (cast("Mapping[str, Json]", one.recipe.get("resolved", {})) for one in (there, plan))
     differs = [key for key in new if new[key] != old.get(key)]
-    beside = {"files": "content of files", "features": "slides with features", "version": "version of wsimil"}
+    beside = {
+        "files": "content of files", "features": "slides with features", "encoder_weights": "content of encoder_weights",
+        "version": "version of wsimil",
+    }  # fmt: skip
     differs += [what for key, what in beside.items() if plan.recipe[key] != there.recipe.get(key)]
     what = ", ".join(differs) or "its slides or their sizes"
     raise ConfigError(
@@ -185,8 +192,11 @@ def refuse_other_plan(plan: WorkPlan) -> None:
     )
 
 
-def open_study(plan: WorkPlan) -> Study:
-    """The study that a list of units is of. Raises ConfigError where another version of wsimil planned it."""
+def open_study(plan: WorkPlan, *, weights: Path | None = None) -> Study:
+    """The study that a list of units is of, with `weights` as its copy of the encoder's.
+
+    Raises ConfigError where another version of wsimil planned it, or no file of weights was planned with.
+    """
     made = plan.recipe.get("version")
     if made != wsimil.__version__:
         raise ConfigError(
@@ -194,7 +204,13 @@ def open_study(plan: WorkPlan) -> Study:
             " one kind: use the one that planned, or plan anew into another folder"
         )
     tree = cast("Mapping[str, JsonValue]", plan.recipe["study"])
-    return Study(plan=plan, config=parse_config(StudyConfig, tree, source=str(plan.work)))
+    config = parse_config(StudyConfig, tree, source=str(plan.work))
+    if weights is not None and config.extract.encoder_weights is None:
+        raise ConfigError(
+            f"--encoder-weights {weights}: {plan.folder} was planned with the published weights of {config.extract.encoder};"
+            " leave it out, or plan with extract.encoder_weights"
+        )
+    return Study(plan=plan, config=config, weights=weights)
 
 
 def source_of(task: Mapping[str, Json]) -> SlideSource:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 from typing import TypedDict
 
@@ -36,6 +36,12 @@ def refuse_changed_files(config: StudyConfig, planned: dict[str, str]) -> None:
             )
 
 
+def weights_pin(config: StudyConfig) -> str | None:
+    """SHA-256 of the encoder's weights where slides are encoded with those of a file. Raises ConfigError."""
+    path = config.extract.encoder_weights
+    return None if config.slides is None or path is None else content(path)
+
+
 def features_pin(store: FeatureStore) -> FeaturesPin:
     """Of the features that lie in `store` now."""
     ids = store.ids()
@@ -66,7 +72,8 @@ def kind_of(store: FeatureStore) -> str:
 def content(path: Path) -> str:
     """SHA-256 of a file. Raises ConfigError."""
     try:
-        return sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
 

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 
 from wsimil.errors import ConfigError
@@ -49,12 +50,17 @@ def supervise(
     return Supervisor(plan=plan, seats=places, command=lambda name: [*command, "--name", name], watcher=watch).run()
 
 
-def work(plan: WorkPlan, *, name: str, stages: Sequence[str], patience_s: float, watch: Reporter) -> int:
-    """Be one worker, called `name`; the exit code. Raises WsimilError where it could do nothing."""
+def work(
+    plan: WorkPlan, *, name: str, stages: Sequence[str], patience_s: float, weights: Path | None, watch: Reporter
+) -> int:
+    """Be one worker, called `name`, that reads the encoder's weights from `weights`; the exit code.
+
+    Raises WsimilError where it could do nothing.
+    """
     from wsimil.stages.study.planning import open_study
     from wsimil.stages.study.runners import runner_of
 
-    study, device = open_study(plan), os.environ.get("WSIMIL_DEVICE", "cpu")
+    study, device = open_study(plan, weights=weights), os.environ.get("WSIMIL_DEVICE", "cpu")
     _refuse_lost_gpu(device)
     ledger = Ledger(plan, worker=name, host=hostname())
     worker = Worker(
