@@ -36,14 +36,14 @@ def predict(
         typer.Option(
             help="Kinds of tile scores to store, with commas: contribution, single, leave_one_out, integrated_gradients,"
             " gradient_x_input, attention.",
-            show_default="contribution,attention",
+            show_default="contribution,attention; single for maxima",
         ),
     ] = None,
     score: Annotated[
         str | None,
         typer.Option(
             help="What overlays show: <kind>:<class or output>, as single:tumor, or attention.",
-            show_default="contribution to the answer",
+            show_default="contribution to the answer; of maxima single",
         ),
     ] = None,
     span: Annotated[

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsimil.bags import FeatureBag
-from wsimil.evaluation.attribution import DEFAULT_KINDS, ScoreKind, attribute
+from wsimil.evaluation.attribution import ScoreKind, attribute
 from wsimil.evaluation.prediction import Prediction
 from wsimil.mil.batch import pack, shared
 from wsimil.mil.saved import TrainedModel
@@ -31,13 +31,13 @@ def predict_patient(
     patient_id: str,
     bags: Sequence[FeatureBag],
     *,
-    kinds: Sequence[ScoreKind] = DEFAULT_KINDS,
+    kinds: Sequence[ScoreKind] | None = None,
 ) -> list[Prediction]:
     """The patient's answer as a prediction for each slide that has tiles, in order; none where no slide has.
 
-    All have the same values and logits. Scores of `kinds` are in the bag of the whole patient: attention sums to 1 over it.
-    `bias` of a slide is that of the patient and what its other slides contribute, so that the slide's contributions and it
-    add up to the logit. Raises ModelError for features of another kind.
+    All have the same values and logits. Scores of `kinds` (None: `default_kinds`) are in the bag of the whole patient:
+    attention sums to 1 over it. `bias` of a slide is that of the patient and what its other slides contribute, so that the
+    slide's contributions and it add up to the logit. Raises ModelError for features of another kind.
     """
     for bag in bags:
         trained.check_features(bag.provenance, f"slide {bag.slide_id!r}")

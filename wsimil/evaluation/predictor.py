@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsimil.bags import FeatureBag
-from wsimil.evaluation.attribution import DEFAULT_KINDS, ScoreKind, attribute
+from wsimil.evaluation.attribution import ScoreKind, attribute
 from wsimil.evaluation.prediction import Prediction
 from wsimil.mil.batch import pack, shared
 from wsimil.mil.saved import TrainedModel
@@ -20,12 +20,12 @@ def predict(
     bags: Iterable[FeatureBag],
     *,
     max_instances: int = 100_000,
-    kinds: Sequence[ScoreKind] = DEFAULT_KINDS,
+    kinds: Sequence[ScoreKind] | None = None,
 ) -> Iterator[Prediction]:
     """One Prediction for each bag, in order; bags go through the model together up to `max_instances` rows.
 
-    `kinds` are the scores of tiles that it has. What a bag gets does not depend on its neighbors. Raises ModelError for features
-    of another kind, ValueError for an empty bag: it has no prediction.
+    `kinds` are the scores of tiles that it has, None for those of `default_kinds`. What a bag gets does not depend on its
+    neighbors. Raises ModelError for features of another kind, ValueError for an empty bag: it has no prediction.
     """
     waiting: list[FeatureBag] = []
     rows = 0
@@ -73,7 +73,7 @@ def answer_logits(
 
 
 @torch.no_grad()
-def _predict(trained: TrainedModel, bags: list[FeatureBag], kinds: Sequence[ScoreKind]) -> Iterator[Prediction]:
+def _predict(trained: TrainedModel, bags: list[FeatureBag], kinds: Sequence[ScoreKind] | None) -> Iterator[Prediction]:
     device = next(trained.model.parameters()).device
     packed = pack(
         [shared(bag.features) for bag in bags],

@@ -116,7 +116,7 @@ class ScoreTable:
 
     @property
     def main_score(self) -> str:
-        """The score that a heatmap shows by default: of what the answer rests on the contribution, else another kind.
+        """The score that a heatmap shows by default: the contribution to the answer, else the next kind that is there.
 
         Attention is shown by default where a table holds nothing else. Raises KeyError where it holds no score.
         """

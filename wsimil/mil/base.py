@@ -62,6 +62,9 @@ class MILModel(nn.Module, ABC):
     picks_instances: bool = False
     """Whether an answer rests on a few instances picked by rank: rounding may then pick others."""
 
+    splits_to_few: bool = False
+    """Whether an exact split of a logit leaves most instances at zero, as that of a maximum does: it ranks no others."""
+
     def __init__(self, config: FrozenConfig, *, in_dim: int, num_classes: int) -> None:
         super().__init__()
         self.config = config

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wsimil.bags import FeatureBag
 from wsimil.cohort import Cohort
-from wsimil.evaluation.attribution import DEFAULT_KINDS, ScoreKind
+from wsimil.evaluation.attribution import ScoreKind
 from wsimil.evaluation.bootstrap import Estimate, estimates
 from wsimil.evaluation.decision import Decision, mean_feature
 from wsimil.evaluation.prediction import Prediction
@@ -102,7 +102,7 @@ def answer_of_patient(
 
 
 def predict_one(
-    trained: TrainedModel, bag: FeatureBag, *, kinds: Sequence[ScoreKind] = DEFAULT_KINDS
+    trained: TrainedModel, bag: FeatureBag, *, kinds: Sequence[ScoreKind] | None = None
 ) -> Prediction | None:
     """The prediction for one bag, None for an empty one. Raises ModelError where the features do not fit the model."""
     trained.check_features(bag.provenance, f"slide {bag.slide_id!r}")

@@ -262,7 +262,7 @@ def refuse_unknown_score(trained: TrainedModel, options: PredictOptions) -> None
     two = np.zeros((2, trained.model.in_dim), np.float32)
     device = next(trained.model.parameters()).device
     bags = pack([two], xy0=[np.array([[0, 0], [1, 0]])], slide_ids=["made up"]).to(device)
-    names = attribute(trained.model, bags, outputs=trained.task.outputs, kinds=options.kinds).names
+    names = attribute(trained.model, bags, outputs=trained.task.outputs, kinds=options.kinds(trained.model)).names
     if options.scores is not None and "attention" in options.scores and not {*names} & {"attention", "attention:1"}:
         raise ConfigError("this model pools without attention, so --scores cannot give it; leave attention out")
     if options.score is not None and options.score not in names:

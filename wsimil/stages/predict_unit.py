@@ -9,7 +9,7 @@ from pathlib import Path
 
 from wsimil.bags import FeatureBag
 from wsimil.errors import StoreError
-from wsimil.evaluation.attribution import DEFAULT_KINDS, SCORE_KINDS, ScoreKind
+from wsimil.evaluation.attribution import SCORE_KINDS, ScoreKind, default_kinds
 from wsimil.evaluation.decision import Decision
 from wsimil.evaluation.patient import predict_patient
 from wsimil.evaluation.prediction import Prediction
@@ -18,6 +18,7 @@ from wsimil.export.formats import FORMATS, HEATMAPS, Beside
 from wsimil.export.heatmap import Heatmap, rank_heatmap, raw_heatmap
 from wsimil.export.scores import Origin, ScoreTable, read_scores, score_table, write_scores
 from wsimil.export.shown import effective_tiles_of, shown
+from wsimil.mil.base import MILModel
 from wsimil.mil.saved import TrainedModel
 from wsimil.pseudonyms import Pseudonyms
 from wsimil.stages.answers import NO_TILES, Answer, answer_from, answer_of_patient, beside_of, predict_one
@@ -33,7 +34,7 @@ from wsimil.store.base import InstanceStore, slide_path
 class PredictOptions:
     """What a user may choose about prediction.
 
-    `scores` are the kinds that tiles get, None for contributions and, where a method has it, attention. `score` is what
+    `scores` are the kinds that tiles get, None for those of `default_kinds`. `score` is what
     overlays show, None for the first of those of what is predicted; its kind need not stand in `scores` too. `range` is what
     the colors of overlays span: one range for all slides, each slide's own, or the ranks of its tiles.
     `encoder_weights`, `mpp_override`, `batch_size` and `readers` matter where slides are given: the rest of the extraction is
@@ -53,10 +54,9 @@ class PredictOptions:
     readers: int = 2
     pseudonyms: Path | None = None
 
-    @property
-    def kinds(self) -> tuple[ScoreKind, ...]:
-        """The kinds of scores that are made."""
-        wanted = DEFAULT_KINDS if self.scores is None else self.scores
+    def kinds(self, model: MILModel) -> tuple[ScoreKind, ...]:
+        """The kinds of scores that are made of this model's answers."""
+        wanted = default_kinds(model) if self.scores is None else self.scores
         of_overlays = (self.score or "").partition(":")[0]
         return tuple(kind for kind in SCORE_KINDS if kind in wanted or kind == of_overlays)
 
@@ -93,7 +93,7 @@ class Desk:
             return Said(answer=answer, line=f"{slide_id}: {answer.status}, without scores of tiles")
         bag = self.store.read(slide_id)
         _refuse_unknown_bounds(bag, self.options)
-        prediction = predict_one(self.trained, bag, kinds=self.options.kinds)
+        prediction = predict_one(self.trained, bag, kinds=self.options.kinds(self.trained.model))
         if prediction is None:
             answer = Answer(slide_id=slide_id, values=None, status=NO_TILES)
             return Said(answer=answer, line=f"{slide_id}: {NO_TILES}, no answer")
@@ -111,7 +111,7 @@ class Desk:
         slides = [self.store.read(slide_id) for slide_id in slide_ids]
         for bag in slides:
             _refuse_unknown_bounds(bag, self.options)
-        predictions = predict_patient(self.trained, patient_id, slides, kinds=self.options.kinds)
+        predictions = predict_patient(self.trained, patient_id, slides, kinds=self.options.kinds(self.trained.model))
         tables = [self._export(prediction) for prediction in predictions]
         if not predictions:
             answer = Answer(slide_id=patient_id, values=None, status=NO_TILES, slides=slide_ids)

@@ -54,7 +54,7 @@ def test_a_mean_gives_each_instance_its_own_logit_by_the_number():
 def test_instances_that_tie_for_a_maximum_share_it(level):
     model, bags = build("pooling", pool="max", level=level), make_bags((2,))
     bags.features[1] = bags.features[0]
-    (scores,) = attribute(model, bags, outputs=NAMES).per_bag()
+    (scores,) = attribute(model, bags, outputs=NAMES, kinds=("contribution",)).per_bag()
     np.testing.assert_array_equal(scores[0], scores[1])
     logits = scores[:, :3].sum(0) + model.classifier.bias.detach().numpy()
     np.testing.assert_allclose(logits, model(bags).logits[0].detach().numpy(), rtol=1e-5)
@@ -62,7 +62,7 @@ def test_instances_that_tie_for_a_maximum_share_it(level):
 
 def test_a_maximum_of_logits_goes_to_the_instance_that_has_it():
     model, bags = build("pooling", pool="max"), make_bags((63,))
-    (scores,) = attribute(model, bags, outputs=NAMES).per_bag()
+    (scores,) = attribute(model, bags, outputs=NAMES, kinds=("contribution",)).per_bag()
     for column in range(3):
         assert np.flatnonzero(scores[:, column]).tolist() == [int(scores[:, 3 + column].argmax())]
 
@@ -107,6 +107,25 @@ def test_an_ensemble_with_a_member_that_has_no_rule_has_none_either() -> None:
     members = [build("abmil"), TwoHeads(TwoHeads.Config(), in_dim=DIM, num_classes=CLASSES)]
     found = attribute(Ensemble(members, ["abmil", "abmil"]), make_bags((37, 2)), outputs=NAMES)
     assert found.names == ("attention", "single:benign", "single:grade 1", "single:grade 2")
+
+
+def first_kinds(model: MILModel) -> list[str]:
+    """Of the scores that come where none are named, in order."""
+    names = attribute(model, make_bags((37, 2)), outputs=NAMES).names
+    return list(dict.fromkeys(name.partition(":")[0] for name in names))
+
+
+def test_a_maximum_is_shown_by_what_it_was_taken_of() -> None:
+    assert first_kinds(build("pooling", pool="max", level="logit")) == ["single", "score"]
+    assert first_kinds(build("pooling", pool="max", level="feature")) == ["single"]
+    assert first_kinds(build("pooling")) == ["contribution", "score"]
+    assert first_kinds(build("abmil")) == ["attention", "contribution"]
+
+
+def test_an_ensemble_is_shown_as_its_members_are_where_they_agree() -> None:
+    maxima, mean = [build("pooling", pool="max", level="feature") for _ in range(2)], build("pooling", level="feature")
+    assert first_kinds(Ensemble(maxima, ["pooling", "pooling"])) == ["single"]
+    assert first_kinds(Ensemble([maxima[0], mean], ["pooling", "pooling"])) == ["contribution"]
 
 
 @pytest.mark.parametrize("case", ["abmil", "acmil multihead", "dsmil", "max of logits", "ensemble"])

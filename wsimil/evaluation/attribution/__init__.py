@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from wsimil.evaluation.attribution.scored import SCORE_KINDS, Scored, ScoreKind
 from wsimil.evaluation.attribution.scoring import score
-from wsimil.evaluation.attribution.table import DEFAULT_KINDS, Attribution, attribute, kinds_of
+from wsimil.evaluation.attribution.table import Attribution, attribute, default_kinds, kinds_of
 
 __all__ = [
-    "DEFAULT_KINDS",
     "SCORE_KINDS",
     "Attribution",
     "ScoreKind",
     "Scored",
     "attribute",
+    "default_kinds",
     "kinds_of",
     "score",
 ]

@@ -21,7 +21,7 @@ from wsimil.evaluation.attribution.scoring import score, without_rule
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, BagOutput
 
-DEFAULT_KINDS: Final[tuple[ScoreKind, ...]] = ("contribution", "attention")
+_WITH_THE_ANSWER: Final[tuple[ScoreKind, ...]] = ("contribution", "attention")
 OWN: Final = "the method's own logit of the tile"
 
 
@@ -48,16 +48,26 @@ class Attribution:
         return [part.numpy() for part in torch.split(self.values.to("cpu", torch.float32), list(self.lengths))]
 
 
+def default_kinds(model: MILModel) -> tuple[ScoreKind, ...]:
+    """The kinds of scores that tiles get where nobody asks for others, what a heatmap shows first.
+
+    Contributions; but where they name the one instance that a maximum took, each instance's own logit, which it was taken of.
+    """
+    return ("single" if model.splits_to_few else "contribution", "attention")
+
+
 def attribute(
-    model: MILModel, bags: BagBatch, *, outputs: Sequence[str], kinds: Sequence[ScoreKind] = DEFAULT_KINDS
+    model: MILModel, bags: BagBatch, *, outputs: Sequence[str], kinds: Sequence[ScoreKind] | None = None
 ) -> Attribution:
     """The scores of these kinds, attention first and the others in the order of `SCORE_KINDS`; `outputs` name the logits.
 
+    `kinds` None are those of `default_kinds`.
     Contributions and attention come with the one pass that gives the output, the others take passes of their own. A method
     without attention gives none. Raises ModelError where the model has another number of logits, and as `score` does.
     """
     if len(outputs) != model.num_classes:
         raise ModelError(f"the model has {model.num_classes} logits, got {len(outputs)} names: {', '.join(outputs)}")
+    kinds = default_kinds(model) if kinds is None else kinds
     found = contributed(model, bags) if "contribution" in kinds else None
     answer = answered(model, bags) if found is None else found.answer
     table = _Columns()
@@ -70,7 +80,7 @@ def attribute(
     elif "contribution" in kinds:
         table.add([f"single:{name}" for name in outputs], without_rule(model, bags))
     for kind in SCORE_KINDS:
-        if kind in kinds and kind not in DEFAULT_KINDS and f"{kind}:{outputs[0]}" not in table.names:
+        if kind in kinds and kind not in _WITH_THE_ANSWER and f"{kind}:{outputs[0]}" not in table.names:
             table.add([f"{kind}:{name}" for name in outputs], score(model, bags, kind))
     own = answer.output.instance_logits
     if own is not None and kinds:

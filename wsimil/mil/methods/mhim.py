@@ -147,7 +147,8 @@ class MHIM(MILModel):
         self.options = config
         self.official = config.compat == "official"
         self.takes_masking, self.mixes_instances = method.takes_masking, method.mixes_instances
-        self.picks_instances, self.embedding_parts = method.picks_instances, method.embedding_parts
+        self.picks_instances, self.splits_to_few = method.picks_instances, method.splits_to_few
+        self.embedding_parts = method.embedding_parts
         self.without_gradient = frozenset(f"student.method.{name}" for name in method.without_gradient)
         self._recycled: list[Tensor] = []
         self.teach(_probe(in_dim), None)
