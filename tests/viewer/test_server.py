@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.viewer.conftest import Client, Serve
-from tests.viewer.made_study import MadeStudy
+from tests.viewer.made_study import MadeStudy, make_run
+from wsimil.stages.predict import PredictOptions, predict
 
 NOTES = {"verdict": "agree", "text": "", "pins": []}
 
@@ -212,6 +213,26 @@ def test_hostile_names_are_inert_in_the_page(serve: Serve, predictions: Path) ->
         assert client.get(f"cases/{index}.json").status == 404
         assert client.post(f"cases/{index}/notes", NOTES).status == 404
     assert not (predictions / "notes").exists()
+
+
+def test_scores_of_another_prediction_than_the_listed_one_are_not_shown(
+    serve: Serve, study: MadeStudy, tmp_path: Path
+) -> None:
+    predictions, options = tmp_path / "again", PredictOptions(device="cpu")
+    predict(study.run, study.features, predictions, options=options)
+    client = serve(predictions, slides=study.slides)
+    shown = client.get("cases/0.json").json()
+    other = make_run(tmp_path / "other", study.features, sharp=7.0)
+    predict(other, study.features, predictions, options=options)
+    # What was shown before stays what it is; nothing of the new answers comes beside the list of the old ones.
+    assert client.get("cases/0.json").json() == shown
+    for place in ("cases/1.json", "cases/1/notes", "cases/1/crops/0.jpg"):
+        refused = client.get(place)
+        assert refused.status == 409
+        assert "predicted anew" in str(refused.json())
+        assert str(tmp_path) not in str(refused.json())
+    again = serve(predictions, slides=study.slides).get("cases/1.json")
+    assert again.status == 200
 
 
 def write_ids(predictions: Path, slide_ids: list[str]) -> None:

@@ -21,6 +21,7 @@ from wsimil.errors import OutputError, WsimilError
 from wsimil.export.viewer.page import SERVER_POLICY
 from wsimil.provenance import Json
 from wsimil.stages.viewing.desk import Desk, NotThereError
+from wsimil.stages.viewing.study import MadeAnewError
 
 HOST = "127.0.0.1"
 MOST_BODY = 4 * 2**20
@@ -130,6 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
             found = _fault(HTTPStatus.NOT_FOUND, str(error))
         except ValueError as error:
             found = _fault(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+        except MadeAnewError as error:
+            found = _fault(HTTPStatus.CONFLICT, str(error))
         except WsimilError as error:
             self.server.report(str(error))
             found = _fault(HTTPStatus.CONFLICT, "this cannot be read or written; the terminal of wsimil view says why")

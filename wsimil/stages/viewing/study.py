@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -29,6 +30,10 @@ _COUNTED = 2000
 """Cohorts up to that many slides have their tiles counted, which opens every score table."""
 
 
+class MadeAnewError(StoreError):
+    """Predictions are no longer those that were listed; the text names no path."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
     """Predictions in `folder`: the list, and a slide's score table when it is asked for. `notes` are for people."""
@@ -39,8 +44,18 @@ class Study:
     notes: tuple[str, ...] = ()
 
     def table(self, index: int) -> ScoreTable:
-        """The score table of a slide of the list. Raises StoreError where it cannot be read."""
-        return read_scores(slide_path(self.folder / "scores", self.cohort.cases[index].slide_id, ".parquet"))
+        """The score table of a slide of the list.
+
+        Raises StoreError where it cannot be read, MadeAnewError where it belongs to another answer than that of the list.
+        """
+        case = self.cohort.cases[index]
+        table = read_scores(slide_path(self.folder / "scores", case.slide_id, ".parquet"))
+        if case.values is None or not np.array_equal(case.values, table.values):
+            raise MadeAnewError(
+                f"slide {case.slide_id!r}: its tile scores belong to another answer than the one in the list, as the slides were"
+                " predicted anew since, or are being; when that has ended, start this command again"
+            )
+        return table
 
 
 def open_study(folder: Path, *, run: Path | None = None, cohort_csv: Path | None = None) -> Study:
