@@ -15,7 +15,8 @@ from tests.evaluation.made import two_classes
 from tests.evaluation.test_delong import SCORES, TARGETS
 from wsimil.evaluation.binary import BinaryCases
 from wsimil.evaluation.binning import bin_of
-from wsimil.evaluation.curves import confusion, decision_curve, pr_curve, roc_curve
+from wsimil.evaluation.bootstrap import estimate
+from wsimil.evaluation.curves import confusion, decision_curve, pr_curve, roc_curve, with_band
 from wsimil.evaluation.reliability import ece_if_calibrated, reliability_curve, wilson
 
 
@@ -29,6 +30,33 @@ def test_net_benefit_is_that_of_dcurves() -> None:
     assert len(decision_curve(TARGETS, SCORES).thresholds) == 99
     with pytest.raises(ValueError, match="thresholds in"):
         decision_curve(TARGETS, SCORES, thresholds=[1.0])
+
+
+def test_the_band_of_net_benefit_is_that_of_the_bootstrap_metric_by_metric() -> None:
+    """Drawn replicate by replicate as any other metric is, and by the interval of a share where nobody is treated wrongly."""
+    cases = two_classes(150)
+    patients = [f"p{int(row**0.8)}" for row in range(len(cases))]  # of one to three rows
+    curve = decision_curve(cases.targets, cases.probabilities, thresholds=[0.2, 0.5, 0.8])
+    found = with_band(curve, cases.targets, cases.probabilities, patients, replicates=400, seed=3)
+
+    for index, at in enumerate(curve.thresholds):
+
+        def net_benefit(drawn: BinaryCases, at: float = at) -> float:
+            return decision_curve(drawn.targets, drawn.probabilities, thresholds=[at]).model[0]
+
+        wanted = estimate(cases, net_benefit, patients, replicates=400, seed=3, kind="percentile")
+        assert (found.low[index], found.high[index]) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
+        assert found.low[index] < curve.model[index] < found.high[index]
+    assert (found.model, found.treat_all) == (curve.model, curve.treat_all)
+
+
+def test_there_is_no_band_where_a_class_has_one_patient() -> None:
+    targets, p = np.array([0, 0, 1, 1]), np.array([0.1, 0.6, 0.4, 0.9])
+    curve = decision_curve(targets, p)
+    assert with_band(curve, targets, p, ["a", "b", "c", "c"]).low == ()
+    assert with_band(curve, targets, p, ["a", "b", "c", "d"]).low
+    ones = decision_curve(np.ones(2, np.int64), p[:2])
+    assert with_band(ones, np.ones(2, np.int64), p[:2], ["a", "b"]).low == ()
 
 
 @pytest.mark.parametrize("count", [63, 20_000])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn import metrics as sk
 
+from wsimil.evaluation.bootstrap import resampling
 from wsimil.evaluation.cases import Floats, Ints, checked_probabilities, checked_targets
 
 
@@ -32,11 +34,14 @@ class DecisionCurve:
     """Net benefit at threshold probabilities: of the model, and of treating all; of treating none it is 0.
 
     In true positives a row, less false positives at the odds of the threshold: at most the prevalence, without a lower bound.
+    `low` and `high` are the interval of `model` at each threshold by itself; empty where none can be told.
     """
 
     thresholds: tuple[float, ...]
     model: tuple[float, ...]
     treat_all: tuple[float, ...]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
 
 
 def roc_curve(targets: Ints, scores: Floats, *, columns: int = 500) -> Curve | None:
@@ -76,13 +81,7 @@ def decision_curve(targets: Ints, probabilities: Floats, *, thresholds: Sequence
 
     Vickers & Elkin 2006, Medical Decision Making 26:565. Raises ValueError without rows.
     """
-    truth = checked_targets(targets, 2)
-    p = checked_probabilities("probabilities", probabilities, truth.shape)
-    at = np.arange(1, 100) / 100 if thresholds is None else np.asarray(thresholds, dtype=np.float64)
-    if not len(truth) or not len(at) or at.min() <= 0 or at.max() >= 1:
-        raise ValueError(f"a decision curve needs rows and thresholds in (0, 1), got {len(truth)} rows and {at}")
-    odds = at / (1 - at)
-    treated = p >= at[:, None]
+    truth, treated, odds, at = _treated(targets, probabilities, thresholds)
     model = (treated @ truth - odds * (treated @ (1 - truth))) / len(truth)
     prevalence = truth.mean()
     return DecisionCurve(
@@ -90,6 +89,44 @@ def decision_curve(targets: Ints, probabilities: Floats, *, thresholds: Sequence
         model=tuple(model.tolist()),
         treat_all=tuple((prevalence - odds * (1 - prevalence)).tolist()),
     )
+
+
+def with_band(
+    curve: DecisionCurve,
+    targets: Ints,
+    probabilities: Floats,
+    patients: Sequence[str],
+    *,
+    replicates: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> DecisionCurve:
+    """The `decision_curve` of the same rows with percentile intervals; `patients` [n], the patient of each row, are drawn.
+
+    Without them where a class has fewer than two patients.
+    """
+    truth, treated, odds, _ = _treated(targets, probabilities, curve.thresholds)
+    plan = resampling(patients, truth)
+    if len(np.unique(truth)) < 2 or plan.smallest < 2:
+        return curve
+    # What a row of each class adds to the net benefit of each threshold where it is treated.
+    gains = treated * np.where(truth, 1.0, -odds[:, None])
+    blocks = plan.weights(replicates, seed=seed)
+    drawn = np.concatenate([weights @ gains.T / weights.sum(axis=1, keepdims=True) for weights in blocks])
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return replace(curve, low=tuple(low.tolist()), high=tuple(high.tolist()))
+
+
+def _treated(
+    targets: Ints, probabilities: Floats, thresholds: Sequence[float] | None
+) -> tuple[Ints, NDArray[np.bool_], Floats, Floats]:
+    """Truth [n], who is treated at each threshold [K, n], and odds and thresholds [K]."""
+    truth = checked_targets(targets, 2)
+    p = checked_probabilities("probabilities", probabilities, truth.shape)
+    at = np.arange(1, 100) / 100 if thresholds is None else np.asarray(thresholds, dtype=np.float64)
+    if not len(truth) or not len(at) or at.min() <= 0 or at.max() >= 1:
+        raise ValueError(f"a decision curve needs rows and thresholds in (0, 1), got {len(truth)} rows and {at}")
+    return truth, p >= at[:, None], at / (1 - at), at
 
 
 def _thinned(x: Floats, y: Floats, columns: int) -> Curve:

@@ -10,7 +10,7 @@ import numpy as np
 from wsimil.evaluation.binary import BinaryCases
 from wsimil.evaluation.bootstrap import Estimate, estimates
 from wsimil.evaluation.cases import Cases, Floats, Ints
-from wsimil.evaluation.curves import Curve, DecisionCurve, decision_curve, pr_curve, roc_curve
+from wsimil.evaluation.curves import Curve, DecisionCurve, decision_curve, pr_curve, roc_curve, with_band
 from wsimil.evaluation.delong import DeLongAuroc, DeLongDifference, delong_auroc, delong_difference
 from wsimil.evaluation.multiclass import MulticlassCases
 from wsimil.evaluation.multilabel import MultilabelCases
@@ -111,7 +111,7 @@ def judge_class(
         pr=pr_curve(cases.targets, cases.probabilities, columns=200),
         reliability=reliability_curve(cases.targets, cases.probabilities) if known else (),
         ece=ece,
-        decision=decision_curve(cases.targets, cases.probabilities) if known and one.decides else None,
+        decision=_decision(cases, own, replicates=replicates, seed=seed) if known and one.decides else None,
         histogram=(_counts(edges[cases.targets == 0]), _counts(edges[cases.targets == 1])),
     )
 
@@ -137,6 +137,11 @@ def _delong(cases: BinaryCases, patients: Sequence[str]) -> tuple[DeLongAuroc | 
     except ValueError:
         return None, ""
     return delong_auroc(means.targets, means.outputs, means.patients), "patients"
+
+
+def _decision(cases: BinaryCases, patients: Sequence[str], *, replicates: int, seed: int) -> DecisionCurve:
+    curve = decision_curve(cases.targets, cases.probabilities)
+    return with_band(curve, cases.targets, cases.probabilities, patients, replicates=replicates, seed=seed)
 
 
 def _estimates(

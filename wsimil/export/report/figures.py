@@ -103,6 +103,9 @@ def decisions(classes: Sequence[OneClass]) -> tuple[Figure, ...]:
         )  # fmt: skip
         plot.line([0, 1], [0, 0], INK, width_px=1.2, name="treat none")
         plot.line(curve.thresholds, curve.treat_all, COLORS[1], dash="7 3", name="treat all")
+        if curve.low:
+            low, high = (np.maximum(one_end, -0.2 * top).tolist() for one_end in (curve.low, curve.high))
+            plot.band(curve.thresholds, low, high, COLORS[0])
         plot.line(curve.thresholds, curve.model, COLORS[0], name="model")
         found.append(
             Figure(
@@ -110,7 +113,7 @@ def decisions(classes: Sequence[OneClass]) -> tuple[Figure, ...]:
                 reading="Where the model lies above both other lines, deciding by it gains, if its probabilities are calibrated.",
                 plot=plot.svg(),
                 keys=(
-                    Key(swatch=swatch(COLORS[0]), name="model"),
+                    Key(swatch=swatch(COLORS[0]), name="model, with 95 % interval" if curve.low else "model"),
                     Key(swatch=swatch(COLORS[1], "7 3"), name="treat all"),
                     Key(swatch=swatch(INK), name="treat none"),
                 ),
@@ -293,7 +296,7 @@ def _histogram(one: OneClass) -> Figure:
     top = max(float(max(share.max() for share in shares)), 0.05) * 1.08
     plot = Plot(
         Scale.unit(f"predicted probability of {_short(one.name)}"),
-        Scale(label="share of rows", low=0.0, high=top, ticks=Scale.around("", [0, top]).ticks),
+        Scale(label="share of rows", low=0.0, high=top, ticks=Scale.around("", [0, top], margin=0).ticks),
         title=title, description="Histograms of the predicted probability, of rows that are of the class and of others.",
     )  # fmt: skip
     for k, (share, counts) in enumerate(zip(shares, one.histogram, strict=True)):
