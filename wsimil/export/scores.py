@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,6 @@ from wsimil.files import atomic_path
 from wsimil.provenance import Json, canonical_json
 from wsimil.targets import Classification, Task, from_json
 
-Origin: TypeAlias = Literal["bounds", "level0"]
 """Where a viewer counts from: the top-left of the scanned part, or that of the whole level-0 frame."""
 Tissue: TypeAlias = tuple[tuple[NDArray[np.int64], ...], ...]
 """Polygons of rings int64 [n, 2] in level-0 px, the outer one first, closed or not."""

@@ -15,7 +15,8 @@ from tests.stages.study.conftest import Material
 from tests.stages.study.study_of import QUICK, bytes_below, planned, work
 from wsimil.cli import app
 from wsimil.errors import ConfigError, OutputError
-from wsimil.stages.predict import PredictOptions, predict
+from wsimil.stages.predict import predict
+from wsimil.stages.predict_options import PredictOptions
 from wsimil.stages.progress import Quiet
 from wsimil.stages.study import training
 from wsimil.stages.study.planning import open_study

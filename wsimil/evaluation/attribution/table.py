@@ -13,15 +13,15 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsimil.errors import ConfigError, ModelError
+from wsimil.errors import ModelError
 from wsimil.evaluation.attribution.answered import answered
 from wsimil.evaluation.attribution.contribution import contributed
-from wsimil.evaluation.attribution.scored import SCORE_KINDS, Scored, ScoreKind
+from wsimil.evaluation.attribution.kinds import DEFAULT_KINDS, SCORE_KINDS, ScoreKind
+from wsimil.evaluation.attribution.scored import Scored
 from wsimil.evaluation.attribution.scoring import score, without_rule
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, BagOutput
 
-DEFAULT_KINDS: Final[tuple[ScoreKind, ...]] = ("contribution", "attention")
 OWN: Final = "the method's own logit of the tile"
 
 
@@ -84,18 +84,6 @@ def attribute(
         bias=None if found is None else found.scored.bias,
         lengths=bags.lengths,
     )
-
-
-def kinds_of(text: str) -> tuple[ScoreKind, ...]:
-    """The kinds that a list with commas names. Raises ConfigError."""
-    names = [name for part in text.split(",") if (name := part.strip())]
-    known = {str(kind): kind for kind in SCORE_KINDS}
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"unknown kind of score {name!r}; known are {', '.join(SCORE_KINDS)}")
-    if not names:
-        raise ConfigError(f"no kind of score is named; known are {', '.join(SCORE_KINDS)}")
-    return tuple(dict.fromkeys(known[name] for name in names))
 
 
 class _Columns:
