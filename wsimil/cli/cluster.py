@@ -79,7 +79,9 @@ def worker(
         from wsimil.stages.progress import Quiet as Silent
         from wsimil.stages.study import looking
         from wsimil.stages.study import work as stage
+        from wsimil.stages.text_worklist import show_refusal
         from wsimil.worklist import read_plan
+        from wsimil.worklist.worker import Left
 
         planned = looking.with_max_bad(read_plan(study.absolute()), max_bad)
         watch = Silent() if quiet else Lines(text.stderr())
@@ -91,6 +93,8 @@ def worker(
         code = stage.supervise(planned, stages=stages or (), gpus=gpus, workers=workers, options=options, watch=watch)
         if code == 0 and looking.bad_units(planned, stages or ()):
             code = 1
+        if code == Left.REFUSED:
+            show_refusal(planned, looking.state(planned, ()))
         raise typer.Exit(code)
 
 
