@@ -27,7 +27,8 @@ from wsimil.evaluation.attribution import attribute
 from wsimil.mil.batch import BagBatch, pack
 from wsimil.mil.saved import load_model
 from wsimil.provenance import Provenance, sha256_json
-from wsimil.training import FitConfig, fit
+from wsimil.training.config import FitConfig
+from wsimil.training.fit import fit
 from wsimil.training.loading import Instances
 
 SHARED = Path(__file__).resolve().parents[2] / "shared/data/bags"

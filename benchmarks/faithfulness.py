@@ -37,7 +37,8 @@ from wsimil.evaluation.faithfulness.judged import JudgedMap
 from wsimil.geometry import SlideInfo, TileGrid, TileSpec
 from wsimil.provenance import Provenance
 from wsimil.stages.explain_check import ExplainOptions, explain_check
-from wsimil.stages.train import TrainConfig, train
+from wsimil.stages.train import train
+from wsimil.stages.train_config import TrainConfig
 from wsimil.store import open_store
 
 METHODS = (

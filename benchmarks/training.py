@@ -30,7 +30,7 @@ from wsimil.mil import registry
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, pack
 from wsimil.mil.criterion import CrossEntropy
-from wsimil.training import FitConfig
+from wsimil.training.config import FitConfig
 from wsimil.training.learner import Learner
 
 DIM = 1024

@@ -249,7 +249,7 @@ def test_every_shipped_config_is_valid() -> None:
     from wsimil.mil import registry
     from wsimil.stages.search import SearchConfig
     from wsimil.stages.study.config import StudyConfig
-    from wsimil.stages.train import TrainConfig
+    from wsimil.stages.train_config import TrainConfig
 
     root = Path(__file__).parents[1] / "configs"
     found = sorted(root.rglob("*.yaml"))

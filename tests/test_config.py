@@ -234,3 +234,16 @@ def test_truth_is_no_number_and_a_date_that_is_none_is_text(tmp_path: Path) -> N
     path.write_text("name: 2026-13-45", encoding="utf-8")
     with pytest.raises(ConfigError, match="is not valid YAML: month must be in"):
         load_config(Sizes, path)
+
+
+class StudyConfig(FrozenConfig):
+    runs: dict[str, RunConfig] = Field(default_factory=dict)
+
+
+def test_a_wrong_key_below_a_name_of_the_users_own_is_named_too() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(StudyConfig, overrides=["runs.mine.fit.epoch=3", "runs.mine.nam=x"])
+    assert str(caught.value).splitlines() == [
+        "--set: runs.mine.fit.epoch: unknown key, got 3; did you mean 'epochs'?",
+        "--set: runs.mine.nam: unknown key, got 'x'; did you mean 'name'?",
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar, Union, get_args, get_origin
+from typing import TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, ValidationInfo, field_validator
@@ -173,16 +173,19 @@ def _get(tree: JsonValue | Mapping[str, JsonValue], loc: Sequence[str]) -> JsonV
 
 def _fields_at(cls: type[BaseModel], loc: Sequence[str]) -> set[str]:
     """Names of the fields of the config that sits at `loc` below `cls`."""
-    current: type[BaseModel] | None = cls
+    annotation: object = cls
     for part in loc:
-        field = current.model_fields.get(part) if current else None
-        current = _model_in(field.annotation) if field else None
-    return set(current.model_fields) if current else set()
+        if get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+            continue
+        model = _model_in(annotation)
+        field = model.model_fields.get(part) if model else None
+        annotation = field.annotation if field else None
+    model = _model_in(annotation)
+    return set(model.model_fields) if model else set()
 
 
 def _model_in(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) is not None or isinstance(annotation, Union):  # type: ignore[arg-type]
-        return next((model for arg in get_args(annotation) if (model := _model_in(arg))), None)
-    return None
+    return next((model for arg in get_args(annotation) if (model := _model_in(arg))), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from wsimil.errors import SlideError
 
 MppSource = Literal["metadata", "override"]
+Origin: TypeAlias = Literal["bounds", "level0"]
+"""From where coordinates in files count: the scanned part of a slide, as QuPath does, or its top-left edge."""
 
 MIN_MPP, MAX_MPP = 0.05, 50.0
 MAX_ANISOTROPY = 0.01

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 import zlib
 from base64 import b64encode
 from pathlib import Path
@@ -32,6 +34,32 @@ def test_what_is_read_is_what_was_predicted(n: int, make_prediction, tmp_path: P
     prediction = make_prediction(n=n, size_px=63, mpp=0.2527, bounds0_px=(100, 50, 3500, 2900))
     write_scores(tmp_path / "scores.parquet", prediction)
     assert _same(read_scores(tmp_path / "scores.parquet"), score_table(prediction))
+
+
+WRITE = """
+import sys
+from pathlib import Path
+import numpy as np
+from wsimil.evaluation.prediction import Prediction
+from wsimil.export.scores import write_scores
+from wsimil.targets import Classification
+from wsimil.testing.store_laws import make_bag
+prediction = Prediction(
+    slide_id="s", task=Classification(classes=("n", "t")), values=np.full(2, 0.5), logits=np.zeros(2), bias=np.zeros(2),
+    score_names=("attention",), score_rules={"attention": "softmax over the bag"}, scores=np.ones((63, 1), np.float32),
+    grid=make_bag("s", n=63).grid, model={},
+)
+write_scores(Path(sys.argv[1]), prediction)
+print("pandas" in sys.modules)
+"""
+
+
+def test_scores_are_written_without_pandas(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE, tmp_path / "s.parquet"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+    assert np.array_equal(read_scores(tmp_path / "s.parquet").score("attention"), np.ones(63, np.float32))
 
 
 def test_tissue_comes_back_ring_by_ring(make_prediction, tmp_path: Path) -> None:

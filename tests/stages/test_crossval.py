@@ -19,8 +19,10 @@ from wsimil.config import load_config
 from wsimil.errors import ConfigError
 from wsimil.evaluation.metrics import auroc
 from wsimil.mil.saved import load_model
-from wsimil.stages.crossval import WorkItem, crossval, work_items
-from wsimil.stages.train import TrainConfig, train
+from wsimil.stages.crossval import crossval
+from wsimil.stages.train import train
+from wsimil.stages.train_config import TrainConfig
+from wsimil.stages.work_items import WorkItem, work_items
 
 Study = Callable[..., tuple[Path, Path]]
 QUICK = {"fit.epochs": 3, "fit.lr": 3e-3, "device": "cpu"}

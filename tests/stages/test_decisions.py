@@ -13,8 +13,10 @@ import pytest
 
 from wsimil.config import load_config
 from wsimil.stages.evaluate import EvaluateOptions, evaluate
-from wsimil.stages.predict import PredictOptions, predict
-from wsimil.stages.train import TrainConfig, train
+from wsimil.stages.predict import predict
+from wsimil.stages.predict_options import PredictOptions
+from wsimil.stages.train import train
+from wsimil.stages.train_config import TrainConfig
 from wsimil.store import open_store
 from wsimil.testing.store_laws import make_bag
 

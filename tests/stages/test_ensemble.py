@@ -21,8 +21,10 @@ from wsimil.mil.batch import pack
 from wsimil.mil.ensemble import Ensemble
 from wsimil.mil.saved import load_model
 from wsimil.stages.ensemble import ensemble
-from wsimil.stages.predict import PredictOptions, predict
-from wsimil.stages.train import TrainConfig, train
+from wsimil.stages.predict import predict
+from wsimil.stages.predict_options import PredictOptions
+from wsimil.stages.train import train
+from wsimil.stages.train_config import TrainConfig
 
 Study = Callable[..., tuple[Path, Path]]
 

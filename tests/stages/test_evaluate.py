@@ -21,8 +21,10 @@ from wsimil.evaluation.task_metrics import cases_of
 from wsimil.export.report.numbers import plain
 from wsimil.stages.compare import compare
 from wsimil.stages.evaluate import EvaluateOptions, EvaluateSummary, evaluate
-from wsimil.stages.predict import PredictOptions, predict
-from wsimil.stages.train import TrainConfig, train
+from wsimil.stages.predict import predict
+from wsimil.stages.predict_options import PredictOptions
+from wsimil.stages.train import train
+from wsimil.stages.train_config import TrainConfig
 from wsimil.store import open_store
 from wsimil.testing.store_laws import make_bag
 

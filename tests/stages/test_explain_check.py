@@ -25,7 +25,8 @@ from wsimil.evaluation.patient import predict_patient
 from wsimil.evaluation.truth import connected, read_truth, tile_truth
 from wsimil.mil.saved import load_model, save_model
 from wsimil.stages.explain_check import ExplainOptions, ExplainSummary, explain_check
-from wsimil.stages.train import TrainConfig, train
+from wsimil.stages.train import train
+from wsimil.stages.train_config import TrainConfig
 from wsimil.store import open_store
 
 QUICK = FlipConfig(shares=(0, 0.1, 0.3, 0.6, 1), top=(0.1,), random_orders=4, inits=1, replicates=200)

@@ -13,7 +13,8 @@ from wsimil.errors import ConfigError, ModelError
 from wsimil.mil.batch import pack
 from wsimil.mil.saved import load_model
 from wsimil.stages.import_checkpoint import ImportConfig, import_checkpoint
-from wsimil.stages.predict import PredictOptions, predict
+from wsimil.stages.predict import predict
+from wsimil.stages.predict_options import PredictOptions
 from wsimil.store import open_store
 from wsimil.testing.store_laws import make_bag
 

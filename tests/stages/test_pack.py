@@ -18,8 +18,10 @@ from wsimil.extraction.config import ExtractConfig
 from wsimil.extraction.sources import list_sources
 from wsimil.stages.extract import extract
 from wsimil.stages.pack import pack
-from wsimil.stages.predict import PredictOptions, predict
-from wsimil.stages.train import TrainConfig, train
+from wsimil.stages.predict import predict
+from wsimil.stages.predict_options import PredictOptions
+from wsimil.stages.train import train
+from wsimil.stages.train_config import TrainConfig
 from wsimil.store import Backend, open_store
 from wsimil.testing.store_laws import make_bag
 

@@ -17,8 +17,10 @@ from wsimil.evaluation.patient import predict_patient, stacked
 from wsimil.export.scores import read_scores
 from wsimil.mil.batch import pack
 from wsimil.mil.saved import load_model
-from wsimil.stages.predict import PredictOptions, PredictSummary, predict
-from wsimil.stages.train import TrainConfig, TrainSummary, train
+from wsimil.stages.predict import PredictSummary, predict
+from wsimil.stages.predict_options import PredictOptions
+from wsimil.stages.train import TrainSummary, train
+from wsimil.stages.train_config import TrainConfig
 from wsimil.store import open_store
 from wsimil.testing.store_laws import make_bag
 

@@ -14,7 +14,8 @@ from wsimil.errors import OutputError
 from wsimil.mil import registry
 from wsimil.mil.saved import save_model
 from wsimil.pseudonyms import Pseudonyms, open_pseudonyms
-from wsimil.stages.predict import PredictOptions, predict
+from wsimil.stages.predict import predict
+from wsimil.stages.predict_options import PredictOptions
 from wsimil.store import open_store
 from wsimil.targets import Classification
 

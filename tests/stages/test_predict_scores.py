@@ -16,8 +16,10 @@ from wsimil.config import load_config
 from wsimil.errors import ConfigError
 from wsimil.export.scores import read_scores
 from wsimil.export.shown import shown
-from wsimil.stages.predict import PredictOptions, predict
-from wsimil.stages.train import TrainConfig, train
+from wsimil.stages.predict import predict
+from wsimil.stages.predict_options import PredictOptions
+from wsimil.stages.train import train
+from wsimil.stages.train_config import TrainConfig
 from wsimil.store import open_store
 
 Study = Callable[..., tuple[Path, Path]]

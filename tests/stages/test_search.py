@@ -16,7 +16,7 @@ from wsimil.config import load_config
 from wsimil.errors import ConfigError, TrainingError
 from wsimil.splits import read_plan
 from wsimil.stages.search import SearchConfig, plan_search, search
-from wsimil.stages.train import TrainConfig
+from wsimil.stages.train_config import TrainConfig
 
 pytest.importorskip("optuna", reason="needs Optuna")
 

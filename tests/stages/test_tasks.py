@@ -17,8 +17,10 @@ from wsimil.config import load_config
 from wsimil.errors import CohortError, ConfigError
 from wsimil.export.scores import read_scores
 from wsimil.mil.saved import load_model
-from wsimil.stages.predict import PredictOptions, predict
-from wsimil.stages.train import TrainConfig, plan, train
+from wsimil.stages.predict import predict
+from wsimil.stages.predict_options import PredictOptions
+from wsimil.stages.train import plan, train
+from wsimil.stages.train_config import TrainConfig
 from wsimil.store import open_store
 from wsimil.testing.store_laws import make_bag
 

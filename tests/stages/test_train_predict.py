@@ -23,8 +23,10 @@ from wsimil.extraction.sources import list_sources
 from wsimil.mil.saved import load_model
 from wsimil.stages.export import ExportOptions, export
 from wsimil.stages.extract import extract
-from wsimil.stages.predict import PredictOptions, PredictSummary, predict
-from wsimil.stages.train import TrainConfig, TrainSummary, plan, train
+from wsimil.stages.predict import PredictSummary, predict
+from wsimil.stages.predict_options import PredictOptions
+from wsimil.stages.train import TrainSummary, plan, train
+from wsimil.stages.train_config import TrainConfig
 from wsimil.store import open_store
 
 Make = Callable[..., Path]

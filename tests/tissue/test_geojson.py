@@ -13,9 +13,9 @@ from scipy import ndimage
 from wsimil.errors import SlideError
 from wsimil.geometry import SlideInfo, TissueMask
 from wsimil.tissue import read_geojson, to_geojson, to_png
-from wsimil.tissue.classical import mask_mpp, mask_size_px
 from wsimil.tissue.config import TissueConfig
 from wsimil.tissue.geojson import read_polygons
+from wsimil.tissue.resolution import mask_mpp, mask_size_px
 
 SQUARE = [[100, 200], [900.5, 200], [900.5, 700.25], [100, 700.25], [100, 200]]
 

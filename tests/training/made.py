@@ -12,8 +12,10 @@ import torch
 from wsimil.cohort import Cohort, CohortSlide
 from wsimil.mil.saved import load_model
 from wsimil.provenance import Provenance
-from wsimil.training import FitConfig, FitResult, fit
+from wsimil.training.config import FitConfig
+from wsimil.training.fit import fit
 from wsimil.training.loading import Instances
+from wsimil.training.records import FitResult
 
 DIM = 12
 FEATURES = Provenance(

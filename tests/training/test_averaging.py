@@ -11,8 +11,9 @@ from torch import nn
 
 from tests.training.made import QUICK, run, weights
 from wsimil.mil.batch import BagBatch, pack
-from wsimil.training.augmentation import AugmentationConfig, augmented
+from wsimil.training.augmentation import augmented
 from wsimil.training.averaging import WeightAverage
+from wsimil.training.config import AugmentationConfig
 
 
 def test_the_average_follows_its_formula() -> None:

@@ -18,10 +18,10 @@ from wsimil.cohort import Cohort, CohortSlide
 from wsimil.errors import ConfigError, ModelError, TrainingError
 from wsimil.mil import registry
 from wsimil.mil.masking import TopKMasking
-from wsimil.mil.regularizers.attention_entropy import AttentionEntropyConfig
 from wsimil.mil.saved import load_model
-from wsimil.training import FitConfig, fit
 from wsimil.training.checkpoint import read_checkpoint
+from wsimil.training.config import AttentionEntropyConfig, FitConfig
+from wsimil.training.fit import fit
 from wsimil.training.loading import Instances
 from wsimil.training.optimizer import Lookahead
 from wsimil.training.sampling import class_weights, draw_instances, epoch_order

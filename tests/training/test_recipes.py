@@ -9,7 +9,7 @@ import pytest
 from tests.training.test_fit import made_cohort, run
 from wsimil.config import load_config
 from wsimil.mil import registry
-from wsimil.stages.train import TrainConfig
+from wsimil.stages.train_config import TrainConfig
 from wsimil.targets import Classification
 from wsimil.training.objective import resolved
 

@@ -9,9 +9,8 @@ import torch
 
 from tests.training.made import DIM, QUICK, MadeBags, Pause, history, made_cohort, run, weights
 from wsimil.errors import TrainingError
-from wsimil.training import FitConfig
-from wsimil.training.augmentation import AugmentationConfig
 from wsimil.training.checkpoint import read_checkpoint
+from wsimil.training.config import AugmentationConfig, FitConfig
 from wsimil.training.loading import Instances
 
 VARIANTS = {

@@ -24,7 +24,8 @@ from wsimil.mil import registry
 from wsimil.mil.saved import load_model, save_model
 from wsimil.stages.extract import extract
 from wsimil.stages.features import open_features
-from wsimil.stages.predict import PredictOptions, predict
+from wsimil.stages.predict import predict
+from wsimil.stages.predict_options import PredictOptions
 from wsimil.targets import Classification, Task
 
 SIDES_PX = ((2048, 1536), (1900, 2100), (1001, 777), (2304, 1280))

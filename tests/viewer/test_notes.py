@@ -19,7 +19,8 @@ from wsimil.export.geojson import write_geojson
 from wsimil.export.scores import ScoreTable, read_scores
 from wsimil.export.viewer.notes import MOST_TEXT, Notes, notes_geojson, parse_notes
 from wsimil.stages.features import open_features
-from wsimil.stages.predict import PredictOptions, predict
+from wsimil.stages.predict import predict
+from wsimil.stages.predict_options import PredictOptions
 from wsimil.store import open_store
 
 PINS = [

@@ -20,7 +20,8 @@ from wsimil.extraction.config import ExtractConfig
 from wsimil.extraction.sources import list_sources
 from wsimil.stages.export_html import HtmlOptions, export_html
 from wsimil.stages.extract import extract
-from wsimil.stages.predict import PredictOptions, predict
+from wsimil.stages.predict import predict
+from wsimil.stages.predict_options import PredictOptions
 from wsimil.targets import Classification
 
 PATIENT = "MRS-JANE-DOE-1957"

@@ -14,7 +14,8 @@ import pytest
 from tests.worklist.toy import Notes, ledger_of, plan_in, product
 from wsimil.errors import ConfigError
 from wsimil.worklist import WorkPlan, disk
-from wsimil.worklist.supervise import Seat, Supervisor, seats, visible_gpus, worker_name
+from wsimil.worklist.host import worker_name
+from wsimil.worklist.supervise import Seat, Supervisor, seats, visible_gpus
 
 TOY = Path(__file__).with_name("toy.py")
 

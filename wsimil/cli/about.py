@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-from wsimil.cli.app import ABOUT, AsJson, app, exits
+from wsimil.cli.app import ABOUT, AsJson, exits
+
+commands = typer.Typer(rich_markup_mode="rich")
 
 
-@app.command(rich_help_panel=ABOUT)
+@commands.command(rich_help_panel=ABOUT)
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("demo"),
     slides: Annotated[int, typer.Option(min=8, help="How many slides to draw.")] = 24,
@@ -24,7 +26,7 @@ def demo(
         text.show_demo(run_demo(out, slides=slides, seed=seed, say=text.say), out)
 
 
-@app.command(rich_help_panel=ABOUT)
+@commands.command(rich_help_panel=ABOUT)
 def doctor(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="A folder that is going to be written to.", show_default=False)
@@ -42,7 +44,7 @@ def doctor(
 
 
 listing = typer.Typer(no_args_is_help=True, help="List what there is: encoders or methods.")
-app.add_typer(listing, name="list", rich_help_panel=ABOUT)
+commands.add_typer(listing, name="list", rich_help_panel=ABOUT)
 
 
 @listing.command("encoders")
@@ -66,7 +68,7 @@ def list_methods(as_json: AsJson = False) -> None:
         text.show_methods({name: config().model_dump(mode="json") for name, config in configs.items()}, as_json=as_json)
 
 
-@app.command("config", rich_help_panel=ABOUT)
+@commands.command("config", rich_help_panel=ABOUT)
 def show_config(
     command: Annotated[str, typer.Argument(help="extract, train or plan.")],
     schema: Annotated[bool, typer.Option("--schema", help="JSON Schema, for editors.")] = False,
@@ -83,7 +85,7 @@ def show_config(
 
             config = ExtractConfig()
         elif command == "train":
-            from wsimil.stages.train import TrainConfig
+            from wsimil.stages.train_config import TrainConfig
 
             config = TrainConfig()
         elif command == "plan":

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from wsimil.cli.app import ANSWERS, AsJson, ConfigFile, MppOverride, Out, Quiet, Sets, Weights, app, exits
+from wsimil.cli.app import ANSWERS, AsJson, ConfigFile, MppOverride, Out, Quiet, Sets, Weights, exits
+
+commands = typer.Typer(rich_markup_mode="rich")
 
 Cohort = Annotated[Path, typer.Option("--cohort", help="CSV with labels; also site, scanner, ...", show_default=False)]
 FeatureFolder = Annotated[
@@ -19,7 +21,7 @@ Replicates = Annotated[int, typer.Option(min=100, help="Bootstrap replicates.")]
 Seed = Annotated[int, typer.Option(min=0, help="Decides the draws.")]
 
 
-@app.command(rich_help_panel=ANSWERS)
+@commands.command(rich_help_panel=ANSWERS)
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder that `wsimil train` wrote.")],
     source: Annotated[
@@ -73,22 +75,24 @@ def predict(
     """Predict slides, and show which tiles speak for the answer. From slides, extraction runs first, as the model was trained."""
     with exits():
         from wsimil.evaluation.attribution import kinds_of
-        from wsimil.stages import predict as stage
         from wsimil.stages import text
+        from wsimil.stages.predict_options import PredictOptions
         from wsimil.stages.progress import reporter
 
-        options = stage.PredictOptions(
+        options = PredictOptions(
             device=device, heatmaps=heatmaps, scores=None if scores is None else kinds_of(scores), score=score,
             range=range_of(span), origin=origin_of(origin), encoder_weights=encoder_weights, mpp_override=mpp_override,
             batch_size=batch_size, readers=readers, pseudonyms=pseudonymize,
         )  # fmt: skip
+        from wsimil.stages import predict as stage  # brings torch, for which a mistake in an option should not wait
+
         with reporter(text.stderr(), quiet=quiet) as watch:
             summary = stage.predict(run, source, out, options=options, cohort_csv=cohort, reporter=watch)
         text.show_prediction(summary, out, as_json=as_json)
         raise typer.Exit(1 if summary.failures else 0)
 
 
-@app.command(rich_help_panel=ANSWERS)
+@commands.command(rich_help_panel=ANSWERS)
 def evaluate(
     predictions: Annotated[
         list[Path],
@@ -121,7 +125,7 @@ def evaluate(
         text_evaluation.show_evaluation(summary, out, as_json=as_json)
 
 
-@app.command(rich_help_panel=ANSWERS)
+@commands.command(rich_help_panel=ANSWERS)
 def compare(
     first: Annotated[Path, typer.Argument(help="Folder that `wsimil predict` or `train` wrote.")],
     second: Annotated[Path, typer.Argument(help="Another one; differences are first less second.")],
@@ -144,7 +148,7 @@ def compare(
         text_evaluation.show_comparison(summary, out, as_json=as_json)
 
 
-@app.command(rich_help_panel=ANSWERS)
+@commands.command(rich_help_panel=ANSWERS)
 def explain_check(
     runs: Annotated[
         list[Path],

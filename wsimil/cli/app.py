@@ -11,10 +11,12 @@ from typing import Annotated
 import typer
 
 from wsimil import __version__
+from wsimil.cli.on_demand import OnDemand
 from wsimil.errors import SlideError, WsimilError
 
 app = typer.Typer(
     name="wsimil",
+    cls=OnDemand,
     help="Weakly supervised learning on whole-slide images: [b]extract[/b], [b]train[/b], [b]predict[/b]. For research use only.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from wsimil.cli.app import CLUSTER, AsJson, DryRun, Out, Quiet, Sets, app, exits
+from wsimil.cli.app import CLUSTER, AsJson, DryRun, Out, Quiet, Sets, exits
+
+commands = typer.Typer(rich_markup_mode="rich")
 
 Study = Annotated[Path, typer.Argument(help="Folder that `wsimil plan` wrote.")]
 Stages = Annotated[
@@ -24,7 +26,7 @@ MaxBad = Annotated[
 ]
 
 
-@app.command(rich_help_panel=CLUSTER)
+@commands.command(rich_help_panel=CLUSTER)
 def plan(
     study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="What to do; see configs/study.")],
     out: Out,
@@ -48,7 +50,7 @@ def plan(
         show_work_plan(planned, written=written, as_json=as_json)
 
 
-@app.command(rich_help_panel=CLUSTER)
+@commands.command(rich_help_panel=CLUSTER)
 def worker(
     study: Study,
     stages: Stages = None,
@@ -82,10 +84,13 @@ def worker(
         from wsimil.stages import text
         from wsimil.stages.progress import Lines
         from wsimil.stages.progress import Quiet as Silent
+        from wsimil.stages.study import looking
         from wsimil.stages.study import work as stage
+        from wsimil.stages.text_worklist import show_refusal
         from wsimil.worklist import read_plan
+        from wsimil.worklist.worker import Left
 
-        planned = stage.with_max_bad(read_plan(study.absolute()), max_bad)
+        planned = looking.with_max_bad(read_plan(study.absolute()), max_bad)
         watch = Silent() if quiet else Lines(text.stderr())
         if name is not None:
             patience_s = float("inf") if patience is None else patience
@@ -98,12 +103,14 @@ def worker(
         options += [] if max_bad is None else ["--max-bad", str(max_bad)]
         options += [] if encoder_weights is None else ["--encoder-weights", str(encoder_weights)]
         code = stage.supervise(planned, stages=stages or (), gpus=gpus, workers=workers, options=options, watch=watch)
-        if code == 0 and stage.bad_units(planned, stages or ()):
+        if code == 0 and looking.bad_units(planned, stages or ()):
             code = 1
+        if code == Left.REFUSED:
+            show_refusal(planned, looking.state(planned, ()))
         raise typer.Exit(code)
 
 
-@app.command(rich_help_panel=CLUSTER)
+@commands.command(rich_help_panel=CLUSTER)
 def status(
     study: Study,
     stages: Stages = None,
@@ -119,13 +126,13 @@ def status(
         import time
 
         from wsimil.stages import text
-        from wsimil.stages.study import work as stage
+        from wsimil.stages.study import looking
         from wsimil.stages.text_worklist import show_status
         from wsimil.worklist import read_plan
 
-        planned = stage.with_max_bad(read_plan(study.absolute()), max_bad)
+        planned = looking.with_max_bad(read_plan(study.absolute()), max_bad)
         while True:
-            state = stage.state(planned, stages or ())
+            state = looking.state(planned, stages or ())
             if watch:
                 text.stdout().clear()
             show_status(planned, state, as_json=as_json)
@@ -138,7 +145,7 @@ def status(
             raise typer.Exit(5)
 
 
-@app.command(rich_help_panel=CLUSTER)
+@commands.command(rich_help_panel=CLUSTER)
 def retry(
     study: Study,
     units: Annotated[list[str] | None, typer.Argument(help="Ids or names.", show_default="all bad ones")] = None,
@@ -147,12 +154,12 @@ def retry(
 ) -> None:
     """Let units that were set aside be tried again, once what was wrong with them is mended."""
     with exits():
-        from wsimil.stages.study import work as stage
+        from wsimil.stages.study import looking
         from wsimil.stages.text import say, say_json
         from wsimil.worklist import read_plan
 
         planned = read_plan(study.absolute())
-        again = stage.retry(planned, stages=stages or (), units=units or ())
+        again = looking.retry(planned, stages=stages or (), units=units or ())
         if as_json:
             say_json(again)
             return

@@ -9,8 +9,10 @@ import typer
 from typer.core import TyperGroup
 
 from wsimil.cli.answers import origin_of, range_of, split_names
-from wsimil.cli.app import ANSWERS, AsJson, Quiet, app, exits
+from wsimil.cli.app import ANSWERS, AsJson, Quiet, exits
 from wsimil.cli.viewing import Features, Labels, Predictions, Run, Slides
+
+commands = typer.Typer(rich_markup_mode="rich")
 
 _MAPS = "maps"
 
@@ -26,7 +28,7 @@ class _MapsUnlessNamed(TyperGroup):
 
 
 export_app = typer.Typer(cls=_MapsUnlessNamed, no_args_is_help=True, rich_markup_mode="rich")
-app.add_typer(
+commands.add_typer(
     export_app,
     name="export",
     rich_help_panel=ANSWERS,

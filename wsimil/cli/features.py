@@ -19,13 +19,14 @@ from wsimil.cli.app import (
     Quiet,
     Sets,
     Weights,
-    app,
     exits,
     path_text,
 )
 
+commands = typer.Typer(rich_markup_mode="rich")
 
-@app.command(rich_help_panel=FEATURES)
+
+@commands.command(rich_help_panel=FEATURES)
 def extract(
     slides: Annotated[
         Path, typer.Argument(help="A slide, a folder of slides, or a CSV manifest (path, slide_id, mpp, mask).")
@@ -109,7 +110,7 @@ def extract(
         raise typer.Exit(1 if summary.failures else 0)
 
 
-@app.command(rich_help_panel=FEATURES)
+@commands.command(rich_help_panel=FEATURES)
 def inspect(
     slide: Annotated[Path, typer.Argument(help="A slide file.")],
     encoder: Annotated[str, typer.Option("--encoder", "-e", help="Whose tiles to lay.")] = "efficientnet_lite0_trunc",
@@ -142,7 +143,7 @@ def inspect(
         raise typer.Exit(1 if report.refusal else 0)
 
 
-@app.command(rich_help_panel=FEATURES)
+@commands.command(rich_help_panel=FEATURES)
 def convert(
     source: Annotated[Path, typer.Argument(help="Feature folder of wsimil or of another tool.")],
     out: Annotated[Path, typer.Argument(help="Output folder.")],
@@ -197,7 +198,7 @@ def convert(
         raise typer.Exit(1 if summary.failures else 0)
 
 
-@app.command(rich_help_panel=FEATURES)
+@commands.command(rich_help_panel=FEATURES)
 def pack(
     features: Annotated[Path, typer.Argument(help="Folder that `wsimil extract` wrote.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.zarr", help="The pack to write; its name ends in .zarr.")],

@@ -10,10 +10,12 @@ import typer
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-from wsimil.cli.app import MODELS, AsJson, ConfigFile, Device, DryRun, Out, Quiet, Sets, app, exits, path_text
+from wsimil.cli.app import MODELS, AsJson, ConfigFile, Device, DryRun, Out, Quiet, Sets, exits, path_text
+
+commands = typer.Typer(rich_markup_mode="rich")
 
 
-@app.command(rich_help_panel=MODELS)
+@commands.command(rich_help_panel=MODELS)
 def train(
     features: Annotated[
         Path,
@@ -69,15 +71,17 @@ def train(
     with exits():
         from wsimil.config import load_config
         from wsimil.stages import text
-        from wsimil.stages import train as stage
         from wsimil.stages.progress import reporter
+        from wsimil.stages.train_config import TrainConfig
 
         given = {
             "method.name": method, "fit.epochs": epochs, "fit.lr": lr, "fit.seed": seed, "fit.balance": balance,
             "split.folds": folds, "split.fold": fold, "split.file": path_text(splits),
             "split.round": round_, "device": device,
         }  # fmt: skip
-        resolved = load_config(stage.TrainConfig, config, overrides=sets or (), given=given)
+        resolved = load_config(TrainConfig, config, overrides=sets or (), given=given)
+        from wsimil.stages import train as stage  # brings torch, for which a mistake in a config should not wait
+
         if dry_run:
             text.show_train_plan(stage.plan(resolved, features, cohort), as_json=as_json)
             return
@@ -86,7 +90,7 @@ def train(
         text.show_training(summary, out, as_json=as_json)
 
 
-@app.command(rich_help_panel=MODELS)
+@commands.command(rich_help_panel=MODELS)
 def crossval(
     features: Annotated[Path, typer.Argument(help="Feature folder, as `wsimil train` takes it.")],
     cohort: Annotated[Path, typer.Option("--cohort", help="CSV, as `wsimil train` takes it.", show_default=False)],
@@ -111,11 +115,11 @@ def crossval(
     with exits():
         from wsimil.config import load_config
         from wsimil.errors import ConfigError
-        from wsimil.stages import crossval as stage
         from wsimil.stages import text
         from wsimil.stages.progress import reporter
         from wsimil.stages.text_study import show_items, show_study
-        from wsimil.stages.train import TrainConfig
+        from wsimil.stages.train_config import TrainConfig
+        from wsimil.stages.work_items import work_items
 
         paths = configs or []
         names = [path.stem for path in paths] or ["default"]
@@ -127,20 +131,22 @@ def crossval(
         if not all(seed.strip().isdigit() for seed in seeds.split(",")):
             raise ConfigError(f"--seeds {seeds!r}: wanted whole numbers with commas, such as 0,1,2")
         loaded = [load_config(TrainConfig, path, overrides=sets or ()) for path in (*paths,) or (None,)]
-        items = stage.work_items(
+        items = work_items(
             dict(zip(names, loaded, strict=True)), features, cohort, out, splits=splits, rounds=rounds or (),
             seeds=[int(seed) for seed in seeds.split(",")],
         )  # fmt: skip
         if dry_run:
             show_items(items, as_json=as_json)
             return
+        from wsimil.stages import crossval as stage
+
         with reporter(text.stderr(), quiet=quiet) as watch:
             summary = stage.crossval(items, out, workers=workers, reporter=watch)
         show_study(summary, out, as_json=as_json)
         raise typer.Exit(1 if summary.failures else 0)
 
 
-@app.command(rich_help_panel=MODELS)
+@commands.command(rich_help_panel=MODELS)
 def search(
     features: Annotated[Path, typer.Argument(help="Feature folder, as for `wsimil train`.")],
     cohort: Annotated[Path, typer.Option("--cohort", help="CSV, as for `wsimil train`.", show_default=False)],
@@ -168,7 +174,7 @@ def search(
         from wsimil.stages import text
         from wsimil.stages.progress import reporter
         from wsimil.stages.text_search import show_search, show_search_plan
-        from wsimil.stages.train import TrainConfig
+        from wsimil.stages.train_config import TrainConfig
 
         searched = load_config(stage.SearchConfig, space, given={"trials": trials})
         base = load_config(TrainConfig, config, overrides=sets or ())
@@ -181,7 +187,7 @@ def search(
         show_search(found, out, as_json=as_json)
 
 
-@app.command(rich_help_panel=MODELS)
+@commands.command(rich_help_panel=MODELS)
 def ensemble(
     runs: Annotated[list[Path], typer.Argument(help="Folders that `wsimil train` or `crossval` wrote, two or more.")],
     out: Out,
@@ -210,7 +216,7 @@ def ensemble(
         show_ensemble(joined, out, as_json=as_json)
 
 
-@app.command(rich_help_panel=MODELS)
+@commands.command(rich_help_panel=MODELS)
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="What torch.save wrote of a state_dict, or a .safetensors file.")],
     source: Annotated[str, typer.Option("--from", help="Whose code: see the names above.", show_default=False)],
@@ -247,7 +253,7 @@ def import_checkpoint(
 splitting = typer.Typer(
     no_args_is_help=True, help="Make splits of a cohort once, as a file for every method; check them."
 )
-app.add_typer(splitting, name="splits", rich_help_panel=MODELS)
+commands.add_typer(splitting, name="splits", rich_help_panel=MODELS)
 
 CohortFile = Annotated[Path, typer.Argument(help="CSV: slide_id, patient_id, label (or the columns of task), site.")]
 Features = Annotated[

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from wsimil.cli.answers import origin_of
-from wsimil.cli.app import ANSWERS, app, exits
+from wsimil.cli.app import ANSWERS, exits
+
+commands = typer.Typer(rich_markup_mode="rich")
 
 Predictions = Annotated[Path, typer.Argument(help="Folder that `wsimil predict` wrote.")]
 Slides = Annotated[
@@ -22,7 +24,7 @@ Run = Annotated[Path | None, typer.Option(help="Run that answered.", show_defaul
 Labels = Annotated[Path | None, typer.Option("--cohort", help="CSV with labels.", show_default=False)]
 
 
-@app.command(rich_help_panel=ANSWERS)
+@commands.command(rich_help_panel=ANSWERS)
 def view(
     predictions: Predictions,
     slides: Slides = None,

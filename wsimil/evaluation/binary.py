@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn import metrics as sk
 
 from wsimil.evaluation.binning import NAMES_CALIBRATION, Binning, bin_of, calibration_error
-from wsimil.evaluation.cases import Floats, Ints, checked_probabilities, checked_targets, rarity
+from wsimil.evaluation.cases import Floats, Ints, checked_probabilities, checked_targets, rarity, ratio
 from wsimil.evaluation.ranking import weighted_ranking
 
 LOG_FLOOR = float(np.finfo(np.float64).eps)
@@ -139,10 +139,3 @@ class BinaryCases:
 
     def _calibration(self, binning: Binning) -> float | None:
         return calibration_error(bin_of(self.probabilities, binning), self.targets - self.probabilities)
-
-
-def ratio(numerator: Floats, denominator: Floats) -> Floats:
-    """Their quotient, NaN where the denominator is not above 0."""
-    result = np.full(len(denominator), np.nan)
-    np.divide(numerator, denominator, out=result, where=denominator > 0)
-    return result

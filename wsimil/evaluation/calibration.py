@@ -11,14 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import Literal, Self, cast
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import softmax
-from sklearn.isotonic import IsotonicRegression
 
 from wsimil.errors import ConfigError, ModelError
 from wsimil.evaluation.cases import Floats, Ints, checked_numbers, checked_targets
 from wsimil.evaluation.fitted import refuse_test_split
 from wsimil.provenance import Json
+from wsimil.targets.base import softmax
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +50,8 @@ class Calibration:
         """Probabilities [n, C], rows that sum to 1, for `logits` [n, C]. Raises ValueError for another C."""
         known = checked_numbers("logits", logits, (len(logits), self.classes))
         if self.temperature is not None:
-            return np.asarray(softmax(known / self.temperature, axis=1))
-        p = softmax(known, axis=1)
+            return softmax(known / self.temperature)
+        p = softmax(known)
         columns = range(self.classes) if self.classes > 2 else [1]
         looked_up = np.stack(
             [np.interp(p[:, c], *np.array(curve).T) for c, curve in zip(columns, self.curves, strict=True)], axis=1
@@ -81,11 +79,13 @@ def fit_temperature(logits: Floats, targets: Ints, *, fitted_on: str) -> Calibra
     Raises ModelError where there is none: logits that rank no better than chance (it would be infinite), or that get every
     row right (it would be 0), as happens on few rows; such a model stays as it is.
     """
+    from scipy.optimize import brentq  # whoever asks a model fits nothing
+
     scores, truth = _checked(logits, targets)
     own = scores[np.arange(len(truth)), truth]
 
     def slope(inverse: float) -> float:
-        return float(((softmax(scores * inverse, axis=1) * scores).sum(axis=1) - own).mean())
+        return float(((softmax(scores * inverse) * scores).sum(axis=1) - own).mean())
 
     if slope(0.0) >= 0:
         raise ModelError(
@@ -106,8 +106,10 @@ def fit_temperature(logits: Floats, targets: Ints, *, fitted_on: str) -> Calibra
 
 def fit_isotonic(logits: Floats, targets: Ints, *, fitted_on: str) -> Calibration:
     """Rising step-wise curves of least squared error. It needs more rows than a temperature, and may say 0 or 1."""
+    from sklearn.isotonic import IsotonicRegression
+
     scores, truth = _checked(logits, targets)
-    p = softmax(scores, axis=1)
+    p = softmax(scores)
     classes = scores.shape[1]
     curves = []
     for c in range(classes) if classes > 2 else [1]:

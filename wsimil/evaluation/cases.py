@@ -98,3 +98,10 @@ def rarity(targets: Ints, classes: int) -> Ints:
     """Of each row the rank of its class by how rare it is, 0 for the rarest, the lower class first of equals."""
     frequency = np.bincount(targets, minlength=classes)
     return np.argsort(np.argsort(frequency, kind="stable"), kind="stable")[targets]
+
+
+def ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """Their quotient, NaN where the denominator is not above 0."""
+    result = np.full(len(denominator), np.nan)
+    np.divide(numerator, denominator, out=result, where=denominator > 0)
+    return result

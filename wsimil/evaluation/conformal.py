@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsimil.errors import ConfigError
-from wsimil.evaluation.binary import ratio
-from wsimil.evaluation.cases import Floats, Ints, checked_distributions, checked_targets, rarity
+from wsimil.evaluation.cases import Floats, Ints, checked_distributions, checked_targets, rarity, ratio
 from wsimil.evaluation.fitted import refuse_test_split
 from wsimil.evaluation.patients import refuse_repeated_patients
 from wsimil.provenance import Json

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from wsimil.evaluation.binary import LOG_FLOOR, ratio
+from wsimil.evaluation.binary import LOG_FLOOR
 from wsimil.evaluation.binning import NAMES_CALIBRATION, Binning, bin_of, calibration_error
-from wsimil.evaluation.cases import Floats, Ints, checked_distributions, checked_targets, rarity
+from wsimil.evaluation.cases import Floats, Ints, checked_distributions, checked_targets, rarity, ratio
 from wsimil.evaluation.ranking import weighted_ranking
 
 NAMES = (

@@ -14,7 +14,6 @@ from typing import Literal, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.covariance import ledoit_wolf_shrinkage
 
 from wsimil.errors import ConfigError
 from wsimil.evaluation.cases import Floats, checked_numbers
@@ -137,6 +136,8 @@ class _Gaussian:
 
     @classmethod
     def of(cls, rows: Floats) -> Self:
+        from sklearn.covariance import ledoit_wolf_shrinkage  # whoever asks a model fits nothing
+
         center = rows.mean(axis=0)
         off = rows - center
         left, singular, axes = np.linalg.svd(off, full_matrices=False)

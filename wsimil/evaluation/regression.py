@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn import metrics as sk
 
-from wsimil.evaluation.binary import ratio
-from wsimil.evaluation.cases import Floats, Ints, checked_numbers
+from wsimil.evaluation.cases import Floats, Ints, checked_numbers, ratio
 
 NAMES = ("mae", "rmse", "r2", "pearson", "spearman")
 

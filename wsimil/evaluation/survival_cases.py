@@ -9,8 +9,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wsimil.evaluation.binary import ratio
-from wsimil.evaluation.cases import Floats, Ints, checked_numbers, checked_probabilities, rarity
+from wsimil.evaluation.cases import Floats, Ints, checked_numbers, checked_probabilities, rarity, ratio
 from wsimil.evaluation.ranking import weighted_ranking
 from wsimil.evaluation.survival import CensoringCurve, checked_survival
 

@@ -23,7 +23,8 @@ from wsimil.export.heatmap import Heatmap, raw_heatmap
 from wsimil.export.ome_tiff import write_ome_tiff
 from wsimil.export.png import write_png
 from wsimil.export.qupath_script import write_script
-from wsimil.export.scores import Origin, ScoreTable
+from wsimil.export.scores import ScoreTable
+from wsimil.geometry import Origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsimil import __version__
-from wsimil.export.scores import Origin, ScoreTable, Tissue
+from wsimil.export.scores import ScoreTable, Tissue
 from wsimil.export.shown import Shown, shown
 from wsimil.files import atomic_path
+from wsimil.geometry import Origin
 from wsimil.provenance import Json
 from wsimil.targets import AnswerColumn
 

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from wsimil import __version__
 from wsimil.export.raster import Cells, cells_over, halved
-from wsimil.export.scores import Origin, ScoreTable
+from wsimil.export.scores import ScoreTable
 from wsimil.files import atomic_path
+from wsimil.geometry import Origin
 from wsimil.provenance import Json
 
 NAMESPACE = "wsimil/heatmap/1"

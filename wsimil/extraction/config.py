@@ -168,3 +168,9 @@ def config_from_provenance(provenance: Provenance) -> ExtractConfig:
             "half_scale_jpeg": str(tiling["resampling"]).startswith(HALF_SCALE),
         }
     )
+
+
+def refuse_lost_masks(config: ExtractConfig) -> None:
+    """Raises ConfigError where the folder of masks is not there, as every slide would go without."""
+    if config.masks is not None and not config.masks.is_dir():
+        raise ConfigError(f"masks: {config.masks} is not a folder; give the folder that holds <slide_id>.geojson")

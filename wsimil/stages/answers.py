@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,17 +13,18 @@ from numpy.typing import NDArray
 from wsimil.bags import FeatureBag
 from wsimil.cohort import Cohort
 from wsimil.evaluation.attribution import ScoreKind
-from wsimil.evaluation.bootstrap import Estimate, estimates
 from wsimil.evaluation.decision import Decision, mean_feature
 from wsimil.evaluation.prediction import Prediction
 from wsimil.evaluation.predictor import answer_values, predict
 from wsimil.evaluation.table import Row, write_table
-from wsimil.evaluation.task_metrics import cases_of
 from wsimil.mil.saved import BagUnit, TrainedModel
 from wsimil.stages.cohort_features import PatientBags
 from wsimil.store import FeatureStore
 from wsimil.store.base import InstanceStore
 from wsimil.targets import Task
+
+if TYPE_CHECKING:
+    from wsimil.evaluation.bootstrap import Estimate
 
 NO_TILES = "no tissue tile"
 
@@ -111,6 +113,10 @@ def predict_one(
 
 def estimate_splits(answers: Sequence[Answer], cohort: Cohort) -> dict[str, dict[str, Estimate]]:
     """Metrics with 95 % intervals for each split of the cohort that has answers; slides without an answer do not count."""
+    # Statistics, and scikit-learn with them, which answers alone do not need.
+    from wsimil.evaluation.bootstrap import estimates
+    from wsimil.evaluation.task_metrics import cases_of
+
     known = {slide.slide_id: slide for slide in cohort.slides}
     result: dict[str, dict[str, Estimate]] = {}
     for split in sorted({known[a.slide_id].split or "all" for a in answers if a.slide_id in known}):

@@ -10,68 +10,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from wsimil.errors import ConfigError, WsimilError
 from wsimil.evaluation.decision import load_decided
 from wsimil.evaluation.groups import RunSpread, over_runs
 from wsimil.evaluation.judgement import Judged
 from wsimil.files import check_writable, write_text
-from wsimil.provenance import sha256_json
-from wsimil.splits import read_plan
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
-from wsimil.stages.train import TrainConfig, plan, train
+from wsimil.stages.train import plan, train
+from wsimil.stages.work_items import WorkItem, study_text
 
-_DONE = "done.json"
 _INTERRUPTED = "interrupted"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkItem:
-    """One run of a study: `name` is "<config>/<round>/seed-<n>", and its folder below that of the study."""
-
-    name: str
-    config: TrainConfig
-    features: Path
-    cohort: Path
-    out: Path
-
-    @property
-    def config_file(self) -> Path:
-        """Where the config of the run is written before it starts."""
-        return self.out.with_name(f"{self.out.name}.yaml")
-
-    def command(self) -> list[str]:
-        """The same run as a command line, for whoever starts it elsewhere."""
-        paths = (str(self.features), "--cohort", str(self.cohort), "-o", str(self.out), "-c", str(self.config_file))
-        return ["wsimil", "train", *paths]
-
-    def digest(self) -> str:
-        """What a finished run must have been made of to be left as it is."""
-        return sha256_json(
-            {
-                "config": self.config.model_dump(mode="json"),
-                "cohort": sha256(self.cohort.read_bytes()).hexdigest(),
-                "features": str(self.features.resolve()),
-            }
-        )
-
-    def mark_done(self) -> None:
-        """Leave it as it is from now on. Raises OutputError."""
-        write_text(self.out / _DONE, json.dumps({"digest": self.digest()}) + "\n")
-
-    def is_done(self) -> bool:
-        """Whether its folder holds this very run, finished."""
-        try:
-            said = json.loads((self.out / _DONE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        return isinstance(said, dict) and said.get("digest") == self.digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,47 +35,6 @@ class StudySummary:
     before: tuple[str, ...]
     failures: Mapping[str, str]
     configs: Mapping[str, Mapping[str, RunSpread]]
-
-
-def work_items(
-    configs: Mapping[str, TrainConfig],
-    features: Path,
-    cohort: Path,
-    out: Path,
-    *,
-    splits: Path,
-    rounds: Sequence[str] = (),
-    seeds: Sequence[int] = (0,),
-) -> list[WorkItem]:
-    """The runs of a study, rounds that have a test split unless `rounds` names some; configs of a round and seed side by side.
-
-    Raises ConfigError for names that make no folder, a config with splits of its own, CohortError for broken splits.
-    """
-    plan_of = read_plan(splits)
-    chosen = [plan_of.round(name).name for name in rounds] or [one.name for one in plan_of.rounds if one.test]
-    if not chosen:
-        raise ConfigError(f"{splits}: no round has a test split; name rounds with --round")
-    items = []
-    for name, config in configs.items():
-        if config.split.model_fields_set:
-            raise ConfigError(f"config {name}: holds a split section; a study takes its splits from {splits} alone")
-    for one in chosen:
-        for seed in dict.fromkeys(seeds):
-            for name, config in configs.items():
-                split = config.split.model_copy(
-                    update={"file": splits.resolve(), "round": one, "digest": plan_of.digest}
-                )
-                fit = config.fit.model_copy(update={"seed": seed})
-                items.append(
-                    WorkItem(
-                        name=f"{name}/{one}/seed-{seed}",
-                        config=config.model_copy(update={"split": split, "fit": fit}),
-                        features=features,
-                        cohort=cohort,
-                        out=out / name / one / f"seed-{seed}",
-                    )
-                )
-    return items
 
 
 def crossval(
@@ -164,12 +76,6 @@ def crossval(
     )
 
 
-def study_text(items: Sequence[WorkItem], out: Path) -> str:
-    """What study.json in `out` says: each run with its folder and command."""
-    study = [{"name": item.name, "out": str(item.out.relative_to(out)), "command": item.command()} for item in items]
-    return json.dumps(study, indent=1) + "\n"
-
-
 def sum_up(items: Sequence[WorkItem], failures: Mapping[str, str], out: Path) -> Mapping[str, Mapping[str, RunSpread]]:
     """Metrics of each config over the runs that did not fail, written as summary.json and .csv beside failures.csv."""
     _write_failures(out / "failures.csv", failures)
@@ -181,6 +87,8 @@ def sum_up(items: Sequence[WorkItem], failures: Mapping[str, str], out: Path) ->
 
 def summarized(items: Sequence[WorkItem]) -> dict[str, dict[str, RunSpread]]:
     """Metrics of the test split of each config over its runs, all of them finished."""
+    import pandas as pd
+
     found: dict[str, dict[str, RunSpread]] = {}
     for name in dict.fromkeys(item.name.split("/")[0] for item in items):
         own = [item for item in items if item.name.split("/")[0] == name]

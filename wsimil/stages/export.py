@@ -11,23 +11,22 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 from wsimil.errors import ConfigError, OutputError, StoreError, WsimilError
 from wsimil.evaluation.table import inert
 from wsimil.export.cohort_range import CohortRange
 from wsimil.export.formats import FORMATS, PICTURE, SEVERAL, WINDOWED, Beside, Format
 from wsimil.export.heatmap import Heatmap, rank_heatmap, raw_heatmap
-from wsimil.export.scores import Origin, ScoreTable, Tissue, read_scores
+from wsimil.export.scores import ScoreTable, Tissue, read_scores
 from wsimil.export.shown import shown
+from wsimil.export.span import RangeKind
 from wsimil.extraction.sources import SlideSource, clashes, list_sources
 from wsimil.files import check_writable, write_text
+from wsimil.geometry import Origin
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.store.base import is_slide_id, slide_path
 from wsimil.tissue.geojson import read_polygons
-
-RangeKind: TypeAlias = Literal["cohort", "slide", "rank"]
 
 FOLDER = "export"
 """Within the predictions, where no other place is named."""

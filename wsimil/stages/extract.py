@@ -16,7 +16,7 @@ from pathlib import Path
 
 from wsimil.encoders import Encoder, build_encoder
 from wsimil.errors import ConfigError, ModelError
-from wsimil.extraction.config import ExtractConfig, tiling_recipe
+from wsimil.extraction.config import ExtractConfig, refuse_lost_masks, tiling_recipe
 from wsimil.extraction.engine import Advanced, Begun, Ended, Told, run_engine
 from wsimil.extraction.prepare import PreparedSlide
 from wsimil.extraction.sources import Shard, SlideSource, clashes
@@ -176,12 +176,6 @@ def _refuse_another_kind(wanted: Provenance, encoder: Encoder, spec: TileSpec, c
             f"the model was trained on features that this extraction would not make (model != here): {'; '.join(differences)};"
             " give the weights that the model's features were made with by --encoder-weights"
         )
-
-
-def refuse_lost_masks(config: ExtractConfig) -> None:
-    """Raises ConfigError where the folder of masks is not there, as every slide would go without."""
-    if config.masks is not None and not config.masks.is_dir():
-        raise ConfigError(f"masks: {config.masks} is not a folder; give the folder that holds <slide_id>.geojson")
 
 
 def tell_mpp(prepared: PreparedSlide, reporter: Reporter) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from wsimil.errors import StoreError
 from wsimil.slides import SLIDE_SUFFIXES
-from wsimil.stages.tensors import TorchTensors
 from wsimil.store import FeatureStore, open_store
 from wsimil.store.interop.detect import find
 from wsimil.store.interop.peer import ReadOptions
@@ -25,6 +24,8 @@ def open_features(
     peer = find(folder, layout=layout) if layout != "wsimil" else None
     if peer is None:
         return open_store(folder, mode="r")
+    from wsimil.stages.tensors import TorchTensors
+
     return PeerStore(peer, ReadOptions(tensors=TorchTensors(), encoder=encoder, patches=patches))
 
 

@@ -13,13 +13,13 @@ import numpy as np
 
 from wsimil.encoders import Encoder
 from wsimil.errors import WsimilError
-from wsimil.extraction.config import ExtractConfig
+from wsimil.extraction.config import ExtractConfig, refuse_lost_masks
 from wsimil.extraction.engine import encode_tiles
 from wsimil.extraction.prepare import CompleteSlide, PreparedSlide
 from wsimil.extraction.sources import Shard, SlideSource, clashes
 from wsimil.extraction.stain import with_stain_target
 from wsimil.geometry import TileSpec
-from wsimil.stages.extract import encoders_and_spec, refuse_lost_masks, tell_mpp
+from wsimil.stages.extract import encoders_and_spec, tell_mpp
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.slide_work import Place, SlideWork, close

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,7 +16,6 @@ from wsimil.cohort import Cohort, has_columns, read_cohort, read_patients
 from wsimil.config import parse_config
 from wsimil.errors import ConfigError, OutputError, StoreError, WsimilError
 from wsimil.evaluation.attribution import attribute
-from wsimil.evaluation.bootstrap import Estimate
 from wsimil.evaluation.decision import load_decided
 from wsimil.evaluation.table import inert
 from wsimil.export.formats import FORMATS, HEATMAPS
@@ -32,17 +32,18 @@ from wsimil.stages.answers import (
 )
 from wsimil.stages.device import resolve_device
 from wsimil.stages.export import remove_exports
-from wsimil.stages.extract import extract
 from wsimil.stages.features import is_feature_folder, open_features
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.learned import ORIGIN, Learned, learned_from, write_origin
-from wsimil.stages.predict_unit import Desk, PredictOptions
+from wsimil.stages.predict_options import PredictOptions
+from wsimil.stages.predict_unit import Desk
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.store import FeatureStore, open_store
 from wsimil.store.renamed import renamed
 from wsimil.targets import Task
 
-__all__ = ["PredictOptions", "PredictSummary", "predict"]
+if TYPE_CHECKING:
+    from wsimil.evaluation.bootstrap import Estimate
 
 COHORT = "cohort.csv"
 """The cohort file under pseudonyms, so that answers can be evaluated."""
@@ -185,6 +186,7 @@ def _owners(cohort_csv: Path | None, trained: TrainedModel, names: Pseudonyms | 
 
 
 def labels_of(cohort_csv: Path | None, trained: TrainedModel, names: Pseudonyms | None) -> Cohort | None:
+    """What is known of the units that a model answers for, None where a cohort file only says whose slides are whose."""
     if cohort_csv is None or (trained.bag == "patient" and not has_columns(cohort_csv, trained.task)):
         return None
     cohort = read_cohort(cohort_csv, task=trained.task)
@@ -248,6 +250,8 @@ def _features(
         },
         source="command line",
     )
+    from wsimil.stages.extract import extract  # brings readers of slides and encoders
+
     folder = out / "features"
     summary = extract(config, list_sources(source), folder, wanted=trained.features, reporter=reporter)
     failures |= {failure.slide_id: failure.reason for failure in summary.failures}

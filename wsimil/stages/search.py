@@ -23,10 +23,12 @@ from wsimil.files import check_writable, write_text
 from wsimil.mil import registry
 from wsimil.provenance import sha256_json
 from wsimil.splits.plan import Round, SplitPlan, read_plan, write_plan
-from wsimil.stages.crossval import WorkItem, outcomes
+from wsimil.stages.crossval import outcomes
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
-from wsimil.stages.train import SplitConfig, TrainConfig, plan
+from wsimil.stages.train import plan
+from wsimil.stages.train_config import SplitConfig, TrainConfig
+from wsimil.stages.work_items import WorkItem
 from wsimil.training.objective import resolved
 
 if TYPE_CHECKING:

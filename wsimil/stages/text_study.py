@@ -11,8 +11,9 @@ from wsimil.stages.text import say, say_json, table
 
 if TYPE_CHECKING:
     from wsimil.evaluation.bootstrap import Estimate
-    from wsimil.stages.crossval import StudySummary, WorkItem
+    from wsimil.stages.crossval import StudySummary
     from wsimil.stages.ensemble import EnsembleSummary
+    from wsimil.stages.work_items import WorkItem
 
 _FIRST = ("auroc", "auroc_macro", "balanced_accuracy", "cohen_kappa_quadratic", "spearman", "mae", "harrell_c")
 

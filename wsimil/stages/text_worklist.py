@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from wsimil.stages.text import say, say_json, table
+from wsimil.stages.text import say, say_json, table, warn
 
 if TYPE_CHECKING:
     from wsimil.worklist import Unit, WorkPlan
@@ -64,9 +64,25 @@ def show_status(plan: WorkPlan, state: PlanState, *, as_json: bool) -> None:
         _show_troubles(stage)
         if stage.refused:
             say(
-                f"GATE: {stage.bad} of {stage.units} units of {stage.name} are bad, more than {plan.max_bad:.1%}: nothing is"
-                f" built on the rest. Mend them and `wsimil retry {plan.folder}`, or allow more with --max-bad."
+                f"GATE: {_too_many(plan, stage)}. Mend them and `wsimil retry {plan.folder}`, or allow more with --max-bad."
             )
+
+
+def show_refusal(plan: WorkPlan, state: PlanState) -> None:
+    """Why no worker goes on, in one line for its log."""
+    stage = next((one for one in state.stages if one.refused), None)
+    if stage is not None:
+        warn(
+            f"wsimil: {plan.folder}: {_too_many(plan, stage)}; `wsimil status {plan.folder}` says what is wrong, mend it and"
+            f" `wsimil retry {plan.folder}`, or allow more with --max-bad"
+        )
+
+
+def _too_many(plan: WorkPlan, stage: StageState) -> str:
+    return (
+        f"{stage.bad} of {stage.units} units of {stage.name} are bad, more than {plan.max_bad:.1%}: nothing is built on the"
+        " rest"
+    )
 
 
 def _show_troubles(stage: StageState) -> None:

@@ -7,14 +7,13 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import Field, JsonValue, field_validator
+from pydantic import JsonValue
 
 from wsimil.cohort import Cohort, read_cohort
-from wsimil.config import FrozenConfig
 from wsimil.errors import ConfigError
-from wsimil.evaluation.bootstrap import Estimate
 from wsimil.evaluation.decision import (
     DECISION,
     REFERENCE,
@@ -29,7 +28,7 @@ from wsimil.evaluation.decision import (
 from wsimil.evaluation.predictor import answer_logits
 from wsimil.files import check_writable, write_text
 from wsimil.mil import registry
-from wsimil.mil.saved import FACTS, BagUnit, TrainedModel, load_model
+from wsimil.mil.saved import FACTS, TrainedModel, load_model
 from wsimil.splits import read_plan
 from wsimil.stages.answers import answer_from, answer_of_patient, estimate_splits, write_answers
 from wsimil.stages.cohort_features import MatchedFeatures, PatientBags, StoredBags, match
@@ -37,12 +36,15 @@ from wsimil.stages.device import resolve_device
 from wsimil.stages.features import open_features
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
+from wsimil.stages.train_config import SplitConfig, TrainConfig
 from wsimil.store import FeatureStore
-from wsimil.targets.config import TaskConfig
-from wsimil.training import EpochRecord, FitConfig, FitResult, fit
-from wsimil.training.fit import fitted_task
+from wsimil.training.fit import fit, fitted_task
 from wsimil.training.loading import BagSource
 from wsimil.training.objective import resolved as resolve_fit
+from wsimil.training.records import EpochRecord, FitResult
+
+if TYPE_CHECKING:
+    from wsimil.evaluation.bootstrap import Estimate
 
 _OURS = (
     "config.yaml",
@@ -58,52 +60,6 @@ _OURS = (
 
 
 _SPELLED = {"auroc": "AUROC", "mae": "MAE", "c_index": "C-index", "kappa": "quadratic kappa"}
-
-
-def _default_method() -> dict[str, JsonValue]:
-    return {"name": "abmil"}
-
-
-class SplitConfig(FrozenConfig):
-    """How slides without a split get one, always by patient; splits and folds in the cohort file are kept.
-
-    `val_fraction` and `test_fraction` are shares of all patients. With `folds`, fold number `fold` (from 0) is the test split.
-    `file` is one that `wsimil splits make` wrote, `round` names one of its rounds; then nothing is drawn. `digest` is that of the
-    file, filled in by a run: where it is given and another, the run is refused.
-    """
-
-    val_fraction: float = Field(0.15, gt=0, lt=0.9)
-    test_fraction: float = Field(0.15, ge=0, lt=0.9)
-    folds: int | None = Field(None, ge=2)
-    fold: int = Field(0, ge=0)
-    seed: int = Field(0, ge=0)
-    file: Path | None = None
-    round: str | None = None
-    digest: str | None = None
-
-    @field_validator("round", mode="before")
-    @classmethod
-    def _as_text(cls, value: object) -> object:
-        """YAML reads a round named 0 as a number, and 1.3 too."""
-        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-class TrainConfig(FrozenConfig):
-    """Everything about a training run but the features, the cohort and the output folder.
-
-    `task`: what is to be learned, and from which columns of the cohort. `bag`: "slide", or "patient", all slides of a patient
-    one after another in the order of their ids, so that answers are of patients; their labels must agree. `method`: its name,
-    and hyperparameters of its own (`wsimil list methods`). `decision`: what is fitted on the validation split
-    afterwards. `device`: "auto" takes CUDA where there is one.
-    """
-
-    task: TaskConfig = TaskConfig()
-    bag: BagUnit = "slide"
-    method: dict[str, JsonValue] = Field(default_factory=_default_method)
-    fit: FitConfig = FitConfig()
-    split: SplitConfig = SplitConfig()
-    decision: DecisionConfig = DecisionConfig()
-    device: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

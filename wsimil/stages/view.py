@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsimil.errors import ConfigError
-from wsimil.export.scores import Origin
 from wsimil.export.viewer.built import Built, read_built
+from wsimil.geometry import Origin
 from wsimil.stages.viewing.desk import Desk
 from wsimil.stages.viewing.notebook import Notebook
 from wsimil.stages.viewing.pictures import Pictures

@@ -177,6 +177,12 @@ def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.exp(-np.logaddexp(0.0, -x)), np.float64)
 
 
+def softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows [n, C] that are in [0, 1] and sum to 1, without overflow."""
+    odds = np.exp(x - x.max(axis=1, keepdims=True))
+    return np.asarray(odds / odds.sum(axis=1, keepdims=True), np.float64)
+
+
 def unique(names: Sequence[str], what: str) -> None:
     """Raises ValueError for a name that is empty or occurs twice."""
     if len(set(names)) != len(names) or not all(names):

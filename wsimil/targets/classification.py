@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from wsimil.targets.base import MISSING, AnswerColumn, Task, TaskKind, rarest, sigmoid, unique
+from wsimil.targets.base import MISSING, AnswerColumn, Task, TaskKind, rarest, sigmoid, softmax, unique
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +95,7 @@ class Classification(Task):
 
     def values(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
         """Probabilities [n, C], a softmax."""
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return np.asarray(odds / odds.sum(axis=1, keepdims=True), np.float64)
+        return softmax(logits)
 
     def decided(self, values: NDArray[np.float64]) -> str:
         """The class by the threshold, or with the highest probability, the first one of equals."""

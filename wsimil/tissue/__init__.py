@@ -12,20 +12,18 @@ from wsimil.tissue.config import TissueConfig
 
 if TYPE_CHECKING:
     from wsimil.tissue.classical import segment as segment
-    from wsimil.tissue.geojson import Origin as Origin
     from wsimil.tissue.geojson import read_geojson as read_geojson
     from wsimil.tissue.geojson import to_geojson as to_geojson
     from wsimil.tissue.png import to_png as to_png
 
 _HOMES = {
-    "Origin": "wsimil.tissue.geojson",
     "read_geojson": "wsimil.tissue.geojson",
     "segment": "wsimil.tissue.classical",
     "to_geojson": "wsimil.tissue.geojson",
     "to_png": "wsimil.tissue.png",
 }
 
-__all__ = ["Origin", "TissueConfig", "read_geojson", "segment", "to_geojson", "to_png"]
+__all__ = ["TissueConfig", "read_geojson", "segment", "to_geojson", "to_png"]
 
 
 def __getattr__(name: str) -> object:

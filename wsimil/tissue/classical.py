@@ -8,17 +8,15 @@ an empty slide or one that is tissue throughout. The physical scale is fixed, so
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from wsimil.geometry import SlideInfo, TissueMask
+from wsimil.geometry import TissueMask
 from wsimil.slides import Slide
 from wsimil.tissue.config import TissueConfig
+from wsimil.tissue.resolution import mask_mpp, mask_size_px
 
-_MIN_LONG_SIDE_PX = 256
 _BLUR_UM = 8.0
 _STRIP_PX = 4_000_000
 _BLACK = 50
@@ -45,18 +43,6 @@ def segment(slide: Slide, config: TissueConfig = TissueConfig()) -> TissueMask: 
     ndimage.gaussian_filter(colour, _BLUR_UM / mpp, output=colour, mode="nearest", truncate=3.0)
     threshold = min(max(_otsu(colour), config.min_od), config.max_od)
     return TissueMask(mask=clean(colour > threshold, mpp, config), mpp=mpp, method="classical")
-
-
-def mask_mpp(info: SlideInfo, config: TissueConfig) -> float:
-    """µm per mask pixel on one slide: the configured one, finer on small slides, never finer than the slide."""
-    return max(info.mpp, min(config.mpp, max(info.size_um) / _MIN_LONG_SIDE_PX))
-
-
-def mask_size_px(info: SlideInfo, mpp: float) -> tuple[int, int]:
-    """Width and height of a mask that covers the slide."""
-    # The tolerance keeps a quotient of 256.0000001 from adding a column.
-    width, height = (max(1, math.ceil(side * info.mpp / mpp - 1e-6)) for side in info.size0_px)
-    return width, height
 
 
 def clean(mask: NDArray[np.bool_], mpp: float, config: TissueConfig) -> NDArray[np.bool_]:

@@ -12,19 +12,17 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsimil.errors import SlideError
-from wsimil.geometry import SlideInfo, TissueMask, round_half_up
+from wsimil.geometry import Origin, SlideInfo, TissueMask, round_half_up
 from wsimil.provenance import Json
-from wsimil.tissue.classical import mask_mpp, mask_size_px
 from wsimil.tissue.config import TissueConfig
 from wsimil.tissue.outline import fill, outlines
-
-Origin: TypeAlias = Literal["bounds", "level0"]
+from wsimil.tissue.resolution import mask_mpp, mask_size_px
 
 _ORIGIN_KEY = "wsimil.origin"
 _COLOR = (120, 120, 120)

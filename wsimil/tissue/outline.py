@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 # Directions of travel with tissue on the right hand, y down: east, south, west, north.
 _STEP = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)], dtype=np.int64)
@@ -30,6 +29,8 @@ def outlines(mask: NDArray[np.bool_]) -> list[Outline]:
 
     No ring touches itself: where a piece closes on itself at a corner only, what it encloses becomes a hole.
     """
+    from scipy import ndimage  # outlines that are read from a file come without
+
     labels, count = ndimage.label(mask)
     exteriors: dict[int, NDArray[np.int64]] = {}
     holes: dict[int, list[NDArray[np.int64]]] = {label: [] for label in range(1, count + 1)}

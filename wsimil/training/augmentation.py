@@ -7,29 +7,10 @@ from dataclasses import replace
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
-from wsimil.config import FrozenConfig
 from wsimil.mil.batch import BagBatch
-
-
-class AugmentationConfig(FrozenConfig):
-    """What is done to features in training steps alone, nothing by default.
-
-    `noise`: normal noise, in deviations of each feature over the training bags (in its own unit where `fit.standardize` is off).
-    `drop_features`: the share of features that a bag has at their mean for one step, the same ones in all its instances.
-    `mix`: each instance becomes `x + mix * u * (y - x)` with another instance y of its bag and u uniform in [0, 1).
-    """
-
-    noise: float = Field(0.0, ge=0)
-    drop_features: float = Field(0.0, ge=0, lt=1)
-    mix: float = Field(0.0, ge=0, le=1)
-
-    @property
-    def is_on(self) -> bool:
-        """Whether anything is done."""
-        return bool(self.noise or self.drop_features or self.mix)
+from wsimil.training.config import AugmentationConfig
 
 
 @torch.no_grad()

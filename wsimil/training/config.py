@@ -1,7 +1,8 @@
-"""What a user may choose about training, whatever the method."""
+"""What a user may choose about training, whatever the method; read without torch."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -9,12 +10,10 @@ from pydantic import Field
 
 from wsimil.config import FrozenConfig
 from wsimil.mil.masking import Masking
-from wsimil.mil.regularizers.attention_entropy import AttentionEntropyConfig
-from wsimil.training.augmentation import AugmentationConfig
-from wsimil.training.optimizer import OptimizerName
 from wsimil.training.schedule import ScheduleConfig
 from wsimil.training.trackers import TrackerName
 
+OptimizerName: TypeAlias = Literal["adamw", "adam", "sgd", "radam", "lookahead_radam"]
 Loss: TypeAlias = Literal[
     "cross_entropy",
     "binary_cross_entropy",
@@ -27,6 +26,41 @@ Loss: TypeAlias = Literal[
     "cox_breslow",
 ]
 Monitor: TypeAlias = Literal["auroc", "loss", "kappa", "mae", "spearman", "c_index"]
+
+
+class AttentionEntropyConfig(FrozenConfig):
+    """How much of AEM a run has, for any method whose attention is a softmax.
+
+    `weight` of the term, 0 for none. `top_k`: over the k largest weights of a bag alone, brought to a sum of 1 (null: all), as
+    the authors do since 2025 with k = 100. `anneal`: "cosine" lets the weight fall to 0 over training, as the abstract of the
+    paper's third version says and no released code does.
+    """
+
+    weight: float = Field(0.04, ge=0)
+    top_k: int | None = Field(None, ge=1)
+    anneal: Literal["none", "cosine"] = "none"
+
+    def weight_at(self, progress: float) -> float:
+        """The weight when `progress` in [0, 1] of training is done."""
+        return self.weight if self.anneal == "none" else self.weight * (1 + math.cos(math.pi * progress)) / 2
+
+
+class AugmentationConfig(FrozenConfig):
+    """What is done to features in training steps alone, nothing by default.
+
+    `noise`: normal noise, in deviations of each feature over the training bags (in its own unit where `fit.standardize` is off).
+    `drop_features`: the share of features that a bag has at their mean for one step, the same ones in all its instances.
+    `mix`: each instance becomes `x + mix * u * (y - x)` with another instance y of its bag and u uniform in [0, 1).
+    """
+
+    noise: float = Field(0.0, ge=0)
+    drop_features: float = Field(0.0, ge=0, lt=1)
+    mix: float = Field(0.0, ge=0, le=1)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is done."""
+        return bool(self.noise or self.drop_features or self.mix)
 
 
 class FitConfig(FrozenConfig):

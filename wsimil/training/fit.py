@@ -18,7 +18,6 @@ import torch
 
 from wsimil.cohort import Cohort, CohortSlide
 from wsimil.errors import CohortError, ConfigError, ModelError, TrainingError
-from wsimil.evaluation.task_metrics import watched
 from wsimil.files import check_writable, write_text
 from wsimil.mil import registry
 from wsimil.mil.batch import BagBatch, pack
@@ -211,6 +210,8 @@ class _Run:
         return len(history) >= self.config.epochs or (out_of_patience and may_stop)
 
     def _epoch(self, so_far: _Progress, pause: Callable[[], bool]) -> EpochRecord:
+        from wsimil.evaluation.task_metrics import watched  # brings scikit-learn, which a plan of a run does without
+
         began, waited = time.perf_counter() - so_far.seconds, self.loader.waited_s - so_far.waited_s
         epoch, config = len(so_far.history), self.config
         steps = self._steps(so_far)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
 
 from wsimil.mil.base import ParamGroup
-
-OptimizerName: TypeAlias = Literal["adamw", "adam", "sgd", "radam", "lookahead_radam"]
+from wsimil.training.config import OptimizerName
 
 _SYNC_EVERY, _TOWARD_FAST = 6, 0.5
 

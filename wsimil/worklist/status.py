@@ -11,8 +11,7 @@ from wsimil.errors import OutputError
 from wsimil.provenance import Json
 from wsimil.worklist import disk
 from wsimil.worklist.ledger import Ledger
-from wsimil.worklist.plan import Stage, WorkPlan
-from wsimil.worklist.worker import refuses
+from wsimil.worklist.plan import Stage, WorkPlan, refuses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

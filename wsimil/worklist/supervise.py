@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import signal
-import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +19,7 @@ from wsimil.errors import ConfigError, OutputError
 from wsimil.files import write_unsynced
 from wsimil.worklist.attempts import Closing
 from wsimil.worklist.disk import read_json
+from wsimil.worklist.host import hostname, worker_name
 from wsimil.worklist.ledger import Ledger, held_by
 from wsimil.worklist.plan import WorkPlan
 from wsimil.worklist.worker import IN_A_ROW, Left, Watcher
@@ -77,17 +76,6 @@ def visible_gpus(env: Mapping[str, str]) -> list[str]:
         )
     nodes = (re.fullmatch(r"nvidia([0-9]+)", path.name) for path in Path("/dev").iterdir())
     return sorted((found[1] for found in nodes if found), key=int)
-
-
-def worker_name() -> str:
-    """A name that no other worker has or will have."""
-    host = re.sub(r"[^A-Za-z0-9-]", "-", hostname())
-    return f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
-
-
-def hostname() -> str:
-    """Of this machine; under Slurm, of the node that Slurm knows it by."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname() or "host"
 
 
 @dataclass(kw_only=True)

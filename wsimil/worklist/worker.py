@@ -22,7 +22,7 @@ from wsimil.worklist.attempts import Attempts, Closing
 from wsimil.worklist.commit import begin, commit, sweep
 from wsimil.worklist.faults import is_fault
 from wsimil.worklist.ledger import Attempt, Ledger
-from wsimil.worklist.plan import Stage, Unit, WorkPlan
+from wsimil.worklist.plan import Stage, Unit, refuses
 
 IN_A_ROW = 3
 """After so many faults of its own, with nothing done between them, a worker leaves."""
@@ -413,11 +413,6 @@ class Worker:
             self._told = time.monotonic()
         # Not worth a sync: it is written anew at the next beat.
         write_unsynced(self.ledger.card, json.dumps(card).encode())
-
-
-def refuses(plan: WorkPlan, stage: Stage, bad: int) -> bool:
-    """Whether more units of a stage are set aside than the plan allows, so that nothing is built on the rest."""
-    return bad > plan.max_bad * len(stage.units)
 
 
 def _is_alone(attempts: Attempts) -> bool:

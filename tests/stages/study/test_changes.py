@@ -22,7 +22,8 @@ from wsimil.config import load_config
 from wsimil.encoders.hub import published_weights
 from wsimil.encoders.registry import card
 from wsimil.errors import ConfigError, OutputError
-from wsimil.stages.predict import PredictOptions, predict
+from wsimil.stages.predict import predict
+from wsimil.stages.predict_options import PredictOptions
 from wsimil.stages.progress import Quiet
 from wsimil.stages.study import training
 from wsimil.stages.study.config import StudyConfig

@@ -129,6 +129,13 @@ def test_bad_units_shut_the_gate_until_they_are_mended_and_retried(material: Mat
     worker = start("worker", study, "--gpus", "none")
     _, told = worker.communicate(timeout=LIMIT_S)
     assert worker.returncode == 3, told
+    (why,) = [line for line in told.splitlines() if "units of train" in line]
+    assert why.startswith(
+        f"wsimil: {study}: 1 of 2 units of train are bad, more than 5.0%: nothing is built on the rest; "
+    )
+    assert f"`wsimil status {study}` says what is wrong, mend it and `wsimil retry {study}`" in why
+    late = start("worker", study, "--gpus", "none", "--quiet")
+    assert (late.communicate(timeout=LIMIT_S)[1], late.returncode) == (f"{why}\n", 3)
     code, said = run("status", study, "--gate")
     assert code == 3
     assert "BAD t000000 abmil/0/seed-0" in said

@@ -19,15 +19,18 @@ from wsimil.errors import ConfigError
 from wsimil.extraction.config import ExtractConfig
 from wsimil.extraction.sources import list_sources
 from wsimil.splits import read_plan as read_splits
-from wsimil.stages.crossval import crossval, work_items
+from wsimil.stages.crossval import crossval
 from wsimil.stages.evaluate import EvaluateOptions, evaluate
 from wsimil.stages.extract import extract
-from wsimil.stages.predict import PredictOptions, predict
+from wsimil.stages.predict import predict
+from wsimil.stages.predict_options import PredictOptions
 from wsimil.stages.progress import Quiet
 from wsimil.stages.study import training
+from wsimil.stages.study.looking import retry
 from wsimil.stages.study.planning import open_study
-from wsimil.stages.study.work import retry
-from wsimil.stages.train import TrainConfig, train
+from wsimil.stages.train import train
+from wsimil.stages.train_config import TrainConfig
+from wsimil.stages.work_items import work_items
 from wsimil.store import open_store
 from wsimil.worklist import Ledger
 from wsimil.worklist.status import plan_state

@@ -13,8 +13,10 @@ from wsimil.config import load_config
 from wsimil.errors import ConfigError, StoreError
 from wsimil.mil.saved import load_model
 from wsimil.stages.convert import ConvertOptions, convert
-from wsimil.stages.predict import PredictOptions, PredictSummary, predict
-from wsimil.stages.train import TrainConfig, train
+from wsimil.stages.predict import PredictSummary, predict
+from wsimil.stages.predict_options import PredictOptions
+from wsimil.stages.train import train
+from wsimil.stages.train_config import TrainConfig
 
 LAYOUTS = ["clam", "trident", "stamp", "atlaspatch", "slide2vec"]
 SPLITS = ("train", "train", "val", "test")

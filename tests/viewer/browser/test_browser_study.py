@@ -15,7 +15,8 @@ from tests.viewer.made_study import MadeStudy, make_run
 from wsimil.export.scores import read_scores
 from wsimil.export.viewer.built import Built
 from wsimil.stages.export_html import HtmlOptions, export_html
-from wsimil.stages.predict import PredictOptions, predict
+from wsimil.stages.predict import predict
+from wsimil.stages.predict_options import PredictOptions
 from wsimil.stages.view import ViewOptions, open_viewer
 from wsimil.stages.viewing.server import ViewServer
 

@@ -1,20 +1,15 @@
-"""The kinds of scores, and one of them with the rule that made it."""
+"""Scores of one kind, with the rule that made them."""
 # ruff: noqa: F722  # jaxtyping's dimension strings are no forward references
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-ScoreKind: TypeAlias = Literal[
-    "contribution", "single", "leave_one_out", "integrated_gradients", "gradient_x_input", "attention"
-]
-SCORE_KINDS: Final[tuple[ScoreKind, ...]] = get_args(ScoreKind)
 
 EXACT: Final = "exact"
 MIXED: Final = "exact, of tiles that have seen others"

@@ -8,8 +8,9 @@ from wsimil.errors import ModelError
 from wsimil.evaluation.attribution.answered import answered
 from wsimil.evaluation.attribution.contribution import contributed
 from wsimil.evaluation.attribution.gradients import gradient_x_input, integrated_gradients
+from wsimil.evaluation.attribution.kinds import SCORE_KINDS, ScoreKind
 from wsimil.evaluation.attribution.leaving import leave_one_out, single
-from wsimil.evaluation.attribution.scored import NO_RULE, SCORE_KINDS, Scored, ScoreKind, mean_of
+from wsimil.evaluation.attribution.scored import NO_RULE, Scored, mean_of
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch
 from wsimil.mil.ensemble import Ensemble

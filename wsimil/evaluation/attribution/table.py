@@ -13,10 +13,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsimil.errors import ConfigError, ModelError
+from wsimil.errors import ModelError
 from wsimil.evaluation.attribution.answered import answered
 from wsimil.evaluation.attribution.contribution import contributed
-from wsimil.evaluation.attribution.scored import SCORE_KINDS, Scored, ScoreKind
+from wsimil.evaluation.attribution.kinds import SCORE_KINDS, ScoreKind, default_kinds
+from wsimil.evaluation.attribution.scored import Scored
 from wsimil.evaluation.attribution.scoring import score, without_rule
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, BagOutput
@@ -46,14 +47,6 @@ class Attribution:
     def per_bag(self) -> list[NDArray[np.float32]]:
         """The scores of each bag, [n, K], on the host."""
         return [part.numpy() for part in torch.split(self.values.to("cpu", torch.float32), list(self.lengths))]
-
-
-def default_kinds(model: MILModel) -> tuple[ScoreKind, ...]:
-    """The kinds of scores that tiles get where nobody asks for others, what a heatmap shows first.
-
-    Contributions; but where they name the one instance that a maximum took, each instance's own logit, which it was taken of.
-    """
-    return ("single" if model.splits_to_few else "contribution", "attention")
 
 
 def attribute(
@@ -94,18 +87,6 @@ def attribute(
         bias=None if found is None else found.scored.bias,
         lengths=bags.lengths,
     )
-
-
-def kinds_of(text: str) -> tuple[ScoreKind, ...]:
-    """The kinds that a list with commas names. Raises ConfigError."""
-    names = [name for part in text.split(",") if (name := part.strip())]
-    known = {str(kind): kind for kind in SCORE_KINDS}
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"unknown kind of score {name!r}; known are {', '.join(SCORE_KINDS)}")
-    if not names:
-        raise ConfigError(f"no kind of score is named; known are {', '.join(SCORE_KINDS)}")
-    return tuple(dict.fromkeys(known[name] for name in names))
 
 
 class _Columns:

@@ -19,7 +19,8 @@ import shapely
 
 from wsimil import __version__
 from wsimil.evaluation.table import inert
-from wsimil.export.scores import Origin, ScoreTable
+from wsimil.export.scores import ScoreTable
+from wsimil.geometry import Origin
 from wsimil.provenance import Json
 from wsimil.targets import AnswerColumn
 

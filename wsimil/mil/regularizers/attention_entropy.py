@@ -6,34 +6,12 @@ AEM, Zhang et al. 2024, arXiv:2406.15303; https://github.com/dazhangyu123/AEM.
 
 from __future__ import annotations
 
-import math
-from typing import Literal
-
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
-from wsimil.config import FrozenConfig
 from wsimil.mil.batch import BagBatch, BagOutput
 from wsimil.ops.varlen import split_bags
-
-
-class AttentionEntropyConfig(FrozenConfig):
-    """How much of AEM a run has, for any method whose attention is a softmax.
-
-    `weight` of the term, 0 for none. `top_k`: over the k largest weights of a bag alone, brought to a sum of 1 (null: all), as
-    the authors do since 2025 with k = 100. `anneal`: "cosine" lets the weight fall to 0 over training, as the abstract of the
-    paper's third version says and no released code does.
-    """
-
-    weight: float = Field(0.04, ge=0)
-    top_k: int | None = Field(None, ge=1)
-    anneal: Literal["none", "cosine"] = "none"
-
-    def weight_at(self, progress: float) -> float:
-        """The weight when `progress` in [0, 1] of training is done."""
-        return self.weight if self.anneal == "none" else self.weight * (1 + math.cos(math.pi * progress)) / 2
 
 
 def attention_entropy(output: BagOutput, bags: BagBatch, *, top_k: int | None = None) -> Float[Tensor, ""] | None:

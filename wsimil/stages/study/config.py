@@ -10,11 +10,11 @@ from pydantic import Field, field_validator, model_validator
 
 from wsimil.config import FrozenConfig
 from wsimil.evaluation.attribution import ScoreKind
-from wsimil.export.scores import Origin
+from wsimil.export.span import RangeKind
 from wsimil.extraction.config import ExtractConfig
-from wsimil.stages.export import RangeKind
-from wsimil.stages.predict_unit import PredictOptions
-from wsimil.stages.train import TrainConfig
+from wsimil.geometry import Origin
+from wsimil.stages.predict_options import PredictOptions
+from wsimil.stages.train_config import TrainConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 

@@ -10,13 +10,13 @@ from itertools import chain
 from pathlib import Path
 
 from wsimil.errors import ConfigError, OutputError
-from wsimil.extraction.config import tiling_recipe
+from wsimil.extraction.config import refuse_lost_masks, tiling_recipe
 from wsimil.extraction.engine import Begun, Ended, Told, run_engine
 from wsimil.extraction.sources import SlideSource
 from wsimil.extraction.stain import with_stain_target
 from wsimil.files import printable, publish, write_text
 from wsimil.provenance import Json, canonical_json
-from wsimil.stages.extract import encoders_and_spec, refuse_lost_masks, tell_mpp, write_failures
+from wsimil.stages.extract import encoders_and_spec, tell_mpp, write_failures
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Reporter
 from wsimil.stages.slide_work import Place, SlideOutcome, SlideWork

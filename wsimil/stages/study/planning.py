@@ -13,15 +13,13 @@ import wsimil
 from wsimil.cohort import read_cohort, read_patients
 from wsimil.config import parse_config
 from wsimil.errors import CohortError, ConfigError, OutputError
+from wsimil.extraction.config import refuse_lost_masks
 from wsimil.extraction.sources import SlideSource, clashes, list_sources
 from wsimil.files import check_writable
 from wsimil.provenance import Json
 from wsimil.splits import read_plan as read_splits
-from wsimil.stages.crossval import WorkItem, work_items
-from wsimil.stages.extract import refuse_lost_masks
 from wsimil.stages.features import open_features
 from wsimil.stages.study.config import StudyConfig, StudyPredict
-from wsimil.stages.study.possible import refuse_impossible, refuse_untested
 from wsimil.stages.study.unchanged import (
     FeaturesPin,
     features_pin,
@@ -31,6 +29,7 @@ from wsimil.stages.study.unchanged import (
     refuse_changed_files,
     weights_pin,
 )
+from wsimil.stages.work_items import WorkItem, work_items
 from wsimil.store.base import FeatureStore, slide_path
 from wsimil.worklist import Ledger, Stage, Unit, WorkPlan, read_plan
 from wsimil.worklist.plan import PLAN
@@ -147,6 +146,8 @@ def plan_study(config: StudyConfig, folder: Path) -> WorkPlan:
             config.train, config.features or folder / FEATURES, config.cohort, folder / RUNS, splits=config.splits,
             rounds=config.rounds, seeds=config.seeds,
         )  # fmt: skip
+        from wsimil.stages.study.possible import refuse_impossible, refuse_untested  # build models, so bring torch
+
         _refuse_unlabelled(config, config.cohort, costs)
         refuse_untested(config, items)
         asked = None if config.predict is None else config.predict.options

@@ -9,11 +9,11 @@ from wsimil.errors import ConfigError, WsimilError
 from wsimil.mil import registry
 from wsimil.mil.saved import TrainedModel
 from wsimil.splits import read_plan as read_splits
-from wsimil.stages.crossval import WorkItem
 from wsimil.stages.predict import refuse_unknown_score
-from wsimil.stages.predict_unit import PredictOptions
+from wsimil.stages.predict_options import PredictOptions
 from wsimil.stages.study.config import StudyConfig
 from wsimil.stages.train import plan
+from wsimil.stages.work_items import WorkItem
 from wsimil.training.fit import fitted_task
 from wsimil.training.objective import resolved
 

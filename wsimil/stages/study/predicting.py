@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import cast
 import numpy as np
 
 from wsimil.cohort import read_patients
-from wsimil.errors import ConfigError, OutputError, StoreError
+from wsimil.errors import OutputError, StoreError
 from wsimil.evaluation.decision import Decision, load_decided
 from wsimil.export.cohort_range import CohortRange
 from wsimil.export.formats import FORMATS, HEATMAPS
@@ -21,20 +20,17 @@ from wsimil.mil.saved import FACTS, TrainedModel
 from wsimil.provenance import Json
 from wsimil.stages.answers import Answer
 from wsimil.stages.device import resolve_device
-from wsimil.stages.features import open_features
 from wsimil.stages.learned import learned_from
 from wsimil.stages.predict import conclude, labels_of, refuse_unknown_score
 from wsimil.stages.predict_unit import Desk
 from wsimil.stages.progress import Reporter
-from wsimil.stages.study.config import StudyPredict
+from wsimil.stages.study.one_by_one import WARM, OneByOne
 from wsimil.stages.study.planning import EXTRACT, PREDICT, PREDICTIONS, RUNS, TRAIN, Study
 from wsimil.stages.study.reasons import failure_of, reason_of
-from wsimil.store.base import slide_path
 from wsimil.worklist import Ledger
 from wsimil.worklist.ledger import Attempt
-from wsimil.worklist.worker import Failed, Made, Outcome
+from wsimil.worklist.worker import Made, Outcome
 
-_WARM_MODELS = 64
 _NOBODY: Mapping[str, Json] = {"failed": "its model was not there when it was asked"}
 
 
@@ -44,21 +40,15 @@ class _Model:
     decision: Decision | None
 
 
-class _Answering(ABC):
-    """What prediction and drawing share."""
+class PredictRunner(OneByOne):
+    """See `wsimil.worklist.worker.Runner`. The answer itself is in the receipt, and its scores and heatmaps are files."""
 
     def __init__(self, study: Study, ledger: Ledger, watch: Reporter) -> None:
-        self._study, self._ledger, self._watch = study, ledger, watch
-        self._options = (study.config.predict or StudyPredict()).options
+        super().__init__(study, ledger, watch)
         self._device = resolve_device("auto")
-        self._store = open_features(study.features)
-        study.refuse_changed_files()
-        study.refuse_other_features(self._store, ledger)
-        self._features = study.features.parent if (study.features / "zarr.json").is_file() else study.features
-        self._ids = frozenset(self._store.ids())
         self._runs = {unit.name: unit.id for unit in study.plan.stage(TRAIN).units if not unit.last}
         self._seen: set[str] = set()
-        self._model = lru_cache(_WARM_MODELS)(self._load)
+        self._model = lru_cache(WARM)(self._load)
 
     def _load(self, run: str) -> _Model:
         trained, decision = load_decided(self._study.folder / RUNS / run, device=self._device)
@@ -77,27 +67,12 @@ class _Answering(ABC):
         self._seen.add(run)
         return True
 
-    def _desk(self, run: str, out: Path, span: CohortRange | None = None) -> Desk:
+    def _desk(self, run: str, out: Path) -> Desk:
         model = self._model(run)
         return Desk(
             trained=model.trained, store=self._store, features=self._features, out=out, options=self._options,
-            decision=model.decision, cohort=span or CohortRange(),
+            decision=model.decision,
         )  # fmt: skip
-
-    def run(self, attempts: Iterator[Attempt]) -> Generator[Outcome, None, None]:
-        """One after another; models stay loaded."""
-        for attempt in attempts:
-            try:
-                yield self._do(attempt)
-            except Exception as error:  # noqa: BLE001 - one bad slide never stops the others; it is recorded
-                yield Failed.of(attempt, error)
-
-    @abstractmethod
-    def _do(self, attempt: Attempt) -> Outcome: ...
-
-
-class PredictRunner(_Answering):
-    """See `wsimil.worklist.worker.Runner`. The answer itself is in the receipt, and its scores and heatmaps are files."""
 
     def _do(self, attempt: Attempt) -> Outcome:
         return self._end(attempt) if attempt.unit.last else self._answer(attempt)
@@ -176,34 +151,6 @@ class PredictRunner(_Answering):
             table = read_scores(path)
             span.add(table, desk.shown_score(table))
         return span.to_json()
-
-
-class OverlayRunner(_Answering):
-    """See `wsimil.worklist.worker.Runner`. An overlay each, in the colors that all slides of a model share."""
-
-    def __init__(self, study: Study, ledger: Ledger, watch: Reporter) -> None:
-        super().__init__(study, ledger, watch)
-        self._spans = lru_cache(_WARM_MODELS)(self._span)
-        self._ends = {str(unit.task["run"]): unit.id for unit in study.plan.stage(PREDICT).units if unit.last}
-
-    def _do(self, attempt: Attempt) -> Outcome:
-        run, slide = str(attempt.unit.task["run"]), str(attempt.unit.task["slide"])
-        scores = slide_path(self._study.folder / PREDICTIONS / run / "scores", slide, ".parquet")
-        if scores.is_file():  # else it has no answer, which is told there
-            table = read_scores(scores)
-            desk = self._desk(run, attempt.scratch / PREDICTIONS / run, self._spans(run))
-            desk.overlay(table, desk.shown_score(table))
-        return Made(attempt=attempt)
-
-    def _span(self, run: str) -> CohortRange:
-        end = self._ends[run]
-        if not self._ledger.look(end).done:
-            raise ConfigError(
-                f"{end}, the tables of {run}, was set aside, and with it the range of colors of all overlays; `wsimil retry` it"
-                " first, and these then"
-            )
-        said = cast("Mapping[str, Mapping[str, Json]]", self._ledger.receipt(end)["summary"])
-        return CohortRange.from_json(said["ranges"])
 
 
 def _to_json(answer: Answer) -> dict[str, Json]:

@@ -23,7 +23,7 @@ def runner_of(stage: Stage, study: Study, ledger: Ledger, watch: Reporter) -> Ru
 
         return PredictRunner(study, ledger, watch)
     if stage.name == OVERLAYS:
-        from wsimil.stages.study.predicting import OverlayRunner
+        from wsimil.stages.study.overlays import OverlayRunner
 
         return OverlayRunner(study, ledger, watch)
     from wsimil.stages.study.reporting import ReportRunner

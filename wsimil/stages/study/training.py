@@ -9,12 +9,13 @@ from dataclasses import replace
 
 from wsimil.errors import ConfigError
 from wsimil.files import write_text
-from wsimil.stages.crossval import WorkItem, study_text, sum_up
+from wsimil.stages.crossval import sum_up
 from wsimil.stages.features import open_features
 from wsimil.stages.progress import Reporter
 from wsimil.stages.study.planning import RUNS, TRAIN, Study
 from wsimil.stages.study.reasons import reason_of
 from wsimil.stages.train import train
+from wsimil.stages.work_items import WorkItem, study_text
 from wsimil.training.checkpoint import FOLDER as CHECKPOINT
 from wsimil.worklist import Ledger
 from wsimil.worklist.ledger import Attempt

@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from wsimil.errors import OutputError, StoreError
-from wsimil.export.scores import Origin, ScoreTable
+from wsimil.export.scores import ScoreTable
 from wsimil.export.viewer.notes import SCHEMA, Notes, notes_csv, notes_geojson, parse_notes
 from wsimil.files import write_text
+from wsimil.geometry import Origin
 from wsimil.provenance import Json
 from wsimil.store.base import slide_path
 from wsimil.targets import Task

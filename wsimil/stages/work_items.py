@@ -1,0 +1,107 @@
+"""The runs of a study, rounds × seeds × configs, as a list; nothing is trained here, and torch is not needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from wsimil.errors import ConfigError
+from wsimil.files import write_text
+from wsimil.provenance import sha256_json
+from wsimil.splits import read_plan
+from wsimil.stages.train_config import TrainConfig
+
+_DONE = "done.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkItem:
+    """One run of a study: `name` is "<config>/<round>/seed-<n>", and its folder below that of the study."""
+
+    name: str
+    config: TrainConfig
+    features: Path
+    cohort: Path
+    out: Path
+
+    @property
+    def config_file(self) -> Path:
+        """Where the config of the run is written before it starts."""
+        return self.out.with_name(f"{self.out.name}.yaml")
+
+    def command(self) -> list[str]:
+        """The same run as a command line, for whoever starts it elsewhere."""
+        paths = (str(self.features), "--cohort", str(self.cohort), "-o", str(self.out), "-c", str(self.config_file))
+        return ["wsimil", "train", *paths]
+
+    def digest(self) -> str:
+        """What a finished run must have been made of to be left as it is."""
+        return sha256_json(
+            {
+                "config": self.config.model_dump(mode="json"),
+                "cohort": sha256(self.cohort.read_bytes()).hexdigest(),
+                "features": str(self.features.resolve()),
+            }
+        )
+
+    def mark_done(self) -> None:
+        """Leave it as it is from now on. Raises OutputError."""
+        write_text(self.out / _DONE, json.dumps({"digest": self.digest()}) + "\n")
+
+    def is_done(self) -> bool:
+        """Whether its folder holds this very run, finished."""
+        try:
+            said = json.loads((self.out / _DONE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(said, dict) and said.get("digest") == self.digest()
+
+
+def work_items(
+    configs: Mapping[str, TrainConfig],
+    features: Path,
+    cohort: Path,
+    out: Path,
+    *,
+    splits: Path,
+    rounds: Sequence[str] = (),
+    seeds: Sequence[int] = (0,),
+) -> list[WorkItem]:
+    """The runs of a study, rounds that have a test split unless `rounds` names some; configs of a round and seed side by side.
+
+    Raises ConfigError for names that make no folder, a config with splits of its own, CohortError for broken splits.
+    """
+    plan_of = read_plan(splits)
+    chosen = [plan_of.round(name).name for name in rounds] or [one.name for one in plan_of.rounds if one.test]
+    if not chosen:
+        raise ConfigError(f"{splits}: no round has a test split; name rounds with --round")
+    items = []
+    for name, config in configs.items():
+        if config.split.model_fields_set:
+            raise ConfigError(f"config {name}: holds a split section; a study takes its splits from {splits} alone")
+    for one in chosen:
+        for seed in dict.fromkeys(seeds):
+            for name, config in configs.items():
+                split = config.split.model_copy(
+                    update={"file": splits.resolve(), "round": one, "digest": plan_of.digest}
+                )
+                fit = config.fit.model_copy(update={"seed": seed})
+                items.append(
+                    WorkItem(
+                        name=f"{name}/{one}/seed-{seed}",
+                        config=config.model_copy(update={"split": split, "fit": fit}),
+                        features=features,
+                        cohort=cohort,
+                        out=out / name / one / f"seed-{seed}",
+                    )
+                )
+    return items
+
+
+def study_text(items: Sequence[WorkItem], out: Path) -> str:
+    """What study.json in `out` says: each run with its folder and command."""
+    study = [{"name": item.name, "out": str(item.out.relative_to(out)), "command": item.command()} for item in items]
+    return json.dumps(study, indent=1) + "\n"
