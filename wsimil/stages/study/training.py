@@ -16,6 +16,7 @@ from wsimil.stages.study.planning import RUNS, TRAIN, Study
 from wsimil.stages.study.reasons import reason_of
 from wsimil.stages.train import train
 from wsimil.training.checkpoint import FOLDER as CHECKPOINT
+from wsimil.training.checkpoint import checkpoint_place
 from wsimil.worklist import Ledger
 from wsimil.worklist.ledger import Attempt
 from wsimil.worklist.worker import Failed, Made, Outcome
@@ -33,6 +34,10 @@ class TrainRunner:
         """One run after another."""
         for attempt in attempts:
             yield self._end(attempt) if attempt.unit.last else self._train(attempt)
+
+    def place(self, attempt: Attempt) -> str:
+        """See `wsimil.worklist.worker.GoesOn`. Raises TrainingError."""
+        return checkpoint_place(attempt.scratch / RUNS / attempt.unit.name)
 
     def _train(self, attempt: Attempt) -> Outcome:
         item = self._items[attempt.unit.name]
