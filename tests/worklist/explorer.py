@@ -343,6 +343,7 @@ class Explorer:
     supervised: bool = False
     fine: bool = False
     reduced: bool = True
+    traced: bool = False
     deeds: tuple[str, ...] = ("kill", "stall", "err", "fault", "back", "raise", "retry")
     states: int = 0
     transitions: int = 0
@@ -365,6 +366,7 @@ class Explorer:
         self._completed: set[int] = set()
         self._safe: set[int] = set()
         self._finals: set[int] = set()
+        self._changes: set[tuple[int, int]] = set()
 
     @property
     def ends(self) -> int:
@@ -372,9 +374,11 @@ class Explorer:
         return len(self._completed)
 
     @property
-    def folders(self) -> set[frozenset[Fact]]:
-        """All that the folder held at any time, with workers numbered as they come up."""
-        return {frozenset(self.facts.of(self.canonical((facts, ()))[0])) for facts in self._safe}
+    def changes(self) -> set[tuple[frozenset[Fact], frozenset[Fact]]]:
+        """The folder before and after each change, if `traced`, with workers numbered as they come up."""
+        met = {facts for change in self._changes for facts in change}
+        told = {facts: frozenset(self.facts.of(self.canonical((facts, ()))[0])) for facts in met}
+        return {(told[before], told[after]) for before, after in self._changes}
 
     @property
     def finals(self) -> set[frozenset[Fact]]:
@@ -409,6 +413,8 @@ class Explorer:
                     for cost, following in self.following(state, budget):
                         self.transitions += 1
                         self.check_step(state[0], following[0])
+                        if self.traced and following[0] != state[0]:
+                            self._changes.add((state[0], following[0]))
                         meet(following, budget - cost)
 
     # Names
