@@ -23,7 +23,7 @@ from wsimil.stages.study import extracting, training
 from wsimil.stages.study.planning import open_study
 from wsimil.stages.study.training import TrainRunner
 from wsimil.stages.train import train
-from wsimil.store import open_store
+from wsimil.store import Backend, open_store
 from wsimil.worklist import Ledger, WorkPlan
 from wsimil.worklist.ledger import Attempt
 from wsimil.worklist.status import plan_state
@@ -116,9 +116,9 @@ def test_a_slide_that_was_added_to_the_features_is_no_part_of_the_study(material
         work(plan)
 
 
-def replace_features(folder: Path, slide_id: str) -> None:
+def replace_features(folder: Path, slide_id: str, *, backend: Backend = "hdf5") -> None:
     """Put other features of the same kind in the place of a slide's."""
-    store = open_store(folder, mode="w")
+    store = open_store(folder, mode="w", backend=backend)
     bag = store.read(slide_id)
     store.write(dataclasses.replace(bag, features=bag.features * 2))
 
@@ -167,11 +167,15 @@ def test_a_slide_whose_features_were_replaced_after_training_has_no_answer(mater
     assert re.search(REPLACED, str(trouble.reasons[0]["reason"]))
 
 
-def test_features_that_the_study_made_and_somebody_replaced_are_refused(tmp_path: Path, make_slide: Make) -> None:
-    plan, _ = slide_study(tmp_path, make_slide, train={"abmil": QUICK}, report=False)
+@pytest.mark.parametrize("backend", ["hdf5", "zarr"])
+def test_features_that_the_study_made_and_somebody_replaced_are_refused(
+    tmp_path: Path, make_slide: Make, backend: Backend
+) -> None:
+    extract = {"device": "cpu", "store": backend}
+    plan, _ = slide_study(tmp_path, make_slide, train={"abmil": QUICK}, report=False, extract=extract)
     assert work(plan, stages=["extract"]) is Left.FINISHED
-    features = tmp_path / "study/features"
-    replace_features(features, "s05")
+    TrainRunner(open_study(plan), Ledger(plan, worker="one", host="h"), Quiet())
+    replace_features(tmp_path / "study/features", "s05", backend=backend)
     with pytest.raises(ConfigError, match=REPLACED.replace("s5", "s05")):
         work(plan, stages=["train"])
 
