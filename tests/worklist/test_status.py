@@ -6,9 +6,12 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.worklist.toy import Notes, Toy, ledger_of, let_lease_pass, plan_in, silence
+from wsimil.stages.text_worklist import show_status
 from wsimil.worklist import Ledger, WorkPlan
-from wsimil.worklist.status import PlanState, plan_state
+from wsimil.worklist.status import HandedBack, PlanState, plan_state
 from wsimil.worklist.worker import Worker
 
 
@@ -139,3 +142,48 @@ def test_a_folder_that_cannot_be_written_is_told_by_this_machines_clock(small_di
     state = state_of(plan)
     assert state.is_own_clock
     assert (state.stages[0].done, state.stages[0].running, state.stages[0].stale) == (1, 1, 1)
+
+
+def hand_back(plan: WorkPlan, *, held_s: float, lived_s: float = 100.0, place: str = "") -> None:
+    """As a worker does that leaves."""
+    ledger = ledger_of(plan)
+    unit = plan.stages[0].units[0]
+    attempt = ledger.claim(unit, ledger.scan().get(unit.id))
+    assert attempt is not None
+    ledger.close(attempt, "back", "USR1", beside={"held_s": held_s, "lived_s": lived_s, "place": place})
+
+
+def test_a_unit_that_is_longer_than_any_workers_time_is_named_with_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_in(tmp_path, "a", "b")
+    for held_s in (60.0, 95.0):
+        hand_back(plan, held_s=held_s)
+        assert state_of(plan).stages[0].handed_back == ()
+    hand_back(plan, held_s=90.0)
+    [stage] = state_of(plan).stages
+    assert stage.handed_back == (HandedBack(unit_id="e00000", name="a", times=3, held_s=95.0, lived_s=100.0, place=""),)
+    assert (stage.todo, stage.troubles) == (2, ())
+    show_status(plan, state_of(plan), as_json=False)
+    told = capsys.readouterr().out
+    for part in ("HANDED BACK 3 times", "e00000 a", "95 s of 100 s", "longer time limit"):
+        assert part in " ".join(told.split())
+    assert ledger_of(plan).claim(plan.stages[0].units[0], ledger_of(plan).scan()["e00000"]) is not None
+
+
+def test_who_was_sent_away_early_says_nothing_of_how_long_a_unit_takes(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path, "a")
+    for _ in range(5):
+        hand_back(plan, held_s=20.0)
+    assert state_of(plan).stages[0].handed_back == ()
+
+
+def test_a_run_that_goes_on_from_where_it_was_is_left_in_peace(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path, "a")
+    for epoch in range(4):
+        hand_back(plan, held_s=90.0, place=f"epoch {epoch}")
+    assert state_of(plan).stages[0].handed_back == ()
+    for _ in range(2):
+        hand_back(plan, held_s=90.0, place="epoch 3")
+    [one] = state_of(plan).stages[0].handed_back
+    assert (one.times, one.place) == (3, "epoch 3")

@@ -11,7 +11,7 @@ from wsimil.stages.text import say, say_json, table, warn
 
 if TYPE_CHECKING:
     from wsimil.worklist import Unit, WorkPlan
-    from wsimil.worklist.status import PlanState, StageState, Trouble
+    from wsimil.worklist.status import HandedBack, PlanState, StageState, Trouble
 
 _MOST_TROUBLES = 20
 _MOST_WORKERS = 16
@@ -92,8 +92,21 @@ def _show_troubles(stage: StageState) -> None:
         say(f"BAD {one.unit_id} {one.name}: {_why(one)}")
     if stage.bad > _MOST_TROUBLES:
         say(f"and {stage.bad - _MOST_TROUBLES} more bad units of {stage.name}; all with --json")
+    for handed in stage.handed_back[:_MOST_TROUBLES]:
+        _show_handed_back(handed)
+    if len(stage.handed_back) > _MOST_TROUBLES:
+        say(f"and {len(stage.handed_back) - _MOST_TROUBLES} more units of {stage.name} handed back; all with --json")
     for one in again[:_MOST_TROUBLES]:
         say(f"failed, to be tried again: {one.unit_id} {one.name}: {_why(one)}")
+
+
+def _show_handed_back(one: HandedBack) -> None:
+    begins = f"stayed at {one.place}" if one.place else "began anew each time"
+    say(
+        f"HANDED BACK {one.times} times in a row: {one.unit_id} {one.name}: {begins}; held for up to {one.held_s:.0f} s of"
+        f" {one.lived_s:.0f} s that its worker had. Unless it was made to leave early, give workers a longer time limit: with"
+        " this one it will be begun again and again"
+    )
 
 
 def _why(trouble: Trouble) -> str:

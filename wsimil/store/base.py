@@ -21,13 +21,18 @@ MAX_ID_BYTES = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredHeader:
-    """What is known of one slide's features without reading them: `n` rows of `dim`, and what of quality was measured."""
+    """What is known of one slide's features without reading them: `n` rows of `dim`, and what of quality was measured.
+
+    `content` is a text that differs where what is stored does: by the checksums of the arrays in our files; by size and time of
+    change in those of other tools, which have none.
+    """
 
     slide_id: str
     n: int
     dim: int
     dtype: Literal["float16", "float32"]
     provenance: Provenance
+    content: str
     quality: tuple[str, ...] = ()
 
 

@@ -164,6 +164,7 @@ def describe(file: OpenFile, slide_id: str, path: Path) -> Description:
                 dim=dim,
                 dtype="float16" if dtype == "float16" else "float32",
                 provenance=Provenance.from_json(provenance),
+                content=" ".join(f"{name} {crc32[name]:08x}" for name in shapes),
                 quality=quality,
             ),
             slide=_slide(slide),

@@ -49,6 +49,17 @@ def read_checkpoint(run: Path) -> Checkpoint | None:
         raise TrainingError(f"checkpoint {path} cannot be read: {error}; start anew with --overwrite") from error
 
 
+def checkpoint_place(run: Path) -> str:
+    """How far the run's checkpoint is, as epochs and steps that are done; empty where there is none. Raises TrainingError."""
+    saved = read_checkpoint(run)
+    return "" if saved is None else place(len(saved.facts["history"]), int(saved.facts.get("steps_done", 0)))
+
+
+def place(epochs: int, steps: int) -> str:
+    """Words for so many epochs and steps of the next that are done."""
+    return f"epoch {epochs + 1}, step {steps}" if steps else f"epoch {epochs}"
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Moments and step counts of an optimizer as named tensors."""
     state = optimizer.state_dict()["state"]

@@ -24,7 +24,7 @@ from wsimil.mil.batch import BagBatch, pack
 from wsimil.mil.saved import BagUnit, TrainedModel, load_model, save_model
 from wsimil.provenance import Json, Provenance, sha256_json
 from wsimil.targets import Survival, Task
-from wsimil.training.checkpoint import Checkpoint, part, read_checkpoint, write_checkpoint
+from wsimil.training.checkpoint import Checkpoint, part, place, read_checkpoint, write_checkpoint
 from wsimil.training.config import FitConfig
 from wsimil.training.learner import Learner, StepReport
 from wsimil.training.loading import BagLoader, BagSource, Instances
@@ -390,6 +390,4 @@ class _Run:
 
 
 def _place(so_far: _Progress) -> str:
-    if not so_far.steps_done:
-        return f"epoch {len(so_far.history)}"
-    return f"epoch {len(so_far.history) + 1}, step {so_far.steps_done}"
+    return place(len(so_far.history), so_far.steps_done)

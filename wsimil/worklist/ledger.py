@@ -130,16 +130,32 @@ class Ledger:
         """The worker that made that try; empty where it died before it could say."""
         return str(disk.read_json(self._claims / f"{unit_id}.{number}").get("worker", ""))
 
-    def close(self, attempt: Attempt, closing: Closing, reason: str) -> None:
-        """End a try of ours that made nothing, and set its unit aside where it must be. Raises OutputError."""
-        self.close_of(attempt.unit.id, attempt.number, closing, reason, worker=self.worker)
+    def close(
+        self, attempt: Attempt, closing: Closing, reason: str, *, beside: Mapping[str, Json] | None = None
+    ) -> None:
+        """End a try of ours that made nothing, and set its unit aside where it must be. Raises OutputError.
 
-    def close_of(self, unit_id: str, number: int, closing: Closing, reason: str, *, worker: str) -> None:
+        `beside` is written down with the reason.
+        """
+        self.close_of(attempt.unit.id, attempt.number, closing, reason, worker=self.worker, beside=beside)
+
+    def close_of(
+        self,
+        unit_id: str,
+        number: int,
+        closing: Closing,
+        reason: str,
+        *,
+        worker: str,
+        beside: Mapping[str, Json] | None = None,
+    ) -> None:
         """As `close`, for the try of a worker that cannot say it itself."""
         claim = self._claims / f"{unit_id}.{number}"
         note = claim.with_name(f"{claim.name}.{closing}")
         try:
-            disk.publish(self._signed({"reason": reason, "worker": worker}), note, within=self._scratch)
+            disk.publish(
+                self._signed({**(beside or {}), "reason": reason, "worker": worker}), note, within=self._scratch
+            )
         except OutputError:
             # A full disk takes one more name where it takes no new file; the claim tells the worker, if not the reason. Without
             # it the try would end in silence, and three workers with one full disk would condemn a unit that is good.
@@ -175,6 +191,10 @@ class Ledger:
             note = disk.read_json(self._claims / f"{unit_id}.{number}.{kind}")
             told.append({"reason": "could not be written down", **note, "attempt": number, "kind": kind})
         return told
+
+    def hand_backs(self, unit_id: str, attempts: Attempts) -> list[Mapping[str, Json]]:
+        """What was written down, in the order of tries, by those who handed a unit back and are not forgiven."""
+        return [disk.read_json(self._claims / f"{unit_id}.{k}.back") for k in attempts.counted("back")]
 
     def forgive(self, unit_id: str) -> bool:
         """Let a unit that was set aside be tried again; False where it is not."""

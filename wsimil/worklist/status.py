@@ -6,12 +6,17 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 
 from wsimil.errors import OutputError
 from wsimil.provenance import Json
 from wsimil.worklist import disk
+from wsimil.worklist.attempts import Attempts
 from wsimil.worklist.ledger import Ledger
-from wsimil.worklist.plan import Stage, WorkPlan, refuses
+from wsimil.worklist.plan import Stage, Unit, WorkPlan, refuses
+
+HANDED_BACK = 3
+"""So many workers in a row must have handed a unit back, no further than before, to call their time too short for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +45,26 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HandedBack:
+    """A unit that `times` workers in a row had for at least half of their lives and handed back, and the last no further than the
+    first of these: at `place`, empty where each began anew. The longest of them had it for `held_s` and lived for `lived_s`.
+    """
+
+    unit_id: str
+    name: str
+    times: int
+    held_s: float
+    lived_s: float
+    place: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageState:
     """Units of a stage by what became of them; they add up. `cost_done` is a share of the stage's cost, in [0, 1].
 
-    `per_hour` are units at the pace of those at work now, `left_s` the time that the rest takes at that pace; None where nobody
-    is at work or nothing is done yet. `refused` says that too many are bad for what comes after.
+    `handed_back` are those to which no worker's time seems enough. `per_hour` are units at the pace of those at work now,
+    `left_s` the time that the rest takes at that pace; None where nobody is at work or nothing is done yet. `refused` says that
+    too many are bad for what comes after.
     """
 
     name: str
@@ -59,6 +79,7 @@ class StageState:
     left_s: float | None = None
     refused: bool = False
     troubles: tuple[Trouble, ...] = ()
+    handed_back: tuple[HandedBack, ...] = ()
 
     @property
     def units(self) -> int:
@@ -98,6 +119,7 @@ def plan_state(plan: WorkPlan, ledger: Ledger, *, most_troubles: int = 1000) -> 
         cost = stage.cost
         cost_done, cost_bad, extra = 0.0, 0.0, 0
         troubles: list[Trouble] = []
+        handed_back: list[HandedBack] = []
         for unit in stage.units:
             attempts = scanned.get(unit.id)
             if attempts is None:
@@ -117,6 +139,8 @@ def plan_state(plan: WorkPlan, ledger: Ledger, *, most_troubles: int = 1000) -> 
                 counts["stale"] += 1
             else:
                 counts["running"] += 1
+            if not attempts.is_bad and (found := _handed_back(ledger, unit, attempts)) is not None:
+                handed_back.append(found)
             if (attempts.is_bad or attempts.is_alone) and len(troubles) < most_troubles:
                 reasons = tuple(ledger.reasons(unit.id, attempts))
                 troubles.append(Trouble(unit_id=unit.id, name=unit.name, is_bad=attempts.is_bad, reasons=reasons))
@@ -127,10 +151,29 @@ def plan_state(plan: WorkPlan, ledger: Ledger, *, most_troubles: int = 1000) -> 
                 name=stage.name, **counts, cost_done=cost_done / cost if cost else 1.0, extra_attempts=extra,
                 per_hour=pace_units * 3600 if pace_units else None,
                 left_s=max(0.0, left) / pace_cost if pace_cost else None,
-                refused=refuses(plan, stage, counts["bad"]), troubles=tuple(troubles),
+                refused=refuses(plan, stage, counts["bad"]), troubles=tuple(troubles), handed_back=tuple(handed_back),
             )
         )  # fmt: skip
     return PlanState(stages=tuple(states), workers=workers, is_own_clock=is_own_clock)
+
+
+def _handed_back(ledger: Ledger, unit: Unit, attempts: Attempts) -> HandedBack | None:
+    if len(attempts.counted("back")) < HANDED_BACK:
+        return None
+    # Who was told to go soon after it had begun says nothing of how long a unit takes.
+    told = [
+        (float(one["held_s"]), float(one["lived_s"]), str(one["place"]))  # type: ignore[arg-type]
+        for one in ledger.hand_backs(unit.id, attempts)
+        if "held_s" in one and 2 * float(one["held_s"]) >= float(one["lived_s"])  # type: ignore[arg-type]
+    ]
+    if not told:
+        return None
+    place = told[-1][2]
+    stuck = list(takewhile(lambda one: one[2] == place, reversed(told)))
+    if len(stuck) < HANDED_BACK:
+        return None
+    held_s, lived_s, _ = max(stuck)
+    return HandedBack(unit_id=unit.id, name=unit.name, times=len(stuck), held_s=held_s, lived_s=lived_s, place=place)
 
 
 def _now(ledger: Ledger) -> tuple[float, bool]:

@@ -7,12 +7,12 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from heapq import merge
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, cast, runtime_checkable
 
 from wsimil.errors import OutputError, WsimilError
 from wsimil.files import write_unsynced
@@ -79,6 +79,15 @@ class Runner(Protocol):
         ...
 
 
+@runtime_checkable
+class GoesOn(Protocol):
+    """A runner whose tries go on from where those before them were."""
+
+    def place(self, attempt: Attempt) -> str:
+        """Where the next try would go on if this one ended now; empty where it would begin anew."""
+        ...
+
+
 class Watcher(Protocol):
     """Hears what a worker does."""
 
@@ -123,6 +132,7 @@ class Worker:
     _faults: int = 0
     _succeeded: bool = False
     _stage: str = ""
+    _runner: Runner | None = None
     _begun: float = field(default_factory=time.monotonic)
     _stage_begun: float = 0.0
     _told: float = 0.0
@@ -149,13 +159,12 @@ class Worker:
             while self._held:
                 # Whoever presses Ctrl-C twice waits for these few notes all the same: without them others wait for a lease.
                 with suppress(KeyboardInterrupt):
-                    self._end(next(iter(self._held.values()))[0], "back", f"its worker left: {why}")
+                    self._hand_back(*next(iter(self._held.values())), why)
             with suppress(OutputError):
                 self._write_card(left=why)
 
     def _work(self, stage: Stage) -> Left:
-        self._stage = stage.name
-        runner: Runner | None = None
+        self._stage, self._runner = stage.name, None
         waited_since: float | None = None
         nap = 0.05
         units = sorted(stage.units, key=lambda unit: (-unit.cost, unit.id))
@@ -179,7 +188,7 @@ class Worker:
                 before = self._done.setdefault(stage.name, _Done()).units, self._in_a_row
             if board.fresh or board.again:
                 try:
-                    runner = runner or self.runner(stage)
+                    runner = self._runner = self._runner or self.runner(stage)
                 except Exception as error:
                     if not is_fault(error):
                         raise
@@ -333,10 +342,24 @@ class Worker:
             self._done[self._stage].bad += 1
         self._end(attempt, "fault" if failed.fault else "err", reason)
 
-    def _end(self, attempt: Attempt, closing: Closing, reason: str) -> None:
+    def _hand_back(self, attempt: Attempt, begun: float, why: str) -> None:
+        """End a try as this worker leaves, and write down what shows whether any worker has the time to finish its unit."""
+        place, runner = "", cast("object", self._runner)
+        if isinstance(runner, GoesOn):
+            with suppress(WsimilError):
+                place = runner.place(attempt)
+        now = time.monotonic()
+        beside: dict[str, Json] = {
+            "held_s": round(now - begun, 1), "lived_s": round(now - self._begun, 1), "place": place,
+        }  # fmt: skip
+        self._end(attempt, "back", f"its worker left: {why}", beside=beside)
+
+    def _end(
+        self, attempt: Attempt, closing: Closing, reason: str, *, beside: Mapping[str, Json] | None = None
+    ) -> None:
         """Close a try that made nothing; one whose end cannot be written down ends in silence, which others will notice."""
         try:
-            self.ledger.close(attempt, closing, reason)
+            self.ledger.close(attempt, closing, reason, beside=beside)
         except OutputError as error:
             self.watcher.note(f"{attempt.id}: its end could not be written down: {error}")
         with self._lock:

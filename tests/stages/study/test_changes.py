@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -25,15 +27,17 @@ from wsimil.errors import ConfigError, OutputError
 from wsimil.stages.predict import predict
 from wsimil.stages.predict_options import PredictOptions
 from wsimil.stages.progress import Quiet
-from wsimil.stages.study import training
+from wsimil.stages.study import extracting, training
 from wsimil.stages.study.config import StudyConfig
 from wsimil.stages.study.extracting import ExtractRunner
 from wsimil.stages.study.planning import open_study, plan_study, refuse_other_plan
 from wsimil.stages.study.training import TrainRunner
 from wsimil.stages.train import train
+from wsimil.store import Backend, open_store
 from wsimil.worklist import Ledger, WorkPlan
+from wsimil.worklist.ledger import Attempt
 from wsimil.worklist.status import plan_state
-from wsimil.worklist.worker import Left
+from wsimil.worklist.worker import Left, Outcome
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 Make = Callable[..., Path]
@@ -120,6 +124,87 @@ def test_a_slide_that_was_added_to_the_features_is_no_part_of_the_study(material
     shutil.copy(tmp_path / "s5.h5", material.features / "s5.h5")
     with pytest.raises(ConfigError, match=r"had 35 slides .* and has 36"):
         work(plan)
+
+
+def replace_features(folder: Path, slide_id: str, *, backend: Backend = "hdf5") -> None:
+    """Put other features of the same kind in the place of a slide's."""
+    store = open_store(folder, mode="w", backend=backend)
+    bag = store.read(slide_id)
+    store.write(dataclasses.replace(bag, features=bag.features * 2))
+
+
+REPLACED = r"replaced since .* slide 's5' \(got [0-9a-f]{16}, wanted [0-9a-f]{16}\)"
+
+
+def test_features_that_were_replaced_after_planning_are_refused(material: Material, tmp_path: Path) -> None:
+    plan = planned(tmp_path / "study", **material.settings(), train={"abmil": QUICK}, rounds=["0"], report=False)
+    kept = shutil.copy(material.features / "s5.h5", tmp_path / "s5.h5")
+    replace_features(material.features, "s5")
+    with pytest.raises(ConfigError, match=REPLACED):
+        work(plan)
+    shutil.copy(kept, material.features / "s5.h5")  # whose time is another
+    assert work(plan) is Left.FINISHED
+
+
+def test_features_that_are_replaced_while_a_worker_trains_are_refused(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(tmp_path / "study", **material.settings(), train={"abmil": QUICK}, rounds=["0"], report=False)
+
+    def then_replaced(*given: object, **named: object) -> object:
+        done = train(*given, **named)  # type: ignore[arg-type]
+        replace_features(material.features, "s5")
+        return done
+
+    monkeypatch.setattr(training, "train", then_replaced)
+    assert work(plan, name="one") is Left.RENEW
+    [reason] = [one["reason"] for one in Ledger(plan, worker="looker", host="h").reasons("t000000")]
+    assert re.search(REPLACED, str(reason))
+    assert not list((tmp_path / "study").glob("runs/*/*/*/model.safetensors"))
+
+
+def test_a_slide_whose_features_were_replaced_after_training_has_no_answer(material: Material, tmp_path: Path) -> None:
+    plan = planned(
+        tmp_path / "study", **material.settings(), train={"abmil": QUICK}, rounds=["0"], report=False,
+        predict={"slides": "all", "heatmaps": False}, max_bad=1.0,
+    )  # fmt: skip
+    assert work(plan, stages=["train"]) is Left.FINISHED
+    replace_features(material.features, "s5")
+    assert work(plan, name="one", stages=["predict"]) is Left.RENEW
+    state = plan_state(plan, Ledger(plan, worker="looker", host="h"))
+    [trouble] = [one for stage in state.stages for one in stage.troubles]
+    assert trouble.name.endswith(": s5")
+    assert re.search(REPLACED, str(trouble.reasons[0]["reason"]))
+
+
+@pytest.mark.parametrize("backend", ["hdf5", "zarr"])
+def test_features_that_the_study_made_and_somebody_replaced_are_refused(
+    tmp_path: Path, make_slide: Make, backend: Backend
+) -> None:
+    extract = {"device": "cpu", "store": backend}
+    plan, _ = slide_study(tmp_path, make_slide, train={"abmil": QUICK}, report=False, extract=extract)
+    assert work(plan, stages=["extract"]) is Left.FINISHED
+    TrainRunner(open_study(plan), Ledger(plan, worker="one", host="h"), Quiet())
+    replace_features(tmp_path / "study/features", "s05", backend=backend)
+    with pytest.raises(ConfigError, match=REPLACED.replace("s5", "s05")):
+        work(plan, stages=["train"])
+
+
+def test_features_that_were_replaced_before_their_tables_are_refused(tmp_path: Path, make_slide: Make) -> None:
+    plan, _ = slide_study(tmp_path, make_slide, train={"abmil": QUICK}, report=False, max_bad=1.0)
+    end = extracting.ExtractRunner._end
+
+    def replaced_before(runner: extracting.ExtractRunner, attempt: Attempt) -> Outcome:
+        replace_features(tmp_path / "study/features", "s05")
+        return end(runner, attempt)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extracting.ExtractRunner, "_end", replaced_before)
+        assert [work(plan, name=name, stages=["extract"]) for name in ("a", "b")] == [Left.RENEW, Left.FINISHED]
+    assert all(re.search(REPLACED.replace("s5", "s05"), reason) for reason in troubles(plan))
+    assert len(troubles(plan)) == 1
+    with pytest.raises(ConfigError, match=REPLACED.replace("s5", "s05")):
+        work(plan, stages=["train"])
 
 
 def test_features_that_came_after_their_tables_are_no_part_of_the_study(tmp_path: Path, make_slide: Make) -> None:

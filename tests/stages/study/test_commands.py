@@ -93,7 +93,9 @@ def test_a_worker_that_is_to_make_room_hands_back_and_another_goes_on(material: 
     first.send_signal(signal.SIGUSR1)
     _, told = first.communicate(timeout=LIMIT_S)
     assert first.returncode == 75, told
-    assert (study / "work/claims/t000000.1.back").is_file()
+    back = json.loads((study / "work/claims/t000000.1.back").read_text())
+    assert back["place"].startswith("epoch ")
+    assert 0 < back["held_s"] <= back["lived_s"]
     assert not (study / "runs/abmil").exists()
     second = start("worker", study, "--gpus", "none")
     _, told = second.communicate(timeout=LIMIT_S)

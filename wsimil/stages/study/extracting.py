@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
+from typing import cast
 
-from wsimil.errors import ConfigError, OutputError
+from wsimil.errors import ConfigError, OutputError, StoreError, WsimilError
 from wsimil.extraction.config import refuse_lost_masks, tiling_recipe
 from wsimil.extraction.engine import Begun, Ended, Told, run_engine
 from wsimil.extraction.sources import SlideSource
@@ -20,6 +21,7 @@ from wsimil.stages.extract import encoders_and_spec, tell_mpp, write_failures
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Reporter
 from wsimil.stages.slide_work import Place, SlideOutcome, SlideWork
+from wsimil.stages.study.contents import Contents, content_of
 from wsimil.stages.study.planning import EXTRACT, FEATURES, Study, source_of
 from wsimil.stages.study.reasons import failure_of
 from wsimil.store import open_store
@@ -81,7 +83,10 @@ class ExtractRunner:
             return
         if first.unit.last:
             for attempt in chain([first], attempts):
-                yield self._end(attempt)
+                try:
+                    yield self._end(attempt)
+                except WsimilError as error:
+                    yield Failed.of(attempt, error)
             return
         claimed: list[Attempt] = []
         places: dict[str, Place] = {}
@@ -124,7 +129,12 @@ class ExtractRunner:
         # A store of folders has one for each slide, which must come to its place in one piece.
         made = attempt.scratch / FEATURES
         folders = tuple(f"{FEATURES}/{path.name}" for path in sorted(made.glob("*.zarr")) if path.is_dir())
-        return Made(attempt=attempt, folders=folders, summary=outcome.to_json())
+        try:
+            # Read from where it lies now, where nobody else can have touched it.
+            content = content_of(open_store(made, mode="r").header(source.slide_id))
+        except StoreError as error:
+            return Failed(attempt=attempt, reason=f"what was written just now cannot be read: {error}", fault=True)
+        return Made(attempt=attempt, folders=folders, summary={**outcome.to_json(), "content": content})
 
     def _end(self, attempt: Attempt) -> Outcome:
         """The files that an extraction leaves beside its features."""
@@ -138,7 +148,8 @@ class ExtractRunner:
                 continue
             source = source_of(unit.task)
             if scanned[unit.id].done:
-                lines.append(self._ledger.receipt(unit.id)["summary"])
+                said = cast("Mapping[str, Json]", self._ledger.receipt(unit.id)["summary"])
+                lines.append({name: value for name, value in said.items() if name != "content"})
                 continue
             outcome = _failure(source, *failure_of(self._ledger, unit.id, scanned[unit.id]))
             failed.append(outcome)
@@ -150,7 +161,21 @@ class ExtractRunner:
             write_failures(out / "failures.csv", failed)
         # Whatever comes later, what is built on these features goes by this list.
         without: list[Json] = [outcome.slide_id for outcome in failed]
-        return Made(attempt=attempt, summary={"slides": len(lines), "failed": len(failed), "without": without})
+        summary: dict[str, Json] = {
+            "slides": len(lines), "failed": len(failed), "without": without, "contents": {**self._contents(without)},
+        }  # fmt: skip
+        return Made(attempt=attempt, summary=summary)
+
+    def _contents(self, without: Sequence[Json]) -> dict[str, str]:
+        """What features hold, of those too that a try put there which died. Raises ConfigError where others lie there now."""
+        made, reader = self._study.contents_made(self._ledger), Contents()
+        units = self._study.plan.stage(EXTRACT).units
+        slides = [unit.name for unit in units if not unit.last and unit.name not in without]
+        if not slides:
+            return {}
+        store = open_store(self._study.features, mode="r")
+        reader.refuse_others(store, made, made)
+        return {slide_id: content for slide_id, content in reader.of(store, slides).items() if content} | made
 
 
 def _failure(source: SlideSource, step: str, reason: str) -> SlideOutcome:

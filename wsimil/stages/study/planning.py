@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -20,6 +20,7 @@ from wsimil.provenance import Json
 from wsimil.splits import read_plan as read_splits
 from wsimil.stages.features import open_features
 from wsimil.stages.study.config import StudyConfig, StudyPredict
+from wsimil.stages.study.contents import Contents
 from wsimil.stages.study.unchanged import (
     FeaturesPin,
     features_pin,
@@ -46,6 +47,8 @@ class Study:
     config: StudyConfig
     weights: Path | None = None
     """A copy of the encoder's weights that is nearer to this machine than the file that was planned with."""
+    _contents: Contents = field(default_factory=Contents, repr=False, compare=False)
+    _made: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -101,6 +104,20 @@ class Study:
                 " of this study; move them out of it, or plan anew with features in a folder of their own"
             )
 
+    def refuse_replaced_features(
+        self, store: FeatureStore, ledger: Ledger, slide_ids: Iterable[str] | None = None
+    ) -> None:
+        """Raises ConfigError where features of slides, or any, are not those that the study was planned with, or has made itself.
+
+        Costs the header of each slide once for a study that is open, and then a look at the time of its file. Raises OutputError.
+        """
+        if self.config.features is not None:
+            planned = cast("FeaturesPin", self.plan.recipe["features"])
+            wanted: Mapping[str, str] = planned["contents"]
+        else:
+            wanted = self._contents_told(ledger)
+        self._contents.refuse_others(store, wanted, wanted if slide_ids is None else slide_ids)
+
     def extracted(self, ledger: Ledger) -> frozenset[str]:
         """Ids of the slides that features were made of, as the tables of the features say. Raises OutputError."""
         stage = self.plan.stage(EXTRACT)
@@ -111,6 +128,31 @@ class Study:
             told = cast("Mapping[str, Sequence[str]]", ledger.receipt(end.id)["summary"])
             return frozenset(unit.name for unit in units) - frozenset(told["without"])
         return frozenset(unit.name for unit in units if unit.id in scanned and scanned[unit.id].done)
+
+    def contents_made(self, ledger: Ledger) -> dict[str, str]:
+        """What each slide's features held when they came to their place, by their receipts.
+
+        Without those that came there by a try that could not say so any more. Raises OutputError.
+        """
+        scanned = ledger.scan()
+        found: dict[str, str] = {}
+        for unit in self.plan.stage(EXTRACT).units:
+            if not unit.last and unit.id in scanned and scanned[unit.id].done:
+                receipt = ledger.receipt(unit.id)
+                if not receipt["kept"]:
+                    found[unit.name] = str(cast("Mapping[str, Json]", receipt["summary"])["content"])
+        return found
+
+    def _contents_told(self, ledger: Ledger) -> Mapping[str, str]:
+        """What each slide's features held when the tables of the features were made, or by receipts where there are none."""
+        if not self._made:
+            end = next(unit for unit in self.plan.stage(EXTRACT).units if unit.last)
+            if ledger.look(end.id).done:
+                said = cast("Mapping[str, Mapping[str, str]]", ledger.receipt(end.id)["summary"])
+                self._made.update(said["contents"])
+            else:
+                self._made.update(self.contents_made(ledger))
+        return self._made
 
 
 def plan_study(config: StudyConfig, folder: Path) -> WorkPlan:

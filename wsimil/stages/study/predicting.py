@@ -90,6 +90,8 @@ class PredictRunner(OneByOne):
             why = self._why_lost(lost[-1])
             return Made(attempt=attempt, summary={"failed": f"slide {lost[-1]!r}: {why}" if by_patient else why})
         said = desk.patient(unit, tuple(slides)) if by_patient else desk.slide(unit)
+        # At the end, so that what was read is what was planned.
+        self._study.refuse_replaced_features(self._store, self._ledger, slides)
         return Made(attempt=attempt, summary=_to_json(said.answer))
 
     def _why_lost(self, slide: str) -> str:

@@ -17,6 +17,7 @@ from wsimil.stages.study.reasons import reason_of
 from wsimil.stages.train import train
 from wsimil.stages.work_items import WorkItem, study_text
 from wsimil.training.checkpoint import FOLDER as CHECKPOINT
+from wsimil.training.checkpoint import checkpoint_place
 from wsimil.worklist import Ledger
 from wsimil.worklist.ledger import Attempt
 from wsimil.worklist.worker import Failed, Made, Outcome
@@ -28,12 +29,16 @@ class TrainRunner:
     def __init__(self, study: Study, ledger: Ledger, watch: Reporter) -> None:
         self._study, self._ledger, self._watch = study, ledger, watch
         self._items = study.items()
-        study.refuse_other_features(open_features(study.features), ledger)
+        self._refuse_other_features()
 
     def run(self, attempts: Iterator[Attempt]) -> Generator[Outcome, None, None]:
         """One run after another."""
         for attempt in attempts:
             yield self._end(attempt) if attempt.unit.last else self._train(attempt)
+
+    def place(self, attempt: Attempt) -> str:
+        """See `wsimil.worklist.worker.GoesOn`. Raises TrainingError."""
+        return checkpoint_place(attempt.scratch / RUNS / attempt.unit.name)
 
     def _train(self, attempt: Attempt) -> Outcome:
         item = self._items[attempt.unit.name]
@@ -44,15 +49,21 @@ class TrainRunner:
             if item.is_done():  # by a try that died before it could say so
                 return Made(attempt=attempt)
             _refuse_another_run(item)
-            self._study.refuse_other_features(open_features(item.features), self._ledger)
+            self._refuse_other_features()
             _go_on(attempt, folder, self._ledger.look(attempt.unit.id).forgiven)
             train(item.config, item.features, item.cohort, here.out, reporter=self._watch)
             # At the end, so that whatever it has read before was as planned.
             self._study.refuse_changed_files()
+            self._refuse_other_features()
             here.mark_done()
         except Exception as error:  # noqa: BLE001 - one bad run never stops the others; it is recorded
             return Failed.of(attempt, error)
         return Made(attempt=attempt, folders=(folder,))
+
+    def _refuse_other_features(self) -> None:
+        store = open_features(self._study.features)
+        self._study.refuse_other_features(store, self._ledger)
+        self._study.refuse_replaced_features(store, self._ledger)
 
     def _end(self, attempt: Attempt) -> Outcome:
         """The tables of a study. Reads the runs where they are, and writes beside nothing but its own."""

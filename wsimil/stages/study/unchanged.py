@@ -9,17 +9,16 @@ from typing import TypedDict
 
 from wsimil.errors import ConfigError, StoreError
 from wsimil.mil.facts import FACTS, WEIGHTS
-from wsimil.provenance import Json, sha256_json
 from wsimil.stages.study.config import StudyConfig
+from wsimil.stages.study.contents import Contents
 from wsimil.store.base import FeatureStore
 
 
 class FeaturesPin(TypedDict):
-    """Of features that were there when a study was planned: their kind, how many slides, and SHA-256 of the ids."""
+    """Of features that were there when a study was planned: their kind, and by slide what they hold (see `Contents`)."""
 
     kind: str
-    slides: int
-    ids_sha256: str
+    contents: dict[str, str]
 
 
 def files_pin(config: StudyConfig) -> dict[str, str]:
@@ -44,16 +43,15 @@ def weights_pin(config: StudyConfig) -> str | None:
 
 def features_pin(store: FeatureStore) -> FeaturesPin:
     """Of the features that lie in `store` now."""
-    ids = store.ids()
-    return {"kind": kind_of(store), "slides": len(ids), "ids_sha256": _digest(ids)}
+    return {"kind": kind_of(store), "contents": Contents().of(store, store.ids())}
 
 
 def refuse_changed_features(where: Path, ids: Sequence[str], planned: FeaturesPin) -> None:
     """Raises ConfigError where slides came or went."""
-    if _digest(ids) != planned["ids_sha256"]:
+    if set(ids) != set(planned["contents"]):
         raise ConfigError(
-            f"features {where} had {planned['slides']} slides when the study was planned and has {len(ids)} now, or others; a"
-            " study is of the slides that it was planned with: restore them, or plan anew into another folder"
+            f"features {where} had {len(planned['contents'])} slides when the study was planned and has {len(ids)} now, or"
+            " others; a study is of the slides that it was planned with: restore them, or plan anew into another folder"
         )
 
 
@@ -76,11 +74,6 @@ def content(path: Path) -> str:
             return file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
-def _digest(ids: Sequence[str]) -> str:
-    listed: list[Json] = [*sorted(ids)]
-    return sha256_json(listed)
 
 
 def _files(config: StudyConfig) -> Iterator[tuple[str, Path]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import cast
@@ -74,6 +75,7 @@ class PeerStore:
             dim=header.dim,
             dtype=header.stored_dtype,
             provenance=header.provenance,
+            content=_stamp(self.path(slide_id)),
         )
 
     def read(self, slide_id: str) -> FeatureBag:
@@ -103,6 +105,16 @@ class PeerStore:
 def layout_module(name: LayoutName) -> Layout:
     """The module that reads a layout, loaded now."""
     return cast("Layout", import_module(f"wsimil.store.interop.{name}"))
+
+
+def _stamp(path: Path) -> str:
+    """Sizes and times of change of a file, or of all files of a folder. Raises StoreError."""
+    try:
+        files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+        found = [(str(one.relative_to(path)), one.stat()) for one in files]
+    except OSError as error:
+        raise StoreError(f"{path} cannot be looked at: {error.strerror or error}") from error
+    return sha256("".join(f"{name} {of.st_size} {of.st_mtime_ns}\n" for name, of in found).encode()).hexdigest()[:16]
 
 
 def _ranks(places: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -1,0 +1,77 @@
+"""What features hold, told by their headers, so that one that was replaced is noticed without reading gigabytes again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeAlias
+
+from wsimil.errors import ConfigError, StoreError
+from wsimil.provenance import sha256_json
+from wsimil.store.base import FeatureStore, StoredHeader
+from wsimil.store.interop.peer_store import PeerStore
+
+_THREADS = 4
+_NAMED = 3
+_Stamp: TypeAlias = tuple[int, int, int, int]
+
+
+class Contents:
+    """Reads the content of slides' features, and again only where a file was changed or replaced since."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[Path, str], tuple[_Stamp, str]] = {}
+
+    def of(self, store: FeatureStore, slide_ids: Iterable[str]) -> dict[str, str]:
+        """16 hex digits for each slide, which differ where its features do; empty where it cannot be read."""
+        wanted = list(slide_ids)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return dict(zip(wanted, pool.map(lambda slide_id: self._of(store, slide_id), wanted), strict=True))
+
+    def refuse_others(self, store: FeatureStore, wanted: Mapping[str, str], slide_ids: Iterable[str]) -> None:
+        """Raise ConfigError where features of `slide_ids` are not `wanted`, those that the study was begun with.
+
+        Of those that cannot be read nothing is said: whoever needs them says so.
+        """
+        found = self.of(store, [slide_id for slide_id in slide_ids if slide_id in wanted])
+        other = [slide_id for slide_id, content in found.items() if content and content != wanted[slide_id]]
+        if other:
+            told = ", ".join(
+                f"{slide_id!a} (got {found[slide_id]}, wanted {wanted[slide_id] or 'one that cannot be read'})"
+                for slide_id in sorted(other)[:_NAMED]
+            )
+            more = f" and {len(other) - _NAMED} more" if len(other) > _NAMED else ""
+            raise ConfigError(
+                f"features in {store.path(other[0]).parent} were replaced since the study was planned or made them: slide"
+                f" {told}{more}; a study is of one set of features: restore these, or plan anew into another folder"
+            )
+
+    def _of(self, store: FeatureStore, slide_id: str) -> str:
+        try:
+            path = store.path(slide_id)
+            stamp = _stamp(path, store)
+            known = None if stamp is None else self._seen.get((path, slide_id))
+            if known is not None and known[0] == stamp:
+                return known[1]
+            content = content_of(store.header(slide_id))
+        except (StoreError, OSError):
+            return ""
+        if stamp is not None:
+            self._seen[path, slide_id] = stamp, content
+        return content
+
+
+def content_of(header: StoredHeader) -> str:
+    """16 hex digits: of the kind of features, and of what is stored."""
+    return sha256_json([header.provenance.feature_digest, header.content])[:16]
+
+
+def _stamp(path: Path, store: FeatureStore) -> _Stamp | None:
+    """By which features that were written again are told; None where no one file tells it."""
+    if path.is_dir():
+        if isinstance(store, PeerStore):
+            return None
+        path = path / "zarr.json"  # which holds the checksums
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
