@@ -47,8 +47,9 @@ def landmark_layer(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tokens.dtype
     places = _Places.of(len(tokens), weights.landmarks, count, shifted=shifted)
     with torch.autocast(kind, enabled=False):
-        q, k, v, q_marks, k_marks = _Project.apply(
-            tokens, weights.norm, weights.norm_bias, weights.qkv, weights.eps, places, dtype
+        near = _near(places, weights.conv.shape[2] // 2)
+        q, k, v, q_marks, k_marks, first, v_near = _Project.apply(
+            tokens, weights.norm, weights.norm_bias, weights.qkv, weights.eps, places, near, dtype
         )
         q, k, q_marks, k_marks = (_heads(part, weights.heads) for part in (q, k, q_marks, k_marks))
         scale = 1 / math.sqrt(q.shape[2])
@@ -56,9 +57,9 @@ def landmark_layer(
         inverse = _Pseudoinverse.apply(between, weights.iterations)
         gathered = inverse @ _attend(q_marks, k, _heads(v, weights.heads), scale)  # [heads, m, d]
         mixed = _attend(q, k_marks, gathered, scale).transpose(0, 1).flatten(1)
-        mixed = _Convolved.apply(mixed, v, weights.conv, places)
+        mixed = _Convolved.apply(mixed, v_near if len(v_near) else v, weights.conv, places, near)
         here = None if keep is None else keep[places.begin : places.begin + count]
-        found: Tensor = _Said.apply(tokens, mixed, weights.out, weights.out_bias, here, 1 / (1 - drop))
+        found: Tensor = _Said.apply(first, mixed, weights.out, weights.out_bias, here, 1 / (1 - drop))
     return found
 
 
@@ -114,7 +115,10 @@ class _Places:
 
 
 class _Project(torch.autograd.Function):
-    """Queries where they are asked for, keys and values of all places, the landmarks' queries and keys; zero rows give zeros."""
+    """Queries where they are asked for, keys and values of all places, the landmarks' queries and keys; zero rows give zeros.
+
+    Also the tokens that are asked for, and the values near them where these are few: their gradients are then as small as they.
+    """
 
     @staticmethod
     def forward(
@@ -125,6 +129,7 @@ class _Project(torch.autograd.Function):
         qkv: Tensor,
         eps: float,
         places: _Places,
+        near: slice,
         dtype: torch.dtype,
     ) -> tuple[Tensor, ...]:
         x, mean, deviation = torch.native_layer_norm(tokens, tokens.shape[1:], norm, norm_bias, eps)
@@ -139,15 +144,18 @@ class _Project(torch.autograd.Function):
             part[: places.padding] = 0
             torch.mm(x, weight.t(), out=part[places.padding :])
         ctx.save_for_backward(tokens, norm, norm_bias, qkv, mean, deviation, means)
-        ctx.how = places, dtype, eps
-        return q, k, v, means.to(dtype) @ w_q.t(), means.to(dtype) @ w_k.t()
+        ctx.how = places, near, dtype, eps
+        v_near = v[near].clone() if places.count < len(tokens) else v.new_empty(0, v.shape[1])
+        marks = means.to(dtype)
+        return q, k, v, marks @ w_q.t(), marks @ w_k.t(), tokens[: places.count].clone(), v_near
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         tokens, norm, norm_bias, qkv, mean, deviation, means = ctx.saved_tensors
-        places, dtype, eps = ctx.how
-        of_q, of_k, of_v, of_q_marks, of_k_marks = (gradient.to(dtype) for gradient in gradients)
+        places, near, dtype, eps = ctx.how
+        of_q, of_k, of_v, of_q_marks, of_k_marks = (gradient.to(dtype) for gradient in gradients[:5])
+        of_first, of_v_near = gradients[5:]
         w_q, w_k, w_v = qkv.to(dtype).chunk(3)
         x = F.layer_norm(tokens, tokens.shape[1:], norm, norm_bias, eps).to(dtype)
         of_x = torch.mm(of_k[places.padding :], w_k).to(tokens.dtype)
@@ -161,11 +169,17 @@ class _Project(torch.autograd.Function):
         of_w_v.copy_(of_v[places.padding :].t() @ x)
         _add_product(of_w_q, of_q_marks.t(), means.to(dtype))
         _add_product(of_w_k, of_k_marks.t(), means.to(dtype))
+        if len(of_v_near):
+            of_v = of_v_near[max(places.padding - near.start, 0) :].to(dtype)
+            beside = slice(near.stop - places.padding - len(of_v), near.stop - places.padding)
+            _add_product(of_x[beside], of_v, w_v)
+            _add_product(of_w_v, of_v.t(), x[beside])
         del x
         of_tokens, of_norm, of_bias = torch.ops.aten.native_layer_norm_backward(
             of_x, tokens, tokens.shape[1:], mean, deviation, norm, norm_bias, [True, True, True]
         )
-        return of_tokens, of_norm, of_bias, of_qkv, None, None, None
+        of_tokens[: places.count] += of_first
+        return of_tokens, of_norm, of_bias, of_qkv, None, None, None, None
 
 
 class _Pseudoinverse(torch.autograd.Function):
@@ -212,11 +226,11 @@ class _Convolved(torch.autograd.Function):
     """`mixed` and the convolution of values along the bag, at the places that are asked for."""
 
     @staticmethod
-    def forward(ctx: Any, mixed: Tensor, v: Tensor, conv: Tensor, places: _Places) -> Tensor:
-        near = _near(places, conv.shape[2] // 2)
+    def forward(ctx: Any, mixed: Tensor, v: Tensor, conv: Tensor, places: _Places, near: slice) -> Tensor:
+        here = near if len(v) == places.total else slice(0, len(v))
         ctx.save_for_backward(v, conv)
-        ctx.places = places
-        found = _convolution(v[near], conv.to(v.dtype), conv.shape[2] // 2)
+        ctx.how = places, near, here
+        found = _convolution(v[here], conv.to(v.dtype), conv.shape[2] // 2)
         begin = places.begin - near.start
         return found[begin : begin + places.count].add_(mixed)
 
@@ -224,15 +238,15 @@ class _Convolved(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         v, conv = ctx.saved_tensors
-        places, border = ctx.places, conv.shape[2] // 2
-        near, gradient = _near(places, border), gradient.contiguous()
+        (places, near, here), border = ctx.how, conv.shape[2] // 2
+        gradient = gradient.contiguous()
         back = _convolution(gradient, conv.flip(2).to(v.dtype), 2 * border)  # from `border` places before the first on
         first = near.start - places.begin + border
         of_v = torch.zeros_like(v)
-        of_v[near] = back[first : first + near.stop - near.start]
+        of_v[here] = back[first : first + near.stop - near.start]
         front = border - (places.begin - near.start)
-        x = F.pad(v[near], (0, 0, front, places.count + 2 * border - front - (near.stop - near.start)))
-        return gradient, of_v, _of_taps(gradient, x, conv), None
+        x = F.pad(v[here], (0, 0, front, places.count + 2 * border - front - (near.stop - near.start)))
+        return gradient, of_v, _of_taps(gradient, x, conv), None, None
 
 
 class _Said(torch.autograd.Function):
@@ -240,27 +254,26 @@ class _Said(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, tokens: Tensor, mixed: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None, scale: float
+        ctx: Any, first: Tensor, mixed: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None, scale: float
     ) -> Tensor:
         factor = 1.0 if keep is None else scale
-        out = F.linear(mixed, (weight * factor).to(mixed.dtype)).to(tokens.dtype).add_(bias * factor)
+        out = F.linear(mixed, (weight * factor).to(mixed.dtype)).to(first.dtype).add_(bias * factor)
         if keep is not None:
             out.mul_(keep)
         ctx.save_for_backward(mixed, weight, keep)
-        ctx.how = factor, len(tokens)
-        return out.add_(tokens[: len(out)])
+        ctx.factor = factor
+        return out.add_(first)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         mixed, weight, keep = ctx.saved_tensors
-        factor, tokens = ctx.how
-        of_tokens = gradient if len(gradient) == tokens else F.pad(gradient, (0, 0, 0, tokens - len(gradient)))
+        factor = ctx.factor
         inner = gradient if keep is None else gradient * keep
         of_bias = inner.sum(dim=0).mul_(factor)
         inner = inner.to(mixed.dtype)
         of_weight = (inner.t() @ mixed).to(weight.dtype).mul_(factor)
-        return of_tokens, inner @ (weight * factor).to(mixed.dtype), of_weight, of_bias, None, None
+        return gradient, inner @ (weight * factor).to(mixed.dtype), of_weight, of_bias, None, None
 
 
 def _heads(x: Float[Tensor, "n heads*d"], heads: int) -> Float[Tensor, "heads n d"]:
