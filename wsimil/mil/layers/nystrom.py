@@ -3,7 +3,7 @@
 Nyström attention: Xiong et al. 2021, AAAI, arXiv:2102.03902, as the package `nystrom-attention` has it from version 0.0.11 on.
 The three softmaxes are never held: A3 v and A1 (Z (A3 v)) are streamed, so memory is linear with a small factor; where no
 gradient is asked for not even queries, keys and values are held. The product is associated from the right, which gives the
-official numbers with 22 % fewer operations.
+official numbers with 22 % fewer operations. On a CPU what learns goes through `landmark_gradient`, with gradients of its own.
 """
 # ruff: noqa: F722  # jaxtyping's dimension strings are no forward references
 
