@@ -66,6 +66,14 @@ def test_it_is_the_formula_and_so_are_its_gradients(count: int, alone: bool, shi
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
 
 
+def test_a_graph_that_is_retained_gives_the_same_gradients_again() -> None:
+    tokens, parts = made(37)
+    got = landmark_layer(tokens, weights_of(parts), count=37)
+    leaves = [tokens, *parts.values()]
+    once, again = (torch.autograd.grad(got.sum(), leaves, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
+
+
 def test_without_dropout_nothing_is_scaled() -> None:
     tokens, parts = made(37)
     got = landmark_layer(tokens, weights_of(parts), count=37, drop=0.3)

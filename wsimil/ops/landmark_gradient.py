@@ -187,29 +187,25 @@ class _Pseudoinverse(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, iterations: int) -> Tensor:
-        # The start is scaled by maxima over all heads together.
-        with torch.enable_grad():
-            leaf = a.detach().requires_grad_()
-            start = leaf.transpose(1, 2) / (leaf.sum(dim=2).max() * leaf.sum(dim=1).max())
-        z, held = start.detach().contiguous(), []
+        z, held = _start(a).contiguous(), []
         for _ in range(iterations):
             p = a @ z
             r = torch.baddbmm(p, p, p, beta=-7)
             r.diagonal(dim1=1, dim2=2).add_(15)
             s = torch.bmm(p, r).neg_()
             s.diagonal(dim1=1, dim2=2).add_(13)
-            held.append((z, p, r, s))
+            held += [z, p, r, s]
             z = torch.bmm(z, s).mul_(0.25)
-        ctx.held, ctx.a, ctx.start = held, leaf, start
+        ctx.save_for_backward(a, *held)
         return z
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_z: Tensor) -> tuple[Tensor, None]:
-        a = ctx.a.detach()
+        a, *held = ctx.saved_tensors
         of_a = torch.zeros_like(a)
-        while ctx.held:
-            z, p, r, s = ctx.held.pop()
+        for last in range(len(held), 0, -4):
+            z, p, r, s = held[last - 4 : last]
             of_s = torch.bmm(z.transpose(1, 2), of_z).mul_(0.25)
             of_z = torch.bmm(of_z, s.transpose(1, 2)).mul_(0.25)
             of_r = torch.bmm(p.transpose(1, 2), of_s).neg_()
@@ -218,8 +214,10 @@ class _Pseudoinverse(torch.autograd.Function):
             of_p.baddbmm_(p.transpose(1, 2), of_r)
             of_a.baddbmm_(of_p, z.transpose(1, 2))
             of_z.baddbmm_(a.transpose(1, 2), of_p)
-        (of_start,) = torch.autograd.grad(ctx.start, ctx.a, of_z)
-        return of_a + of_start, None
+        with torch.enable_grad():
+            leaf = a.detach().requires_grad_()
+            (of_start,) = torch.autograd.grad(_start(leaf), leaf, of_z)
+        return of_a.add_(of_start), None
 
 
 class _Convolved(torch.autograd.Function):
@@ -274,6 +272,11 @@ class _Said(torch.autograd.Function):
         inner = inner.to(mixed.dtype)
         of_weight = (inner.t() @ mixed).to(weight.dtype).mul_(factor)
         return gradient, inner @ (weight * factor).to(mixed.dtype), of_weight, of_bias, None, None
+
+
+def _start(a: Float[Tensor, "heads m m"]) -> Float[Tensor, "heads m m"]:
+    """What the iteration begins with, scaled by maxima over all heads together."""
+    return a.transpose(1, 2) / (a.sum(dim=2).max() * a.sum(dim=1).max())
 
 
 def _heads(x: Float[Tensor, "n heads*d"], heads: int) -> Float[Tensor, "heads n d"]:
