@@ -7,7 +7,8 @@ Philox-4x32-10, Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,11 +29,19 @@ def philox(
 
     Of each part of the counter the low 32 bits count; all 64 bits of the seed do.
     """
-    key = [seed & _LOW, (seed >> 32) & _LOW]
-    c0, c1, c2, c3 = (
-        part.to(torch.int64) & _LOW if isinstance(part, Tensor) else torch.full_like(key[0], part & _LOW)
-        for part in counter
-    )
+    if seed.device.type == "cpu":
+        # There a number costs nothing to look at, and an operation on one as much as on a thousand.
+        number = int(seed)
+        return _rounds([number & _LOW, (number >> 32) & _LOW], [_low(part, seed) for part in counter])
+    return _rounds([seed & _LOW, (seed >> 32) & _LOW], [_low(part, seed) for part in counter])
+
+
+def _low(part: Tensor | int, seed: Tensor) -> Tensor:
+    return part.to(torch.int64) & _LOW if isinstance(part, Tensor) else torch.full_like(seed, part & _LOW)
+
+
+def _rounds(key: Sequence[Any], counter: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    c0, c1, c2, c3 = counter
     for _ in range(_ROUNDS):
         # An int64 product overflows to the 64 bits that are wanted. Of c1 and c3 the high bits never matter until the end.
         first, second = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]

@@ -62,11 +62,13 @@ class _ReluLinear(torch.autograd.Function):
         of_weight = torch.zeros_like(weight, dtype=wide)
         of_bias = weight.new_zeros(len(weight), dtype=wide)
         of_x = torch.empty_like(x) if need_x else None
+        buffer = torch.empty_like(h[:_CHUNK])
         begin = 0
         for part in split_bags(x, cu_seqlens):
             for rows in torch.split(part, _CHUNK):
                 here = slice(begin, begin + len(rows))
-                inner = torch.where(h[here] > 0, gradient[here], 0)
+                inner = buffer[: len(rows)]
+                torch.ops.aten.threshold_backward.grad_input(gradient[here], h[here], 0, grad_input=inner)
                 if need_weight and inner.dtype == wide == rows.dtype:
                     of_weight.addmm_(inner.t(), rows)
                 elif need_weight:

@@ -3,7 +3,7 @@
 Nyström attention: Xiong et al. 2021, AAAI, arXiv:2102.03902, as the package `nystrom-attention` has it from version 0.0.11 on.
 The three softmaxes are never held: A3 v and A1 (Z (A3 v)) are streamed, so memory is linear with a small factor; where no
 gradient is asked for not even queries, keys and values are held. The product is associated from the right, which gives the
-official numbers with 22 % fewer operations.
+official numbers with 22 % fewer operations. On a CPU what learns goes through `landmark_gradient`, with gradients of its own.
 """
 # ruff: noqa: F722  # jaxtyping's dimension strings are no forward references
 
@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from wsimil.mil.batch import StepContext
 from wsimil.ops.landmark_attention import LandmarkAttention, LandmarkWeights, pseudoinverse
+from wsimil.ops.landmark_gradient import landmark_layer
+from wsimil.ops.square_convolution import square_convolution
 
 
 class NystromAttention(nn.Module):
@@ -84,7 +86,16 @@ class NystromAttention(nn.Module):
 
     def streamed(self, tokens: Float[Tensor, "T L"], norm: nn.LayerNorm) -> LandmarkAttention:
         """The same on normalized tokens where no gradient is asked for: in passes over them that hold nothing of their size."""
-        weights = LandmarkWeights(
+        return LandmarkAttention(tokens, self._weights(norm))
+
+    def learn(
+        self, tokens: Float[Tensor, "T L"], norm: nn.LayerNorm, keep: Bool[Tensor, "padded L"] | None, *, count: int
+    ) -> Float[Tensor, "count L"]:
+        """The first `count` tokens and what the layer adds to them, with a gradient, on a CPU; `keep` as in `forward`."""
+        return landmark_layer(tokens, self._weights(norm), count=count, shifted=self.shifted, keep=keep, drop=self.drop)
+
+    def _weights(self, norm: nn.LayerNorm) -> LandmarkWeights:
+        return LandmarkWeights(
             norm=norm.weight,
             norm_bias=norm.bias,
             eps=norm.eps,
@@ -96,7 +107,6 @@ class NystromAttention(nn.Module):
             landmarks=self.landmarks,
             iterations=self.iterations,
         )
-        return LandmarkAttention(tokens, weights)
 
     def add(
         self, streamed: LandmarkAttention, keep: Bool[Tensor, "padded L"] | None, *, count: int
@@ -161,6 +171,8 @@ class PPEG(nn.Module):
         bias = torch.stack([conv.bias for conv in (self.conv7, self.conv5, self.conv3) if conv.bias is not None]).sum(
             dim=0
         )
+        if x.device.type == "cpu":
+            return square_convolution(x, weight, bias, side)
         image = x.t().reshape(1, -1, side, side)
         mixed = F.conv2d(image, weight, bias, padding=3, groups=len(weight)) + image
         return mixed[0].flatten(1).t()

@@ -105,6 +105,8 @@ class Layer(nn.Module):
     ) -> tuple[Float[Tensor, "S L"], LandmarkAttention | None]:
         """Tokens after this layer, or at least the class token; where no gradient is asked for also what made them."""
         keep = self.attention.draw(len(tokens), step, device=tokens.device)
+        if torch.is_grad_enabled() and tokens.device.type == "cpu":
+            return self.attention.learn(tokens, self.norm, keep, count=1 if class_token_alone else len(tokens)), None
         if torch.is_grad_enabled():
             return recomputed(self, tokens, keep, step=step), None
         streamed = self.streamed(tokens)

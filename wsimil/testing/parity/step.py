@@ -146,6 +146,15 @@ def convolve_as_recorded(model: torch.nn.Module) -> None:
         if isinstance(module, NystromAttention):
             conv = module.conv
             conv.forward = partial(_two_dimensional, conv)  # type: ignore[method-assign]
+            module.learn = partial(_learn_by_parts, module)  # type: ignore[method-assign]
+
+
+def _learn_by_parts(
+    attention: NystromAttention, tokens: Tensor, norm: torch.nn.LayerNorm, keep: Tensor | None, *, count: int
+) -> Tensor:
+    """`NystromAttention.learn` in torch's own operations, the convolution among them."""
+    mixed: Tensor = attention(norm(tokens), keep)
+    return (tokens + mixed)[:count]
 
 
 def _two_dimensional(conv: torch.nn.Conv1d, x: Tensor) -> Tensor:

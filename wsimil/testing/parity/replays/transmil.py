@@ -63,21 +63,24 @@ _KEYS = {
 
 
 def _watch(model: torch.nn.Module) -> dict[str, Tensor]:
-    """What each layer gives, and the class token's row in it; of the recomputation in the backward pass the same."""
+    """What each layer gives for all tokens, and the class token's row in it."""
     if not isinstance(model, TransMIL):
         raise TypeError(f"wanted TransMIL, got {type(model).__name__}")
     seen: dict[str, Tensor] = {}
 
     def watch(number: int) -> None:
         layer = model.layer1 if number == 1 else model.layer2
+        learn = layer.attention.learn
 
-        def hook(_: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            seen[f"tokens after layer {number}"] = output.detach()
-            seen[f"class token of layer {number}"] = layer.streamed(inputs[0].detach()).row(0)
+        def watched(tokens: Tensor, norm: torch.nn.LayerNorm, keep: Tensor | None, *, count: int) -> Tensor:
+            with torch.no_grad():
+                seen[f"tokens after layer {number}"] = learn(tokens, norm, keep, count=len(tokens))
+            seen[f"class token of layer {number}"] = layer.streamed(tokens.detach()).row(0)
             if number == 2:
-                seen["tokens after ppeg"] = inputs[0].detach()
+                seen["tokens after ppeg"] = tokens.detach()
+            return learn(tokens, norm, keep, count=count)
 
-        layer.register_forward_hook(hook)
+        layer.attention.learn = watched  # type: ignore[method-assign]
 
     watch(1)
     watch(2)
