@@ -313,7 +313,8 @@ def _convolution(x: Float[Tensor, "n heads*d"], kernel: Float[Tensor, "heads 1 K
     if x.shape[1] < _NARROW:
         wide = torch.promote_types(x.dtype, torch.float32)
         image, columns = image.to(wide), columns.to(wide)
-    found = F.conv2d(image, columns, padding=(0, padding), groups=x.shape[1])
+    with torch.autocast(x.device.type, enabled=False):  # which may be on where gradients are asked for
+        found = F.conv2d(image, columns, padding=(0, padding), groups=x.shape[1])
     return found[0, :, 0].t().contiguous().to(x.dtype)
 
 
