@@ -115,3 +115,19 @@ def test_a_convolution_without_a_middle_is_refused() -> None:
     tokens, parts = made(10, taps=6)
     with pytest.raises(ValueError, match="conv: got a kernel of 6, wanted an odd number"):
         landmark_layer(tokens, weights_of(parts), count=10)
+
+
+@pytest.mark.timeout(60, method="thread")  # within a kernel no signal is heard
+@pytest.mark.parametrize("count", [1, 40])
+def test_narrow_columns_under_autocast_come_to_an_end(count: int) -> None:
+    tokens, parts = made(40, torch.float32, taps=33)
+    narrow = {**parts, "qkv": parts["qkv"][:48], "out": parts["out"][:, :16], "conv": parts["conv"][:2]}
+    weights = LandmarkWeights(**narrow, eps=1e-5, heads=2, landmarks=MARKS, iterations=6)
+    exact = landmark_layer(tokens, weights, count=count)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = landmark_layer(tokens, weights, count=count)
+        ours = torch.autograd.grad(got.sum(), [tokens, *parts.values()])
+    theirs = torch.autograd.grad(exact.sum(), [tokens, *parts.values()])
+    assert (got - exact).norm() < 0.02 * exact.norm()
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - other).norm() < 0.1 * other.norm()

@@ -7,6 +7,7 @@ import hashlib
 import html
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,20 @@ def test_hostile_names_are_inert_and_no_file_is_named_by_them(predictions: Path,
     assert [case["slide_id"] for case in data_of(out / "index.html")["index"]["cases"]] == hostile
     assert sorted(path.name for path in out.iterdir()) == ["LICENSES.txt", "index.html"]
     assert data_of(out / "index.html")["cases"]["0"]["error"].startswith("there are no tile scores")
+
+
+def test_scores_that_are_not_shown_are_told_with_the_reason_on_the_page_and_in_the_terminal(
+    predictions: Path, tmp_path: Path
+) -> None:
+    scores, out = predictions / "scores", tmp_path / "page"
+    shutil.copy(scores / "s2.parquet", scores / "s1.parquet")  # whose values are others
+    (scores / "s3.parquet").write_bytes(b"PAR1")
+    summary = export_html(predictions, out, options=HtmlOptions(), built=BUILT)
+    cases = data_of(out / "index.html")["cases"]
+    assert "another answer" in cases["1"]["error"]
+    assert "cannot be read" in cases["3"]["error"]
+    assert ["s1" in note for note in summary.notes if "another answer" in note] == [True]
+    assert len([note for note in summary.notes if "s3.parquet" in note]) == 1
 
 
 def test_chosen_slides_are_numbered_anew(study: MadeStudy, tmp_path: Path) -> None:

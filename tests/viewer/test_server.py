@@ -7,6 +7,7 @@ import json
 import socket
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.viewer.conftest import Client, Serve
@@ -233,6 +234,15 @@ def test_scores_of_another_prediction_than_the_listed_one_are_not_shown(
         assert str(tmp_path) not in str(refused.json())
     again = serve(predictions, slides=study.slides).get("cases/1.json")
     assert again.status == 200
+
+
+def test_scores_of_another_slide_with_the_same_answer_are_not_shown(predictions: Path, serve: Serve) -> None:
+    scores, names = predictions / "scores", ("s0", "s1")
+    mine, other = (pq.read_table(scores / f"{name}.parquet") for name in names)
+    header = json.loads(other.schema.metadata[b"wsimil"])
+    header["values"] = json.loads(mine.schema.metadata[b"wsimil"])["values"]
+    pq.write_table(other.replace_schema_metadata({b"wsimil": json.dumps(header)}), scores / "s0.parquet")
+    assert serve(predictions).get("cases/0.json").status == 409
 
 
 def write_ids(predictions: Path, slide_ids: list[str]) -> None:

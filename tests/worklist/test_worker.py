@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Generator, Iterator
@@ -88,6 +89,22 @@ def test_what_it_holds_is_handed_back_when_it_is_interrupted(tmp_path: Path) -> 
     toy = Toy()
     assert run(plan, toy, name="w2") is Left.FINISHED
     assert toy.seen == ["b", "c", "d"]
+
+
+def test_what_cannot_say_how_far_it_is_is_handed_back_all_the_same(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path, "a", "b")
+
+    class Stale(Toy):
+        def place(self, attempt: Attempt) -> str:
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    def deed(attempt: Attempt) -> Outcome:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, Stale(deed=deed, ahead=2))
+    assert [one.closings for one in tries(plan).values()] == [{1: "back"}, {1: "back"}]
+    assert card(plan)["left"] == "interrupted"
 
 
 def test_a_second_interrupt_does_not_stop_the_handing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

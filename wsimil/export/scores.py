@@ -28,7 +28,6 @@ from wsimil.files import atomic_path
 from wsimil.provenance import Json, canonical_json
 from wsimil.targets import Classification, Task, from_json
 
-"""Where a viewer counts from: the top-left of the scanned part, or that of the whole level-0 frame."""
 Tissue: TypeAlias = tuple[tuple[NDArray[np.int64], ...], ...]
 """Polygons of rings int64 [n, 2] in level-0 px, the outer one first, closed or not."""
 

@@ -23,7 +23,7 @@ from wsimil.provenance import Json
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.viewing.pictures import Pictures
-from wsimil.stages.viewing.study import Study, open_study
+from wsimil.stages.viewing.study import MadeAnewError, Study, open_study
 from wsimil.stages.viewing.tissue import with_tissue
 
 REDUCED_MPP = 2.0
@@ -80,13 +80,15 @@ def export_html(
     pictures = Pictures(options.slides, report=notes.append)
     try:
         if options.single_file:
-            cases = _cases(study, options, pictures, _inline, reporter)
+            cases = _cases(study, options, pictures, _inline, reporter, notes)
             page = _page(study, cases, built, pictures=False)
             write_text(out, page)
             size = out.stat().st_size
         else:
             with atomic_directory(out) as folder:
-                cases = _cases(study, options, pictures, lambda name, jpeg: _beside(folder, name, jpeg), reporter)
+                cases = _cases(
+                    study, options, pictures, lambda name, jpeg: _beside(folder, name, jpeg), reporter, notes
+                )
                 (folder / _PAGE).write_text(_page(study, cases, built, pictures=True), encoding="utf-8")
                 (folder / "LICENSES.txt").write_text(built.licenses, encoding="utf-8")
             size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
@@ -98,7 +100,7 @@ def export_html(
         slides=len(cases),
         pictures=shown,
         size_bytes=size,
-        notes=(*study.notes, *notes),
+        notes=tuple(dict.fromkeys((*study.notes, *notes))),
     )
 
 
@@ -117,7 +119,9 @@ def _beside(folder: Path, name: str, jpeg: bytes) -> str:
     return name
 
 
-def _cases(study: Study, options: HtmlOptions, pictures: Pictures, place: Place, reporter: Reporter) -> dict[str, Json]:
+def _cases(
+    study: Study, options: HtmlOptions, pictures: Pictures, place: Place, reporter: Reporter, notes: list[str]
+) -> dict[str, Json]:
     """Every slide by its number; names of files are numbers too, whatever a slide is called."""
     found: dict[str, Json] = {}
     size = 0
@@ -126,7 +130,7 @@ def _cases(study: Study, options: HtmlOptions, pictures: Pictures, place: Place,
         interrupt.check()
         reporter.item(case.slide_id, 0)
         if case.scored:
-            found[str(index)] = _case(study, index, options, pictures, place)
+            found[str(index)] = _case(study, index, options, pictures, place, notes)
         else:
             found[str(index)] = {"error": f"there are no tile scores: {shown_status(case.status)}"}
         size += len(json.dumps(found[str(index)], default=dict))
@@ -139,10 +143,14 @@ def _cases(study: Study, options: HtmlOptions, pictures: Pictures, place: Place,
     return found
 
 
-def _case(study: Study, index: int, options: HtmlOptions, pictures: Pictures, place: Place) -> Json:
+def _case(study: Study, index: int, options: HtmlOptions, pictures: Pictures, place: Place, notes: list[str]) -> Json:
     try:
         table = study.table(index)
-    except StoreError:
+    except MadeAnewError as error:
+        notes.append(str(error))
+        return {"error": "its tile scores belong to another answer than the one in the list"}
+    except StoreError as error:
+        notes.append(str(error))
         return {"error": "its score table cannot be read"}
     what_if = what_if_json(table, mix=study.mix, rule=study.cohort.rule, recomputed=False)
     tree = case_json(index, with_tissue(table, options.features), what_if=what_if)

@@ -346,7 +346,7 @@ class Worker:
         """End a try as this worker leaves, and write down what shows whether any worker has the time to finish its unit."""
         place, runner = "", cast("object", self._runner)
         if isinstance(runner, GoesOn):
-            with suppress(WsimilError):
+            with suppress(Exception):  # it is for people, and must not keep the unit from others
                 place = runner.place(attempt)
         now = time.monotonic()
         beside: dict[str, Json] = {

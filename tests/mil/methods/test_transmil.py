@@ -7,6 +7,7 @@ import torch
 
 from wsimil.mil import registry
 from wsimil.mil.batch import StepContext
+from wsimil.mil.methods.transmil import TransMILConfig
 from wsimil.ops import landmark_attention
 from wsimil.testing.method_laws import CLASSES, DIM, make_bags
 
@@ -32,3 +33,8 @@ def test_the_streamed_answer_is_the_held_one(options, layer, monkeypatch):
             streamed = ask(draws)
         for got, wanted in zip(streamed, held, strict=True):
             torch.testing.assert_close(got, wanted)
+
+
+def test_a_kernel_without_a_middle_is_refused_with_its_config() -> None:
+    with pytest.raises(ValueError, match="kernel is odd"):
+        TransMILConfig(kernel=4)

@@ -293,6 +293,23 @@ def test_a_try_that_died_between_features_and_pictures_leaves_nothing_out(tmp_pa
     assert (line["status"], line["tiles"] > 0) == ("done", True)
 
 
+@pytest.mark.parametrize("backend", ["hdf5", "zarr"])
+def test_features_of_another_kind_that_somebody_else_put_there_are_not_taken_for_ours(
+    tmp_path: Path, make_slide: Make, backend: Backend
+) -> None:
+    make_slide(tmp_path / "slides/s0.tiff", size_px=(512, 400))
+    settings = {"slides": str(tmp_path / "slides"), "max_bad": 1.0}
+    extract = {"device": "cpu", "store": backend}
+    other = planned(tmp_path / "other", **settings, extract={**extract, "tile": {"overlap": 0.5}})
+    assert work(other, stages=["extract"]) is Left.FINISHED
+    plan = planned(tmp_path / "study", **settings, extract=extract)
+    shutil.copytree(tmp_path / "other/features", tmp_path / "study/features")
+    assert work(plan, name="one") is Left.RENEW
+    assert work(plan, name="two") is Left.FINISHED
+    [reason] = troubles(plan)
+    assert re.search(r"s0\.(h5|zarr) is there already and holds features of another kind", reason)
+
+
 def test_a_model_that_somebody_else_put_there_is_not_taken_for_ours(material: Material, tmp_path: Path) -> None:
     plan = planned(tmp_path / "study", **material.settings(), train={"abmil": QUICK}, rounds=["0"])
     other = {**QUICK, "fit": {"epochs": 1, "lr": 1e-5}}

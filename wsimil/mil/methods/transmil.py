@@ -62,7 +62,9 @@ class TransMILConfig(FrozenConfig):
     shifted_output: bool = False
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
+    def _is_possible(self) -> Self:
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel is odd, so that it has a middle; got {self.kernel}")
         if self.head_dim is None and self.hidden_dim % self.heads:
             raise ValueError(f"hidden_dim {self.hidden_dim} is no multiple of heads {self.heads}")
         return self

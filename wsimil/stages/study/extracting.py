@@ -24,7 +24,7 @@ from wsimil.stages.slide_work import Place, SlideOutcome, SlideWork
 from wsimil.stages.study.contents import Contents, content_of
 from wsimil.stages.study.planning import EXTRACT, FEATURES, Study, source_of
 from wsimil.stages.study.reasons import failure_of
-from wsimil.store import open_store
+from wsimil.store import StoredHeader, open_store
 from wsimil.worklist import Ledger
 from wsimil.worklist.disk import read_json
 from wsimil.worklist.ledger import Attempt
@@ -131,10 +131,26 @@ class ExtractRunner:
         folders = tuple(f"{FEATURES}/{path.name}" for path in sorted(made.glob("*.zarr")) if path.is_dir())
         try:
             # Read from where it lies now, where nobody else can have touched it.
-            content = content_of(open_store(made, mode="r").header(source.slide_id))
+            store = open_store(made, mode="r")
+            header = store.header(source.slide_id)
         except StoreError as error:
             return Failed(attempt=attempt, reason=f"what was written just now cannot be read: {error}", fault=True)
-        return Made(attempt=attempt, folders=folders, summary={**outcome.to_json(), "content": content})
+        try:
+            self._refuse_strangers(self._study.features / store.path(source.slide_id).name, header)
+        except WsimilError as error:
+            return Failed.of(attempt, error)
+        return Made(attempt=attempt, folders=folders, summary={**outcome.to_json(), "content": content_of(header)})
+
+    def _refuse_strangers(self, place: Path, mine: StoredHeader) -> None:
+        """Raises ConfigError where features lie at `place` that no try of this study left, StoreError for broken ones."""
+        if not place.exists():
+            return
+        there = open_store(place.parent, mode="r").header(mine.slide_id)
+        if there.provenance.feature_digest != mine.provenance.feature_digest:
+            raise ConfigError(
+                f"{place} is there already and holds features of another kind: of another encoder, other weights or another"
+                " tiling; somebody else put it there: move it away"
+            )
 
     def _end(self, attempt: Attempt) -> Outcome:
         """The files that an extraction leaves beside its features."""

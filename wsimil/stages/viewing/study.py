@@ -50,7 +50,8 @@ class Study:
         """
         case = self.cohort.cases[index]
         table = read_scores(slide_path(self.folder / "scores", case.slide_id, ".parquet"))
-        if case.values is None or not np.array_equal(case.values, table.values):
+        listed = case.values
+        if table.slide_id != case.slide_id or listed is None or not np.array_equal(listed, table.values):
             raise MadeAnewError(
                 f"slide {case.slide_id!r}: its tile scores belong to another answer than the one in the list, as the slides were"
                 " predicted anew since, or are being; when that has ended, start this command again"
