@@ -46,7 +46,11 @@ wsimil_environment() {
     for path in "${mounts[@]}"; do
         binds+=("$path:$path")
     done
-    for path in ${HF_HOME:+"$HF_HOME"} ${near:+"$WEIGHTS"} ${STAGE[@]+"${STAGE[@]}"}; do
+    local -A shown=()
+    for path in ${HF_HOME:+"$HF_HOME"} ${STAGE[@]+"${STAGE[@]}"} ${near:+"$WEIGHTS"}; do
+        # Containers cannot mount names with : or , and no place twice. Weights that are not shown here are where MOUNTS has them.
+        [[ $path != *[:,]* && -z ${shown[$path]:-} ]] || continue
+        shown[$path]=yes
         binds+=("${STAGED[$path]:-$path}:$path")
     done
     export PYTHONNOUSERSITE=1 # packages in a home folder have no business in an image

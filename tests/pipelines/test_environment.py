@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,17 @@ def test_a_container_shows_the_copy_in_the_place_of_the_original(tmp_path: Path,
     copy = Path(bind.removesuffix(f":{weights}"))
     assert copy.is_relative_to(tmp_path / "local")
     assert copy.read_bytes() == weights.read_bytes()
+
+
+def test_weights_are_shown_once_and_not_where_a_container_cannot_mount_their_name(
+    tmp_path: Path, weights: Path
+) -> None:
+    settings = f"CONTAINER=registry/image:1 STAGE_DIR='{tmp_path}/local'"
+    words, _ = environment(tmp_path, f"{settings} WEIGHTS='{weights}' STAGE=('{weights}')")
+    assert sum(word.endswith(f":{weights}") for word in words) == 1
+    odd = Path(shutil.copy(weights, weights.with_name("a,b.pth")))
+    words, _ = environment(tmp_path, f"{settings} WEIGHTS='{odd}'")
+    assert not [word for word in words if "a,b" in word]
 
 
 @pytest.mark.parametrize("place", ["STAGE_DIR=''", "STAGE_DIR=/proc/nowhere"])
