@@ -435,6 +435,12 @@ def test_a_copy_of_weights_that_were_not_planned_with_is_refused(tmp_path: Path,
         open_study(plan, weights=tmp_path / "weights.pth")
 
 
+def test_a_copy_of_weights_for_features_that_are_there_is_refused(material: Material, tmp_path: Path) -> None:
+    plan = planned(tmp_path / "study", **material.settings(), train={"abmil": QUICK}, rounds=["0"])
+    with pytest.raises(ConfigError, match=r"is of features that are there"):
+        open_study(plan, weights=tmp_path / "weights.pth")
+
+
 def test_another_plan_differs_in_the_content_of_weights(tmp_path: Path, make_slide: Make) -> None:
     published = published_weights(card("efficientnet_lite0"))
     weights = Path(shutil.copy(published, tmp_path / "weights.pth"))

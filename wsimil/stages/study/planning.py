@@ -248,6 +248,8 @@ def open_study(plan: WorkPlan, *, weights: Path | None = None) -> Study:
         )
     tree = cast("Mapping[str, JsonValue]", plan.recipe["study"])
     config = parse_config(StudyConfig, tree, source=str(plan.work))
+    if weights is not None and config.slides is None:
+        raise ConfigError(f"--encoder-weights {weights}: {plan.folder} is of features that are there; leave it out")
     if weights is not None and config.extract.encoder_weights is None:
         raise ConfigError(
             f"--encoder-weights {weights}: {plan.folder} was planned with the published weights of {config.extract.encoder};"
