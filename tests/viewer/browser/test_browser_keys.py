@@ -129,6 +129,19 @@ def test_the_list_is_walked_with_arrows(two: Look) -> None:
     assert "slide-b" in (two.page.locator("#case-1").get_attribute("aria-label") or "")
 
 
+def test_a_click_counts_though_the_list_is_drawn_anew_between_press_and_release(two: Look) -> None:
+    box = two.page.locator("#case-1").bounding_box()
+    assert box is not None
+    two.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    two.page.mouse.down()
+    two.page.locator(".case-scroll").evaluate("list => list.dispatchEvent(new Event('scroll'))")
+    two.page.mouse.up()
+    two.ready()
+    assert two.state()["case"] == 1
+    selected = {at: two.page.locator(f"#case-{at}").get_attribute("aria-selected") for at in (0, 1)}
+    assert selected == {0: "false", 1: "true"}
+
+
 def test_a_screenshot_holds_the_view_its_legend_and_its_scale_bar(two: Look) -> None:
     with two.page.expect_download() as download:
         two.page.keyboard.press("p")

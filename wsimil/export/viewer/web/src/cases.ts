@@ -48,6 +48,8 @@ export class CaseList {
   private readonly hay: readonly string[];
   private rows: readonly CaseRow[];
   private current = -1;
+  /** Rows that are there, by the number of their slide. */
+  private readonly there = new Map<number, HTMLElement>();
 
   constructor(
     private readonly index: Index,
@@ -151,13 +153,34 @@ export class CaseList {
     this.spacer.style.height = `${this.rows.length * ROW_PX}px`;
     const first = Math.max(0, Math.floor(scrollTop / ROW_PX) - SPARE_ROWS);
     const last = Math.min(this.rows.length, Math.ceil((scrollTop + clientHeight) / ROW_PX) + SPARE_ROWS);
-    fill(this.spacer, ...this.rows.slice(first, last).map((row, i) => this.row(row, first + i)));
+    this.place(this.rows.slice(first, last), first);
     const active = this.rows.some((row) => row.index === this.current);
     if (active) this.scroller.setAttribute("aria-activedescendant", `case-${this.current}`);
     else this.scroller.removeAttribute("aria-activedescendant");
   }
 
-  private row(row: CaseRow, at: number): HTMLElement {
+  /** Rows that stay are not touched: a click is lost where its row is replaced between press and release. */
+  private place(rows: readonly CaseRow[], first: number): void {
+    const wanted = new Set(rows.map((row) => row.index));
+    for (const [index, element] of this.there) {
+      if (wanted.has(index)) continue;
+      element.remove();
+      this.there.delete(index);
+    }
+    let next = this.spacer.firstChild;
+    rows.forEach((row, i) => {
+      const element = this.there.get(row.index) ?? this.row(row);
+      this.there.set(row.index, element);
+      element.style.top = `${(first + i) * ROW_PX}px`;
+      element.setAttribute("aria-selected", String(row.index === this.current));
+      element.setAttribute("aria-setsize", String(this.rows.length));
+      element.setAttribute("aria-posinset", String(first + i + 1));
+      if (element === next) next = next.nextSibling;
+      else this.spacer.insertBefore(element, next);
+    });
+  }
+
+  private row(row: CaseRow): HTMLElement {
     const p = leading(row, this.index);
     const bar = el("span", { class: "bar" }, el("span", { class: "bar-fill" }));
     const filled = bar.firstElementChild;
@@ -169,9 +192,6 @@ export class CaseList {
         class: "case",
         role: "option",
         id: `case-${row.index}`,
-        "aria-selected": String(row.index === this.current),
-        "aria-setsize": this.rows.length,
-        "aria-posinset": at + 1,
         "aria-label": rowWords(row, this.index),
         title: row.slide_id,
       },
@@ -205,7 +225,6 @@ export class CaseList {
           : el("span", { class: "case-unsure" }, `uncertainty ${row.uncertainty.toFixed(2)}`),
       ),
     );
-    element.style.top = `${at * ROW_PX}px`;
     element.addEventListener("click", () => this.open(row.index));
     return element;
   }
