@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from wsimil.cohort import Cohort, CohortSlide
-from wsimil.evaluation.attribution import attribute
+from wsimil.evaluation.attribution.table import attribute
 from wsimil.mil.batch import BagBatch, pack
 from wsimil.mil.saved import load_model
 from wsimil.provenance import Provenance, sha256_json

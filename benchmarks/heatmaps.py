@@ -114,7 +114,7 @@ def prepare(tiles: int, dim: int, folder: Path) -> None:
 def predict(dim: int, folder: Path, rounds: int, threads: int) -> dict[str, Any]:
     import torch
 
-    from wsimil.evaluation.attribution import attribute
+    from wsimil.evaluation.attribution.table import attribute
     from wsimil.mil import registry
     from wsimil.mil.batch import pack
     from wsimil.mil.saved import TrainedModel

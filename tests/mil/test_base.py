@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from wsimil.errors import ConfigError
-from wsimil.evaluation.attribution import attribute
+from wsimil.evaluation.attribution.table import attribute
 from wsimil.mil import registry
 from wsimil.mil.base import MOST_ROWS
 from wsimil.mil.batch import StepContext, chunks, pack, shared
@@ -149,7 +149,7 @@ with install_import_hook([*rooms, "wsimil.evaluation.attribution"], "__main__.ch
     from wsimil.ops import packed_linear, segment_max, segment_softmax
     from wsimil.ops.segment_sum import segment_sum
     typing.TYPE_CHECKING = False
-    from wsimil.evaluation.attribution import attribute
+    from wsimil.evaluation.attribution.table import attribute
     from wsimil.mil import registry
     from wsimil.mil.batch import StepContext
     from wsimil.testing.method_laws import make_bags

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from wsimil.cli import app
 from wsimil.config import load_config
 from wsimil.errors import ConfigError, ModelError
-from wsimil.evaluation.attribution import attribute
+from wsimil.evaluation.attribution.table import attribute
 from wsimil.evaluation.decision import DecisionConfig, load_decision
 from wsimil.mil.batch import pack
 from wsimil.mil.ensemble import Ensemble

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from wsimil.bags import FeatureBag
-from wsimil.evaluation.attribution import ScoreKind, attribute
+from wsimil.evaluation.attribution import ScoreKind
+from wsimil.evaluation.attribution.table import attribute
 from wsimil.evaluation.prediction import Prediction
 from wsimil.mil.batch import pack, shared
 from wsimil.mil.saved import TrainedModel

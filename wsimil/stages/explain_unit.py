@@ -16,7 +16,9 @@ import shapely
 from numpy.typing import NDArray
 
 from wsimil.errors import FeatureError, ModelError
-from wsimil.evaluation.attribution import Scored, ScoreKind, score
+from wsimil.evaluation.attribution import ScoreKind
+from wsimil.evaluation.attribution.scored import Scored
+from wsimil.evaluation.attribution.scoring import score
 from wsimil.evaluation.cases import Floats, Ints
 from wsimil.evaluation.faithfulness.cohort import rank_correlation
 from wsimil.evaluation.faithfulness.flipping import FlipConfig

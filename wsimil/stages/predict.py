@@ -15,7 +15,7 @@ import numpy as np
 from wsimil.cohort import Cohort, has_columns, read_cohort, read_patients
 from wsimil.config import parse_config
 from wsimil.errors import ConfigError, OutputError, StoreError, WsimilError
-from wsimil.evaluation.attribution import attribute
+from wsimil.evaluation.attribution.table import attribute
 from wsimil.evaluation.decision import load_decided
 from wsimil.evaluation.table import inert
 from wsimil.export.formats import FORMATS, HEATMAPS

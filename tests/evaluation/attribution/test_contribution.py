@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.evaluation.attribution.models import ALL, CASES, MIXED, build
-from wsimil.evaluation.attribution import score
+from wsimil.evaluation.attribution.scoring import score
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch
 from wsimil.mil.layers.region_attention import CrossRegionLayer

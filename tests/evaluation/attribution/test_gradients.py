@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.evaluation.attribution.models import ALL, PICKING, build
-from wsimil.evaluation.attribution import score
+from wsimil.evaluation.attribution.scoring import score
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch
 from wsimil.testing.method_laws import make_bags

@@ -7,7 +7,8 @@ import torch
 
 from tests.evaluation.attribution.models import ALL, build
 from wsimil.errors import ModelError
-from wsimil.evaluation.attribution import leaving, score
+from wsimil.evaluation.attribution import leaving
+from wsimil.evaluation.attribution.scoring import score
 from wsimil.mil.batch import BagBatch, pack
 from wsimil.ops.segment_softmax import segment_softmax
 from wsimil.testing.method_laws import make_bags

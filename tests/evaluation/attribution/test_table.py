@@ -8,7 +8,9 @@ import torch
 
 from tests.evaluation.attribution.models import build as small
 from wsimil.errors import ConfigError, ModelError
-from wsimil.evaluation.attribution import SCORE_KINDS, attribute, kinds_of, score
+from wsimil.evaluation.attribution import SCORE_KINDS, kinds_of
+from wsimil.evaluation.attribution.scoring import score
+from wsimil.evaluation.attribution.table import attribute
 from wsimil.mil import registry
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagOutput

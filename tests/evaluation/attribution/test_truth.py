@@ -7,7 +7,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from wsimil.evaluation.attribution import ScoreKind, score
+from wsimil.evaluation.attribution import ScoreKind
+from wsimil.evaluation.attribution.scoring import score
 from wsimil.mil import registry
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, StepContext, pack

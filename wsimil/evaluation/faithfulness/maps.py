@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from wsimil.evaluation.attribution import Scored, ScoreKind
+from wsimil.evaluation.attribution import ScoreKind
+from wsimil.evaluation.attribution.scored import Scored
 from wsimil.evaluation.cases import Floats
 from wsimil.evaluation.faithfulness.slide import TileMap
 from wsimil.mil.base import MILModel
