@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -82,6 +83,12 @@ class Provenance:
 def canonical_json(value: Json | Mapping[str, Json]) -> str:
     """One text for one value: keys sorted, no spaces, no NaN. Raises ValueError on NaN or infinity."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False, default=dict)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's content, 64 hex digits. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_json(value: Json | Mapping[str, Json]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import struct
 import zipfile
@@ -18,6 +17,7 @@ from torch import nn
 from wsimil.encoders.base import EncoderCard
 from wsimil.encoders.layouts import Shapes, State, to_timm
 from wsimil.errors import EncoderError
+from wsimil.provenance import sha256_file
 
 _WRAPPERS = ("state_dict", "model", "teacher", "model_state_dict", "module", "encoder")
 _PREFIXES = ("_orig_mod.", "module.", "backbone.", "model.", "vit.", "dinov2.")
@@ -86,8 +86,7 @@ def sha256_of(path: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _sha256(path: Path, _size: int, _mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_file(path)
 
 
 def _read(path: Path) -> Mapping[str, object]:

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 from wsimil.errors import ConfigError, OutputError, SlideError, StoreError, WsimilError
 from wsimil.extraction.sources import clashes, list_sources
 from wsimil.files import check_writable, output_error, printable, remove_stale, write_text
-from wsimil.provenance import RECIPE_VERSION, Json, sha256_json
+from wsimil.provenance import RECIPE_VERSION, Json, sha256_file, sha256_json
 from wsimil.slides import open_slide
 from wsimil.stages.features import open_features
 from wsimil.stages.interrupt import interrupt
@@ -268,13 +268,11 @@ def _stamp(path: Path) -> list[Json]:
 def _sha256(path: Path) -> str:
     """Of a file; of a folder, over the names and contents of what is in it."""
     if path.is_file():
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return sha256_file(path)
     digest = hashlib.sha256()
     for file in _files(path):
         digest.update(f"{file.relative_to(path)}\n".encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_file(file)))
     return digest.hexdigest()
 
 

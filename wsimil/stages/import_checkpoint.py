@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from wsimil.files import check_writable
 from wsimil.mil.checkpoints import base
 from wsimil.mil.checkpoints.file import read_state
 from wsimil.mil.saved import FACTS, save_model
-from wsimil.provenance import Json, Provenance
+from wsimil.provenance import Json, Provenance, sha256_file
 from wsimil.stages.features import open_features
 from wsimil.targets import Classification
 
@@ -73,7 +72,7 @@ def import_checkpoint(
         method=official.method,
         task=Classification(classes=names),
         features=provenance,
-        training={"imported": {"file": file.name, "source": source, "sha256": _sha256(file), "assumed": assumed}},
+        training={"imported": {"file": file.name, "source": source, "sha256": sha256_file(file), "assumed": assumed}},
     )
     return ImportSummary(
         method=official.method,
@@ -118,8 +117,3 @@ def _provenance(features: Path, in_dim: int) -> Provenance:
     if header.dim != in_dim:
         raise ModelError(f"--features {features}: {header.dim} features an instance, the checkpoint takes {in_dim}")
     return header.provenance
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

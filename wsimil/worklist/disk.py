@@ -10,14 +10,13 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from hashlib import file_digest
 from pathlib import Path
 
 from wsimil.errors import OutputError
 from wsimil.files import output_error, publish, remove_folder, sync_tree
 from wsimil.files import publish_file as adopt
 from wsimil.files import publish_folder as adopt_folder
-from wsimil.provenance import Json
+from wsimil.provenance import Json, sha256_file
 
 __all__ = [
     "adopt", "adopt_folder", "age", "beat", "claim", "clock", "create", "exists", "is_name_of", "make_folder", "names", "publish",
@@ -145,7 +144,6 @@ def read_json(path: Path) -> Mapping[str, Json]:
 def sha256_of(path: Path) -> str:
     """Of a file's content, 64 hex digits. Raises OutputError."""
     try:
-        with path.open("rb") as file:
-            return file_digest(file, "sha256").hexdigest()
+        return sha256_file(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be read back: {error.strerror or error}") from error

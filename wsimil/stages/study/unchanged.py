@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from hashlib import file_digest
 from pathlib import Path
 from typing import TypedDict
 
 from wsimil.errors import ConfigError, StoreError
 from wsimil.mil.facts import FACTS, WEIGHTS
+from wsimil.provenance import sha256_file
 from wsimil.stages.study.config import StudyConfig
 from wsimil.stages.study.contents import Contents
 from wsimil.store.base import FeatureStore
@@ -70,8 +70,7 @@ def kind_of(store: FeatureStore) -> str:
 def content(path: Path) -> str:
     """SHA-256 of a file. Raises ConfigError."""
     try:
-        with path.open("rb") as file:
-            return file_digest(file, "sha256").hexdigest()
+        return sha256_file(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
 
