@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from wsimil.ops.landmark_attention import LandmarkWeights
 from wsimil.ops.landmark_gradient import landmark_layer
@@ -72,6 +73,27 @@ def test_a_graph_that_is_retained_gives_the_same_gradients_again() -> None:
     leaves = [tokens, *parts.values()]
     once, again = (torch.autograd.grad(got.sum(), leaves, retain_graph=True) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
+
+
+@pytest.mark.parametrize("count", [1, 37])
+@pytest.mark.parametrize("alone", [False, True])
+def test_where_no_weight_is_asked_for_tokens_get_the_same_gradient_and_no_product_is_for_weights(
+    count: int, alone: bool
+) -> None:
+    tokens, parts = made(count)
+    work, found = [], []
+    for learned in (True, False):
+        given = {name: part.detach().requires_grad_(learned) for name, part in parts.items()}
+        got = landmark_layer(tokens, weights_of(given), count=1 if alone else count)
+        with FlopCounterMode(display=False) as counted:
+            got.sum().backward()
+        work.append(counted.get_total_flops())
+        found.append(tokens.grad)
+        tokens.grad = None
+    assert torch.equal(*found)
+    asked = 1 if alone else count
+    of_weights = 2 * DIM * HEADS * SIZE * (asked + 2 * count + asked)  # of queries, keys, values and what projects out
+    assert work[0] - work[1] >= of_weights
 
 
 def test_without_dropout_nothing_is_scaled() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from wsimil.ops.square_convolution import square_convolution
 
@@ -25,3 +26,19 @@ def test_it_is_torchs_convolution_and_so_are_its_gradients(side: int, dim: int, 
     found = [got, *torch.autograd.grad(got, own, cotangent.to(dtype))]
     for one, other in zip(found, [wanted, *torch.autograd.grad(wanted, leaves, cotangent)], strict=True):
         assert (one.double() - other).norm() <= (1e-12 if dtype == torch.float64 else 1e-5) * other.norm()
+
+
+def test_where_no_kernel_is_asked_for_its_gradient_is_not_computed() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, kernel, bias = (torch.randn(shape, generator=generator) for shape in [(49, 5), (5, 1, 7, 7), (5,)])
+    found = []
+    for learned in (True, False):
+        own = [x.clone().requires_grad_(), kernel.clone().requires_grad_(learned), bias.clone().requires_grad_(learned)]
+        y = square_convolution(*own, 7)
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            y.sum().backward()
+        names = {event.key for event in seen.key_averages()}
+        assert ("aten::convolution_backward" in names) is learned
+        assert [leaf.grad is None for leaf in own] == [False, not learned, not learned]
+        found.append(own[0].grad)
+    assert torch.equal(*found)

@@ -160,26 +160,30 @@ class _Project(torch.autograd.Function):
         of_q, of_k, of_v, of_q_marks, of_k_marks = (gradient.to(dtype) for gradient in gradients[:5])
         of_first, of_v_near = gradients[5:]
         w_q, w_k, w_v = qkv.to(dtype).chunk(3)
-        x = F.layer_norm(tokens, tokens.shape[1:], norm, norm_bias, eps).to(dtype)
         of_x = torch.mm(of_k[places.padding :], w_k).to(tokens.dtype)
         _add_product(of_x, of_v[places.padding :], w_v)
         _add_product(of_x[places.asked], of_q[places.empty :], w_q)
         places.spread_(of_x, _product(of_q_marks, w_q, tokens.dtype) + _product(of_k_marks, w_k, tokens.dtype))
-        of_qkv = torch.empty_like(qkv)
-        of_w_q, of_w_k, of_w_v = of_qkv.chunk(3)
-        of_w_q.copy_(of_q[places.empty :].t() @ x[places.asked])
-        of_w_k.copy_(of_k[places.padding :].t() @ x)
-        of_w_v.copy_(of_v[places.padding :].t() @ x)
-        _add_product(of_w_q, of_q_marks.t(), means.to(dtype))
-        _add_product(of_w_k, of_k_marks.t(), means.to(dtype))
-        if len(of_v_near):
-            of_v = of_v_near[max(places.padding - near.start, 0) :].to(dtype)
-            beside = slice(near.stop - places.padding - len(of_v), near.stop - places.padding)
-            _add_product(of_x[beside], of_v, w_v)
-            _add_product(of_w_v, of_v.t(), x[beside])
-        del x
+        # The values near the tokens that are asked for, and which tokens those are.
+        of_near = of_v_near[max(places.padding - near.start, 0) :].to(dtype)
+        beside = slice(near.stop - places.padding - len(of_near), near.stop - places.padding)
+        if len(of_near):
+            _add_product(of_x[beside], of_near, w_v)
+        of_qkv = None
+        if ctx.needs_input_grad[3]:
+            x = F.layer_norm(tokens, tokens.shape[1:], norm, norm_bias, eps).to(dtype)
+            of_qkv = torch.empty_like(qkv)
+            of_w_q, of_w_k, of_w_v = of_qkv.chunk(3)
+            of_w_q.copy_(of_q[places.empty :].t() @ x[places.asked])
+            of_w_k.copy_(of_k[places.padding :].t() @ x)
+            of_w_v.copy_(of_v[places.padding :].t() @ x)
+            _add_product(of_w_q, of_q_marks.t(), means.to(dtype))
+            _add_product(of_w_k, of_k_marks.t(), means.to(dtype))
+            if len(of_near):
+                _add_product(of_w_v, of_near.t(), x[beside])
+            del x
         of_tokens, of_norm, of_bias = torch.ops.aten.native_layer_norm_backward(
-            of_x, tokens, tokens.shape[1:], mean, deviation, norm, norm_bias, [True, True, True]
+            of_x, tokens, tokens.shape[1:], mean, deviation, norm, norm_bias, [True, *ctx.needs_input_grad[1:3]]
         )
         of_tokens[: places.count] += of_first
         return of_tokens, of_norm, of_bias, of_qkv, None, None, None, None
@@ -245,9 +249,12 @@ class _Convolved(torch.autograd.Function):
         first = near.start - places.begin + border
         of_v = torch.zeros_like(v)
         of_v[here] = back[first : first + near.stop - near.start]
-        front = border - (places.begin - near.start)
-        x = F.pad(v[here], (0, 0, front, places.count + 2 * border - front - (near.stop - near.start)))
-        return gradient, of_v, _of_taps(gradient, x, conv), None, None
+        of_conv = None
+        if ctx.needs_input_grad[2]:
+            front = border - (places.begin - near.start)
+            x = F.pad(v[here], (0, 0, front, places.count + 2 * border - front - (near.stop - near.start)))
+            of_conv = _of_taps(gradient, x, conv)
+        return gradient, of_v, of_conv, None, None
 
 
 class _Said(torch.autograd.Function):
@@ -271,9 +278,9 @@ class _Said(torch.autograd.Function):
         mixed, weight, keep = ctx.saved_tensors
         factor = ctx.factor
         inner = gradient if keep is None else gradient * keep
-        of_bias = inner.sum(dim=0).mul_(factor)
+        of_bias = inner.sum(dim=0).mul_(factor) if ctx.needs_input_grad[3] else None
         inner = inner.to(mixed.dtype)
-        of_weight = (inner.t() @ mixed).to(weight.dtype).mul_(factor)
+        of_weight = (inner.t() @ mixed).to(weight.dtype).mul_(factor) if ctx.needs_input_grad[2] else None
         return gradient, inner @ (weight * factor).to(mixed.dtype), of_weight, of_bias, None, None
 
 

@@ -40,12 +40,14 @@ class _Convolved(torch.autograd.Function):
         x, kernel = ctx.saved_tensors
         side, padding = ctx.side, kernel.shape[2] // 2
         gradient = gradient.contiguous()
-        of_kernel = torch.ops.aten.convolution_backward(
-            _image(gradient, side), _image(x, side), kernel, None, [1, 1], [padding, padding], [1, 1], False, [0, 0],
-            len(kernel), [False, True, False],
-        )[1]  # fmt: skip
+        of_kernel = None
+        if ctx.needs_input_grad[1]:
+            of_kernel = torch.ops.aten.convolution_backward(
+                _image(gradient, side), _image(x, side), kernel, None, [1, 1], [padding, padding], [1, 1], False,
+                [0, 0], len(kernel), [False, True, False],
+            )[1]  # fmt: skip
         of_x = _convolution(gradient, kernel.flip(2, 3), None, side)
-        return of_x, of_kernel, gradient.sum(dim=0), None
+        return of_x, of_kernel, gradient.sum(dim=0) if ctx.needs_input_grad[2] else None, None
 
 
 def _image(x: Float[Tensor, "S L"], side: int) -> Float[Tensor, "1 L side side"]:
