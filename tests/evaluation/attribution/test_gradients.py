@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.evaluation.attribution.models import ALL, PICKING, build
+from wsimil.evaluation.attribution import gradients
 from wsimil.evaluation.attribution.scoring import score
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch
@@ -132,3 +133,23 @@ def test_packing_changes_no_gradient(case: str, kind) -> None:
             slide_ids=(bags.slide_ids[number],),
         )
         torch.testing.assert_close(score(model, one, kind).values, packed[rows], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", ["abmil", "acmil multihead", "clam multi", "dsmil", "dtfd afs", "rrt", "transmil"])
+def test_steps_that_go_together_give_the_bits_of_steps_one_by_one(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, bags = build(case, outputs=2, wide=False), make_bags((5,))
+    monkeypatch.setattr(gradients, "_STEPS", (6,))
+    passes = []
+    handle = model.register_forward_hook(lambda _model, given, _found: passes.append(len(given[0])))
+    together = score(model, bags, "integrated_gradients")
+    assert max(passes) == 6
+    passes.clear()
+    monkeypatch.setattr(gradients, "_ROWS", 12)
+    by_two = score(model, bags, "integrated_gradients")
+    assert max(passes) == 2
+    monkeypatch.setattr(gradients, "_ROWS", 1)
+    one_by_one = score(model, bags, "integrated_gradients")
+    handle.remove()
+    for other in (by_two, one_by_one):
+        assert torch.equal(together.values, other.values)
+        assert together.rule == other.rule

@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wsimil.evaluation.attribution.inputs_alone import by_inputs_alone
@@ -24,13 +25,15 @@ from wsimil.mil.batch import BagBatch
 from wsimil.ops.varlen import cu_seqlens_of, split_bags
 
 _STEPS = (32, 64, 128)
+_ROWS = 8192
+"""Instances of several steps that go through a model together."""
 _INCOMPLETE = 0.01
 """Of the largest change of a logit along the way: what may be missing where no further steps are taken."""
 
 
 def gradient_x_input(model: MILModel, bags: BagBatch) -> Scored:
     """`(x - mean) · d logit / d x`: what a logit would change by along a straight line; its parts do not sum to the logit."""
-    parts = [_parts(model, bag, 1.0) for bag in _each(bags)]
+    parts = [_parts(model, bag, np.ones(1))[0] for bag in _each(bags)]
     return Scored(values=torch.cat(parts), rule=GRADIENT)
 
 
@@ -62,23 +65,35 @@ def integrated_gradients(model: MILModel, bags: BagBatch) -> Scored:
 def _integral(model: MILModel, bag: BagBatch, steps: int) -> Float[Tensor, "n C"]:
     places, weights = np.polynomial.legendre.leggauss(steps)
     total = torch.zeros(len(bag.features), model.num_classes, dtype=torch.float64, device=bag.features.device)
-    for place, weight in zip((places + 1) / 2, weights / 2, strict=True):
-        total += float(weight) * _parts(model, bag, float(place)).double()
+    together = max(_ROWS // len(bag.features), 1)
+    for begin in range(0, steps, together):
+        here = slice(begin, begin + together)
+        for weight, part in zip(weights[here] / 2, _parts(model, bag, (places[here] + 1) / 2), strict=True):
+            total += float(weight) * part.double()
     return total.to(model.standardize.mean.dtype)
 
 
-def _parts(model: MILModel, bag: BagBatch, share: float) -> Float[Tensor, "n C"]:
-    """`(x - mean) · gradient` of each logit at `mean + share * (x - mean)`."""
-    mean = _mean_tile(model)
+def _parts(model: MILModel, bag: BagBatch, shares: NDArray[np.float64]) -> Float[Tensor, "S n C"]:
+    """`(x - mean) · gradient` of each logit at `mean + share * (x - mean)` of S shares, which are a pack of as many bags."""
+    mean, count = _mean_tile(model), len(bag.features)
     way = bag.features.to(mean.dtype) - mean
-    x = (mean + share * way).requires_grad_()
+    on_the_way = mean + torch.from_numpy(shares).to(mean)[:, None, None] * way
+    x = on_the_way.flatten(0, 1).requires_grad_()
     with by_inputs_alone(model):
-        logits = model(replace(bag, features=x)).logits[0].unbind()
+        logits = model(
+            BagBatch(
+                features=x,
+                xy0=bag.xy0.repeat(len(shares), 1),
+                cu_seqlens=cu_seqlens_of([count] * len(shares), device=x.device),
+                slide_ids=bag.slide_ids * len(shares),
+            )
+        ).logits
+        totals = logits.sum(dim=0).unbind()
     columns = []
-    for column, logit in enumerate(logits):
-        (gradient,) = torch.autograd.grad(logit, x, retain_graph=column + 1 < len(logits))
-        columns.append((gradient * way).sum(dim=1))
-    return torch.stack(columns, dim=1)
+    for column, total in enumerate(totals):
+        (gradient,) = torch.autograd.grad(total, x, retain_graph=column + 1 < len(totals))
+        columns.append((gradient.view_as(on_the_way) * way).sum(dim=2))
+    return torch.stack(columns, dim=2)
 
 
 def _mean_tile(model: MILModel) -> Float[Tensor, " D"]:
