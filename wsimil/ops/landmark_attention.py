@@ -43,10 +43,17 @@ class LandmarkWeights:
     iterations: int
 
 
-def pseudoinverse(a: Float[Tensor, "heads m m"], iterations: int) -> Float[Tensor, "heads m m"]:
-    """Of the landmarks' attention, by the iteration of Razavi et al. 2014, as Xiong et al. start and scale it."""
+def pseudoinverse(
+    a: Float[Tensor, "heads m m"], iterations: int, roots: Float[Tensor, " m"] | None = None
+) -> Float[Tensor, "heads m m"]:
+    """Of the landmarks' attention, by the iteration of Razavi et al. 2014, as Xiong et al. start and scale it.
+
+    With `roots` r a row and a column stand for r² that are alike: of attention A and what comes out both are r A r, whose
+    products are those of the whole.
+    """
+    r = a.new_ones(a.shape[1]) if roots is None else roots
     # The start is scaled by maxima over all heads together.
-    z = a.transpose(1, 2) / (a.sum(dim=2).max() * a.sum(dim=1).max())
+    z = a.transpose(1, 2) / ((a @ r / r).max() * (r @ a / r).max())
     eye = torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
     for _ in range(iterations):
         az = a @ z
@@ -57,8 +64,9 @@ def pseudoinverse(a: Float[Tensor, "heads m m"], iterations: int) -> Float[Tenso
 class LandmarkAttention:
     """One bag, its landmarks, and what they gathered: two passes over the tokens when it is made, one for each question.
 
-    In front of the tokens [T, L] stand zero rows up to a multiple of the landmarks, which count: places are those with them. No
-    gradient passes through it.
+    In front of the tokens [T, L] stand zero rows up to a multiple of the landmarks, which count: places are those with them.
+    Landmarks of zero rows alone are alike, so that of these the last is computed for all: a bag of few tokens has few landmarks.
+    No gradient passes through it.
     """
 
     @torch.no_grad()
@@ -66,11 +74,12 @@ class LandmarkAttention:
         self.tokens, self.weights = tokens, weights
         self.padding = -len(tokens) % weights.landmarks
         self.places = len(tokens) + self.padding
-        scores = weights.heads * weights.landmarks
-        self._chunk = max(_NUMBERS.get(tokens.device.type, _MOST_NUMBERS) // scores, 1)
+        self._run = self.places // weights.landmarks
+        self._alike = max(self.padding // self._run, 1)
+        self._chunk = max(_NUMBERS.get(tokens.device.type, _MOST_NUMBERS) // (weights.heads * self._marks), 1)
         means = self._means()
         self.q_marks, self.k_marks = self._heads(means, 0) * self._scale, self._heads(means, 1)  # [heads, m, d]
-        self.inverse = pseudoinverse((self.q_marks @ self.k_marks.transpose(1, 2)).softmax(dim=-1), weights.iterations)
+        self.inverse = self._inverse()
         self.total, gathered = self._gather()  # [heads, m], [heads, m, d]
         self.spread = self.inverse @ gathered.to(self.inverse.dtype)
 
@@ -92,13 +101,18 @@ class LandmarkAttention:
         """The weights that one token gives to all: a row of A1 Z A3, which need not sum to 1 and may be negative."""
         place = self.padding + token
         query = self._heads(self._normalized(place, place + 1), 0) * self._scale  # [heads, 1, d]
-        shares = (query @ self.k_marks.transpose(1, 2)).softmax(dim=-1) @ self.inverse  # [heads, 1, m]
+        shares = self._shares(query) @ self.inverse  # [heads, 1, m]
         found = []
         for first, last in self._chunks(self.padding, self.places):
             keys = self._heads(self._normalized(first, last), 1)
             scores = (self.q_marks @ keys.transpose(1, 2)).to(self.total.dtype)
             found.append((shares.to(scores.dtype) @ scores.sub_(self.total[..., None]).exp_())[:, 0])
         return torch.cat(found, dim=1)
+
+    @property
+    def _marks(self) -> int:
+        """m, the landmarks that are not alike."""
+        return self.weights.landmarks - self._alike + 1
 
     @property
     def _scale(self) -> float:
@@ -124,12 +138,26 @@ class LandmarkAttention:
         found = F.linear(x, self.weights.qkv[part * size : (part + 1) * size])
         return found.view(len(x), self.weights.heads, -1).transpose(0, 1)
 
+    def _shares(self, queries: Tensor) -> Tensor:
+        """Of scaled queries [heads, n, d] the attention to each landmark, [heads, n, m]; to those alike all that they get."""
+        scores = queries @ self.k_marks.transpose(1, 2)
+        if self._alike > 1:
+            scores[..., 0] += math.log(self._alike)
+        return scores.softmax(dim=-1)
+
+    def _inverse(self) -> Tensor:
+        """What is multiplied by shares from the left and by what each landmark gathered from the right, [heads, m, m]."""
+        roots = self.q_marks.new_ones(self._marks)
+        roots[0] = math.sqrt(self._alike)
+        found = pseudoinverse(roots[:, None] * self._shares(self.q_marks) / roots, self.weights.iterations, roots)
+        return found / roots[:, None] * roots
+
     def _means(self) -> Tensor:
         """Of the tokens of each landmark, [m, L]: projections of means are means of projections."""
-        run = self.places // self.weights.landmarks
+        run = self._run
         many = max(self._chunk // run, 1)
         found = []
-        for first in range(0, self.weights.landmarks, many):
+        for first in range(self._alike - 1, self.weights.landmarks, many):
             last = min(first + many, self.weights.landmarks)
             x = self._normalized(first * run, last * run)
             found.append(x.view(last - first, run, -1).mean(dim=1))
@@ -158,7 +186,7 @@ class LandmarkAttention:
         halo = w.conv.shape[2] // 2
         x = self._normalized(begin - halo, end + halo)
         queries = self._heads(x[halo : halo + end - begin], 0) * self._scale
-        mixed = (queries @ self.k_marks.transpose(1, 2)).softmax(dim=-1) @ self.spread
+        mixed = self._shares(queries) @ self.spread
         values = self._heads(x, 2).permute(2, 0, 1)  # [d, heads, n + 2 halo]
         mixed = mixed + F.conv1d(values, w.conv, groups=w.heads).permute(1, 2, 0)
         return F.linear(mixed.transpose(0, 1).flatten(1), w.out, w.out_bias)

@@ -37,7 +37,7 @@ def by_formula(layer, x):
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 10_000])
-@pytest.mark.parametrize("count", [1, 2, 5, 37, 200])
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 7, 37, 200])
 def test_streamed_attention_is_the_attention_of_the_formula(count, chunk, monkeypatch):
     monkeypatch.setattr(landmark_attention, "_NUMBERS", {"cpu": chunk * 3 * 5})
     layer, shifted = made(), made(shifted=True)
