@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from wsimil.errors import ConfigError, OutputError
-from wsimil.pseudonyms import Pseudonyms, open_pseudonyms, refuse_beside_results, save_pseudonyms
+from wsimil.pseudonyms import Pseudonyms, is_pseudonym, open_pseudonyms, refuse_beside_results, save_pseudonyms
 
 KEY = bytes(range(32))
 
@@ -19,6 +19,10 @@ def test_a_name_hangs_on_the_key_and_the_id_alone() -> None:
     assert names[0] == names[1] == "anon-mt5qwd2lw2dl"
     assert Pseudonyms(KEY[::-1]).name("JANE-DOE-1957") != names[0]
     assert Pseudonyms(KEY).name("JANE-DOE-1958") != names[0]
+    assert is_pseudonym(names[0])
+    assert not [
+        text for text in ("JANE-DOE-1957", f"{names[0]}x", f"x{names[0]}", "anon-", "anon-1") if is_pseudonym(text)
+    ]
 
 
 def test_the_file_gives_the_same_names_and_leads_back_and_is_its_owners_alone(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ _SCHEMA = "wsimil/pseudonyms/1"
 _KEY_BYTES = 32
 _LETTERS = 12
 _PRIVATE = 0o600
+_NAME = re.compile(rf"anon-[a-z2-7]{{{_LETTERS}}}")
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +53,11 @@ class Pseudonyms:
             for spelled in (repr(one)[1:-1], one):
                 text = text.replace(spelled, self.name(one))
         return text
+
+
+def is_pseudonym(text: str) -> bool:
+    """Whether `text` has the form of a name, whatever key it may be of."""
+    return _NAME.fullmatch(text) is not None
 
 
 def open_pseudonyms(path: Path) -> Pseudonyms:

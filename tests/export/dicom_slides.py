@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, VLWholeSlideMicroscopyImageStorage, generate_uid
@@ -35,6 +38,16 @@ def write_dicom_slide(
         image.save_as(path, enforce_file_format=True)
         paths.append(path)
     return paths[0]
+
+
+def dicom_errors(path: Path) -> list[str]:
+    """What dciodvfy of dicom3tools finds; it knows no map of a quantity by its newer term, and warns of it."""
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("needs dciodvfy of Debian's dicom3tools")
+    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
+    lines = (done.stdout + done.stderr).splitlines()
+    assert "ParametricMap" in lines
+    return [line for line in lines if line.startswith("Error")]
 
 
 def _frames(picture: NDArray[np.uint8]) -> list[bytes]:

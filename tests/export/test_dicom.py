@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from tests.export.dicom_slides import write_dicom_slide
+from tests.export.dicom_slides import dicom_errors, write_dicom_slide
 from wsimil.errors import SlideError
 from wsimil.export.heatmap import display_range
 from wsimil.export.scores import ScoreTable, score_table
@@ -41,23 +40,13 @@ def _some(table: ScoreTable) -> ScoreTable:
     return dataclasses.replace(table, scores=scores)
 
 
-def _errors(path: Path) -> list[str]:
-    """What dciodvfy of dicom3tools finds; it knows no map of a quantity by its newer term, and warns of it."""
-    if shutil.which("dciodvfy") is None:
-        pytest.skip("needs dciodvfy of Debian's dicom3tools")
-    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
-    lines = (done.stdout + done.stderr).splitlines()
-    assert "ParametricMap" in lines
-    return [line for line in lines if line.startswith("Error")]
-
-
 def test_dciodvfy_finds_no_error(make_prediction, slide: Path, tmp_path: Path) -> None:
     names = ("normal", 'a\\b^=\n"<script>日本語' + "x" * 300)
     table = score_table(make_prediction(size0_px=SIZE, classes=names, slide_id="../" + "y" * 300))
     write_parametric_maps(tmp_path / "maps", table, slide, now=NOW)
     paths = sorted((tmp_path / "maps").iterdir())
     assert [path.name for path in paths] == ["01.dcm", "02.dcm", "03.dcm"]
-    assert [_errors(path) for path in paths] == [[], [], []]
+    assert [dicom_errors(path) for path in paths] == [[], [], []]
 
 
 def test_a_map_shares_the_study_and_the_geometry_of_the_image_near_64(make_prediction, slide, tmp_path: Path) -> None:
@@ -110,7 +99,7 @@ def test_windows_end_where_the_colors_of_pictures_do_and_px_stay_raw(make_predic
         assert window.WindowCenterWidthExplanation == said
         values = hd.imread(tmp_path / "maps" / f"{made.InstanceNumber:02}.dcm").get_total_pixel_matrix(dtype=np.float64)
         assert np.nanmax(values) == np.nanmax(raw)
-        assert _errors(tmp_path / "maps" / f"{made.InstanceNumber:02}.dcm") == []
+        assert dicom_errors(tmp_path / "maps" / f"{made.InstanceNumber:02}.dcm") == []
 
 
 def test_where_raw_scores_do_not_tell_what_is_shown_the_window_is_the_slides_own(
@@ -149,7 +138,7 @@ def test_frames_without_a_scored_px_are_left_out_and_the_others_lie_where_they_b
         # ImageOrientationSlide is (0, -1, 0, -1, 0, 0): rows run along -y of the glass, columns along -x.
         assert place.YOffsetInSlideCoordinateSystem == pytest.approx(40 - (column - 1) * step, abs=1e-6)
         assert place.XOffsetInSlideCoordinateSystem == pytest.approx(20 - (row - 1) * step, abs=1e-6)
-    assert _errors(tmp_path / "maps/01.dcm") == []
+    assert dicom_errors(tmp_path / "maps/01.dcm") == []
 
 
 def test_the_same_scores_give_the_same_bytes_and_ids_and_others_give_others(make_prediction, slide, tmp_path) -> None:
@@ -213,7 +202,7 @@ def test_slides_of_other_programs_get_maps_that_dciodvfy_passes(
     mpp = float(header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing[0]) * 1000
     table = score_table(make_prediction(size0_px=size, mpp=mpp, size_px=8, tile_mpp=mpp))
     write_parametric_maps(tmp_path / "maps", table, source, now=NOW, scores=("attention",))
-    assert _errors(tmp_path / "maps/01.dcm") == []
+    assert dicom_errors(tmp_path / "maps/01.dcm") == []
     matrix = hd.imread(tmp_path / "maps/01.dcm").get_total_pixel_matrix(dtype=np.float64)
     assert matrix.shape == size[::-1]
     assert np.isfinite(matrix).all()

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.export.dicom_slides import write_dicom_slide
+from tests.export.dicom_slides import dicom_errors, write_dicom_slide
+from wsimil.errors import SlideError
 from wsimil.export.formats import FORMATS, Beside
 from wsimil.export.scores import read_scores, write_scores
+from wsimil.pseudonyms import Pseudonyms
 
 PLANTED = b"MRS-JANE-DOE-1957"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -38,10 +40,8 @@ def test_a_name_in_path_digest_and_properties_is_in_no_output(form: str, make_pr
     _check(tmp_path)
 
 
-def test_a_dicom_map_takes_of_its_slide_only_who_it_is_and_which_study(make_prediction, tmp_path: Path) -> None:
-    pytest.importorskip("highdicom", reason="needs highdicom, which the extra 'dicom' brings")
-    import pydicom
-
+def _dicom_slide(folder: Path, **attributes: object) -> Path:
+    """A slide whose header speaks of the patient wherever a map must not repeat it."""
     planted = {
         name: PLANTED.decode()
         for name in (
@@ -50,10 +50,17 @@ def test_a_dicom_map_takes_of_its_slide_only_who_it_is_and_which_study(make_pred
             "ImageComments", "RequestingPhysician",
         )
     }  # fmt: skip
-    prediction = make_prediction(size0_px=(2048, 1536))
     white = np.full((1536, 2048, 3), 255, np.uint8)
     levels = [white, np.ascontiguousarray(white[::16, ::16])]
-    source = write_dicom_slide(tmp_path / PLANTED.decode(), levels, mpp=0.5, **planted)
+    return write_dicom_slide(folder / PLANTED.decode(), levels, mpp=0.5, **planted, **attributes)
+
+
+def test_a_dicom_map_takes_of_its_slide_only_who_it_is_and_which_study(make_prediction, tmp_path: Path) -> None:
+    pytest.importorskip("highdicom", reason="needs highdicom, which the extra 'dicom' brings")
+    import pydicom
+
+    prediction = make_prediction(size0_px=(2048, 1536))
+    source = _dicom_slide(tmp_path)
     write_scores(tmp_path / "s.parquet", prediction)
     table = read_scores(tmp_path / "s.parquet")
     FORMATS["dicom"].write(tmp_path / "maps", table, Beside(now=NOW, slide=source))
@@ -61,3 +68,38 @@ def test_a_dicom_map_takes_of_its_slide_only_who_it_is_and_which_study(make_pred
     slide, made = pydicom.dcmread(source), pydicom.dcmread(tmp_path / "maps/01.dcm")
     for name in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "AccessionNumber"):
         assert made[name].value == slide[name].value
+
+
+def test_under_a_pseudonym_a_dicom_map_is_made_on_a_de_identified_slide_alone(make_prediction, tmp_path: Path) -> None:
+    pytest.importorskip("highdicom", reason="needs highdicom, which the extra 'dicom' brings")
+    import pydicom
+
+    name = Pseudonyms(bytes(32)).name(PLANTED.decode())
+    prediction = make_prediction(size0_px=(2048, 1536), slide_id=name)
+    write_scores(tmp_path / "s.parquet", prediction)
+    table = read_scores(tmp_path / "s.parquet")
+    with pytest.raises(SlideError, match="a manifest of de-identified DICOM slides, whose slide_id are these names,"):
+        FORMATS["dicom"].write(tmp_path / "maps", table, Beside(now=NOW))
+    for number, said in enumerate(({}, {"PatientIdentityRemoved": "NO"})):
+        identified = _dicom_slide(tmp_path / f"identified-{number}", PatientName=f"{PLANTED.decode()}^", **said)
+        with pytest.raises(SlideError, match="does not say that it was de-identified") as refused:
+            FORMATS["dicom"].write(tmp_path / "maps", table, Beside(now=NOW, slide=identified))
+        assert PLANTED.decode() not in str(refused.value)
+        assert not (tmp_path / "maps").exists()
+    source = _dicom_slide(
+        tmp_path / "clean",
+        PatientIdentityRemoved="YES",
+        DeidentificationMethod="by hand",
+        PatientName="",
+        PatientID="P-17",
+    )
+    FORMATS["dicom"].write(tmp_path / "maps", table, Beside(now=NOW, slide=source))
+    _check(tmp_path / "maps")
+    slide = pydicom.dcmread(source.with_name("level-1.dcm"))
+    for path in (tmp_path / "maps").iterdir():
+        made = pydicom.dcmread(path)
+        for shared in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID"):
+            assert made[shared].value == slide[shared].value, "or no viewer would find the slide"
+        assert (made.PatientIdentityRemoved, made.DeidentificationMethod) == ("YES", "by hand")
+        assert made.SeriesDescription == f"wsimil scores of {name}"
+        assert dicom_errors(path) == []

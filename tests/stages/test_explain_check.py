@@ -175,6 +175,33 @@ def test_runs_of_one_method_are_judged_together_and_their_maps_compared(
     assert any("pairs of maps that stability compares" in note for note in found.notes)
 
 
+def test_leaving_out_of_large_slides_is_judged_where_it_is_allowed(made: Path, tmp_path: Path) -> None:
+    method = {"name": "transmil", "hidden_dim": 24, "heads": 4}
+    given = {"method": method, "split.folds": 3, "fit.epochs": 1}
+    run = run_train(made / "features", made / "cohort.csv", tmp_path / "run", **given)
+    store = open_store(made / "features", mode="r")
+
+    def judged(most_tiles: int) -> ExplainSummary:
+        options = ExplainOptions(
+            device="cpu",
+            scores=("single", "leave_one_out"),
+            config=QUICK.model_copy(update={"leave_one_out_tiles": most_tiles}),
+        )
+        return explain_check([run], made / "features", tmp_path / "out", options=options)
+
+    few = judged(2)
+    assert [one.score for one in few.maps] == ["single"]
+    (note,) = [note for note in few.notes if "leave_one_out" in note]
+    assert "allow it with --leave-one-out-tiles" in note
+    most = max(store.header(row["unit"]).n for row in few.tree["rows"])
+    all_ = judged(most)
+    assert not all_.failures
+    assert [one.score for one in all_.maps] == ["single", "leave_one_out"]
+    rows = [row for row in all_.tree["rows"] if row["score"] == "leave_one_out"]
+    assert {row["rule"] for row in rows} == {"recomputed"}
+    assert all("randomized" in row["numbers"] for row in rows)
+
+
 def test_a_bad_slide_is_named_and_stops_nothing(study: tuple[Path, Path, Path], tmp_path: Path) -> None:
     features, _, run = study
     rows = list(csv.DictReader((run / "cohort.csv").read_text(encoding="utf-8").splitlines()))

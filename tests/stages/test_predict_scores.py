@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -113,6 +114,38 @@ def test_all_kinds_at_once_and_an_overlay_of_single(place: Place) -> None:
     line = next(line for line in result.output.splitlines() if "s3: " in line)
     assert "tiles, effectively " in line
     assert line.endswith(" by attention")
+
+
+def test_leaving_out_of_large_slides_is_refused_with_the_option_that_allows_it(
+    feature_study: Study, tmp_path: Path
+) -> None:
+    features, cohort = feature_study(slides=36)
+    learn(features, cohort, tmp_path / "run", **{"method": {"name": "transmil", "hidden_dim": 24, "heads": 4}})
+    some = some_of(features, tmp_path / "some")
+    tiles = {slide_id: open_store(some, mode="r").header(slide_id).n for slide_id in ("s2", "s3", "s4", "s5")}
+    least, most = min(tiles.values()), max(tiles.values())
+    assert least < most
+
+    def allow(count: int) -> tuple[int, str]:
+        words = ["predict", str(tmp_path / "run"), str(some), "-o", str(tmp_path / "out"), "--device", "cpu"]
+        words += ["--origin", "level0", "--scores", "leave_one_out", "--leave-one-out-tiles", str(count)]
+        result = CliRunner().invoke(app, words)
+        return result.exit_code, " ".join(result.output.split())
+
+    code, said = allow(most - 1)
+    assert code == 1
+    failed = {
+        row["slide_id"]
+        for row in csv.DictReader((tmp_path / "out/failures.csv").read_text(encoding="utf-8").splitlines())
+    }
+    assert failed == {slide_id for slide_id, count in tiles.items() if count == most}
+    assert f"allow it with --leave-one-out-tiles {most} " in said
+    code, said = allow(most)
+    assert code == 0, said
+    for slide_id in tiles:
+        table = read_scores(tmp_path / "out/scores" / f"{slide_id}.parquet")
+        assert table.rule("leave_one_out:t") == "recomputed"
+        assert np.isfinite(table.score("leave_one_out:t")).all()
 
 
 @pytest.mark.parametrize(

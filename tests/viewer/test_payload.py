@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,8 @@ from wsimil.export.viewer.answers import AnswerRule
 from wsimil.export.viewer.payload import ListedCase, case_json, index_json, uncertainty
 from wsimil.export.viewer.ranges import MOST_SLIDES, cohort_scores, sampled
 from wsimil.stages.export import ExportOptions, export
+from wsimil.stages.predict import predict
+from wsimil.stages.predict_options import PredictOptions
 from wsimil.stages.viewing.study import open_study
 from wsimil.stages.viewing.tissue import with_tissue
 from wsimil.targets import Classification, MultiLabel, Regression
@@ -123,6 +126,23 @@ def test_ranges_are_those_of_pictures_and_annotations(study: MadeStudy, serve: S
                 assert json.loads(picture.text["wsimil"])["range"] == wanted  # type: ignore[attr-defined]  # of PNG
             for one in json.loads((tmp_path / "dsa" / f"{table.slide_id}.json").read_text(encoding="utf-8")):
                 assert one["elements"][0]["rangeValues"][-1] == scores[one["attributes"]["score"]]["range"][1]
+
+
+def test_scores_that_are_not_shown_decide_no_range(study: MadeStudy, predictions: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", study.features, sharp=900.0)
+    options = PredictOptions(device="cpu", scores=("contribution", "attention", "single"))
+    predict(run, study.features, tmp_path / "other", options=options)
+    shutil.copy(tmp_path / "other/scores/s1.parquet", predictions / "scores/s1.parquet")
+    shutil.copy(predictions / "scores/s2.parquet", predictions / "scores/s3.parquet")
+    found = open_study(predictions)
+    scores = {one.name: one for one in found.cohort.scores}
+    shown = [table for table in tables(study) if table.slide_id in ("s0", "s2")]
+    answered = [np.abs(table.score(f"contribution:{table.predicted}")).astype(np.float64) for table in shown]
+    high = float(np.quantile(np.concatenate(answered), 0.99, method="inverted_cdf"))
+    assert scores["contribution:tumor"].range == (-high, high)
+    assert "2 of 4 slides, whose scores can be shown" in scores["contribution:tumor"].normalization
+    assert not [name for name in scores if name.startswith("single")]
+    assert [note.partition("'s")[2][0] for note in found.notes if "another answer" in note] == ["1", "3"]
 
 
 def test_a_score_that_is_signed_on_one_slide_is_signed_on_all(study: MadeStudy) -> None:

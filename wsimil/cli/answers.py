@@ -17,6 +17,15 @@ FeatureFolder = Annotated[
     typer.Option(help="Folder that was predicted: thumbnails, and why slides are missing.", show_default=False),
 ]
 Split = Annotated[str | None, typer.Option(help="Count this split alone.", show_default="all that was held out")]
+LeftOut = Annotated[
+    int | None,
+    typer.Option(
+        "--leave-one-out-tiles",
+        min=2,
+        help="Largest bag whose leave_one_out is computed by answering anew without each tile; time grows with its square.",
+        show_default="4096",
+    ),
+]
 Replicates = Annotated[int, typer.Option(min=100, help="Bootstrap replicates.")]
 Seed = Annotated[int, typer.Option(min=0, help="Decides the draws.")]
 
@@ -48,6 +57,7 @@ def predict(
             show_default="contribution to the answer; of maxima single",
         ),
     ] = None,
+    left_out: LeftOut = None,
     span: Annotated[
         str,
         typer.Option(
@@ -74,13 +84,14 @@ def predict(
 ) -> None:
     """Predict slides, and show which tiles speak for the answer. From slides, extraction runs first, as the model was trained."""
     with exits():
-        from wsimil.evaluation.attribution import kinds_of
+        from wsimil.evaluation.attribution import LEAVE_ONE_OUT_TILES, kinds_of
         from wsimil.stages import text
         from wsimil.stages.predict_options import PredictOptions
         from wsimil.stages.progress import reporter
 
         options = PredictOptions(
             device=device, heatmaps=heatmaps, scores=None if scores is None else kinds_of(scores), score=score,
+            leave_one_out_tiles=left_out or LEAVE_ONE_OUT_TILES,
             range=range_of(span), origin=origin_of(origin), encoder_weights=encoder_weights, mpp_override=mpp_override,
             batch_size=batch_size, readers=readers, pseudonyms=pseudonymize,
         )  # fmt: skip
@@ -178,6 +189,7 @@ def explain_check(
     scores: Annotated[
         str | None, typer.Option(help="Scores, with commas: contribution,attention, ...", show_default="all")
     ] = None,
+    left_out: LeftOut = None,
     random_orders: Annotated[int | None, typer.Option(min=2, help="Random orders a slide.", show_default="10")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Decides the draws.", show_default="0")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")] = "auto",
@@ -205,7 +217,8 @@ def explain_check(
             truth_margin_um=truth_margin, split=split,
             scores=tuple(kind for kind in SCORE_KINDS if kind in wanted), device=device,
             config=load_config(
-                FlipConfig, config, overrides=sets or (), given={"random_orders": random_orders, "seed": seed}
+                FlipConfig, config, overrides=sets or (),
+                given={"random_orders": random_orders, "seed": seed, "leave_one_out_tiles": left_out},
             ),
         )  # fmt: skip
         with reporter(text.stderr(), quiet=quiet) as watch:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsimil.bags import FeatureBag
-from wsimil.evaluation.attribution import ScoreKind
+from wsimil.evaluation.attribution import LEAVE_ONE_OUT_TILES, ScoreKind
 from wsimil.evaluation.attribution.table import attribute
 from wsimil.evaluation.prediction import Prediction
 from wsimil.mil.batch import pack, shared
@@ -33,6 +33,7 @@ def predict_patient(
     bags: Sequence[FeatureBag],
     *,
     kinds: Sequence[ScoreKind] | None = None,
+    leave_one_out_tiles: int = LEAVE_ONE_OUT_TILES,
 ) -> list[Prediction]:
     """The patient's answer as a prediction for each slide that has tiles, in order; none where no slide has.
 
@@ -48,7 +49,13 @@ def predict_patient(
     task, device = trained.task, next(trained.model.parameters()).device
     joined = np.concatenate([bag.features for bag in filled])
     packed = pack([shared(joined)], xy0=[stacked([bag.grid.xy0 for bag in filled])], slide_ids=[patient_id])
-    attribution = attribute(trained.model, packed.to(device), outputs=task.outputs, kinds=kinds)
+    attribution = attribute(
+        trained.model,
+        packed.to(device),
+        outputs=task.outputs,
+        kinds=kinds,
+        leave_one_out_tiles=leave_one_out_tiles,
+    )
     logits = attribution.output.logits.double().cpu().numpy()
     (scores,) = attribution.per_bag()
     bias = np.zeros(len(task.outputs)) if attribution.bias is None else attribution.bias[0].double().cpu().numpy()

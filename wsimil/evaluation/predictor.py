@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsimil.bags import FeatureBag
-from wsimil.evaluation.attribution import ScoreKind
+from wsimil.evaluation.attribution import LEAVE_ONE_OUT_TILES, ScoreKind
 from wsimil.evaluation.attribution.table import attribute
 from wsimil.evaluation.prediction import Prediction
 from wsimil.mil.batch import pack, shared
@@ -22,6 +22,7 @@ def predict(
     *,
     max_instances: int = 100_000,
     kinds: Sequence[ScoreKind] | None = None,
+    leave_one_out_tiles: int = LEAVE_ONE_OUT_TILES,
 ) -> Iterator[Prediction]:
     """One Prediction for each bag, in order; bags go through the model together up to `max_instances` rows.
 
@@ -35,12 +36,12 @@ def predict(
         if not len(bag):
             raise ValueError(f"slide {bag.slide_id!r} has no tiles, so it has no prediction")
         if waiting and rows + len(bag) > max_instances:
-            yield from _predict(trained, waiting, kinds)
+            yield from _predict(trained, waiting, kinds, leave_one_out_tiles)
             waiting, rows = [], 0
         waiting.append(bag)
         rows += len(bag)
     if waiting:
-        yield from _predict(trained, waiting, kinds)
+        yield from _predict(trained, waiting, kinds, leave_one_out_tiles)
 
 
 def answer_values(
@@ -74,7 +75,9 @@ def answer_logits(
 
 
 @torch.no_grad()
-def _predict(trained: TrainedModel, bags: list[FeatureBag], kinds: Sequence[ScoreKind] | None) -> Iterator[Prediction]:
+def _predict(
+    trained: TrainedModel, bags: list[FeatureBag], kinds: Sequence[ScoreKind] | None, leave_one_out_tiles: int
+) -> Iterator[Prediction]:
     device = next(trained.model.parameters()).device
     packed = pack(
         [shared(bag.features) for bag in bags],
@@ -82,7 +85,13 @@ def _predict(trained: TrainedModel, bags: list[FeatureBag], kinds: Sequence[Scor
         slide_ids=[bag.slide_id for bag in bags],
     )
     task = trained.task
-    attribution = attribute(trained.model, packed.to(device), outputs=task.outputs, kinds=kinds)
+    attribution = attribute(
+        trained.model,
+        packed.to(device),
+        outputs=task.outputs,
+        kinds=kinds,
+        leave_one_out_tiles=leave_one_out_tiles,
+    )
     logits = attribution.output.logits.double().cpu().numpy()
     biases = np.zeros_like(logits) if attribution.bias is None else attribution.bias.double().cpu().numpy()
     rows = zip(bags, attribution.per_bag(), logits, biases, trained.values(logits), strict=True)

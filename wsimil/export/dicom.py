@@ -6,7 +6,9 @@ are not scored are NaN. Px hold raw scores; the window ends where the colors of 
 and C.7.6.17.3. Written with highdicom, Bridge et al. 2022, doi:10.1007/s10278-022-00683-y.
 
 A map must name the patient of its study as the slide does, so name, id, birth date and sex are copied, and what else identifies
-the study; nothing else of the slide's header is.
+the study; nothing else of the slide's header is. A table under a pseudonym therefore gets a map on a slide alone whose header
+says that it was de-identified. A map of such a table with ids of its own would be of no use: no viewer would find the slide
+that it lies on, which is found by study and frame of reference.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from wsimil.export.raster import area_mean, point_mean
 from wsimil.export.scores import ScoreTable
 from wsimil.export.shown import shown
 from wsimil.files import atomic_directory
+from wsimil.pseudonyms import is_pseudonym
 from wsimil.slides.stored_tiles import NotDirectError
 
 if TYPE_CHECKING:
@@ -46,7 +49,7 @@ _KEPT = frozenset(
         # Who, and which study: as the slide says it, for it is one study.
         "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime",
         "StudyID", "AccessionNumber", "ReferringPhysicianName", "FrameOfReferenceUID", "PositionReferenceIndicator",
-        "SpecificCharacterSet",
+        "SpecificCharacterSet", "PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence",
         # Which image the map was made of, and where it lies.
         "ReferencedSeriesSequence", "SourceImageSequence", "TotalPixelMatrixColumns", "TotalPixelMatrixRows",
         "TotalPixelMatrixOriginSequence", "TotalPixelMatrixFocalPlanes", "ImageOrientationSlide",
@@ -140,6 +143,13 @@ def _image(table: ScoreTable, slide: Path) -> tuple[Dataset, tuple[int, int]]:
         )
     chosen = min(usable, key=lambda image: abs(log(width / image.size_px[0] / _NEAR)))
     header = dcmread(chosen.path, stop_before_pixels=True)
+    if is_pseudonym(table.slide_id) and header.get("PatientIdentityRemoved") != "YES":
+        raise SlideError(
+            f"{where}: a DICOM map repeats patient and study of its slide, or no viewer would find the slide, and the header of"
+            " this one does not say that it was de-identified (PatientIdentityRemoved YES), so no map is made of it under a"
+            " pseudonym; give --slides a manifest of de-identified DICOM slides with these names as slide_id, or take ome-tiff,"
+            " which refers to no slide"
+        )
     lacking = [name for name in _SHARED if name not in header]
     if lacking:
         raise SlideError(

@@ -25,6 +25,7 @@ from wsimil.export.png import write_png
 from wsimil.export.qupath_script import write_script
 from wsimil.export.scores import ScoreTable
 from wsimil.geometry import Origin
+from wsimil.pseudonyms import is_pseudonym
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +92,11 @@ def _dicom(path: Path, table: ScoreTable, beside: Beside) -> None:
     from wsimil.export.dicom import write_parametric_maps  # needs the extra "dicom"
 
     if beside.slide is None:
+        slides = "the slides"
+        if is_pseudonym(table.slide_id):
+            slides = "a manifest of de-identified DICOM slides, whose slide_id are these names,"
         raise SlideError(
-            f"slide {table.slide_id!r}: a DICOM map must belong to the study of its slide, which was not found; give the slides"
+            f"slide {table.slide_id!r}: a DICOM map must belong to the study of its slide, which was not found; give {slides}"
             " with --slides, or leave out dicom"
         )
     write_parametric_maps(path, table, beside.slide, scores=beside.scores, spans=beside.spans, now=beside.now)

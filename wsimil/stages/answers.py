@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wsimil.bags import FeatureBag
 from wsimil.cohort import Cohort
-from wsimil.evaluation.attribution import ScoreKind
+from wsimil.evaluation.attribution import LEAVE_ONE_OUT_TILES, ScoreKind
 from wsimil.evaluation.decision import Decision, mean_feature
 from wsimil.evaluation.prediction import Prediction
 from wsimil.evaluation.predictor import answer_values, predict
@@ -104,11 +104,17 @@ def answer_of_patient(
 
 
 def predict_one(
-    trained: TrainedModel, bag: FeatureBag, *, kinds: Sequence[ScoreKind] | None = None
+    trained: TrainedModel,
+    bag: FeatureBag,
+    *,
+    kinds: Sequence[ScoreKind] | None = None,
+    leave_one_out_tiles: int = LEAVE_ONE_OUT_TILES,
 ) -> Prediction | None:
     """The prediction for one bag, None for an empty one. Raises ModelError where the features do not fit the model."""
     trained.check_features(bag.provenance, f"slide {bag.slide_id!r}")
-    return next(predict(trained, [bag], kinds=kinds)) if len(bag) else None
+    if not len(bag):
+        return None
+    return next(predict(trained, [bag], kinds=kinds, leave_one_out_tiles=leave_one_out_tiles))
 
 
 def estimate_splits(answers: Sequence[Answer], cohort: Cohort) -> dict[str, dict[str, Estimate]]:

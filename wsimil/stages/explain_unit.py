@@ -166,7 +166,7 @@ class Judge:
         found: dict[ScoreKind, Scored] = {}
         for kind in self._kinds:
             try:
-                one = score(run.trained.model, bag, kind)
+                one = self._score(run.trained.model, bag, kind)
             except ModelError as error:
                 self._lacking.setdefault(f"{run.name}/{kind}", f"{run.name} has no {kind}: {error}")
                 continue
@@ -176,6 +176,9 @@ class Judge:
                 continue
             found[kind] = one
         return found
+
+    def _score(self, model: MILModel, bag: BagBatch, kind: ScoreKind) -> Scored:
+        return score(model, bag, kind, leave_one_out_tiles=self._config.leave_one_out_tiles)
 
     def _flip(self, run: CheckedRun, bag: BagBatch, scored: dict[ScoreKind, Scored], unit: str) -> FlippedBag:
         trained = run.trained
@@ -235,7 +238,7 @@ class Judge:
         found = []
         for init in range(self._config.inits):
             fresh: MILModel = self._drawn(model, method, seed=self._config.seed + init)
-            other = column(score(fresh, bag, kind), kind, fresh, said.output)
+            other = column(self._score(fresh, bag, kind), kind, fresh, said.output)
             found.append(rank_correlation(column(scored, kind, model, said.output), other))
         known = [one for one in found if np.isfinite(one)]
         if not known:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from wsimil.errors import ConfigError, SlideError, StoreError
 from wsimil.export.scores import ScoreTable
 from wsimil.export.shown import shown
 from wsimil.export.viewer.built import Built, read_built
-from wsimil.export.viewer.page import static_page
+from wsimil.export.viewer.page import data_url, handing_over, static_page
 from wsimil.export.viewer.payload import case_json, index_json, shown_status, what_if_json
 from wsimil.export.viewer.pyramid import Pyramid
 from wsimil.files import atomic_directory, write_text
@@ -109,13 +108,13 @@ Place = Callable[[str, bytes], str]
 
 
 def _inline(_: str, jpeg: bytes) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode('ascii')}"
+    return data_url(jpeg)
 
 
 def _beside(folder: Path, name: str, jpeg: bytes) -> str:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(jpeg)
+    path.write_bytes(handing_over(jpeg).encode("ascii") if path.suffix == ".js" else jpeg)
     return name
 
 
@@ -161,7 +160,7 @@ def _case(study: Study, index: int, options: HtmlOptions, pictures: Pictures, pl
         try:
             tiles = {
                 f"{level}/{x}_{y}": place(
-                    f"pictures/{index}/{level}/{x}_{y}.jpg", pictures.tile(table, pyramid.tile(level, x, y))
+                    f"pictures/{index}/{level}/{x}_{y}.js", pictures.tile(table, pyramid.tile(level, x, y))
                 )
                 for level, x, y in pyramid.all_tiles()
             }
@@ -172,7 +171,7 @@ def _case(study: Study, index: int, options: HtmlOptions, pictures: Pictures, pl
         except SlideError:
             tree["pyramid_note"] = "its file cannot be read to the end"
             return tree
-        url: dict[str, Json] = {"url": f"pictures/{index}/{{level}}/{{x}}_{{y}}.jpg"}
+        url: dict[str, Json] = {"url": f"pictures/{index}/{{level}}/{{x}}_{{y}}.js"}
         tree["pyramid"] = pyramid.to_json({"data": {**tiles}} if options.single_file else url)
         tree["crops"] = {"tiles": {**crops}}
     return tree

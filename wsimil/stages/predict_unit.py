@@ -45,7 +45,12 @@ class Desk(Drawing):
             return Said(answer=answer, line=f"{slide_id}: {answer.status}, without scores of tiles")
         bag = self.store.read(slide_id)
         _refuse_unknown_bounds(bag, self.options)
-        prediction = predict_one(self.trained, bag, kinds=self.options.kinds(self.trained.model))
+        prediction = predict_one(
+            self.trained,
+            bag,
+            kinds=self.options.kinds(self.trained.model),
+            leave_one_out_tiles=self.options.leave_one_out_tiles,
+        )
         if prediction is None:
             answer = Answer(slide_id=slide_id, values=None, status=NO_TILES)
             return Said(answer=answer, line=f"{slide_id}: {NO_TILES}, no answer")
@@ -63,7 +68,13 @@ class Desk(Drawing):
         slides = [self.store.read(slide_id) for slide_id in slide_ids]
         for bag in slides:
             _refuse_unknown_bounds(bag, self.options)
-        predictions = predict_patient(self.trained, patient_id, slides, kinds=self.options.kinds(self.trained.model))
+        predictions = predict_patient(
+            self.trained,
+            patient_id,
+            slides,
+            kinds=self.options.kinds(self.trained.model),
+            leave_one_out_tiles=self.options.leave_one_out_tiles,
+        )
         tables = [self._export(prediction) for prediction in predictions]
         if not predictions:
             answer = Answer(slide_id=patient_id, values=None, status=NO_TILES, slides=slide_ids)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from tests.evaluation.attribution.models import ALL, build
 from wsimil.errors import ModelError
-from wsimil.evaluation.attribution import leaving
+from wsimil.evaluation.attribution import LEAVE_ONE_OUT_TILES, leaving
 from wsimil.evaluation.attribution.scoring import score
 from wsimil.mil.batch import BagBatch, pack
+from wsimil.mil.ensemble import Ensemble
 from wsimil.ops.segment_softmax import segment_softmax
 from wsimil.testing.method_laws import make_bags
 
@@ -73,12 +76,44 @@ def test_a_tile_that_is_all_of_its_bag_has_none_to_be_left_out_of(case: str) -> 
     assert not found.values[1:].isnan().any()
 
 
-def test_leaving_out_that_would_take_hours_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leaving, "_MOST_ROWS", 63 * 62 - 1)
+@pytest.mark.parametrize("case", ["transmil", "rrt"])
+def test_leaving_out_that_takes_long_is_refused_until_it_is_allowed_and_then_exact(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, bags = build(case), make_bags((63,), dtype=torch.float64)
+    with pytest.raises(ModelError) as refused:
+        score(model, bags, "leave_one_out", leave_one_out_tiles=62)
+    said = re.search(
+        r"slide 'slide-0': leave_one_out has no closed form in this method, and answering anew without each of 63 tiles would"
+        r" take about \d+ seconds; .* single or contribution instead, or allow it with --leave-one-out-tiles (\d+) ",
+        str(refused.value),
+    )
+    assert said is not None, refused.value
+    assert said[1] == "63"
+    monkeypatch.setattr(leaving, "_ROWS", 200)
+    held: list[int] = []
+    aggregate = model.aggregate
+    monkeypatch.setattr(model, "aggregate", lambda h, *rest: held.append(len(h)) or aggregate(h, *rest))
+    found = score(model, bags, "leave_one_out", leave_one_out_tiles=int(said[1]))
+    assert max(held) == 3 * 62, "as many bags go together as ever"
+    with torch.no_grad():
+        whole = model(bags).logits[0]
+        for row in range(63):
+            without = model(rows_of(bags, [other for other in range(63) if other != row])).logits[0]
+            torch.testing.assert_close(found.values[row], whole - without, rtol=1e-8, atol=1e-11)
+
+
+def test_a_closed_form_is_never_refused_nor_what_was_always_computed() -> None:
     bags = make_bags((63,))
-    with pytest.raises(ModelError, match="closed form in this method, and answering anew without each of 63 tiles"):
-        score(build("transmil", wide=False), bags, "leave_one_out")
-    score(build("abmil", wide=False), bags, "leave_one_out")
+    score(build("abmil", wide=False), bags, "leave_one_out", leave_one_out_tiles=2)
+    assert LEAVE_ONE_OUT_TILES == 4096
+
+
+def test_an_ensemble_hands_on_what_is_allowed() -> None:
+    model, bags = Ensemble([build("transmil"), build("rrt")], ("a", "b")), make_bags((9,), dtype=torch.float64)
+    with pytest.raises(ModelError, match="--leave-one-out-tiles 9 "):
+        score(model, bags, "leave_one_out", leave_one_out_tiles=8)
+    assert score(model, bags, "leave_one_out", leave_one_out_tiles=9).values.isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ["single", "leave_one_out"])

@@ -77,6 +77,13 @@ class Look:
             ".pane:last-child .openseadragon-canvas > canvas, .pane:last-child .openseadragon-canvas > div > canvas"
         )
 
+    def screenshot(self) -> tuple[str, NDArray[np.int64]]:
+        """What the key for it saves: the name of the file, and its pixels, RGB [h, w, 3]."""
+        with self.page.expect_download() as download:
+            self.page.keyboard.press("p")
+        saved = Path(download.value.path()).read_bytes()
+        return download.value.suggested_filename, np.asarray(Image.open(io.BytesIO(saved)).convert("RGB"), np.int64)
+
     def place(self, x0: float, y0: float) -> tuple[float, float]:
         """Where OpenSeadragon has a point of the slide, CSS px of the view."""
         x, y = self.page.evaluate(f"wsimil.imageToViewer({x0}, {y0})")

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests.viewer.browser.conftest import Look, Open
 from tests.viewer.browser.made_page import Lattice, drawn_table, grey_picture, write_page
@@ -143,10 +139,8 @@ def test_a_click_counts_though_the_list_is_drawn_anew_between_press_and_release(
 
 
 def test_a_screenshot_holds_the_view_its_legend_and_its_scale_bar(two: Look) -> None:
-    with two.page.expect_download() as download:
-        two.page.keyboard.press("p")
-    assert download.value.suggested_filename == "slide-a.png"
-    picture = np.asarray(Image.open(io.BytesIO(Path(download.value.path()).read_bytes())).convert("RGB")).astype(int)
+    name, picture = two.screenshot()
+    assert name == "slide-a.png"
     place = two.state()["placement"]
     width = picture.shape[1]
     assert width == round(place["width"])

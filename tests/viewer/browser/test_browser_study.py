@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.viewer.browser.conftest import Open
+from tests.viewer.browser.conftest import Look, Open
 from tests.viewer.made_study import MadeStudy, make_run
 from wsimil.export.scores import read_scores
 from wsimil.export.viewer.built import Built
+from wsimil.slides import open_slide
 from wsimil.stages.export_html import HtmlOptions, export_html
 from wsimil.stages.predict import predict
 from wsimil.stages.predict_options import PredictOptions
@@ -147,20 +150,89 @@ def test_a_what_if_of_another_method_is_asked_of_the_server(
     assert state["withoutValues"] != server.desk.case(0)["values"]
 
 
-@pytest.mark.parametrize("single_file", [True, False], ids=["one file", "a folder"])
+@pytest.fixture
+def hosted(tmp_path: Path) -> Iterator[str]:
+    """The address under which a plain server offers the files in `tmp_path`."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Silent, directory=str(tmp_path)))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class _Silent(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Nothing on stderr."""
+
+
+@pytest.mark.parametrize("kind", ["one file", "a folder", "a folder on a server"])
 def test_an_export_works_from_a_file_without_a_network(
-    study: MadeStudy, built: Built, look: Open, tmp_path: Path, single_file: bool
+    study: MadeStudy, built: Built, look: Open, hosted: str, tmp_path: Path, kind: str
 ) -> None:
+    single_file = kind == "one file"
     out = tmp_path / ("page.html" if single_file else "page")
     options = HtmlOptions(slides=study.slides, features=study.features, single_file=single_file)
     export_html(study.predictions, out, options=options, built=built)
-    one = look((out if single_file else out / "index.html").as_uri())
+    page = out if single_file else out / "index.html"
+    one = look(f"{hosted}/page/index.html" if kind == "a folder on a server" else page.as_uri())
     one.until("wsimil.complete()")
     assert one.heat().any()
-    assert all(url.startswith(("file:", "data:", "blob:")) for url in one.asked)
+    assert all(url.startswith(("file:", "data:", "blob:", hosted)) for url in one.asked)
     one.tab("Tiles")
     one.page.locator(".tile").first.click()
     one.still()
+    one.until("wsimil.complete()")
+    _hold_a_screenshot_against_its_slide(one, study.slides / "s0.tiff")
     one.page.keyboard.press("ArrowRight")
     one.ready()
     assert one.state()["slideId"] == "s1"
+    one.until("wsimil.complete()")
+    _hold_a_screenshot_against_its_slide(one, study.slides / "s1.tiff")
+
+
+def test_pictures_that_cannot_be_read_stay_blank_and_are_told(
+    study: MadeStudy, built: Built, look: Open, tmp_path: Path
+) -> None:
+    export_html(study.predictions, tmp_path / "page", options=HtmlOptions(slides=study.slides), built=built)
+    folder = tmp_path / "page" / "pictures"
+    for path in (folder / "0").rglob("*.js"):
+        path.unlink()
+    for path in (folder / "1").rglob("*.js"):
+        path.write_text("'a picture that was not copied whole'")
+    one = look((tmp_path / "page" / "index.html").as_uri(), complains=True)
+    said = one.page.get_by_text("could not be read; those parts stay blank")
+    said.wait_for()
+    said.wait_for(state="hidden")
+    one.page.keyboard.press("ArrowRight")
+    one.ready()
+    said.wait_for()
+    assert one.heat().any()
+
+
+def _hold_a_screenshot_against_its_slide(one: Look, path: Path) -> None:
+    _, with_overlay = one.screenshot()
+    one.page.keyboard.press("o")
+    name, picture = one.screenshot()
+    one.page.keyboard.press("o")
+    assert name == f"{path.stem}.png"
+    place = one.state()["placement"]
+    high = round(place["height"])
+    (head, view, foot), overlaid = np.split(picture, [72, 72 + high]), with_overlay[72 : 72 + high]
+    assert (head < 100).all(axis=-1).any(), "a line about the case"
+    assert (foot[:, -200:] < 100).all(axis=-1).any(), "a scale bar"
+    warmth = with_overlay[72 + high :][:60, :340, 0] - with_overlay[72 + high :][:60, :340, 2]
+    assert warmth.min() < -50 < 50 < warmth.max(), "a legend, from blue to orange"
+    with open_slide(path) as slide:
+        wide0, high0 = slide.info.size0_px
+        pixels = slide.read_region((0, 0), (wide0, high0), slide.info.mpp).astype(np.int64)
+    # Level-0 px under the middles of the view's px, where the slide lies.
+    x0, y0 = (
+        place[f"{axis}0"] + (np.arange(n) + 0.5) / place["scale"]
+        for axis, n in zip("xy", view.shape[1::-1], strict=True)
+    )
+    x, y = (np.flatnonzero((at >= 0) & (at < most)) for at, most in ((x0, wide0), (y0, high0)))
+    seen, there = view[np.ix_(y, x)], pixels[np.ix_(y0[y].astype(int), x0[x].astype(int))]
+    assert np.corrcoef(seen.ravel(), there.ravel())[0, 1] > 0.9, "the slide"
+    assert (overlaid[np.ix_(y, x)] != seen).any(), "an overlay"

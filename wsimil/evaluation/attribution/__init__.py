@@ -5,6 +5,12 @@ Here are the names of the kinds alone, so that a config can be checked without t
 
 from __future__ import annotations
 
-from wsimil.evaluation.attribution.kinds import SCORE_KINDS, ScoreKind, default_kinds, kinds_of
+from wsimil.evaluation.attribution.kinds import (
+    LEAVE_ONE_OUT_TILES,
+    SCORE_KINDS,
+    ScoreKind,
+    default_kinds,
+    kinds_of,
+)
 
-__all__ = ["SCORE_KINDS", "ScoreKind", "default_kinds", "kinds_of"]
+__all__ = ["LEAVE_ONE_OUT_TILES", "SCORE_KINDS", "ScoreKind", "default_kinds", "kinds_of"]

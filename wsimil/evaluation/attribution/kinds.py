@@ -13,6 +13,8 @@ ScoreKind: TypeAlias = Literal[
     "contribution", "single", "leave_one_out", "integrated_gradients", "gradient_x_input", "attention"
 ]
 SCORE_KINDS: Final[tuple[ScoreKind, ...]] = get_args(ScoreKind)
+LEAVE_ONE_OUT_TILES: Final = 4096
+"""Bags of up to so many tiles are answered anew without each of them where nobody allows more; time grows with the square."""
 
 
 def default_kinds(model: MILModel) -> tuple[ScoreKind, ...]:

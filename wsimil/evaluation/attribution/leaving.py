@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
+from math import isqrt
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from wsimil.errors import ModelError
+from wsimil.evaluation.attribution.kinds import LEAVE_ONE_OUT_TILES
 from wsimil.evaluation.attribution.scored import ALONE, CLOSED, RECOMPUTED, Scored
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch
@@ -15,8 +20,7 @@ from wsimil.ops.varlen import cu_seqlens_of
 
 _BAGS_OF_ONE = 4096
 _ROWS = 1 << 16
-_MOST_ROWS = 1 << 24
-"""Embedded instances that a method may look at to leave out those of one bag: some 4000 instances, each from all others."""
+_TIMED = 4
 
 
 @torch.no_grad()
@@ -31,11 +35,12 @@ def single(model: MILModel, bags: BagBatch) -> Scored:
 
 
 @torch.no_grad()
-def leave_one_out(model: MILModel, bags: BagBatch) -> Scored:
+def leave_one_out(model: MILModel, bags: BagBatch, *, most_tiles: int = LEAVE_ONE_OUT_TILES) -> Scored:
     """The logits of a bag less those of the bag without the instance; NaN for an instance that is all of its bag.
 
     By the method's closed form where it has one; else, and for the few instances that it does not know, the bag is answered for
-    anew without each. Raises ModelError for a bag of which that would take too long.
+    anew without each. Raises ModelError, with the time that it would take, where that is more work than for each of `most_tiles`
+    in a bag of as many.
     """
     h = model.embed_instances(bags, None)
     closed = model.left_out(h, bags)
@@ -51,25 +56,45 @@ def leave_one_out(model: MILModel, bags: BagBatch) -> Scored:
             continue
         rows = unknown[own].nonzero()[:, 0]
         if len(rows):
-            _refuse_too_long(len(rows) * (count - 1), count, bags.slide_ids[number])
-            values[own][rows] = _recomputed(model, h[own], bags.xy0[own], rows)
+            anew = _Anew(model=model, h=h[own], xy0=bags.xy0[own])
+            if len(rows) * (count - 1) > most_tiles**2:
+                raise _too_long(anew, rows, bags.slide_ids[number])
+            values[own][rows] = anew.lost(rows)
     return Scored(values=values, rule=rule)
 
 
-def _recomputed(
-    model: MILModel, h: Float[Tensor, "n L"], xy0: Int64[Tensor, "n 2"], rows: Int64[Tensor, " k"]
-) -> Float[Tensor, "k C"]:
-    """What the logits of one bag lose with each of these rows, several bags in a pack."""
-    count = len(h)
-    whole = _packed(h, xy0, [count])
-    logits = model.aggregate(h, whole, None).logits
-    every = torch.arange(count - 1, device=h.device)
-    found = []
-    for some in torch.split(rows, max(_ROWS // (count - 1), 1)):
-        others = (every + (every >= some[:, None])).flatten()  # for each row all numbers but its own
-        packed = _packed(h[others], xy0[others], [count - 1] * len(some))
-        found.append(logits - model.aggregate(packed.features, packed, None).logits)
-    return torch.cat(found)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Anew:
+    """Answers for one bag of embedded instances without some, several bags in a pack."""
+
+    model: MILModel
+    h: Float[Tensor, "n L"]
+    xy0: Int64[Tensor, "n 2"]
+
+    def lost(self, rows: Int64[Tensor, " k"]) -> Float[Tensor, "k C"]:
+        """What the logits lose with each of these rows."""
+        whole = _packed(self.h, self.xy0, [len(self.h)])
+        logits = self.model.aggregate(self.h, whole, None).logits
+        return torch.cat([logits - self._without(some) for some in self._packs(rows)])
+
+    def seconds(self, rows: Int64[Tensor, " k"]) -> float:
+        """How long `lost` would take, by the first few rows, which are answered without twice: at first much is set up."""
+        some, found = self._packs(rows)[0][:_TIMED], []
+        for _ in range(2):
+            begin = time.perf_counter()
+            self._without(some).cpu()
+            found.append(time.perf_counter() - begin)
+        return min(found) * len(rows) / len(some)
+
+    def _packs(self, rows: Int64[Tensor, " k"]) -> tuple[Int64[Tensor, " _"], ...]:
+        return torch.split(rows, max(_ROWS // (len(self.h) - 1), 1))
+
+    def _without(self, rows: Int64[Tensor, " k"]) -> Float[Tensor, "k C"]:
+        left = len(self.h) - 1
+        every = torch.arange(left, device=self.h.device)
+        others = (every + (every >= rows[:, None])).flatten()  # for each row all numbers but its own
+        packed = _packed(self.h[others], self.xy0[others], [left] * len(rows))
+        return self.model.aggregate(packed.features, packed, None).logits
 
 
 def _packed(h: Tensor, xy0: Tensor, lengths: list[int]) -> BagBatch:
@@ -78,9 +103,17 @@ def _packed(h: Tensor, xy0: Tensor, lengths: list[int]) -> BagBatch:
     return BagBatch(features=h, xy0=xy0, cu_seqlens=cu_seqlens_of(lengths, device=h.device), slide_ids=names)
 
 
-def _refuse_too_long(rows: int, count: int, slide_id: str) -> None:
-    if rows > _MOST_ROWS:
-        raise ModelError(
-            f"slide {slide_id!r}: leave_one_out has no closed form in this method, and answering anew without each of {count}"
-            f" tiles would take as long as {rows // count} answers; ask for the score single or contribution instead"
-        )
+def _too_long(anew: _Anew, rows: Int64[Tensor, " k"], slide_id: str) -> ModelError:
+    enough = isqrt(len(rows) * (len(anew.h) - 1) - 1) + 1
+    return ModelError(
+        f"slide {slide_id!r}: leave_one_out has no closed form in this method, and answering anew without each of {len(rows)}"
+        f" tiles would take about {_in_words(anew.seconds(rows))}; ask for the score single or contribution instead, or allow it"
+        f" with --leave-one-out-tiles {enough} (predict.leave_one_out_tiles of a study)"
+    )
+
+
+def _in_words(seconds: float) -> str:
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -8,7 +8,7 @@ from wsimil.errors import ModelError
 from wsimil.evaluation.attribution.answered import answered
 from wsimil.evaluation.attribution.contribution import contributed
 from wsimil.evaluation.attribution.gradients import gradient_x_input, integrated_gradients
-from wsimil.evaluation.attribution.kinds import SCORE_KINDS, ScoreKind
+from wsimil.evaluation.attribution.kinds import LEAVE_ONE_OUT_TILES, SCORE_KINDS, ScoreKind
 from wsimil.evaluation.attribution.leaving import leave_one_out, single
 from wsimil.evaluation.attribution.scored import NO_RULE, Scored, mean_of
 from wsimil.mil.base import MILModel
@@ -17,13 +17,14 @@ from wsimil.mil.ensemble import Ensemble
 
 _OF_LOGITS: Mapping[ScoreKind, Callable[[MILModel, BagBatch], Scored]] = {
     "single": single,
-    "leave_one_out": leave_one_out,
     "integrated_gradients": integrated_gradients,
     "gradient_x_input": gradient_x_input,
 }
 
 
-def score(model: MILModel, bags: BagBatch, kind: ScoreKind) -> Scored:
+def score(
+    model: MILModel, bags: BagBatch, kind: ScoreKind, *, leave_one_out_tiles: int = LEAVE_ONE_OUT_TILES
+) -> Scored:
     """How each instance of `bags` speaks for each logit, in logits; of attention, how much each head looks at it.
 
     "contribution": what the instance adds to the logit, which is the sum over the bag and `bias`: exact where the method's
@@ -33,7 +34,7 @@ def score(model: MILModel, bags: BagBatch, kind: ScoreKind) -> Scored:
     of the bag's vector the instance makes up, which is not what it speaks for.
 
     Of an ensemble all are means over members, as its logits are. Raises ValueError for an unknown kind, ModelError where a method
-    has no attention, or where `leave_one_out` would take too long.
+    has no attention, or where a bag of more than `leave_one_out_tiles` would have to be answered anew without each.
     """
     if kind not in SCORE_KINDS:
         raise ValueError(f"a score is one of {', '.join(SCORE_KINDS)}, got {kind!r}")
@@ -48,7 +49,9 @@ def score(model: MILModel, bags: BagBatch, kind: ScoreKind) -> Scored:
         found = contributed(model, bags)
         return without_rule(model, bags) if found is None else found.scored
     if isinstance(model, Ensemble):
-        return mean_of([score(member, bags, kind) for member in model.each()])
+        return mean_of([score(member, bags, kind, leave_one_out_tiles=leave_one_out_tiles) for member in model.each()])
+    if kind == "leave_one_out":
+        return leave_one_out(model, bags, most_tiles=leave_one_out_tiles)
     return _OF_LOGITS[kind](model, bags)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from wsimil.errors import ModelError
 from wsimil.evaluation.attribution.answered import answered
 from wsimil.evaluation.attribution.contribution import contributed
-from wsimil.evaluation.attribution.kinds import SCORE_KINDS, ScoreKind, default_kinds
+from wsimil.evaluation.attribution.kinds import LEAVE_ONE_OUT_TILES, SCORE_KINDS, ScoreKind, default_kinds
 from wsimil.evaluation.attribution.scored import Scored
 from wsimil.evaluation.attribution.scoring import score, without_rule
 from wsimil.mil.base import MILModel
@@ -50,7 +50,12 @@ class Attribution:
 
 
 def attribute(
-    model: MILModel, bags: BagBatch, *, outputs: Sequence[str], kinds: Sequence[ScoreKind] | None = None
+    model: MILModel,
+    bags: BagBatch,
+    *,
+    outputs: Sequence[str],
+    kinds: Sequence[ScoreKind] | None = None,
+    leave_one_out_tiles: int = LEAVE_ONE_OUT_TILES,
 ) -> Attribution:
     """The scores of these kinds, attention first and the others in the order of `SCORE_KINDS`; `outputs` name the logits.
 
@@ -74,7 +79,8 @@ def attribute(
         table.add([f"single:{name}" for name in outputs], without_rule(model, bags))
     for kind in SCORE_KINDS:
         if kind in kinds and kind not in _WITH_THE_ANSWER and f"{kind}:{outputs[0]}" not in table.names:
-            table.add([f"{kind}:{name}" for name in outputs], score(model, bags, kind))
+            scored = score(model, bags, kind, leave_one_out_tiles=leave_one_out_tiles)
+            table.add([f"{kind}:{name}" for name in outputs], scored)
     own = answer.output.instance_logits
     if own is not None and kinds:
         table.add([f"score:{name}" for name in outputs], Scored(values=own, rule=OWN))

@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from wsimil.config import FrozenConfig
+from wsimil.evaluation.attribution import LEAVE_ONE_OUT_TILES
 from wsimil.evaluation.cases import Floats, Ints
 
 
@@ -25,14 +26,16 @@ class FlipConfig(FrozenConfig):
 
     `shares` of a slide's tiles that are dropped, from 0 to 1, and `top` shares that are kept alone and taken away.
     `random_orders` are drawn for each slide and read forwards and backwards. `inits`: models of new random weights that a map is
-    held against. `seed` decides all draws; `max_instances` go through the model together, which changes no number; `replicates`
-    of the bootstrap.
+    held against. Bags of more than `leave_one_out_tiles` have no such map where a method would have to answer anew without each
+    tile, and once more for each of `inits`. `seed` decides all draws; `max_instances` go through the model together, which
+    changes no number; `replicates` of the bootstrap.
     """
 
     shares: tuple[float, ...] = tuple(step / 20 for step in range(21))
     top: tuple[float, ...] = (0.01, 0.05, 0.1)
     random_orders: int = Field(10, ge=2)
     inits: int = Field(3, ge=0)
+    leave_one_out_tiles: int = Field(LEAVE_ONE_OUT_TILES, ge=2)
     seed: int = Field(0, ge=0)
     max_instances: int = Field(32_768, ge=1)
     replicates: int = Field(2000, ge=100)

@@ -35,17 +35,33 @@ def server_page(index: Mapping[str, Json], *, base: str) -> str:
 def static_page(index: Mapping[str, Json], cases: Mapping[str, Json], built: Built, *, pictures: bool) -> str:
     """The page as a file that holds its script and style; `pictures` lie beside it, or all are in it.
 
+    Pictures beside it are images, and scripts of `handing_over`, which only the page's own script may ask for.
+
     Raises ConfigError where the script or the style cannot stand in a page.
     """
     if _ENDS_SCRIPT.search(built.script) or _ENDS_STYLE.search(built.style):
         raise ConfigError("the viewer's script cannot stand in a page: it holds the end of a script; update wsimil")
-    beside = "'self' file: " if pictures else ""
+    asked, beside = (" 'strict-dynamic'", "'self' file: ") if pictures else ("", "")
     policy = (
-        f"default-src 'none'; script-src {_hash(built.script)}; style-src {_hash(built.style)}; img-src {beside}data: blob:;"
+        f"default-src 'none'; script-src {_hash(built.script)}{asked}; style-src {_hash(built.style)};"
+        f" img-src {beside}data: blob:;"
         " base-uri 'none'; form-action 'none'"
     )
     data: dict[str, Json] = {"mode": "static", "base": "", "index": index, "cases": cases}
     return _render(data, policy=policy, base="", built=built)
+
+
+def data_url(jpeg: bytes) -> str:
+    """A picture as text that stands for its address."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode('ascii')}"
+
+
+def handing_over(jpeg: bytes) -> str:
+    """The script that hands a picture to a page that asks for it.
+
+    A page that was opened as a file may read the pixels of a data: URL, as it must for a screenshot, and of no image file.
+    """
+    return f'document.currentScript.dataset.picture="{data_url(jpeg)}";\n'
 
 
 def inert_json(value: Json | Mapping[str, Json]) -> str:

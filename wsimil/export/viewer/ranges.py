@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from wsimil.export.heatmap import DISPLAY_PERCENTILE
 from wsimil.export.scores import ScoreTable
 from wsimil.export.shown import Kind, Shown, shown
 
+T = TypeVar("T")
 MOST_SLIDES = 128
 """Enough for a percentile, and few enough to begin at once with a large cohort."""
 
@@ -34,12 +36,12 @@ class CohortScore:
     normalization: str
 
 
-def sampled(slide_ids: tuple[str, ...]) -> tuple[str, ...]:
+def sampled(slides: Sequence[T]) -> Sequence[T]:
     """The slides that decide the ranges: all of a small cohort, evenly spaced ones of a large one."""
-    if len(slide_ids) <= MOST_SLIDES:
-        return slide_ids
-    picked = np.linspace(0, len(slide_ids) - 1, MOST_SLIDES).round().astype(np.int64)
-    return tuple(slide_ids[index] for index in np.unique(picked))
+    if len(slides) <= MOST_SLIDES:
+        return slides
+    picked = np.linspace(0, len(slides) - 1, MOST_SLIDES).round().astype(np.int64)
+    return [slides[index] for index in np.unique(picked)]
 
 
 def cohort_scores(tables: Iterable[ScoreTable], *, slides: int) -> tuple[CohortScore, ...]:
@@ -60,7 +62,8 @@ def cohort_scores(tables: Iterable[ScoreTable], *, slides: int) -> tuple[CohortS
             first.setdefault(name, one)
             rules.setdefault(name, table.rule(name))
             signed |= {name} if one.kind == "signed" else set()
-    of = f"all {seen} slides" if seen == slides else f"{seen} of {slides} slides, evenly spaced"
+    some = "evenly spaced" if slides > MOST_SLIDES else "whose scores can be shown"
+    of = f"all {seen} slides" if seen == slides else f"{seen} of {slides} slides, {some}"
     return tuple(_score(name, one, rules[name], name in signed, cohort, of) for name, one in first.items())
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from wsimil.config import FrozenConfig
-from wsimil.evaluation.attribution import ScoreKind
+from wsimil.evaluation.attribution import LEAVE_ONE_OUT_TILES, ScoreKind
 from wsimil.export.span import RangeKind
 from wsimil.extraction.config import ExtractConfig
 from wsimil.geometry import Origin
@@ -26,6 +26,7 @@ class StudyPredict(FrozenConfig):
     heatmaps: bool = True
     scores: tuple[ScoreKind, ...] | None = None
     score: str | None = None
+    leave_one_out_tiles: int = Field(LEAVE_ONE_OUT_TILES, ge=2)
     range: RangeKind = "cohort"
     origin: Origin = "bounds"
 
@@ -33,7 +34,12 @@ class StudyPredict(FrozenConfig):
     def options(self) -> PredictOptions:
         """As `wsimil predict` takes them."""
         return PredictOptions(
-            heatmaps=self.heatmaps, scores=self.scores, score=self.score, range=self.range, origin=self.origin
+            heatmaps=self.heatmaps,
+            scores=self.scores,
+            score=self.score,
+            leave_one_out_tiles=self.leave_one_out_tiles,
+            range=self.range,
+            origin=self.origin,
         )
 
 

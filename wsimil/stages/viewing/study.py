@@ -48,15 +48,7 @@ class Study:
 
         Raises StoreError where it cannot be read, MadeAnewError where it belongs to another answer than that of the list.
         """
-        case = self.cohort.cases[index]
-        table = read_scores(slide_path(self.folder / "scores", case.slide_id, ".parquet"))
-        listed = case.values
-        if table.slide_id != case.slide_id or listed is None or not np.array_equal(listed, table.values):
-            raise MadeAnewError(
-                f"slide {case.slide_id!r}: its tile scores belong to another answer than the one in the list, as the slides were"
-                " predicted anew since, or are being; when that has ended, start this command again"
-            )
-        return table
+        return _table(self.folder, self.cohort.cases[index])
 
 
 def open_study(folder: Path, *, run: Path | None = None, cohort_csv: Path | None = None) -> Study:
@@ -74,11 +66,10 @@ def open_study(folder: Path, *, run: Path | None = None, cohort_csv: Path | None
     rows = read_table(folder, task=model.task, bag=model.bag)
     files = {path.stem for path in (folder / "scores").glob("*.parquet")}
     cases = tuple(_cases(rows, folder, model, files, _labels(cohort_csv, model)))
-    scored = tuple(case.slide_id for case in cases if case.scored)
+    scored = [case for case in cases if case.scored]
     notes: list[str] = []
     if not scored:
         notes.append(_no_scores(folder, model))
-    picked = sampled(scored)
     deciding = deciding_of(model)
     task: Task = model.task
     if deciding.chosen is not None and isinstance(task, Classification):
@@ -91,7 +82,7 @@ def open_study(folder: Path, *, run: Path | None = None, cohort_csv: Path | None
             model=model,
             rule=_rule(task, model, run),
             thresholds=deciding.thresholds,
-            scores=cohort_scores(_readable(folder, picked, notes), slides=len(scored)),
+            scores=cohort_scores(_shown(folder, sampled(scored), notes), slides=len(scored)),
             cases=cases,
         ),
         mix=head_mix(model.method, model.config),
@@ -99,10 +90,21 @@ def open_study(folder: Path, *, run: Path | None = None, cohort_csv: Path | None
     )
 
 
-def _readable(folder: Path, slide_ids: Sequence[str], notes: list[str]) -> Iterator[ScoreTable]:
-    for slide_id in slide_ids:
+def _table(folder: Path, case: ListedCase) -> ScoreTable:
+    table = read_scores(slide_path(folder / "scores", case.slide_id, ".parquet"))
+    if table.slide_id != case.slide_id or case.values is None or not np.array_equal(case.values, table.values):
+        raise MadeAnewError(
+            f"slide {case.slide_id!r}: its tile scores belong to another answer than the one in the list, as the slides were"
+            " predicted anew since, or are being; when that has ended, start this command again"
+        )
+    return table
+
+
+def _shown(folder: Path, cases: Sequence[ListedCase], notes: list[str]) -> Iterator[ScoreTable]:
+    """The tables of these cases that the viewer shows."""
+    for case in cases:
         try:
-            yield read_scores(slide_path(folder / "scores", slide_id, ".parquet"))
+            yield _table(folder, case)
         except StoreError as error:
             notes.append(str(error))
 

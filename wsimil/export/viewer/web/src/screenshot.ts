@@ -23,7 +23,6 @@ const HEAD_PX = 72;
 const FOOT_PX = 146;
 const FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif";
 
-/** Throws where the browser does not let the page read its own pictures, as from a folder opened as a file. */
 export async function takeShot(shot: Shot): Promise<Blob> {
   const ratio = window.devicePixelRatio || 1;
   const canvas = document.createElement("canvas");
@@ -45,18 +44,7 @@ export async function takeShot(shot: Shot): Promise<Blob> {
   context.restore();
   foot(context, shot);
   return await new Promise((resolve, reject) => {
-    try {
-      canvas.toBlob(
-        (blob) => (blob ? resolve(blob) : reject(new Error("the picture could not be encoded"))),
-        "image/png",
-      );
-    } catch {
-      reject(
-        new Error(
-          "the browser does not let a page that was opened as a file read its pictures; use wsimil view, or an export as one file",
-        ),
-      );
-    }
+    canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("the picture could not be encoded"))), "image/png");
   });
 }
 

@@ -2,6 +2,8 @@
 
 import OpenSeadragon from "openseadragon";
 import type { SlideCase, Source } from "./data";
+import { words } from "./dom";
+import { isHandedOver, loadPicture } from "./picture";
 import type { Pyramid } from "./types";
 
 /** A light grey pixel, for slides that are not at hand. */
@@ -104,7 +106,17 @@ function custom(levels: Levels): OpenSeadragon.TileSource {
   source.getTileAtPoint = tileAtPoint as unknown as typeof source.getTileAtPoint;
   source.getTileHashKey = (level: number, x: number, y: number) => `${levels.name}/${level}/${x}_${y}`;
   source.getTileUrl = (level: number, x: number, y: number) => levels.url(level, x, y);
+  const { downloadTileStart } = source;
+  source.downloadTileStart = (job) => (isHandedOver(job.src) ? download(job) : downloadTileStart.call(source, job));
   return source;
+}
+
+function download(job: OpenSeadragon.ImageJob): void {
+  loadPicture(job.src).then(
+    (image) => job.finish(image, null, "image"),
+    // A job that was given up has failed already, and has no id any more.
+    (error: unknown) => job.jobId !== null && job.fail(words(error), null),
+  );
 }
 
 /** Draws the place of one tile from the pyramid, as large as the canvas; where there is no picture it stays blank. */
@@ -131,7 +143,7 @@ export async function drawPlace(
       const url = from.tile(pyramid, level, x, y);
       if (url === "") continue;
       jobs.push(
-        picture(url).then(
+        loadPicture(url).then(
           (image) => {
             const [w, h] = [image.naturalWidth * zoom, image.naturalHeight * zoom];
             context.drawImage(image, (x * px - left) * zoom, (y * px - top) * zoom, w, h);
@@ -143,11 +155,4 @@ export async function drawPlace(
     }
   }
   await Promise.all(jobs);
-}
-
-async function picture(url: string): Promise<HTMLImageElement> {
-  const image = new Image();
-  image.src = url;
-  await image.decode();
-  return image;
 }
