@@ -155,6 +155,8 @@ CASES = {
     "nothing left": Case(options={"mask": IndexMask(idx=torch.zeros(4, 3, 1, dtype=torch.int32))}),
     "rows": Case(rows=True, options=TOP),
     "dropout": Case(options={"dropout": GateDropout(p=0.25, seed=torch.tensor([7]))}),
+    "dropout of 8 bits": Case(options={"dropout": GateDropout(p=77 / 256, seed=SEED)}),
+    "dropout of 16 bits": Case(options={"dropout": GateDropout(p=0.1, seed=SEED)}),
     "dropout, gelu alone": Case(gated=False, options={"activation": "gelu", "dropout": GateDropout(p=0.5, seed=SEED)}),
     "ends": Case(options={"top_k": 8, "bottom_k": 3}),
 }  # fmt: skip
@@ -418,6 +420,23 @@ def test_dropout_falls_on_each_factor_by_itself():
     assert set(got.unique().tolist()) == {0.0, 2.0}
     assert ((got > 0).float().mean(dim=1) - 0.25).abs().max() < 4 * (0.1875 / n) ** 0.5
     assert torch.corrcoef(got).fill_diagonal_(0).abs().max() < 0.06
+
+
+@pytest.mark.parametrize(("p", "bits"), [(0.25, 4), (77 / 256, 8), (0.1, 16)])
+def test_a_word_has_the_draws_of_as_many_columns_as_the_probability_leaves_room_for(p, bits):
+    """From its lowest bits up, of each column that of the value first; a factor is dropped where its draw is below p."""
+    n, length = 5, 37
+    level = round(p * 65536) >> (16 - bits)
+    seed, columns = torch.tensor([-3]), torch.arange(length)
+    words = torch.stack(philox(seed, (torch.arange(n)[:, None], columns * bits // 64, 9, 2 * 4 + 1)))  # [4, n, L]
+    word = words.gather(0, (columns * bits // 16 % 4).expand(1, n, length))[0]
+    shift = columns % (16 // bits) * 2 * bits
+    value, gate = word >> shift & (2**bits - 1), word >> shift + bits & (2**bits - 1)
+    got = gated_attention_pool(
+        torch.ones(n, 1), torch.full((length, 1), 50.0), None, torch.zeros(length, 1), None, torch.eye(length),
+        scores=True, backend=BACKEND, bag_ids=torch.tensor([9]), dropout=GateDropout(p=p, seed=seed, stream=4),
+    ).scores  # fmt: skip
+    assert torch.equal(got.t() > 0, (value >= level) & (gate >= level))
 
 
 @pytest.mark.parametrize("passes", PASSES)
