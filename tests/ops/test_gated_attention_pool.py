@@ -517,6 +517,26 @@ def test_frozen_instances_cost_no_gradient(monkeypatch):
     assert tensors["w_v"].grad is not None
 
 
+@pytest.mark.skipif(BACKEND != "cpu", reason="of the CPU backend, which alone keeps gates")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dim", "length"), [(16, 8), (37, 8), (37, 18)])
+@pytest.mark.usefixtures("_small_chunks")
+def test_the_gradient_of_instances_goes_over_the_gates_and_is_the_same_at_every_pass(dim, length, dtype, monkeypatch):
+    case = Case(dim=dim, length=length, options={"dropout": GateDropout(p=0.25, seed=SEED)})
+    tensors = case.tensors(dtype)
+    leaves, out = list(tensors.values()), case.run(tensors, memory="keep")
+    total = out.z.square().sum() + out.entropy.sum()
+    # Where a derivative of the gradient might be asked for, nothing is written over.
+    apart = torch.autograd.grad(total, leaves, create_graph=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu, "_h_gradient_like", lambda tensors: pytest.fail("room that the gates leave"))
+        over = torch.autograd.grad(total, leaves, retain_graph=True)
+    kept = [gradient.clone() for gradient in over]
+    again = torch.autograd.grad(total, leaves)
+    for first, *others in zip(apart, over, kept, again, strict=True):
+        assert all(torch.equal(first, other) for other in others)
+
+
 def test_one_output_alone_has_its_gradient():
     case = CASES["top-k"]
     for name in OUTPUTS:

@@ -37,13 +37,14 @@ _CACHE_LINE = 64
 
 
 def forward(tensors: PoolTensors, spec: PoolSpec) -> PoolForward:
-    """See `PoolForward`; `gates` [I, width] holds both factors, side by side, where `spec.keep` is set."""
+    """See `PoolForward`; `gates` holds both factors, side by side, where `spec.keep` is set."""
     gates = _Gates(tensors, spec)
     pack = gates.pack
     raw = torch.empty(len(tensors.w), pack.instances, dtype=gates.wide, device=tensors.h.device)
-    kept = tensors.h.new_empty((pack.instances, gates.width) if spec.keep else 0)
+    held = tensors.h.new_empty((pack.instances, tensors.h.shape[1] if spec.over else gates.width) if spec.keep else 0)
+    kept = gates.kept(held)
     for chunk in pack.chunks():
-        factors = gates.factors(pack.rows_of(chunk), chunk, out=kept[chunk.begin : chunk.end] if spec.keep else None)
+        factors = gates.factors(pack.rows_of(chunk), chunk, out=None if kept is None else kept[chunk.begin : chunk.end])
         raw[:, chunk.begin : chunk.end] = gates.scores(gates.product(factors, chunk))
     masked, masked_idx, masked_scores = _masks(raw, pack.bags, tensors, spec)
     scores = raw if masked is None else raw.masked_fill(masked, -math.inf)
@@ -65,7 +66,7 @@ def forward(tensors: PoolTensors, spec: PoolSpec) -> PoolForward:
         masked_scores=masked_scores,
         top_idx=segment_topk(raw.t(), tensors.cu_seqlens, spec.top_k),
         bottom_idx=segment_topk(raw.t(), tensors.cu_seqlens, spec.bottom_k, largest=False),
-        gates=kept,
+        gates=held,
     )
 
 
@@ -76,7 +77,10 @@ def backward(
     gates = _Gates(tensors, spec)
     pack, branches = gates.pack, len(tensors.w)
     need = dict(zip(PoolGradients._fields, needs, strict=True))
-    h_grad = _h_gradient_like(tensors) if need["h"] else None
+    kept = gates.kept(saved.gates)
+    h_grad = None
+    if need["h"]:
+        h_grad = saved.gates if spec.over and kept is not None else _h_gradient_like(tensors)
     matrix, bias = need["w_v"] or need["w_u"], need["b_v"] or need["b_u"]
     sums = _WeightSums(gates, matrix=matrix, bias=bias) if any(needs[1:]) else None
     inner = tensors.h.new_empty(pack.longest, gates.width + branches)
@@ -86,7 +90,8 @@ def backward(
     for chunk in pack.chunks():
         x = pack.rows_of(chunk)
         slope = _aligned(slopes[:, chunk.begin : chunk.end])
-        factors = saved.gates[chunk.begin : chunk.end] if spec.keep else gates.factors(x, chunk)
+        # What goes over the factors lies before those of the next chunk.
+        factors = gates.factors_again(x, chunk) if kept is None else kept[chunk.begin : chunk.end]
         both = inner[: len(x)]
         product = gates.gradient(factors, slope, chunk, out=both[:, : gates.width])
         if sums is not None:
@@ -172,6 +177,16 @@ class _Gates:
         if out is not None and not direct:
             out.copy_(found)
         return found
+
+    def factors_again(self, x: Tensor, chunk: _Chunk) -> Tensor:
+        """The factors in the backward pass, rounded as they were if they had been kept, [n, width]."""
+        found = self.factors(x, chunk)
+        return found.to(x.dtype) if self.spec.keep else found
+
+    def kept(self, held: Tensor) -> Tensor | None:
+        """All factors that are held, [I, width], at the end of where they are; None where there are none."""
+        numbers = self.pack.instances * self.width
+        return held.view(-1)[held.numel() - numbers :].view(-1, self.width) if held.numel() else None
 
     def _activated(self, x: Tensor, out: Tensor) -> Tensor:
         if x.dtype == self.wide:
