@@ -47,19 +47,20 @@ class _ReluLinear(torch.autograd.Function):
     ) -> Tensor:
         kind = x.device.type
         narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        scale = 1.0 if keep is None else scale
         outer = weight.to(narrow)
-        offset = weight.new_zeros(len(weight)) if bias is None else bias
+        offset = (weight.new_zeros(len(weight)) if bias is None else bias).to(narrow)
         h = x.new_empty(len(x), len(weight), dtype=narrow)
         with torch.autocast(kind, enabled=False):
             for here, rows in _chunks(x, cu_seqlens):
                 place = h[here]
-                _product(offset.to(narrow), rows.to(narrow), outer, out=place)
+                _product(offset, rows.to(narrow), outer, scale=scale, out=place)
                 place.relu_()
                 if keep is not None:
                     # While the chunk is in a cache; torch turns bytes into floats in half the time that it takes for bools.
-                    place.mul_(keep[here].view(torch.int8)).mul_(scale)
+                    place.mul_(keep[here].view(torch.int8))
         ctx.save_for_backward(x, weight, cu_seqlens, h)
-        ctx.scale = 1.0 if keep is None else scale
+        ctx.scale = scale
         ctx.bias_type = None if bias is None else bias.dtype
         return h
 
@@ -105,9 +106,9 @@ def _chunks(x: Tensor, cu_seqlens: Tensor) -> Iterator[tuple[slice, Tensor]]:
             begin += len(rows)
 
 
-def _product(offset: Tensor, rows: Tensor, outer: Tensor, *, out: Tensor) -> None:
-    """`rows @ outer.T + offset` in `out`, whose rows may begin between two cache lines; the bits do not depend on that."""
+def _product(offset: Tensor, rows: Tensor, outer: Tensor, *, scale: float, out: Tensor) -> None:
+    """`scale * (rows @ outer.T + offset)` in `out`, which may begin between two cache lines; the bits do not depend on that."""
     if out.data_ptr() % _CACHE_LINE == 0:
-        torch.addmm(offset, rows, outer.t(), out=out)
+        torch.addmm(offset, rows, outer.t(), beta=scale, alpha=scale, out=out)
     else:
-        out.copy_(torch.addmm(offset, rows, outer.t()))
+        out.copy_(torch.addmm(offset, rows, outer.t(), beta=scale, alpha=scale))

@@ -162,6 +162,7 @@ class _Gates:
         self.score = tensors.w.to(self.wide)
         self.score_bias = 0 if tensors.c is None else tensors.c.to(self.wide)[:, None]
         self._linear = torch.empty(self.pack.longest, self.width, dtype=self.wide, device=h.device)
+        self._drawn = h.new_empty(0)
         self._products = torch.empty(3, self.pack.longest, self.half, dtype=self.wide, device=h.device)
 
     def factors(self, x: Tensor, chunk: _Chunk, out: Tensor | None = None) -> Tensor:
@@ -173,7 +174,7 @@ class _Gates:
         direct = out is not None and out.dtype == self.wide and out.data_ptr() % _CACHE_LINE == 0
         found = self._activated(x, out if out is not None and direct else self._linear[: len(x)])
         if self.spec.drop_of_65536 and self.width > self.half:
-            found[:, self.half :] *= gate_signs(**self._draws(chunk))
+            found[:, self.half :] *= self._signs(chunk)
         if out is not None and not direct:
             out.copy_(found)
         return found
@@ -249,6 +250,16 @@ class _Gates:
         if to_value.data_ptr() != out.data_ptr():
             out[:, : self.half] = to_value
         return product
+
+    def _signs(self, chunk: _Chunk) -> Tensor:
+        """`gate_signs` of each chunk in order; drawn for two, as the draws of one are too few for two threads to share."""
+        begin = chunk.begin - chunk.first
+        place = begin % (2 * CHUNK)
+        if place == 0:
+            _, last = self.pack.bags[chunk.bag]
+            end = min(begin + 2 * CHUNK, last - chunk.first)
+            self._drawn = gate_signs(**self._draws(chunk) | {"end": end})
+        return self._drawn[place : place + chunk.end - chunk.begin]
 
     def _activation_slope(self, value: Tensor) -> Tensor:
         if self.spec.activation == "relu":
