@@ -201,7 +201,7 @@ class StepContext:
         """True with probability 1 - `drop`, which is met to 2**-17."""
         count = int(np.prod(shape))
         # Sixteen random bits decide well enough, eight where they can tell `drop`, and 64 of them cost as much as one float.
-        kind, bits = (torch.int8, 8) if (drop * 2**8).is_integer() else (torch.int16, 16)
+        kind, bits = (torch.int8, 8) if drop * 2**8 % 1 == 0 else (torch.int16, 16)
         words = torch.empty(-(-count * bits // 64), dtype=torch.int64, device=self.generator.device)
         drawn = words.random_(-(2**63), None, generator=self.generator).view(kind)[:count]
         return (drawn >= round(drop * (1 << bits)) - (1 << bits - 1)).view(*shape).to(device)

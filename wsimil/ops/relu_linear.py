@@ -47,20 +47,20 @@ class _ReluLinear(torch.autograd.Function):
     ) -> Tensor:
         kind = x.device.type
         narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        scale = 1.0 if keep is None else scale
+        scale, input_type, x = 1.0 if keep is None else scale, x.dtype, x.to(narrow)
         outer = weight.to(narrow)
         offset = (weight.new_zeros(len(weight)) if bias is None else bias).to(narrow)
         h = x.new_empty(len(x), len(weight), dtype=narrow)
         with torch.autocast(kind, enabled=False):
             for here, rows in _chunks(x, cu_seqlens):
                 place = h[here]
-                _product(offset, rows.to(narrow), outer, scale=scale, out=place)
+                _product(offset, rows, outer, scale=scale, out=place)
                 place.relu_()
                 if keep is not None:
                     # While the chunk is in a cache; torch turns bytes into floats in half the time that it takes for bools.
                     place.mul_(keep[here].view(torch.int8))
         ctx.save_for_backward(x, weight, cu_seqlens, h)
-        ctx.scale = scale
+        ctx.scale, ctx.input_type = scale, input_type
         ctx.bias_type = None if bias is None else bias.dtype
         return h
 
@@ -74,7 +74,7 @@ class _ReluLinear(torch.autograd.Function):
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         of_weight = torch.zeros_like(weight, dtype=wide)
         of_bias = weight.new_zeros(len(weight), dtype=wide)
-        of_x = torch.empty_like(x) if need_x else None
+        of_x = torch.empty_like(x, dtype=ctx.input_type) if need_x else None
         buffer = torch.empty_like(h[:_CHUNK])
         for here, rows in _chunks(x, cu_seqlens):
             inner = buffer[: len(rows)]
@@ -82,7 +82,7 @@ class _ReluLinear(torch.autograd.Function):
             if need_weight and inner.dtype == wide == rows.dtype:
                 of_weight.addmm_(inner.t(), rows)
             elif need_weight:
-                of_weight += inner.t() @ rows.to(inner.dtype)
+                of_weight += inner.t() @ rows
             if need_bias:
                 of_bias += inner.sum(dim=0, dtype=wide)
             if of_x is not None:
