@@ -159,7 +159,10 @@ class _Gates:
         self.width = self.half * len(layers)
         self.weight = torch.cat([weight.to(h.dtype) for weight, _ in layers])  # [width, D]
         self.bias = torch.cat([h.new_zeros(self.half) if bias is None else bias for _, bias in layers]).to(self.wide)
-        self.score = tensors.w.to(self.wide)
+        # What dropout of both factors scales up is scaled here, in B x L numbers.
+        left = 1 - spec.drop_of_65536 / LEVELS
+        self.scale = 1 / left**2 if self.width > self.half else 1.0
+        self.score = tensors.w.to(self.wide) * self.scale
         self.score_bias = 0 if tensors.c is None else tensors.c.to(self.wide)[:, None]
         self._linear = torch.empty(self.pack.longest, self.width, dtype=self.wide, device=h.device)
         self._drawn = h.new_empty(0)
@@ -205,7 +208,7 @@ class _Gates:
         return out
 
     def product(self, factors: Tensor, chunk: _Chunk) -> Tensor:
-        """The product of both factors, less what dropout takes, [n, L]."""
+        """The product of both factors, less what dropout takes, over `scale`, [n, L]."""
         value, gate = factors[:, : self.half], factors[:, self.half :]
         if self.spec.activation == "gelu":
             value = F.gelu(value)
@@ -213,20 +216,19 @@ class _Gates:
         return value if scale is None else torch.mul(value, scale, out=self._products[0, : len(value)])
 
     def _scale(self, gate: Tensor, chunk: _Chunk) -> Tensor | None:
-        """What a value is multiplied by: its gate and 1 / (1 - p) for each factor, or 0 where either was dropped."""
+        """What a value is multiplied by: its gate, or 0 where either was dropped; without one, 0 or 1 / (1 - p)."""
         if not self.spec.drop_of_65536:
             return gate if gate.shape[1] else None
         if not gate.shape[1]:
             return gate_factors(**self._draws(chunk))[0].to(self.wide)
-        left = 1 - self.spec.drop_of_65536 / LEVELS
-        return gate.clamp_min(0).mul_(1 / left**2)
+        return gate.clamp_min(0)
 
     def scores(self, product: Tensor) -> Tensor:
         """[B, n]."""
         return self.score @ product.t() + self.score_bias
 
     def gradient(self, factors: Tensor, slope: Tensor, chunk: _Chunk, *, out: Tensor) -> Tensor:
-        """Write the gradient of what goes into the activations to `out`; returns the product of both factors.
+        """Write the gradient of what goes into the activations to `out`; returns `product` of both factors.
 
         With value t, gate q and r = slope of their product, d value = r q act', d gate = r t q (1 - q).
         """
@@ -285,7 +287,7 @@ class _WeightSums:
     def __init__(self, gates: _Gates, *, matrix: bool, bias: bool) -> None:
         self.matrix = torch.zeros_like(gates.weight, dtype=gates.wide) if matrix else None
         self.bias = torch.zeros_like(gates.bias) if bias else None
-        self.score = torch.zeros_like(gates.score)
+        self.score, self.scale = torch.zeros_like(gates.score), gates.scale
         self.score_bias = torch.zeros_like(gates.score[:, 0])
 
     def add(self, inner: Tensor, product: Tensor, slope: Tensor, x: Tensor) -> None:
@@ -296,7 +298,7 @@ class _WeightSums:
             self.matrix += inner.t() @ x
         if self.bias is not None:
             self.bias += inner.sum(dim=0, dtype=self.bias.dtype)
-        self.score.addmm_(slope, product)
+        self.score.addmm_(slope, product, alpha=self.scale)
         self.score_bias += slope.sum(dim=1)
 
 
