@@ -155,6 +155,8 @@ CASES = {
     "nothing left": Case(options={"mask": IndexMask(idx=torch.zeros(4, 3, 1, dtype=torch.int32))}),
     "rows": Case(rows=True, options=TOP),
     "dropout": Case(options={"dropout": GateDropout(p=0.25, seed=torch.tensor([7]))}),
+    "dropout of 8 bits": Case(options={"dropout": GateDropout(p=77 / 256, seed=SEED)}),
+    "dropout of 16 bits": Case(options={"dropout": GateDropout(p=0.1, seed=SEED)}),
     "dropout, gelu alone": Case(gated=False, options={"activation": "gelu", "dropout": GateDropout(p=0.5, seed=SEED)}),
     "ends": Case(options={"top_k": 8, "bottom_k": 3}),
 }  # fmt: skip
@@ -420,6 +422,23 @@ def test_dropout_falls_on_each_factor_by_itself():
     assert torch.corrcoef(got).fill_diagonal_(0).abs().max() < 0.06
 
 
+@pytest.mark.parametrize(("p", "bits"), [(0.25, 4), (77 / 256, 8), (0.1, 16)])
+def test_a_word_has_the_draws_of_as_many_columns_as_the_probability_leaves_room_for(p, bits):
+    """From its lowest bits up, of each column that of the value first; a factor is dropped where its draw is below p."""
+    n, length = 5, 37
+    level = round(p * 65536) >> (16 - bits)
+    seed, columns = torch.tensor([-3]), torch.arange(length)
+    words = torch.stack(philox(seed, (torch.arange(n)[:, None], columns * bits // 64, 9, 2 * 4 + 1)))  # [4, n, L]
+    word = words.gather(0, (columns * bits // 16 % 4).expand(1, n, length))[0]
+    shift = columns % (16 // bits) * 2 * bits
+    value, gate = word >> shift & (2**bits - 1), word >> shift + bits & (2**bits - 1)
+    got = gated_attention_pool(
+        torch.ones(n, 1), torch.full((length, 1), 50.0), None, torch.zeros(length, 1), None, torch.eye(length),
+        scores=True, backend=BACKEND, bag_ids=torch.tensor([9]), dropout=GateDropout(p=p, seed=seed, stream=4),
+    ).scores  # fmt: skip
+    assert torch.equal(got.t() > 0, (value >= level) & (gate >= level))
+
+
 @pytest.mark.parametrize("passes", PASSES)
 @pytest.mark.parametrize("factor", [20.7, 100.0, 1e4])
 def test_a_masked_instance_far_above_the_rest_leaves_them_exact(factor, passes):
@@ -496,6 +515,26 @@ def test_frozen_instances_cost_no_gradient(monkeypatch):
     tensors["h"] = tensors["h"].detach()
     Case().run(tensors).z.sum().backward()
     assert tensors["w_v"].grad is not None
+
+
+@pytest.mark.skipif(BACKEND != "cpu", reason="of the CPU backend, which alone keeps gates")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dim", "length"), [(16, 8), (37, 8), (37, 18)])
+@pytest.mark.usefixtures("_small_chunks")
+def test_the_gradient_of_instances_goes_over_the_gates_and_is_the_same_at_every_pass(dim, length, dtype, monkeypatch):
+    case = Case(dim=dim, length=length, options={"dropout": GateDropout(p=0.25, seed=SEED)})
+    tensors = case.tensors(dtype)
+    leaves, out = list(tensors.values()), case.run(tensors, memory="keep")
+    total = out.z.square().sum() + out.entropy.sum()
+    # Where a derivative of the gradient might be asked for, nothing is written over.
+    apart = torch.autograd.grad(total, leaves, create_graph=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu, "_h_gradient_like", lambda tensors: pytest.fail("room that the gates leave"))
+        over = torch.autograd.grad(total, leaves, retain_graph=True)
+    kept = [gradient.clone() for gradient in over]
+    again = torch.autograd.grad(total, leaves)
+    for first, *others in zip(apart, over, kept, again, strict=True):
+        assert all(torch.equal(first, other) for other in others)
 
 
 def test_one_output_alone_has_its_gradient():

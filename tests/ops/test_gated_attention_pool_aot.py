@@ -32,6 +32,7 @@ CASES = {
     "bf16, five branches, masks": {"branches": 5, "dim": 1024, "mask_k": 10, "gram": True, "rows": True},
     "bf16, eight branches, 64 of the highest": {"branches": 8, "mask_k": 64},
     "bf16, five branches, dropout": {"branches": 5, "drop_of_65536": 16384},
+    "bf16, five branches, dropout of 16 bits": {"branches": 5, "drop_of_65536": 6554},
     "bf16, gelu alone": {"gated": False, "activation": "gelu"},
     "fp32 by tf32, five branches": {"dtype": "float32", "precision": "tf32", "branches": 5},
     "fp32 by tf32, five branches, one pass": {"dtype": "float32", "precision": "tf32", "branches": 5, "passes": "one"},

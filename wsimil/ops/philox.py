@@ -42,11 +42,13 @@ def _low(part: Tensor | int, seed: Tensor) -> Tensor:
 
 def _rounds(key: Sequence[Any], counter: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     c0, c1, c2, c3 = counter
-    for _ in range(_ROUNDS):
+    for number in range(_ROUNDS):
         # An int64 product overflows to the 64 bits that are wanted. Of c1 and c3 the high bits never matter until the end.
         first, second = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0 = (second >> 32).bitwise_xor(c1 ^ key[0]).bitwise_and_(_LOW)
-        c2 = (first >> 32).bitwise_xor(c3 ^ key[1]).bitwise_and_(_LOW)
+        # After three rounds each word is of all parts of the counter, and so of one shape.
+        xor = torch.bitwise_xor if number < 3 else Tensor.bitwise_xor_
+        c0 = xor(second >> 32, xor(c1, key[0])).bitwise_and_(_LOW)
+        c2 = xor(first >> 32, xor(c3, key[1])).bitwise_and_(_LOW)
         c1, c3 = second, first
         key = [(part + step) & _LOW for part, step in zip(key, _WEYL, strict=True)]
     return c0, c1 & _LOW, c2, c3 & _LOW

@@ -7,13 +7,12 @@ gradient of the weights is summed chunk by chunk.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from wsimil.ops.packed_linear import packed_linear
 from wsimil.ops.varlen import CuSeqlens, split_bags
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 2048
 """Instances at a time, anew with each bag: a bag adds the same sums alone and in a pack."""
+_CACHE_LINE = 64
 
 
 def relu_linear(
@@ -45,11 +45,22 @@ class _ReluLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor, keep: Tensor | None, scale: float
     ) -> Tensor:
-        h = F.relu_(packed_linear(x, weight, bias, cu_seqlens))
-        if keep is not None:
-            h.mul_(keep).mul_(scale)
+        kind = x.device.type
+        narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        scale, input_type, x = 1.0 if keep is None else scale, x.dtype, x.to(narrow)
+        outer = weight.to(narrow)
+        offset = (weight.new_zeros(len(weight)) if bias is None else bias).to(narrow)
+        h = x.new_empty(len(x), len(weight), dtype=narrow)
+        with torch.autocast(kind, enabled=False):
+            for here, rows in _chunks(x, cu_seqlens):
+                place = h[here]
+                _product(offset, rows, outer, scale=scale, out=place)
+                place.relu_()
+                if keep is not None:
+                    # While the chunk is in a cache; torch turns bytes into floats in half the time that it takes for bools.
+                    place.mul_(keep[here].view(torch.int8))
         ctx.save_for_backward(x, weight, cu_seqlens, h)
-        ctx.scale = 1.0 if keep is None else scale
+        ctx.scale, ctx.input_type = scale, input_type
         ctx.bias_type = None if bias is None else bias.dtype
         return h
 
@@ -57,27 +68,25 @@ class _ReluLinear(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, cu_seqlens, h = ctx.saved_tensors
+        # Of a loss that looks at some instances alone, the gradient may have these alone.
+        gradient = gradient.to_dense() if gradient.is_sparse else gradient
         wide = torch.promote_types(gradient.dtype, torch.float32)
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         of_weight = torch.zeros_like(weight, dtype=wide)
         of_bias = weight.new_zeros(len(weight), dtype=wide)
-        of_x = torch.empty_like(x) if need_x else None
+        of_x = torch.empty_like(x, dtype=ctx.input_type) if need_x else None
         buffer = torch.empty_like(h[:_CHUNK])
-        begin = 0
-        for part in split_bags(x, cu_seqlens):
-            for rows in torch.split(part, _CHUNK):
-                here = slice(begin, begin + len(rows))
-                inner = buffer[: len(rows)]
-                torch.ops.aten.threshold_backward.grad_input(gradient[here], h[here], 0, grad_input=inner)
-                if need_weight and inner.dtype == wide == rows.dtype:
-                    of_weight.addmm_(inner.t(), rows)
-                elif need_weight:
-                    of_weight += inner.t() @ rows.to(inner.dtype)
-                if need_bias:
-                    of_bias += inner.sum(dim=0, dtype=wide)
-                if of_x is not None:
-                    of_x[here] = (inner @ weight.to(inner.dtype)).mul_(ctx.scale)
-                begin += len(rows)
+        for here, rows in _chunks(x, cu_seqlens):
+            inner = buffer[: len(rows)]
+            torch.ops.aten.threshold_backward.grad_input(gradient[here], h[here], 0, grad_input=inner)
+            if need_weight and inner.dtype == wide == rows.dtype:
+                of_weight.addmm_(inner.t(), rows)
+            elif need_weight:
+                of_weight += inner.t() @ rows
+            if need_bias:
+                of_bias += inner.sum(dim=0, dtype=wide)
+            if of_x is not None:
+                of_x[here] = (inner @ weight.to(inner.dtype)).mul_(ctx.scale)
         return (
             of_x,
             of_weight.mul_(ctx.scale).to(weight.dtype) if need_weight else None,
@@ -86,3 +95,20 @@ class _ReluLinear(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _chunks(x: Tensor, cu_seqlens: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Where some rows of one bag lie, and these rows."""
+    begin = 0
+    for part in split_bags(x, cu_seqlens):
+        for rows in torch.split(part, _CHUNK):
+            yield slice(begin, begin + len(rows)), rows
+            begin += len(rows)
+
+
+def _product(offset: Tensor, rows: Tensor, outer: Tensor, *, scale: float, out: Tensor) -> None:
+    """`scale * (rows @ outer.T + offset)` in `out`, which may begin between two cache lines; the bits do not depend on that."""
+    if out.data_ptr() % _CACHE_LINE == 0:
+        torch.addmm(offset, rows, outer.t(), beta=scale, alpha=scale, out=out)
+    else:
+        out.copy_(torch.addmm(offset, rows, outer.t(), beta=scale, alpha=scale))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,13 +30,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch do
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Runs the operation and counts the storages that it made."""
-        before = {_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        before = {_key(storage) for storage in _storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         self._alive = {key: held for key, held in self._alive.items() if not _is_gone(held[0])}
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and _key(leaf) not in before:
-                storage = leaf.untyped_storage()
-                self._alive[_key(leaf)] = (_weak(storage), storage.nbytes())
+        for storage in _storages(result):
+            if _key(storage) not in before:
+                self._alive[_key(storage)] = (_weak(storage), storage.nbytes())
         self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
         return result
 
@@ -49,5 +48,13 @@ def _is_gone(reference: StorageWeakRef) -> bool:
     return bool(reference.expired())  # type: ignore[no-untyped-call]  # torch does not type it
 
 
-def _key(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+def _storages(values: object) -> Iterator[torch.UntypedStorage]:
+    """Of all tensors in them; a sparse tensor has two."""
+    for leaf in tree_leaves(values):
+        if isinstance(leaf, torch.Tensor):
+            parts = (leaf._indices(), leaf._values()) if leaf.is_sparse else (leaf,)
+            yield from (part.untyped_storage() for part in parts)
+
+
+def _key(storage: torch.UntypedStorage) -> int:
+    return int(storage._cdata)

@@ -79,3 +79,21 @@ def test_the_smooth_svm_is_that_of_its_paper():
     others = 1 - torch.nn.functional.one_hot(labels, 2)
     wanted = (logits + others - truth).logsumexp(dim=1).mean()
     torch.testing.assert_close(losses(bags, instance_loss="svm")[1].terms["instance"], wanted)
+
+
+def test_the_gradient_of_judged_instances_is_theirs_alone_and_beside_that_of_the_bag():
+    bags = make_bags((63, 1, 20))
+    model, terms = losses(bags, k_sample=5)
+    weight = model.embed.linear.weight
+    bag, instance, both = (
+        torch.autograd.grad(term, weight, retain_graph=True)[0] for term in (*terms.terms.values(), terms.total)
+    )
+    torch.testing.assert_close(both, 0.7 * bag + 0.3 * instance)
+    h = model.embed_instances(bags, None)
+    wanted = 0.0
+    for begin, end, target in ((0, 63, 0), (64, 84, 2)):
+        order = terms.output.attention_logits[begin:end, 0].argsort(descending=True) + begin
+        logits = model.instance_classifiers[int(bags.targets[target])](h[torch.cat([order[:5], order[-5:]])])
+        wanted = wanted + torch.nn.functional.cross_entropy(logits, torch.tensor([1] * 5 + [0] * 5)) / 3
+    torch.testing.assert_close(terms.terms["instance"], wanted)
+    torch.testing.assert_close(instance, torch.autograd.grad(wanted, weight)[0])

@@ -27,7 +27,6 @@ from wsimil.mil.layers.gated_attention import GatedAttention
 from wsimil.mil.layers.left_out import left_out_of_sums
 from wsimil.mil.layers.pooled import Pooled
 from wsimil.ops.packed_linear import packed_linear, row_linear
-from wsimil.ops.varlen import split_bags
 from wsimil.targets import Classification, Task
 
 
@@ -127,16 +126,17 @@ class CLAM(MILModel):
         most, least = (pooled.ends(self.k_sample, largest=largest) for largest in (True, False))  # [B, H, k]
         labels, logits = [], []
         term = output.logits.new_zeros(())
-        parts = zip(split_bags(h, bags.cu_seqlens), most, least, bags.known_targets.tolist(), strict=True)
-        for number, (rows, highest, lowest, target) in enumerate(parts):
-            k = self._k(len(rows), bags.slide_ids[number])
+        begins = bags.cu_seqlens[:-1].tolist()
+        parts = zip(begins, bags.lengths, most, least, bags.known_targets.tolist(), strict=True)
+        for number, (begin, length, highest, lowest, target) in enumerate(parts):
+            k = self._k(length, bags.slide_ids[number])
             for label in range(self.num_classes) if self.subtyping else [target]:
                 head = label if self.classifier is None else 0
                 chosen, truth = _sample(highest[head, :k], lowest[head, :k], positive=label == target)
                 if k == 0:
                     continue
                 judge = self.instance_classifiers[label]
-                logits.append(judge(rows[chosen]))
+                logits.append(judge(_rows(h, begin + chosen)))
                 labels.append(truth)
                 term = term + self._judge(logits[-1], truth) / (self.num_classes if self.subtyping else 1)
         return LossTerms(
@@ -187,6 +187,11 @@ class CLAM(MILModel):
         # The smooth top-1 SVM of two classes, at margin and temperature 1.
         margin = (logits[:, 1] - logits[:, 0]) * (2 * labels - 1)
         return F.softplus(1 - margin).mean()
+
+
+def _rows(h: Float[Tensor, "T L"], places: Int64[Tensor, " S"]) -> Float[Tensor, "S L"]:
+    """`h[places]`; on CPU its gradient is added to that of h where it lies, not as another T x L numbers, most of them 0."""
+    return F.embedding(places, h, sparse=True) if h.device.type == "cpu" else h[places]
 
 
 def _sample(

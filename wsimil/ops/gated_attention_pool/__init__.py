@@ -59,7 +59,10 @@ class IndexMask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateDropout:
-    """Each factor of the gate becomes 0 with probability `p`, a multiple of 1 / 65536, and is scaled up elsewhere."""
+    """Each factor of the gate becomes 0 with probability `p`, taken to a multiple of 1 / 65536, and is scaled up elsewhere.
+
+    The fewer bits `p` has, the cheaper the draws: multiples of 1 / 16 are a fourth of the work, of 1 / 256 half of it.
+    """
 
     p: float
     seed: Int64[Tensor, 1]
@@ -150,7 +153,8 @@ def gated_attention_pool(
         raise ValueError(f"precision: got {precision!r}, wanted one of {', '.join(get_args(Precision))}")
     if passes not in get_args(Passes):
         raise ValueError(f"passes: got {passes!r}, wanted one of {', '.join(get_args(Passes))}")
-    keeps = _keeps(memory, instances * len(w_v) * (1 if w_u is None else 2), h.dtype)
+    width = len(w_v) * (1 if w_u is None else 2)
+    keeps = _keeps(memory, instances * width, h.dtype)
     chosen = backend_of(device, h.dtype, backend)
     weights = (w_v, b_v, w_u, b_u, w, c)
     tensors = PoolTensors(
@@ -165,6 +169,7 @@ def gated_attention_pool(
     )
     k, counts, stream = _top_k_of(mask)
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (h, *weights))
+    keeps = keeps and chosen == "cpu" and learns
     spec = PoolSpec(
         activation=activation,
         precision=precision,
@@ -178,7 +183,8 @@ def gated_attention_pool(
         raw=raw_scores,
         top_k=top_k,
         bottom_k=bottom_k,
-        keep=chosen == "cpu" and learns and keeps,
+        keep=keeps,
+        over=keeps and rows is None and _goes_over(h, width),
     )
     found = pool(tensors, spec, chosen)
     return PoolOutput(
@@ -211,6 +217,12 @@ def _keeps(memory: Memory, numbers: int, dtype: torch.dtype) -> bool:
     if memory == "auto" and numbers * dtype.itemsize <= _MOST_KEPT_BYTES:
         return True
     return memory == "keep"
+
+
+def _goes_over(h: Tensor, width: int) -> bool:
+    if width > h.shape[1]:  # by a branch here too
+        return False
+    return h.requires_grad
 
 
 def _top_k_of(mask: TopKMask | IndexMask | None) -> tuple[int, tuple[int, ...], int]:

@@ -6,6 +6,7 @@ Both are opaque to compilers: they look at lengths and choose a backend when the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -137,7 +138,7 @@ def _(*values: _VALUE) -> tuple[Tensor, ...]:
             masked_scores=real(bags, branches, spec.mask_k),
             top_idx=index(spec.top_k),
             bottom_idx=index(spec.bottom_k),
-            gates=t.h.new_empty((instances, width) if spec.keep and values[-1] == "cpu" else (0,)),
+            gates=t.h.new_empty((instances, t.h.shape[1] if spec.over else width) if spec.keep else (0,)),
         )
     )
 
@@ -148,7 +149,9 @@ def _(*values: _VALUE) -> tuple[Tensor, ...]:
     schema=f"({_COTANGENTS}, {_TENSORS}, {_SAVED}, bool[] needs, {_HOW}) -> ({', '.join(['Tensor'] * 7)})",
 )
 def _backward(*values: _VALUE) -> tuple[Tensor, ...]:
-    return _gradients(*values)
+    # An operation writes over none of its arguments.
+    spec = replace(PoolSpec.of_text(values[-2]), over=False)
+    return _gradients(*values[:-2], spec.text(), values[-1])
 
 
 def _gradients(*values: _VALUE) -> tuple[Tensor, ...]:
@@ -191,25 +194,30 @@ def _parts(values: Sequence[_VALUE]) -> tuple[PoolCotangents, PoolTensors, PoolF
     return cotangents, tensors, saved, tuple(needs), PoolSpec.of_text(spec)
 
 
-def _setup(ctx: Any, inputs: tuple[_VALUE, ...], output: tuple[Tensor, ...]) -> None:
+def _setup(ctx: Any, inputs: tuple[_VALUE, ...], output: tuple[Tensor, ...], *, gates: Tensor | None = None) -> None:
     result = PoolForward(*output)
     ctx.mark_non_differentiable(
         result.masked_idx, result.masked_scores, result.top_idx, result.bottom_idx, result.gates
     )
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(
-        *inputs[:_FIELDS], result.z, result.lse, result.entropy, result.gram, result.scores, result.gates
+        *inputs[:_FIELDS],
+        *(result.z, result.lse, result.entropy, result.gram, result.scores),
+        result.gates if gates is None else gates,
     )
     ctx.how = inputs[_FIELDS:]
 
 
-def _differentiate(ctx: Any, *cotangents: Tensor | None, run: _Run = _backward) -> tuple[Tensor | None, ...]:
+def _differentiate(
+    ctx: Any, *cotangents: Tensor | None, gates: Tensor | None = None, run: _Run = _backward
+) -> tuple[Tensor | None, ...]:
     needs = [
         bool(need) and tensor is not None
         for need, tensor in zip(ctx.needs_input_grad[:7], ctx.saved_tensors[:7], strict=True)
     ]
     wide = [None if g is None or g.shape == (0,) else g.contiguous() for g in cotangents[:_RESULTS]]
-    gradients = run(*wide, *ctx.saved_tensors, needs, *ctx.how)
+    saved = ctx.saved_tensors if gates is None else (*ctx.saved_tensors[:-1], gates)
+    gradients = run(*wide, *saved, needs, *ctx.how)
     found = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
     return (*found, *[None] * (_FIELDS - 7 + len(ctx.how)))
 
@@ -234,10 +242,17 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[_VALUE, ...], output: tuple[Tensor, ...]) -> None:
-        """See `_setup`."""
-        _setup(ctx, inputs, output)
+        """See `_setup`; gates that a backward pass may write over are no saved tensor, which nobody may write to."""
+        result = PoolForward(*output)
+        spent = PoolSpec.of_text(inputs[_FIELDS]).over
+        ctx.gates = result.gates if spent else None
+        _setup(ctx, inputs, output, gates=result.gates.new_empty(0) if spent else result.gates)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """See `_differentiate`; by the operation, which refuses to be differentiated, where that might be asked."""
-        return _differentiate(ctx, *cotangents, run=_backward if torch.is_grad_enabled() else _gradients)
+        gates = ctx.gates
+        if torch.is_grad_enabled():
+            return _differentiate(ctx, *cotangents, gates=gates)
+        ctx.gates = None
+        return _differentiate(ctx, *cotangents, gates=gates, run=_gradients)

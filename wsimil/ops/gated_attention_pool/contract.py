@@ -24,8 +24,8 @@ class PoolSpec:
     `mask_k`: of the `mask_k` highest scores of a bag and branch some are masked, 0 for none; of the n that there are at most
     `mask_counts[n]`, and always fewer than the bag has. `mask_stream` names the draws. `drop_of_65536`: a factor of the gate is
     dropped with this probability over 65536, and what is left is scaled up. `keep`: the backend may hold the two factors of
-    the gate for the backward pass. `raw`: scores before masking are asked for. `passes`: how
-    often Triton kernels read instances; the other backends have one way only.
+    the gate for the backward pass, `over`: where the gradient of h, [I, D], goes over them. `raw`: scores before masking are
+    asked for. `passes`: how often Triton kernels read instances; the other backends have one way only.
     """
 
     activation: Activation = "tanh"
@@ -41,6 +41,7 @@ class PoolSpec:
     top_k: int = 0
     bottom_k: int = 0
     keep: bool = False
+    over: bool = False
 
     def text(self) -> str:
         """All fields in order, for `of_text`; in words that a compiler of Python can follow."""
@@ -96,7 +97,8 @@ class PoolForward(NamedTuple):
 
     `scores` are -inf where masked, `raw` what they were, of size 0 where there is no mask. `masked_idx` in order of rank, -1
     where fewer are masked, `masked_scores` their raw scores (-inf where -1). `top_idx`, `bottom_idx`: of raw scores, from the
-    highest and from the lowest, of equal ones the first, -1 where the bag has fewer. `gates`: what `keep` holds.
+    highest and from the lowest, of equal ones the first, -1 where the bag has fewer. `gates`: what `keep` holds; to a backward
+    pass of size 0 where one before it has spent them.
     """
 
     z: Float[Tensor, "N B D"]

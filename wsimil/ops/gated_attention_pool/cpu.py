@@ -37,13 +37,14 @@ _CACHE_LINE = 64
 
 
 def forward(tensors: PoolTensors, spec: PoolSpec) -> PoolForward:
-    """See `PoolForward`; `gates` [I, width] holds both factors, side by side, where `spec.keep` is set."""
+    """See `PoolForward`; `gates` holds both factors, side by side, where `spec.keep` is set."""
     gates = _Gates(tensors, spec)
     pack = gates.pack
     raw = torch.empty(len(tensors.w), pack.instances, dtype=gates.wide, device=tensors.h.device)
-    kept = tensors.h.new_empty((pack.instances, gates.width) if spec.keep else 0)
+    held = tensors.h.new_empty((pack.instances, tensors.h.shape[1] if spec.over else gates.width) if spec.keep else 0)
+    kept = gates.kept(held)
     for chunk in pack.chunks():
-        factors = gates.factors(pack.rows_of(chunk), chunk, out=kept[chunk.begin : chunk.end] if spec.keep else None)
+        factors = gates.factors(pack.rows_of(chunk), chunk, out=None if kept is None else kept[chunk.begin : chunk.end])
         raw[:, chunk.begin : chunk.end] = gates.scores(gates.product(factors, chunk))
     masked, masked_idx, masked_scores = _masks(raw, pack.bags, tensors, spec)
     scores = raw if masked is None else raw.masked_fill(masked, -math.inf)
@@ -65,7 +66,7 @@ def forward(tensors: PoolTensors, spec: PoolSpec) -> PoolForward:
         masked_scores=masked_scores,
         top_idx=segment_topk(raw.t(), tensors.cu_seqlens, spec.top_k),
         bottom_idx=segment_topk(raw.t(), tensors.cu_seqlens, spec.bottom_k, largest=False),
-        gates=kept,
+        gates=held,
     )
 
 
@@ -76,7 +77,10 @@ def backward(
     gates = _Gates(tensors, spec)
     pack, branches = gates.pack, len(tensors.w)
     need = dict(zip(PoolGradients._fields, needs, strict=True))
-    h_grad = _h_gradient_like(tensors) if need["h"] else None
+    kept = gates.kept(saved.gates)
+    h_grad = None
+    if need["h"]:
+        h_grad = saved.gates if spec.over and kept is not None else _h_gradient_like(tensors)
     matrix, bias = need["w_v"] or need["w_u"], need["b_v"] or need["b_u"]
     sums = _WeightSums(gates, matrix=matrix, bias=bias) if any(needs[1:]) else None
     inner = tensors.h.new_empty(pack.longest, gates.width + branches)
@@ -86,7 +90,8 @@ def backward(
     for chunk in pack.chunks():
         x = pack.rows_of(chunk)
         slope = _aligned(slopes[:, chunk.begin : chunk.end])
-        factors = saved.gates[chunk.begin : chunk.end] if spec.keep else gates.factors(x, chunk)
+        # What goes over the factors lies before those of the next chunk.
+        factors = gates.factors_again(x, chunk) if kept is None else kept[chunk.begin : chunk.end]
         both = inner[: len(x)]
         product = gates.gradient(factors, slope, chunk, out=both[:, : gates.width])
         if sums is not None:
@@ -154,9 +159,13 @@ class _Gates:
         self.width = self.half * len(layers)
         self.weight = torch.cat([weight.to(h.dtype) for weight, _ in layers])  # [width, D]
         self.bias = torch.cat([h.new_zeros(self.half) if bias is None else bias for _, bias in layers]).to(self.wide)
-        self.score = tensors.w.to(self.wide)
+        # What dropout of both factors scales up is scaled here, in B x L numbers.
+        left = 1 - spec.drop_of_65536 / LEVELS
+        self.scale = 1 / left**2 if self.width > self.half else 1.0
+        self.score = tensors.w.to(self.wide) * self.scale
         self.score_bias = 0 if tensors.c is None else tensors.c.to(self.wide)[:, None]
         self._linear = torch.empty(self.pack.longest, self.width, dtype=self.wide, device=h.device)
+        self._drawn = h.new_empty(0)
         self._products = torch.empty(3, self.pack.longest, self.half, dtype=self.wide, device=h.device)
 
     def factors(self, x: Tensor, chunk: _Chunk, out: Tensor | None = None) -> Tensor:
@@ -168,10 +177,20 @@ class _Gates:
         direct = out is not None and out.dtype == self.wide and out.data_ptr() % _CACHE_LINE == 0
         found = self._activated(x, out if out is not None and direct else self._linear[: len(x)])
         if self.spec.drop_of_65536 and self.width > self.half:
-            found[:, self.half :] *= gate_signs(**self._draws(chunk))
+            found[:, self.half :] *= self._signs(chunk)
         if out is not None and not direct:
             out.copy_(found)
         return found
+
+    def factors_again(self, x: Tensor, chunk: _Chunk) -> Tensor:
+        """The factors in the backward pass, rounded as they were if they had been kept, [n, width]."""
+        found = self.factors(x, chunk)
+        return found.to(x.dtype) if self.spec.keep else found
+
+    def kept(self, held: Tensor) -> Tensor | None:
+        """All factors that are held, [I, width], at the end of where they are; None where there are none."""
+        numbers = self.pack.instances * self.width
+        return held.view(-1)[held.numel() - numbers :].view(-1, self.width) if held.numel() else None
 
     def _activated(self, x: Tensor, out: Tensor) -> Tensor:
         if x.dtype == self.wide:
@@ -189,7 +208,7 @@ class _Gates:
         return out
 
     def product(self, factors: Tensor, chunk: _Chunk) -> Tensor:
-        """The product of both factors, less what dropout takes, [n, L]."""
+        """The product of both factors, less what dropout takes, over `scale`, [n, L]."""
         value, gate = factors[:, : self.half], factors[:, self.half :]
         if self.spec.activation == "gelu":
             value = F.gelu(value)
@@ -197,20 +216,19 @@ class _Gates:
         return value if scale is None else torch.mul(value, scale, out=self._products[0, : len(value)])
 
     def _scale(self, gate: Tensor, chunk: _Chunk) -> Tensor | None:
-        """What a value is multiplied by: its gate and 1 / (1 - p) for each factor, or 0 where either was dropped."""
+        """What a value is multiplied by: its gate, or 0 where either was dropped; without one, 0 or 1 / (1 - p)."""
         if not self.spec.drop_of_65536:
             return gate if gate.shape[1] else None
         if not gate.shape[1]:
             return gate_factors(**self._draws(chunk))[0].to(self.wide)
-        left = 1 - self.spec.drop_of_65536 / LEVELS
-        return gate.clamp_min(0).mul_(1 / left**2)
+        return gate.clamp_min(0)
 
     def scores(self, product: Tensor) -> Tensor:
         """[B, n]."""
         return self.score @ product.t() + self.score_bias
 
     def gradient(self, factors: Tensor, slope: Tensor, chunk: _Chunk, *, out: Tensor) -> Tensor:
-        """Write the gradient of what goes into the activations to `out`; returns the product of both factors.
+        """Write the gradient of what goes into the activations to `out`; returns `product` of both factors.
 
         With value t, gate q and r = slope of their product, d value = r q act', d gate = r t q (1 - q).
         """
@@ -234,6 +252,16 @@ class _Gates:
         if to_value.data_ptr() != out.data_ptr():
             out[:, : self.half] = to_value
         return product
+
+    def _signs(self, chunk: _Chunk) -> Tensor:
+        """`gate_signs` of each chunk in order; drawn for two, as the draws of one are too few for two threads to share."""
+        begin = chunk.begin - chunk.first
+        place = begin % (2 * CHUNK)
+        if place == 0:
+            _, last = self.pack.bags[chunk.bag]
+            end = min(begin + 2 * CHUNK, last - chunk.first)
+            self._drawn = gate_signs(**self._draws(chunk) | {"end": end})
+        return self._drawn[place : place + chunk.end - chunk.begin]
 
     def _activation_slope(self, value: Tensor) -> Tensor:
         if self.spec.activation == "relu":
@@ -259,7 +287,7 @@ class _WeightSums:
     def __init__(self, gates: _Gates, *, matrix: bool, bias: bool) -> None:
         self.matrix = torch.zeros_like(gates.weight, dtype=gates.wide) if matrix else None
         self.bias = torch.zeros_like(gates.bias) if bias else None
-        self.score = torch.zeros_like(gates.score)
+        self.score, self.scale = torch.zeros_like(gates.score), gates.scale
         self.score_bias = torch.zeros_like(gates.score[:, 0])
 
     def add(self, inner: Tensor, product: Tensor, slope: Tensor, x: Tensor) -> None:
@@ -270,7 +298,7 @@ class _WeightSums:
             self.matrix += inner.t() @ x
         if self.bias is not None:
             self.bias += inner.sum(dim=0, dtype=self.bias.dtype)
-        self.score.addmm_(slope, product)
+        self.score.addmm_(slope, product, alpha=self.scale)
         self.score_bias += slope.sum(dim=1)
 
 

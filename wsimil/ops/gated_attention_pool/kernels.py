@@ -26,7 +26,7 @@ from wsimil.ops.gated_attention_pool.contract import (
     PoolSpec,
     PoolTensors,
 )
-from wsimil.ops.gated_attention_pool.draws import mask_words
+from wsimil.ops.gated_attention_pool.draws import bits_of, mask_words
 from wsimil.ops.gated_attention_pool.one_pass import (
     bag_poison,
     bag_stats,
@@ -161,8 +161,10 @@ class _Call:
         spec = self.spec
         more = self.tensors.rows is not None or spec.drop_of_65536 > 0 or spec.activation == "gelu"
         most = blocks.columns // 2 if more or _major(self.h.device) < 9 else blocks.columns
+        # Of a draw's columns a tile has all or none.
+        least = 32 if spec.drop_of_65536 and self.gated else 16
         return {
-            "BC": max(16, min(most, triton.next_power_of_2(columns))),
+            "BC": max(least, min(most, triton.next_power_of_2(columns))),
             "BK": max(16, min(blocks.depth, triton.next_power_of_2(depth))),
             "DOT": "ieee" if interpreted or self.precision == "narrow" else self.precision,
             # The interpreter would multiply the bits of a narrow type.
@@ -179,7 +181,8 @@ class _Call:
         interpreted = not isinstance(_score_kernel, triton.runtime.JITFunction)
         constants = {
             "D": self.dim, "L": self.length, "BN": INSTANCES, "GATED": self.gated, "ACTIVATION": spec.activation,
-            "FAST": self.precision == "narrow" and not interpreted, "DROP": spec.drop_of_65536, "ROWS": t.rows is not None,
+            "FAST": self.precision == "narrow" and not interpreted, "DROP": spec.drop_of_65536,
+            "BITS": bits_of(spec.drop_of_65536), "ROWS": t.rows is not None,
         }  # fmt: skip
         stream = _word(2 * spec.drop_stream + 1)
         return (self.h, self.h.stride(0), self.rows, self.weight, self.bias, seed, self.bag_ids, stream), constants
@@ -630,16 +633,21 @@ def _factors_in(
 @triton.jit
 def _kept(
     seed: tl.tensor, place: tl.tensor, begin: tl.tensor, bag_id: tl.tensor, stream: tl.tensor,
-    DROP: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr,
+    DROP: tl.constexpr, BITS: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """What both factors are multiplied by, 0 or 1 / (1 - p): the words of one draw are those of four columns."""
-    zero = tl.zeros([BN, BL // 4], tl.uint32)
+    """What both factors are multiplied by, 0 or 1 / (1 - p); draws lie in words as on every backend."""
+    GROUPS: tl.constexpr = BL * BITS // 64
+    zero = tl.zeros([BN, GROUPS], tl.uint32)
     c0 = zero + place.to(tl.uint32)[:, None]
-    c1 = zero + (begin // 4 + tl.arange(0, BL // 4)).to(tl.uint32)[None, :]
+    c1 = zero + (begin * BITS // 64 + tl.arange(0, GROUPS)).to(tl.uint32)[None, :]
     w0, w1, w2, w3 = tl.philox(seed, c0, c1, zero + bag_id.to(tl.uint32), zero + stream.to(tl.uint32))
-    words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (BN, BL))
+    words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (BN, GROUPS * 4))
+    shifts = (tl.arange(0, 16 // BITS) * (2 * BITS)).to(tl.uint32)
+    pairs = tl.reshape(words[:, :, None] >> shifts[None, None, :], (BN, BL))
     scale = 65536 / (65536 - DROP)
-    return tl.where((words & 0xFFFF) >= DROP, scale, 0.0), tl.where((words >> 16) >= DROP, scale, 0.0)
+    LEVEL: tl.constexpr = DROP >> (16 - BITS)
+    MASK: tl.constexpr = (1 << BITS) - 1
+    return tl.where((pairs & MASK) >= LEVEL, scale, 0.0), tl.where(((pairs >> BITS) & MASK) >= LEVEL, scale, 0.0)
 
 
 @triton.jit
@@ -654,7 +662,7 @@ def _score_kernel(
     tile_first: tl.tensor, raw: tl.tensor, keys: tl.tensor, poison: tl.tensor, stats: tl.tensor, pooled: tl.tensor,
     bags: tl.tensor, instances: tl.tensor, count: tl.tensor,
     D: tl.constexpr, L: tl.constexpr, B: tl.constexpr, BB: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr,
-    BK: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr, FAST: tl.constexpr, DROP: tl.constexpr,
+    BK: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr, FAST: tl.constexpr, DROP: tl.constexpr, BITS: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, POOL: tl.constexpr, BD: tl.constexpr, DOT: tl.constexpr, UPCAST: tl.constexpr,
 ) -> None:  # fmt: skip
     """s = (activation(h V + b) * sigmoid(h U + b)) @ w + c of one tile and up to 8 branches."""
@@ -683,7 +691,7 @@ def _score_kernel(
         if GATED:
             product *= _sigmoid(to_gate, FAST)
         if DROP:
-            kept = _kept(tl.load(seed), instance - begin, first, tl.load(bag_ids + bag), stream, DROP, BN, BL)
+            kept = _kept(tl.load(seed), instance - begin, first, tl.load(bag_ids + bag), stream, DROP, BITS, BN, BL)
             product *= kept[0]
             if GATED:
                 product *= kept[1]
@@ -977,7 +985,7 @@ def _gate_gradient_kernel(
     tile_bag: tl.tensor, tile_first: tl.tensor, inner: tl.tensor, bias_sums: tl.tensor, w_sums: tl.tensor,
     begin: tl.tensor, bags: tl.tensor, instances: tl.tensor,
     D: tl.constexpr, L: tl.constexpr, B: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr,
-    GATED: tl.constexpr, ACTIVATION: tl.constexpr, FAST: tl.constexpr, DROP: tl.constexpr, ROWS: tl.constexpr,
+    GATED: tl.constexpr, ACTIVATION: tl.constexpr, FAST: tl.constexpr, DROP: tl.constexpr, BITS: tl.constexpr, ROWS: tl.constexpr,
     SUMS: tl.constexpr, DOT: tl.constexpr, UPCAST: tl.constexpr,
 ) -> None:  # fmt: skip
     """d value = r q act', d gate = r t q (1 - q) with r = ds @ w, and sums over one tile for the biases and w."""
@@ -1007,7 +1015,7 @@ def _gate_gradient_kernel(
         to_value = rise * _activation_slope(to_value, value, ACTIVATION)
         if DROP:
             place = instance - tl.load(bag_ends + bag)
-            kept = _kept(tl.load(seed), place, first, tl.load(bag_ids + bag), stream, DROP, BN, BL)
+            kept = _kept(tl.load(seed), place, first, tl.load(bag_ids + bag), stream, DROP, BITS, BN, BL)
             value *= kept[0]
             to_value *= kept[0]
         product = value
