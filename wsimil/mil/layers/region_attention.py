@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from wsimil.mil.batch import StepContext
 from wsimil.mil.layers.held import held_norm
 from wsimil.mil.layers.recompute import recomputed
+from wsimil.mil.layers.token_convolution import convolved
 
 _EPS = 1e-8
 
@@ -102,7 +103,7 @@ class SelfAttention(nn.Module):
         sequences, _, count, _ = q.shape
         if self.epeg is not None:
             columns = q.permute(0, 3, 1, 2).flatten(0, 1)  # [W * d, heads, n]
-            moved = F.conv1d(columns, self.epeg.weight, None, padding=self.epeg.padding, groups=self.heads)
+            moved = convolved(columns, self.epeg.weight)
             q = q + moved.view(sequences, -1, self.heads, count).permute(0, 2, 3, 1)
         mixed = F.scaled_dot_product_attention(q, k, v, scale=1.0)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))

@@ -25,7 +25,7 @@ FLOAT64 = Bound(1e-10, 1e-12)
 
 
 class Report:
-    """What was compared: for each quantity its largest relative error; `failures` says what exceeds its bound."""
+    """What was compared: for each quantity its largest relative error beyond noise; `failures` says what exceeds its bound."""
 
     def __init__(self) -> None:
         self.errors: dict[str, float] = {}
@@ -61,7 +61,7 @@ class Report:
         if zero_by_theory:  # what both hold is the rounding of sums of terms of size 1
             noise *= 10
             allowed = max(allowed, noise)
-        error = 0.0 if gap <= noise + own_rounding else gap / max(norm, noise)
+        error = max(gap - noise - own_rounding, 0.0) / max(norm, noise)
         self.errors[quantity] = max(self.errors.get(quantity, 0.0), error)
         if not gap <= allowed:
             self.failures.append(f"{name}: off by {gap:.2e}, {allowed:.2e} allowed (norm {norm:.2e})")
