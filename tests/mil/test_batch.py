@@ -156,12 +156,19 @@ def test_a_keep_mask_drops_its_share_and_follows_the_seed():
         step = StepContext(generator=torch.Generator().manual_seed(seed), progress=0.0)
         return step.keep_mask((1000, 63), drop=drop, device=torch.device("cpu"))
 
-    for drop in (0.0, 0.1, 0.25, 77 / 256, 0.5, 0.999):
+    for drop in (0.0, 0.1, 0.25, 77 / 256, 0.5, 0.999, 1 - 2**-16):
         share = 1 - mask(0, drop).double().mean()
         # Five standard deviations of a binomial share of 63 000 draws.
         assert abs(share - drop) <= 5 * (drop * (1 - drop) / 63_000) ** 0.5
     assert torch.equal(mask(3, 0.5), mask(3, 0.5))
     assert not torch.equal(mask(3, 0.5), mask(4, 0.5))
+
+
+@pytest.mark.parametrize("drop", [-0.1, 1 - 2**-17, 1.0])
+def test_a_keep_mask_of_no_share_or_of_all_is_refused(drop):
+    step = StepContext(generator=torch.Generator().manual_seed(0), progress=0.0)
+    with pytest.raises(ValueError, match=f"drop: got {drop}, wanted 0 or more and less than 1"):
+        step.keep_mask((10,), drop=drop, device=torch.device("cpu"))
 
 
 def test_progress_outside_its_range_is_refused():

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from wsimil.ops.gated_attention_pool import GateDropout, IndexMask, TopKMask, cpu, gated_attention_pool
 from wsimil.ops.philox import philox
@@ -535,6 +536,22 @@ def test_the_gradient_of_instances_goes_over_the_gates_and_is_the_same_at_every_
     again = torch.autograd.grad(total, leaves)
     for first, *others in zip(apart, over, kept, again, strict=True):
         assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+def test_a_checkpoint_gives_the_same_gradients_once_and_again(memory):
+    case = CASES["dropout"]
+    tensors = case.tensors(torch.float32)
+    leaves = list(tensors.values())
+
+    def total(h):
+        return case.run({**tensors, "h": h}, memory=memory).z.square().sum()
+
+    wanted = torch.autograd.grad(total(tensors["h"].sin()), leaves)
+    again = checkpoint(total, tensors["h"].sin(), use_reentrant=False)
+    for more in (True, False):
+        for got, each in zip(torch.autograd.grad(again, leaves, retain_graph=more), wanted, strict=True):
+            assert torch.equal(got, each)
 
 
 def test_one_output_alone_has_its_gradient():

@@ -72,6 +72,23 @@ def test_under_autocast_products_are_of_bfloat16_and_gradients_of_the_type_of_th
         assert (one - other).norm() < 0.02 * other.norm()
 
 
+def test_what_does_not_fit_is_refused_and_autocast_leaves_float64_alone() -> None:
+    (x, weight, bias), keep = made(torch.float32)
+    ends = cu_seqlens_of(LENGTHS)
+    for other in (x.double(), x.bfloat16(), x.int()):
+        with pytest.raises(ValueError, match=f"got torch.float32 beside x of {other.dtype}"):
+            relu_linear(other, weight, bias, ends)
+    for wrong in (keep[:1], keep[:, :1], torch.cat([keep, keep])):
+        with pytest.raises(ValueError, match=r"keep: got shape .*, wanted \[2120, 6\]"):
+            relu_linear(x, weight, bias, ends, keep=wrong, drop=0.25)
+    leaves, _ = made()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert relu_linear(*leaves, ends).dtype == F.linear(*leaves).dtype == torch.float64
+        with pytest.raises(ValueError, match="beside x of torch"):
+            relu_linear(x.double(), weight, bias, ends)
+        assert torch.equal(relu_linear(x.bfloat16(), weight, bias, ends), relu_linear(x, weight, bias, ends))
+
+
 def test_it_holds_its_input_its_weight_and_its_result_alone() -> None:
     (x, weight, bias), keep = made()
     held: list[int] = []

@@ -198,7 +198,9 @@ class StepContext:
             raise ValueError(f"progress lies in [0, 1], got {self.progress}")
 
     def keep_mask(self, shape: Sequence[int], *, drop: float, device: torch.device) -> Bool[Tensor, "*shape"]:
-        """True with probability 1 - `drop`, which is met to 2**-17."""
+        """True with probability 1 - `drop`, which is met to 2**-17. Raises ValueError where that leaves nothing."""
+        if not 0 <= drop < 1 - 2**-17:
+            raise ValueError(f"drop: got {drop}, wanted 0 or more and less than 1 - 2**-17")
         count = int(np.prod(shape))
         # Sixteen random bits decide well enough, eight where they can tell `drop`, and 64 of them cost as much as one float.
         kind, bits = (torch.int8, 8) if drop * 2**8 % 1 == 0 else (torch.int16, 16)

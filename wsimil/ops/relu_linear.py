@@ -34,8 +34,13 @@ def relu_linear(
 ) -> Float[Tensor, "T O"]:
     """`relu(x @ weight.T + bias) * keep / (1 - drop)`; without `keep` nothing is dropped.
 
-    Rows of a bag do not depend, on CPU, on its neighbors, as in `packed_linear`.
+    Rows of a bag do not depend, on CPU, on its neighbors, as in `packed_linear`. Under autocast x and the weights are taken in
+    its type, but float64, as torch has it. Raises ValueError for other types that differ, and for `keep` of another shape.
     """
+    if x.dtype != weight.dtype and (torch.float64 in (x.dtype, weight.dtype) or not _narrows(x)):
+        raise ValueError(f"weight: got {weight.dtype} beside x of {x.dtype}; convert one of them")
+    if keep is not None and keep.shape != (len(x), len(weight)):
+        raise ValueError(f"keep: got shape {list(keep.shape)}, wanted [{len(x)}, {len(weight)}]")
     found: Tensor = _ReluLinear.apply(x, weight, bias, cu_seqlens, keep, 1 / (1 - drop))
     return found
 
@@ -45,13 +50,12 @@ class _ReluLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor, keep: Tensor | None, scale: float
     ) -> Tensor:
-        kind = x.device.type
-        narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        narrow = torch.get_autocast_dtype(x.device.type) if _narrows(x) else x.dtype
         scale, input_type, x = 1.0 if keep is None else scale, x.dtype, x.to(narrow)
         outer = weight.to(narrow)
         offset = (weight.new_zeros(len(weight)) if bias is None else bias).to(narrow)
         h = x.new_empty(len(x), len(weight), dtype=narrow)
-        with torch.autocast(kind, enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             for here, rows in _chunks(x, cu_seqlens):
                 place = h[here]
                 _product(offset, rows, outer, scale=scale, out=place)
@@ -95,6 +99,11 @@ class _ReluLinear(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _narrows(x: Tensor) -> bool:
+    """Whether autocast says of which type products are."""
+    return torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
 
 
 def _chunks(x: Tensor, cu_seqlens: Tensor) -> Iterator[tuple[slice, Tensor]]:

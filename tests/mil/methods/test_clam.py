@@ -97,3 +97,15 @@ def test_the_gradient_of_judged_instances_is_theirs_alone_and_beside_that_of_the
         wanted = wanted + torch.nn.functional.cross_entropy(logits, torch.tensor([1] * 5 + [0] * 5)) / 3
     torch.testing.assert_close(terms.terms["instance"], wanted)
     torch.testing.assert_close(instance, torch.autograd.grad(wanted, weight)[0])
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_under_autocast_judged_instances_give_their_gradient_to_the_rounding_of_its_type(kind):
+    bags, found = make_bags((63, 1, 20)), []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=kind, enabled=enabled):
+            model, terms = losses(bags, branches="multi", k_sample=5)
+        weight = model.embed.linear.weight
+        torch.autograd.grad(terms.total, weight, retain_graph=True)
+        found.append(torch.autograd.grad(terms.terms["instance"], weight)[0])
+    assert (found[1] - found[0]).norm() < torch.finfo(kind).eps * found[0].norm()

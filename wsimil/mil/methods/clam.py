@@ -191,7 +191,9 @@ class CLAM(MILModel):
 
 def _rows(h: Float[Tensor, "T L"], places: Int64[Tensor, " S"]) -> Float[Tensor, "S L"]:
     """`h[places]`; on CPU its gradient is added to that of h where it lies, not as another T x L numbers, most of them 0."""
-    return F.embedding(places, h, sparse=True) if h.device.type == "cpu" else h[places]
+    # Of float16 torch adds no sparse tensors on a CPU.
+    sparse = h.device.type == "cpu" and h.dtype != torch.float16
+    return F.embedding(places, h, sparse=True) if sparse else h[places]
 
 
 def _sample(

@@ -211,13 +211,12 @@ def _setup(ctx: Any, inputs: tuple[_VALUE, ...], output: tuple[Tensor, ...], *, 
 def _differentiate(
     ctx: Any, *cotangents: Tensor | None, gates: Tensor | None = None, run: _Run = _backward
 ) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors  # once: a checkpoint computes them again at each look
     needs = [
-        bool(need) and tensor is not None
-        for need, tensor in zip(ctx.needs_input_grad[:7], ctx.saved_tensors[:7], strict=True)
+        bool(need) and tensor is not None for need, tensor in zip(ctx.needs_input_grad[:7], saved[:7], strict=True)
     ]
     wide = [None if g is None or g.shape == (0,) else g.contiguous() for g in cotangents[:_RESULTS]]
-    saved = ctx.saved_tensors if gates is None else (*ctx.saved_tensors[:-1], gates)
-    gradients = run(*wide, *saved, needs, *ctx.how)
+    gradients = run(*wide, *(saved if gates is None else (*saved[:-1], gates)), needs, *ctx.how)
     found = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
     return (*found, *[None] * (_FIELDS - 7 + len(ctx.how)))
 
