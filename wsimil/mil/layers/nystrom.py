@@ -68,7 +68,7 @@ class NystromAttention(nn.Module):
         q_marks, k_marks = self._marks(q), self._marks(k)
         inverse = pseudoinverse((q_marks @ k_marks.transpose(1, 2)).softmax(dim=-1), self.iterations)
         gathered = inverse @ _attend(q_marks, k, v)  # [heads, m, d]
-        mixed = _attend(q, k_marks, gathered) + self._convolved(v)
+        mixed = _attend(q, k_marks, gathered) + self.convolve(v)
         out: Tensor = self.to_out(mixed.transpose(0, 1).flatten(1))
         if keep is not None:
             out = out * keep / (1 - self.drop)
@@ -81,7 +81,7 @@ class NystromAttention(nn.Module):
             q_marks, k_marks = self._marks(q), self._marks(k)
             inverse = pseudoinverse((q_marks @ k_marks.transpose(1, 2)).softmax(dim=-1), self.iterations)
         v = self._values(x)
-        mixed = _attend(q, k_marks, inverse @ _attend(q_marks, k, v)) + self._convolved(v)
+        mixed = _attend(q, k_marks, inverse @ _attend(q_marks, k, v)) + self.convolve(v)
         out: Tensor = self.to_out(mixed.transpose(0, 1).flatten(1))
         return out[: len(x)] if self.shifted else out[len(out) - len(x) :]
 
@@ -133,14 +133,15 @@ class NystromAttention(nn.Module):
         out: Tensor = self.to_out((values * weights[..., None]).transpose(0, 1).flatten(1))
         return out if keep is None else out * keep / (1 - self.drop)
 
+    def convolve(self, v: Float[Tensor, "heads T d"]) -> Float[Tensor, "heads T d"]:
+        """Values along tokens, each head with a kernel of its own."""
+        return convolved(v.permute(2, 0, 1), self.conv.weight).permute(1, 2, 0)
+
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         padding = -len(x) % self.landmarks
         qkv = F.pad(self.to_qkv(x), (0, 0, padding, 0))  # a zero row gives a zero query, key and value
         q, k, v = qkv.view(len(qkv), 3, self.heads, -1).permute(1, 2, 0, 3).unbind(0)  # [heads, T', d]
         return q * q.shape[2] ** -0.5, k, v
-
-    def _convolved(self, v: Float[Tensor, "heads T d"]) -> Float[Tensor, "heads T d"]:
-        return convolved(v.permute(2, 0, 1), self.conv.weight).permute(1, 2, 0)
 
     def _values(self, x: Tensor) -> Tensor:
         """What `_project` gives last, alone."""

@@ -144,8 +144,7 @@ def convolve_as_recorded(model: torch.nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, NystromAttention):
-            conv = module.conv
-            conv.forward = partial(_two_dimensional, conv)  # type: ignore[method-assign]
+            module.convolve = partial(_two_dimensional, module.conv)  # type: ignore[method-assign]
             module.learn = partial(_learn_by_parts, module)  # type: ignore[method-assign]
 
 
@@ -157,7 +156,7 @@ def _learn_by_parts(
     return (tokens + mixed)[:count]
 
 
-def _two_dimensional(conv: torch.nn.Conv1d, x: Tensor) -> Tensor:
-    image, kernel = x.permute(1, 2, 0)[None], conv.weight[..., None]
-    mixed = F.conv2d(image, kernel, padding=(kernel.shape[2] // 2, 0), groups=conv.groups)
-    return mixed[0].permute(2, 0, 1)
+def _two_dimensional(conv: torch.nn.Conv1d, v: Tensor) -> Tensor:
+    """`NystromAttention.convolve` by the other kernel."""
+    kernel = conv.weight[..., None]
+    return F.conv2d(v[None], kernel, padding=(kernel.shape[2] // 2, 0), groups=conv.groups)[0]
