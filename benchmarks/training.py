@@ -6,7 +6,8 @@ One bag of 1,024 features in, forward, loss, backward and optimizer. Before anyt
 gradient from the same weights, dropouts and random masks off; then both draw. Each round runs both in turn; figures are medians
 over rounds of the ratio of one round. Memory is the highest resident size during a step less that before it, gradients and the
 optimizer's moments aside, which a process of its own measures. "bf16" is the step of wsimil with fit.precision bfloat16, beside
-plain torch in float32.
+plain torch in float32. "products" are the matrix products of that step of wsimil, by themselves, in the same rounds: what would
+be left of its time if all else took none.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ import eager_mil
 import torch
 from attention_cpu import device, status
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsimil.mil import registry
 from wsimil.mil.base import MILModel
@@ -146,6 +149,47 @@ class Plain:
         return {name: p.grad for name, p in self.weights.items() if p.grad is not None}
 
 
+class Products(TorchDispatchMode):
+    """The matrix products of what runs inside, to be run again by themselves on numbers of the same shapes and types."""
+
+    KINDS = frozenset(getattr(torch.ops.aten, name) for name in ("mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Callable[[], object]] = []
+        self.operands: dict[tuple[Any, ...], Tensor] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.overloadpacket in self.KINDS:
+            ours = [self._operand(place, one) for place, one in enumerate(args)]
+            named = {key: self._operand(key, value) if key == "out" else value for key, value in kwargs.items()}
+            self.calls.append(partial(func, *ours, **named))
+        return func(*args, **kwargs)
+
+    def step(self, _: BagBatch) -> None:
+        """All of them in their order."""
+        for call in self.calls:
+            call()
+
+    def _operand(self, place: int | str, like: Tensor) -> Tensor:
+        """One for each place, shape, layout and type."""
+        key = (place, like.shape, like.stride(), like.dtype)
+        if key not in self.operands:
+            self.operands[key] = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype).normal_()
+        return self.operands[key]
+
+
+def products_of(run: Ours, bag: BagBatch) -> Products:
+    """Of one step."""
+    products = Products()
+    with products:
+        run.step(bag)
+    return products
+
+
 def hold_to_one_answer(name: str) -> float:
     """The largest relative difference of a loss and of gradients. Raises SystemExit where the formulas differ."""
     bag = bag_of(1500)
@@ -161,7 +205,7 @@ def hold_to_one_answer(name: str) -> float:
     return max(differences)
 
 
-def timed(run: Ours | Plain, bag: BagBatch) -> float:
+def timed(run: Ours | Plain | Products, bag: BagBatch) -> float:
     """Seconds of a step."""
     began = time.perf_counter()
     run.step(bag)
@@ -188,28 +232,36 @@ def steps(given: argparse.Namespace) -> dict[str, Any]:
     agreement = {name: hold_to_one_answer(name) for name in contestants}
     rows = []
     print(
-        "| method | instances | plain | goal | time | bf16: goal | time | memory |\n|---|---|---|---|---|---|---|---|"
+        "| method | instances | plain | goal | time | products | bf16: goal | time | products | memory |\n"
+        "|---|---|---|---|---|---|---|---|---|---|"
     )
     for count in given.instances:
         bag = bag_of(count)
         for name in contestants:
-            runs = {"plain": Plain(name), "ours": Ours(name), "bf16": Ours(name, precision="bfloat16")}
+            ours, bf16 = Ours(name), Ours(name, precision="bfloat16")
+            runs = {
+                "plain": Plain(name), "time": ours, "products": products_of(ours, bag), "bf16_time": bf16,
+                "bf16_products": products_of(bf16, bag),
+            }  # fmt: skip
             times = [{kind: timed(run, bag) for kind, run in runs.items()} for _ in range(given.rounds + 1)][1:]
-            del runs
+            del runs, ours, bf16
             with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
                 plain, own = (pool.apply(extra_bytes, (name, o, count, given.threads)) for o in (False, True))
             goal = CONTESTANTS[name].goal
             row = {
                 "method": name, "instances": count, "plain_seconds": statistics.median(t["plain"] for t in times),
                 "plain_megabytes": plain / 1e6, "goal": goal, "largest_difference": agreement[name],
-                "time": statistics.median(t["ours"] / t["plain"] for t in times),
-                "bf16_time": statistics.median(t["bf16"] / t["plain"] for t in times), "memory": own / plain,
+                "memory": own / plain,
+                **{
+                    kind: statistics.median(t[kind] / t["plain"] for t in times)
+                    for kind in ("time", "products", "bf16_time", "bf16_products")
+                },
             }  # fmt: skip
             rows.append(row)
             shown = f"{row['plain_seconds']:.2f} s, {row['plain_megabytes']:.0f} MB"
             print(
-                f"| {name} | {count} | {shown} | {goal:g} | {row['time']:.2f} | {goal / 2:g} | {row['bf16_time']:.2f} |"
-                f" {row['memory']:.2f} |",
+                f"| {name} | {count} | {shown} | {goal:g} | {row['time']:.2f} | {row['products']:.2f} | {goal / 2:g} |"
+                f" {row['bf16_time']:.2f} | {row['bf16_products']:.2f} | {row['memory']:.2f} |",
                 flush=True,
             )
     about = {name: name in flags for name in ("avx512_bf16", "amx_bf16")}

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
+from operator import itemgetter
 from pathlib import Path
 from zlib import crc32
 
@@ -19,7 +20,7 @@ from wsimil.errors import FeatureError, ModelError
 from wsimil.evaluation.attribution import ScoreKind
 from wsimil.evaluation.attribution.scored import Scored
 from wsimil.evaluation.attribution.scoring import score
-from wsimil.evaluation.cases import Floats, Ints
+from wsimil.evaluation.cases import Ints
 from wsimil.evaluation.faithfulness.cohort import rank_correlation
 from wsimil.evaluation.faithfulness.flipping import FlipConfig
 from wsimil.evaluation.faithfulness.froc import alarms
@@ -27,7 +28,7 @@ from wsimil.evaluation.faithfulness.judged import Labelled, MapRow
 from wsimil.evaluation.faithfulness.maps import column, tile_map
 from wsimil.evaluation.faithfulness.randomized import reinitialized
 from wsimil.evaluation.faithfulness.said import Said, said_of
-from wsimil.evaluation.faithfulness.slide import FEWEST_TILES, Curves, FlippedBag, flip
+from wsimil.evaluation.faithfulness.slide import FEWEST_TILES, READINGS, Answers, FlippedBag, flip
 from wsimil.evaluation.faithfulness.subbags import SubBags
 from wsimil.files import atomic_path
 from wsimil.mil.base import MILModel
@@ -47,8 +48,7 @@ class Curve:
     score: str
     order: str
     kept: Ints
-    strength: Floats
-    logit: Floats
+    answers: Answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -276,7 +276,10 @@ class Judge:
 
 
 def write_curves(path: Path, curves: Sequence[Curve]) -> None:
-    """Write every curve, one row a step: run, unit, score, order, step, kept (tiles), strength, logit. Raises OutputError."""
+    """Write every curve, one row a step: run, unit, score, order, step, kept (tiles), and what `Answers` holds.
+
+    Raises OutputError.
+    """
     lengths = [len(one.kept) for one in curves]
 
     def spread(name: str) -> pa.Array:
@@ -285,8 +288,9 @@ def write_curves(path: Path, curves: Sequence[Curve]) -> None:
 
     columns = {name: spread(name) for name in ("run", "unit", "score", "order")}
     columns["step"] = pa.array(np.concatenate([np.arange(length) for length in lengths]))
-    for name in ("kept", "strength", "logit"):
-        columns[name] = pa.array(np.concatenate([getattr(one, name) for one in curves]))
+    columns["kept"] = pa.array(np.concatenate([one.kept for one in curves]))
+    for name in READINGS.values():
+        columns[name] = pa.array(np.concatenate([getattr(one.answers, name) for one in curves]))
     with atomic_path(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
 
@@ -294,14 +298,13 @@ def write_curves(path: Path, curves: Sequence[Curve]) -> None:
 def _curves(run: str, unit: str, flipped: FlippedBag) -> list[Curve]:
     kept = flipped.tiles - flipped.dropped
 
-    def curve(score_: str, order: str, one: Curves) -> Curve:
-        return Curve(run=run, unit=unit, score=score_, order=order, kept=kept, strength=one.strength, logit=one.logit)
+    def curve(score_: str, order: str, one: Answers) -> Curve:
+        return Curve(run=run, unit=unit, score=score_, order=order, kept=kept, answers=one)
 
     found = []
     for own in flipped.maps:
         found += [curve(own.score, "most_first", own.most_first), curve(own.score, "least_first", own.least_first)]
     for number in range(len(flipped.random.strength)):
         for reading, name in enumerate(("forwards", "backwards")):
-            one = Curves(strength=flipped.random.strength[number, reading], logit=flipped.random.logit[number, reading])
-            found.append(curve("", f"random {number + 1} {name}", one))
+            found.append(curve("", f"random {number + 1} {name}", flipped.random.each(itemgetter((number, reading)))))
     return found

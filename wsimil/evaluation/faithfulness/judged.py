@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,10 @@ from wsimil.evaluation.cases import Floats
 from wsimil.evaluation.faithfulness.cohort import MeanCurve, Verdict, mean_curve, means, verdict
 from wsimil.evaluation.faithfulness.flipping import FlipConfig
 from wsimil.evaluation.faithfulness.froc import Alarms, Froc, froc, tile_ranking
+from wsimil.evaluation.faithfulness.slide import READINGS
 
 ABOVE_ATTENTION = "above_attention"
+_Attention: TypeAlias = Mapping[tuple[str, str], Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -74,14 +77,14 @@ class JudgedMap:
 
 def judge_maps(rows: Sequence[MapRow], config: FlipConfig) -> tuple[JudgedMap, ...]:
     """One judgement for each method and score, in the order of the rows; with attention, each score also beside attention."""
-    attention = {(row.unit, row.run): row.numbers["srg"] for row in rows if row.score == "attention"}
+    attention = {(row.unit, row.run): row.numbers for row in rows if row.score == "attention"}
     groups: dict[tuple[str, str], list[MapRow]] = {}
     for row in rows:
         groups.setdefault((row.method, row.score), []).append(row)
     return tuple(_judge(group, attention, config) for group in groups.values())
 
 
-def _judge(rows: Sequence[MapRow], attention: Mapping[tuple[str, str], float], config: FlipConfig) -> JudgedMap:
+def _judge(rows: Sequence[MapRow], attention: _Attention, config: FlipConfig) -> JudgedMap:
     first, patients = rows[0], [row.patient for row in rows]
     numbers = [{**row.numbers, **_beside(row, attention), **_ranked(row)} for row in rows]
     estimates = means(numbers, patients, replicates=config.replicates, seed=config.seed)
@@ -111,9 +114,11 @@ def _judge(rows: Sequence[MapRow], attention: Mapping[tuple[str, str], float], c
     )
 
 
-def _beside(row: MapRow, attention: Mapping[tuple[str, str], float]) -> dict[str, float]:
+def _beside(row: MapRow, attention: _Attention) -> dict[str, float]:
     other = attention.get((row.unit, row.run))
-    return {} if other is None or row.score == "attention" else {ABOVE_ATTENTION: row.numbers["srg"] - other}
+    if other is None or row.score == "attention":
+        return {}
+    return {f"{ABOVE_ATTENTION}{tail}": row.numbers[f"srg{tail}"] - other[f"srg{tail}"] for tail in READINGS}
 
 
 def _ranked(row: MapRow) -> dict[str, float]:

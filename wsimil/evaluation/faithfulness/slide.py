@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 
 import numpy as np
 
@@ -39,40 +41,56 @@ class TileMap:
     total: float | None = None
 
 
+READINGS = {"": "strength", "_uncalibrated": "uncalibrated", "_logit": "logit"}
+"""What stands behind the name of a number of curves: which of the `Answers` it is of."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Curves:
-    """What is left of an answer and of its logit after each share was dropped, [..., S]; both as `Said` turns them."""
+class Answers:
+    """How strongly a model says the same, [...], as `Said` turns it: as it is shown, before calibration, and by its logit."""
 
     strength: Floats
+    uncalibrated: Floats
     logit: Floats
+
+    def each(self, reading: Callable[[Floats], Floats]) -> Answers:
+        """What `reading` makes of all three."""
+        return Answers(
+            strength=reading(self.strength), uncalibrated=reading(self.uncalibrated), logit=reading(self.logit)
+        )
+
+    def read(self) -> Iterator[tuple[str, Floats]]:
+        """Each, with what stands behind the names of its numbers."""
+        return ((tail, getattr(self, name)) for tail, name in READINGS.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FlippedMap:
-    """One map of one bag: curves of both readings of its order, and `numbers` by name, NaN where undefined.
+    """One map of one bag: curves [S] of both readings of its order, and `numbers` by name, NaN where undefined.
 
     Of the strength of the answer: `aupc_most_first`, `aupc_least_first`, `srg` their difference (least less most); of random
     orders `random_srg`, the mean, `random_spread`, their standard deviation, and `random_aupc`, their mean area; `margin` is
-    `srg` less `random_srg`. The same of the logit with `_logit` behind. `whole` is the answer for all tiles, `top_0.05` that for
+    `srg` less `random_srg`. The same with `_uncalibrated` behind of the answer before calibration, which is what papers measure,
+    and with `_logit` of the logit. `whole` is the answer for all tiles, `top_0.05` that for
     that share alone, `without_top_0.05` for the others, and `random_0.05`, `without_random_0.05` for as many at random, mean over
     orders. `completeness_gap` is |sum + bias - logit|, and `completeness_share` that over |logit|.
     """
 
     score: str
     rule: str
-    most_first: Curves
-    least_first: Curves
+    most_first: Answers
+    least_first: Answers
     numbers: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FlippedBag:
-    """One bag with all its maps; `random` [R, 2, S] are the curves of random orders, read forwards and backwards."""
+    """One bag with all its maps; `random`, of [R, 2, S], are the curves of random orders, read forwards and backwards."""
 
     said: Said
     tiles: int
     dropped: Ints
-    random: Curves
+    random: Answers
     maps: tuple[FlippedMap, ...]
 
 
@@ -101,18 +119,18 @@ def flip(
     ordered = [most_important_first(one.values, rng) for one in maps]
     asked = _Asked(tiles=tiles, config=config)
     logits = bags.logits(asked.parts([*random, *ordered]))
-    curves, tops = asked.read(
-        said.strength(task, values_of(logits)), said.logit(logits), count=len(random) + len(ordered)
+    answers = Answers(
+        strength=said.strength(task, values_of(logits)),
+        uncalibrated=said.strength(task, task.values(logits)),
+        logit=said.logit(logits),
     )
-    chance = Curves(
-        strength=np.stack([c.strength for c in curves[: len(random)]]),
-        logit=np.stack([c.logit for c in curves[: len(random)]]),
-    )
+    curves = answers.each(partial(asked.curves, count=len(random) + len(ordered)))
+    tops = asked.tops(answers.strength, count=len(random) + len(ordered))
+    chance = curves.each(lambda all_: all_[: len(random)])
     by_chance = _by_chance(chance, tops[: len(random)], config)
-    found = [
-        _judge(one, both, top, by_chance, config)
-        for one, both, top in zip(maps, curves[len(random) :], tops[len(random) :], strict=True)
-    ]
+    found = []
+    for place, one in enumerate(maps, len(random)):
+        found.append(_judge(one, curves.each(itemgetter(place)), tops[place], by_chance, config))
     return FlippedBag(said=said, tiles=tiles, dropped=asked.dropped, random=chance, maps=tuple(found))
 
 
@@ -135,40 +153,39 @@ class _Asked:
                 yield np.sort(order[:top])
                 yield np.sort(order[top:])
 
-    def read(self, strength: Floats, logit: Floats, *, count: int) -> tuple[list[Curves], list[Floats]]:
-        """For each of `count` orders its curves [2, S], and the strength [top, 2] of its top alone and of the others."""
+    def curves(self, answers: Floats, *, count: int) -> Floats:
+        """Of each of `count` orders both curves, [count, 2, S]."""
+        steps = len(self._counts) - 1
+        own = self._of_orders(answers, count)[:, : 2 * steps].reshape(count, 2, steps)
+        whole = np.concatenate([np.full((count, 2, 1), answers[0]), own], axis=2)
+        return np.asarray(whole[:, :, self._where], np.float64)
+
+    def tops(self, answers: Floats, *, count: int) -> Floats:
+        """Of each of `count` orders what its tops alone and the others say, [count, top, 2]."""
         steps, tops = len(self._counts) - 1, len(self._top)
-        curves, found = [], []
-        for number in range(count):
-            begin = 1 + number * (2 * steps + 2 * tops)
-            both = [self._curve(all_, begin, steps) for all_ in (strength, logit)]
-            curves.append(Curves(strength=both[0], logit=both[1]))
-            found.append(strength[begin + 2 * steps : begin + 2 * steps + 2 * tops].reshape(tops, 2))
-        return curves, found
+        return self._of_orders(answers, count)[:, 2 * steps :].reshape(count, tops, 2)
 
-    def _curve(self, answers: Floats, begin: int, steps: int) -> Floats:
-        own = answers[begin : begin + 2 * steps].reshape(2, steps)
-        whole = np.concatenate([np.full((2, 1), answers[0]), own], axis=1)
-        return np.asarray(whole[:, self._where], np.float64)
+    def _of_orders(self, answers: Floats, count: int) -> Floats:
+        return answers[1:].reshape(count, -1)
 
 
-def _by_chance(chance: Curves, tops: Sequence[Floats], config: FlipConfig) -> dict[str, float]:
+def _by_chance(chance: Answers, tops: Floats, config: FlipConfig) -> dict[str, float]:
     numbers: dict[str, float] = {}
-    for tail, curves in (("", chance.strength), ("_logit", chance.logit)):
+    for tail, curves in chance.read():
         areas = aupc(config.shares, curves)  # [R, 2]
         gaps = areas[:, 1] - areas[:, 0]
         numbers[f"random_aupc{tail}"] = float(areas.mean())
         numbers[f"random_srg{tail}"] = float(gaps.mean())
         numbers[f"random_spread{tail}"] = float(gaps.std(ddof=1))
-    for share, (alone, without) in zip(config.top, np.mean(tops, axis=0), strict=True):
+    for share, (alone, without) in zip(config.top, tops.mean(axis=0), strict=True):
         numbers[f"random_{share:.4g}"] = float(alone)
         numbers[f"without_random_{share:.4g}"] = float(without)
     return numbers
 
 
-def _judge(one: TileMap, both: Curves, top: Floats, by_chance: Mapping[str, float], config: FlipConfig) -> FlippedMap:
+def _judge(one: TileMap, both: Answers, top: Floats, by_chance: Mapping[str, float], config: FlipConfig) -> FlippedMap:
     numbers = {"whole": float(both.strength[0, 0]), "whole_logit": float(both.logit[0, 0])}
-    for tail, curves in (("", both.strength), ("_logit", both.logit)):
+    for tail, curves in both.read():
         most, least = aupc(config.shares, curves).tolist()
         numbers |= {f"aupc_most_first{tail}": most, f"aupc_least_first{tail}": least, f"srg{tail}": least - most}
         numbers[f"margin{tail}"] = least - most - by_chance[f"random_srg{tail}"]
@@ -181,7 +198,7 @@ def _judge(one: TileMap, both: Curves, top: Floats, by_chance: Mapping[str, floa
     return FlippedMap(
         score=one.score,
         rule=one.rule,
-        most_first=Curves(strength=both.strength[0], logit=both.logit[0]),
-        least_first=Curves(strength=both.strength[1], logit=both.logit[1]),
+        most_first=both.each(itemgetter(0)),
+        least_first=both.each(itemgetter(1)),
         numbers={**by_chance, **numbers},
     )

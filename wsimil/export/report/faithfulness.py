@@ -85,6 +85,7 @@ def faithfulness_page(report: FaithfulnessReport, tree: Mapping[str, Json]) -> s
         report=report,
         sections=[(key, name) for key, name, there in sections if there],
         several=len({one.method for one in report.maps}) > 1,
+        probabilities=report.maps[0].measure == "probability",
         figures=[_curves(one, report) for one in report.maps[:_MOST_FIGURES]],
         shown_figures=min(len(report.maps), _MOST_FIGURES),
         margin_bar=lambda i: cells.bar(["maps", i, "estimates", "margin"], scale, mark=0.0),
