@@ -2,11 +2,12 @@
 
     python benchmarks/best_order.py --work FOLDER/idc [--methods NAME ...] [--processes 2] [--json FILE]
 
-FOLDER is what `faithfulness.py --work FOLDER --sets idc` left: features and trained models. SRG is the area between the answer's
-strength with unimportant tiles dropped first and that with important ones first, so no map can have more than the best order in
-each direction has. Both are searched for greedily and each by itself: at every step that tile goes whose loss leaves the answer
-strongest, or weakest. What such a search finds is no proof of a bound, as a tile that costs much now may pay later; it is what
-the model's answers have to give. A search asks the model n * n / 2 times a bag, so it is for bags of few tiles.
+FOLDER is what `faithfulness.py --work FOLDER --sets idc` left: features and trained models. SRG is the area between the
+probability of what was said, before calibration, with unimportant tiles dropped first and that with important ones first, so no
+map can have more than the best order in each direction has. Both are searched for greedily and each by itself: at every step that
+tile goes whose loss leaves the answer strongest, or weakest. What such a search finds is no proof of a bound, as a tile that
+costs much now may pay later; it is what the model's answers have to give. A search asks the model n * n / 2 times a bag, so it is for
+bags of few tiles.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def both_of(trained: TrainedModel, batch: BagBatch) -> tuple[float, float]:
     said = said_of(trained.task, trained.values(whole)[0], whole[0])
 
     def strength(asked: list[Ints]) -> Floats:
-        return said.strength(trained.task, trained.values(parts.logits(asked)))
+        return said.strength(trained.task, trained.task.values(parts.logits(asked)))
 
     kind = default_kinds(model)[0]
     values = tile_map(score(model, batch, kind), kind, model, said.output, said.sign).values

@@ -8,9 +8,8 @@ the same bags to learn from, and the one whole slide of that data, of a patient 
 `make_cohort.py` builds of real tissue with known tumor, extracted by the default encoder; their test split. Each method is
 trained with the default fit and judged by `wsimil explain-check` on bags that its model never saw: SRG of the probability above
 that of random orders and above that of attention, with 95 % intervals over patients; the same of the probability before
-calibration, as papers have it, and of the logit; AUROC and average
-precision of tiles; completeness; correlation with maps of random weights; and seconds a bag. Nothing is chosen by any of these
-numbers.
+calibration, as papers have it, and of the logit; AUROC and average precision of tiles; completeness; correlation with maps of
+random weights; and seconds a bag. Nothing is chosen by any of these numbers.
 """
 
 from __future__ import annotations
@@ -178,7 +177,8 @@ def show(rows: list[dict[str, Any]]) -> None:
 
         cells = [
             row["recipe"], row["score"], cell("srg"), cell("margin", interval=True),
-            cell("margin_uncalibrated", interval=True), cell("above_attention", interval=True), cell("tile_auroc"), cell("tile_auprc"), cell("randomized"), " / ".join(row["rules"]),
+            cell("margin_uncalibrated", interval=True), cell("above_attention", interval=True), cell("tile_auroc"),
+            cell("tile_auprc"), cell("randomized"), " / ".join(row["rules"]),
         ]  # fmt: skip
         print("| " + " | ".join(cells) + " |")
 

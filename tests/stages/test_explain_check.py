@@ -87,6 +87,31 @@ def test_only_slides_that_the_model_never_saw_are_judged(study: tuple[Path, Path
     assert len(curves) == len(test) * (2 * 2 + 2 * 4) * 5
 
 
+def test_a_calibration_moves_what_is_shown_and_not_what_is_measured_before_it(
+    study: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    features, _, run = study
+    found = []
+    for number, temperature in enumerate((1.0, 6.0)):
+        path = run / "decision.json"
+        decision = json.loads(path.read_text(encoding="utf-8"))
+        decision["calibration"] = {
+            "kind": "temperature", "classes": 2, "fitted_on": "val", "rows": 9, "temperature": temperature, "curves": [],
+        }  # fmt: skip
+        decision["threshold"] = None
+        path.write_text(json.dumps(decision), encoding="utf-8")
+        found.append(check([run], features, tmp_path / str(number), scores=("contribution", "attention")).maps[0])
+    plain, calm = (one.estimates for one in found)
+    for name in ("srg", "margin", "above_attention"):
+        assert plain[name].value == pytest.approx(plain[f"{name}_uncalibrated"].value, rel=1e-9)
+        assert calm[f"{name}_uncalibrated"] == plain[f"{name}_uncalibrated"]
+        assert calm[f"{name}_logit"] == plain[f"{name}_logit"]
+        assert 0 < calm[name].value < 0.8 * plain[name].value
+    page = (tmp_path / "1/explain.html").read_text(encoding="utf-8")
+    assert "SRG before calibration" in page
+    assert f"{plain['srg'].value:.3f}" in page
+
+
 def test_a_run_says_the_same_twice_and_of_a_slide_alone(study: tuple[Path, Path, Path], tmp_path: Path) -> None:
     features, _, run = study
     for name in ("a", "b"):

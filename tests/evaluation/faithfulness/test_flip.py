@@ -96,7 +96,11 @@ def test_curves_are_those_of_every_step_computed_by_itself(method: str) -> None:
     logits = parts.logits([np.arange(23)])
     said = said_of(TASK, TASK.values(logits)[0], logits[0])
     one = TileMap(score="made", values=scores)
-    found = flip(parts, [one], said, task=TASK, values_of=TASK.values, config=QUICK, rng=np.random.default_rng(0))
+
+    def calm(logits: np.ndarray) -> np.ndarray:
+        return TASK.values(logits / 3)
+
+    found = flip(parts, [one], said, task=TASK, values_of=calm, config=QUICK, rng=np.random.default_rng(0))
     order = np.argsort(-scores)
     for reading, curves in ((order, found.maps[0].most_first), (order[::-1], found.maps[0].least_first)):
         for step, dropped in enumerate([0, 2, 6, 12, 17, 22]):
@@ -105,14 +109,12 @@ def test_curves_are_those_of_every_step_computed_by_itself(method: str) -> None:
             with torch.no_grad():
                 wanted = model(alone).logits.numpy()
             assert curves.logit[step] == pytest.approx(wanted[0, said.output], rel=1e-8, abs=1e-9)
-            assert curves.strength[step] == pytest.approx(TASK.values(wanted)[0, said.output], rel=1e-8)
+            assert curves.uncalibrated[step] == pytest.approx(TASK.values(wanted)[0, said.output], rel=1e-8)
+            assert curves.strength[step] == pytest.approx(calm(wanted)[0, said.output], rel=1e-8)
     numbers = found.maps[0].numbers
-    assert numbers["srg"] == pytest.approx(
-        float(
-            aupc(QUICK.shares, found.maps[0].least_first.strength)
-            - aupc(QUICK.shares, found.maps[0].most_first.strength)
-        )
-    )
+    for tail, name in (("", "strength"), ("_uncalibrated", "uncalibrated"), ("_logit", "logit")):
+        least, most = (getattr(curves, name) for curves in (found.maps[0].least_first, found.maps[0].most_first))
+        assert numbers[f"srg{tail}"] == pytest.approx(float(aupc(QUICK.shares, least) - aupc(QUICK.shares, most)))
     assert found.dropped.tolist() == [0, 2, 6, 12, 17, 22]
     assert found.random.strength.shape == (10, 2, 6)
 
