@@ -6,8 +6,8 @@ FOLDER is what `faithfulness.py --work FOLDER --sets idc` left: features and tra
 probability of what was said, before calibration, with unimportant tiles dropped first and that with important ones first, so no
 map can have more than the best order in each direction has. Both are searched for greedily and each by itself: at every step that
 tile goes whose loss leaves the answer strongest, or weakest. What such a search finds is no proof of a bound, as a tile that
-costs much now may pay later; it is what the model's answers have to give. A search asks the model n * n / 2 times a bag, so it is for
-bags of few tiles.
+costs much now may pay later; it is what the model's answers have to give. A search asks the model n * n / 2 times a bag, so it is
+for bags of few tiles.
 """
 
 from __future__ import annotations

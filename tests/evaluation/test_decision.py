@@ -10,7 +10,7 @@ import pytest
 
 from wsimil.errors import ConfigError, ModelError
 from wsimil.evaluation.binary import BinaryCases
-from wsimil.evaluation.calibration import fit_temperature
+from wsimil.evaluation.calibration import fit_bias_corrected
 from wsimil.evaluation.decision import (
     Decision,
     DecisionConfig,
@@ -50,11 +50,11 @@ def fitted(val: ValidationAnswers | None = None, task: Task | None = None, **giv
     return fit_decision(config, trained(task), val or answers(), training_means=rows, training_patients=owners)
 
 
-def test_probabilities_are_those_of_the_fitted_temperature_and_decided_at_the_fitted_threshold() -> None:
+def test_probabilities_are_those_of_the_fitted_calibration_and_decided_at_the_fitted_threshold() -> None:
     val = answers()
     decision = fitted(val)
     model = decision.applied(trained())
-    expected = fit_temperature(val.logits, val.targets, fitted_on="val").apply(val.logits)
+    expected = fit_bias_corrected(val.logits, val.targets, fitted_on="val").apply(val.logits)
     np.testing.assert_allclose(model.values(val.logits), expected, rtol=1e-12)
     assert decision.threshold is not None
     cases = BinaryCases(targets=val.targets, probabilities=expected[:, 1], threshold=decision.threshold.value)
@@ -69,6 +69,7 @@ def test_the_same_decision_comes_back_from_disk(tmp_path: Path) -> None:
     for given in (
         {},
         {"calibration": "isotonic", "conformal": "aps"},
+        {"calibration": "temperature"},
         {"ood": "knn"},
         {"ood": "none", "threshold": "none"},
     ):
@@ -120,10 +121,30 @@ def test_few_patients_of_a_class_leave_probabilities_as_they_are_and_say_so() ->
 
 def test_a_perfect_validation_split_fits_no_temperature_and_says_so() -> None:
     val = answers()
-    decision = fitted(replace(val, logits=9.0 * np.eye(2)[val.targets]))
+    decision = fitted(replace(val, logits=9.0 * np.eye(2)[val.targets]), calibration="temperature")
     assert decision.calibration is None
     assert decision.threshold is not None
     assert "not calibrated" in decision.notes[0]
+
+
+def test_answers_that_lean_to_one_side_are_brought_back_and_not_to_a_half() -> None:
+    val, fresh = answers(80), answers(2000, seed=3)
+    lean = np.array([0.0, 9.0])
+    made = {name: fitted(replace(val, logits=val.logits + lean), calibration=name) for name in (None, "temperature")}
+    p = {name: one.applied(trained()).values(fresh.logits + lean)[:, 1] for name, one in made.items()}
+    away = {name: np.mean((one - fresh.targets) ** 2) for name, one in p.items()}
+    assert away[None] < away["temperature"] - 0.05
+    assert abs(p[None].mean() - 0.5) < 0.06 < p["temperature"].mean() - 0.5
+
+
+def test_more_classes_keep_their_decisions() -> None:
+    three = Classification(classes=("a", "b", "c"))
+    val = answers(90, classes=3)
+    decision = fitted(val, three)
+    assert decision.calibration is not None
+    assert decision.calibration.kind == "temperature"
+    shares = decision.applied(trained(three)).values(val.logits)
+    assert (shares.argmax(axis=1) == val.logits.argmax(axis=1)).all()
 
 
 def test_sets_hold_the_true_class_as_often_as_stated() -> None:
@@ -186,7 +207,7 @@ def of_labels() -> TrainedModel:
     return replace(trained(LABELS), model=registry.build("pooling", {}, in_dim=DIM, num_classes=3))
 
 
-def test_each_label_has_a_temperature_and_a_threshold_of_the_rows_where_it_is_known(tmp_path: Path) -> None:
+def test_each_label_has_a_calibration_and_a_threshold_of_the_rows_where_it_is_known(tmp_path: Path) -> None:
     val = three_labels()
     decision = fit_decision(DecisionConfig(), of_labels(), val, training_means=None)
     assert set(decision.labels) == {"er", "pr"}
@@ -200,9 +221,10 @@ def test_each_label_has_a_temperature_and_a_threshold_of_the_rows_where_it_is_kn
     for index, name in enumerate(("er", "pr")):
         known = val.targets[:, index] >= 0
         z = val.logits[known, index]
-        expected = fit_temperature(np.stack([0 * z, z], axis=1), val.targets[known, index], fitted_on="val")
+        expected = fit_bias_corrected(np.stack([0 * z, z], axis=1), val.targets[known, index], fitted_on="val")
         assert expected.temperature is not None
-        np.testing.assert_allclose(shares[known, index], 1 / (1 + np.exp(-z / expected.temperature)), rtol=1e-12)
+        moved = z / expected.temperature + expected.shifts[1] - expected.shifts[0]
+        np.testing.assert_allclose(shares[known, index], 1 / (1 + np.exp(-moved)), rtol=1e-12)
         threshold = decision.labels[name].threshold
         assert threshold is not None
         cases = BinaryCases(

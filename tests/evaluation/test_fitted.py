@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from tests.evaluation.made import two_classes
 from wsimil.errors import ConfigError, ModelError
 from wsimil.evaluation.bootstrap import estimates
-from wsimil.evaluation.calibration import Calibration, fit_isotonic, fit_temperature
+from wsimil.evaluation.calibration import Calibration, fit_bias_corrected, fit_isotonic, fit_temperature
 from wsimil.evaluation.conformal import Conformal, ConformalCases, fit_conformal
 from wsimil.evaluation.threshold import (
     Threshold,
@@ -71,6 +71,55 @@ def test_the_temperature_is_that_of_scikit_learn() -> None:
     assert ours.apply(logits) == pytest.approx(theirs.predict_proba(x[50:]), abs=1e-5)  # it stops its search there
 
 
+@pytest.mark.parametrize("heat", [0.01, 3.0, 400.0])
+def test_two_classes_have_the_sigmoid_of_scikit_learn(heat: float) -> None:
+    logits, targets = logits_of(300, 2, heat=heat)
+    z = logits[:, 1] - logits[:, 0] + 2 * heat
+    found = fit_bias_corrected(np.stack([-z / 2, z / 2], axis=1), targets, fitted_on="val")
+    assert found.temperature == pytest.approx(heat, rel=0.25)
+    assert found.shifts[1] - found.shifts[0] == pytest.approx(-2, abs=0.5)
+    # Platt's targets by weights: each row stands there once as either class.
+    counts = np.bincount(targets)
+    own = (counts[targets] + 1) / (counts[targets] + 2)
+    weights = np.concatenate([np.where(targets == 1, own, 1 - own), np.where(targets == 1, 1 - own, own)])
+    twice = np.concatenate([z, z])[:, None] / heat
+    theirs = LogisticRegression(C=np.inf, tol=1e-12, max_iter=1000, solver="newton-cholesky").fit(
+        twice, np.repeat([1, 0], 300), sample_weight=weights
+    )
+    logits = np.stack([-z / 2, z / 2], axis=1)
+    assert found.apply(logits) == pytest.approx(theirs.predict_proba(z[:, None] / heat), abs=1e-9)
+
+    margin = LogisticRegression().fit(z[:, None], targets)
+    margin.coef_[:], margin.intercept_[:] = 1 / heat, 0.0
+    platt = CalibratedClassifierCV(FrozenEstimator(margin), method="sigmoid").fit(z[:, None], targets)
+    assert found.apply(logits) == pytest.approx(platt.predict_proba(z[:, None]), abs=1e-5)  # it stops its search there
+
+
+def test_shifts_of_several_classes_are_at_the_lowest_loss() -> None:
+    logits, targets = logits_of(400, 4, heat=2.0)
+    moved = logits + np.array([3.0, 0.0, -4.0, 1.0])
+    found = fit_bias_corrected(moved, targets, fitted_on="val")
+    counts = np.bincount(targets, minlength=4)
+    wanted = np.full((400, 4), 1.0) / (counts[targets] + 4)[:, None]
+    wanted[np.arange(400), targets] *= counts[targets] + 1
+    wanted /= wanted.sum(axis=1, keepdims=True)
+    away = found.apply(moved) - wanted
+    assert np.abs(away.sum(axis=0)).max() < 1e-7
+    assert abs((away * moved).sum()) < 1e-6
+    assert sum(found.shifts) == pytest.approx(0, abs=1e-12)
+    plain = fit_temperature(moved, targets, fitted_on="val")
+    own = (np.arange(400), targets)
+    assert np.log(found.apply(moved)[own]).mean() > np.log(plain.apply(moved)[own]).mean() + 0.1
+
+
+def test_rows_that_are_all_right_have_a_calibration_that_is_never_sure() -> None:
+    targets = np.arange(20) % 2
+    z = np.where(targets == 1, 9.0, 3.0)  # ranked right, and all said to be class 1
+    found = fit_bias_corrected(np.stack([-z, z], axis=1), targets, fitted_on="val")
+    said = found.apply(np.stack([-z, z], axis=1))[:, 1]
+    assert said == pytest.approx(np.where(targets == 1, 11 / 12, 1 / 12), abs=1e-9)
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_isotonic_is_that_of_scikit_learn(classes: int) -> None:
     logits, targets = logits_of(300, classes)
@@ -91,7 +140,8 @@ def test_isotonic_is_that_of_scikit_learn(classes: int) -> None:
 
 def test_a_calibration_is_the_same_after_json() -> None:
     logits, targets = logits_of(80, 3)
-    for made in (fit_temperature(logits, targets, fitted_on="val"), fit_isotonic(logits, targets, fitted_on="val")):
+    for fit in (fit_temperature, fit_bias_corrected, fit_isotonic):
+        made = fit(logits, targets, fitted_on="val")
         again = Calibration.from_json(json.loads(json.dumps(made.to_json(), allow_nan=False)))
         assert again == made
         assert (again.apply(logits) == made.apply(logits)).all()
@@ -103,12 +153,18 @@ def test_a_row_that_no_isotonic_curve_knows_is_spread_evenly() -> None:
     assert made.apply(np.array([[1.0, 2.0, 3.0]])) == pytest.approx(np.full((1, 3), 1 / 3))
     with pytest.raises(ModelError, match="does not rise"):
         Calibration(kind="isotonic", classes=2, fitted_on="val", rows=9, curves=(((0.0, 0.5), (1.0, 0.2)),))
+    with pytest.raises(ModelError, match="incomplete"):
+        Calibration(kind="bias_corrected", classes=3, fitted_on="val", rows=9, temperature=1.0, shifts=(0.5, -0.5))
 
 
 def test_no_temperature_is_made_up() -> None:
     logits, targets = logits_of(50, 3)
     with pytest.raises(ModelError, match="no more than chance"):
         fit_temperature(-logits, targets, fitted_on="val")
+    two, of_two = logits_of(50, 2)
+    for nothing in (-two, 0 * two):
+        with pytest.raises(ModelError, match="no more than chance"):
+            fit_bias_corrected(nothing, of_two, fitted_on="val")
     with pytest.raises(ModelError, match="all 50 rows are decided right"):
         fit_temperature(np.eye(3)[targets] * 4, targets, fitted_on="val")
     with pytest.raises(ConfigError, match="all 3 classes"):
@@ -121,6 +177,7 @@ def test_nothing_is_fitted_on_the_test_split(split: str) -> None:
     logits, targets = logits_of(40, 2)
     for attempt in (
         lambda: fit_temperature(logits, targets, fitted_on=split),
+        lambda: fit_bias_corrected(logits, targets, fitted_on=split),
         lambda: fit_isotonic(logits, targets, fitted_on=split),
         lambda: youden_threshold(cases.targets, cases.probabilities, fitted_on=split),
         lambda: fit_conformal(targets, softmax(logits, axis=1), alone(40), kind="lac", coverage=0.9, fitted_on=split),

@@ -188,10 +188,11 @@ CURVE = ((0.1, 0.0), (0.4, 0.3), (0.9, 1.0))
 CALIBRATIONS = [
     Calibration(kind="temperature", classes=2, fitted_on="val", rows=40, temperature=2.5),
     Calibration(kind="isotonic", classes=2, fitted_on="val", rows=40, curves=(CURVE,)),
+    Calibration(kind="bias_corrected", classes=2, fitted_on="val", rows=40, temperature=1.5, shifts=(0.4, -0.4)),
 ]
 
 
-@pytest.mark.parametrize("calibration", CALIBRATIONS, ids=["temperature", "isotonic"])
+@pytest.mark.parametrize("calibration", CALIBRATIONS, ids=lambda one: one.kind)
 def test_calibration_is_applied_as_predict_does(
     calibration: Calibration, study: MadeStudy, tmp_path: Path, serve: Serve
 ) -> None:
@@ -214,7 +215,7 @@ def test_calibration_is_applied_as_predict_does(
 def test_labels_are_calibrated_each_in_its_own_way(study: MadeStudy, tmp_path: Path, serve: Serve) -> None:
     task = MultiLabel(columns=("er", "pr", "her2"))
     run = make_run(tmp_path / "run", study.features, task=task, sharp=4.0)
-    labels = {name: LabelDecision(calibration=one) for name, one in zip(("er", "her2"), CALIBRATIONS, strict=True)}
+    labels = {name: LabelDecision(calibration=one) for name, one in zip(("er", "her2"), CALIBRATIONS[:2], strict=True)}
     save_decision(run, Decision(model=load_model(run).digest, labels=labels))
     options = predict_stage.PredictOptions(device="cpu", heatmaps=False)
     predict_stage.predict(run, study.features, tmp_path / "predictions", options=options)

@@ -1,7 +1,8 @@
 """Calibration: from logits to probabilities that happen as often as they say, fitted on the validation split and frozen.
 
-Temperature: Guo et al. 2017, arXiv:1706.04599. Isotonic: Zadrozny & Elkan 2002, KDD; several classes one against rest,
-normalized.
+Temperature: Guo et al. 2017, arXiv:1706.04599. Bias-corrected: Alexandari et al. 2020, arXiv:1901.06852; of two classes that is
+the sigmoid of Platt 1999, "Probabilistic outputs for support vector machines". Isotonic: Zadrozny & Elkan 2002, KDD; several
+classes one against rest, normalized.
 """
 
 from __future__ import annotations
@@ -23,26 +24,29 @@ from wsimil.targets.base import softmax
 class Calibration:
     """How logits [n, C] become probabilities, fitted on `rows` rows of the split `fitted_on`.
 
-    "temperature": softmax of logits over `temperature` > 0, which changes no decision by highest probability. "isotonic":
-    for each of `curves` the softmax probability is looked up between knots (x rising, y not falling, both in [0, 1]); two
-    classes have one curve, of class 1, more have one each and are normalized, evenly where all are 0. A label of several has
-    the two logits (0, logit).
+    "temperature": softmax of logits over `temperature` > 0, which changes no decision by highest probability.
+    "bias_corrected": softmax of logits over `temperature`, plus `shifts`, one for each class. "isotonic": for each of `curves`
+    the softmax probability is looked up between knots (x rising, y not falling, both in [0, 1]); two classes have one curve, of
+    class 1, more have one each and are normalized, evenly where all are 0. A label of several has the two logits (0, logit).
     """
 
-    kind: Literal["temperature", "isotonic"]
+    kind: Literal["temperature", "bias_corrected", "isotonic"]
     classes: int
     fitted_on: str
     rows: int
     temperature: float | None = None
+    shifts: tuple[float, ...] = ()
     curves: tuple[tuple[tuple[float, float], ...], ...] = ()
 
     def __post_init__(self) -> None:
         refuse_test_split(self.fitted_on, "a calibration")
-        if self.kind == "temperature":
-            sound = self.temperature is not None and np.isfinite(self.temperature) and self.temperature > 0
-        else:
+        if self.kind == "isotonic":
             sound = len(self.curves) == (1 if self.classes == 2 else self.classes)
             sound = sound and all(_rises(curve) for curve in self.curves)
+        else:
+            sound = self.temperature is not None and np.isfinite(self.temperature) and self.temperature > 0
+            sound = sound and len(self.shifts) == (self.classes if self.kind == "bias_corrected" else 0)
+            sound = sound and bool(np.isfinite(self.shifts).all())
         if not sound or self.classes < 2:
             raise ModelError(f"a {self.kind} calibration of {self.classes} classes is incomplete or does not rise")
 
@@ -50,7 +54,7 @@ class Calibration:
         """Probabilities [n, C], rows that sum to 1, for `logits` [n, C]. Raises ValueError for another C."""
         known = checked_numbers("logits", logits, (len(logits), self.classes))
         if self.temperature is not None:
-            return softmax(known / self.temperature)
+            return softmax(known / self.temperature + np.array(self.shifts or 0.0))
         p = softmax(known)
         columns = range(self.classes) if self.classes > 2 else [1]
         looked_up = np.stack(
@@ -63,14 +67,16 @@ class Calibration:
 
     def to_json(self) -> dict[str, Json]:
         """All fields as plain JSON values."""
-        return asdict(self) | {"curves": [[list(knot) for knot in curve] for curve in self.curves]}
+        curves: list[Json] = [[list(knot) for knot in curve] for curve in self.curves]
+        return asdict(self) | {"shifts": list(self.shifts), "curves": curves}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Json]) -> Self:
         """The inverse of `to_json`. Raises TypeError where fields are missing or unknown, ModelError where they do not fit."""
         stored = cast("list[list[list[float]]]", tree["curves"])
         curves = tuple(tuple((x, y) for x, y in curve) for curve in stored)
-        return cls(**{**tree, "curves": curves})  # type: ignore[arg-type]  # the constructor checks the names
+        shifts = tuple(cast("list[float]", tree.get("shifts", [])))
+        return cls(**{**tree, "shifts": shifts, "curves": curves})  # type: ignore[arg-type]  # the constructor checks the names
 
 
 def fit_temperature(logits: Floats, targets: Ints, *, fitted_on: str) -> Calibration:
@@ -101,6 +107,51 @@ def fit_temperature(logits: Floats, targets: Ints, *, fitted_on: str) -> Calibra
     inverse = float(brentq(slope, 0.0, high, xtol=1e-14 * high, rtol=1e-13))
     return Calibration(
         kind="temperature", classes=scores.shape[1], fitted_on=fitted_on, rows=len(truth), temperature=1 / inverse
+    )
+
+
+def fit_bias_corrected(logits: Floats, targets: Ints, *, fitted_on: str) -> Calibration:
+    """The temperature and shifts of the lowest cross-entropy with Platt's targets, which is convex in 1 / temperature and shifts.
+
+    Where a class has m of n rows, its rows count as it by (m + 1) / (m + C) and as each other class by 1 / (m + C): so rows that
+    are all decided right have a finite fit, and few rows never make an answer sure.
+    Raises ModelError for logits that rank no better than chance: the temperature would be infinite, or negative.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import log_softmax
+
+    scores, truth = _checked(logits, targets)
+    rows, classes = scores.shape
+    counts = np.bincount(truth, minlength=classes).astype(np.float64)
+    wanted = ((1 + counts[:, None] * np.eye(classes)) / (counts + classes)[:, None])[truth]
+    centered = scores - scores.mean(axis=1, keepdims=True)
+    size = float(np.abs(centered).max()) or 1.0
+    # Of each row the derivative of logits by 1 / temperature and by the shifts of all classes but the first.
+    columns = np.broadcast_to(np.eye(classes)[:, 1:], (rows, classes, classes - 1))
+    design = np.concatenate([centered[:, :, None] / size, columns], axis=2)
+
+    def loss(at: Floats) -> tuple[float, Floats]:
+        log_p = log_softmax(design @ at, axis=1)
+        slope = np.einsum("ncw,nc->w", design, np.exp(log_p) - wanted) / rows
+        return -float((wanted * log_p).sum() / rows), slope
+
+    def curvature(at: Floats) -> Floats:
+        p = softmax(design @ at)
+        weighed = design * p[:, :, None]
+        mean = weighed.sum(axis=1)
+        return np.asarray((np.einsum("ncv,ncw->vw", weighed, design) - mean.T @ mean) / rows, np.float64)
+
+    found = minimize(loss, np.zeros(classes), jac=True, hess=curvature, method="trust-exact", options={"gtol": 1e-11})
+    inverse, shifts = found.x[0] / size, np.array([0.0, *found.x[1:]])
+    if not inverse > 1e-9 / size:
+        raise ModelError(f"no temperature fits: the logits of {rows} rows favor the true class no more than chance")
+    return Calibration(
+        kind="bias_corrected",
+        classes=classes,
+        fitted_on=fitted_on,
+        rows=rows,
+        temperature=float(1 / inverse),
+        shifts=tuple((shifts - shifts.mean()).tolist()),
     )
 
 

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from wsimil.config import FrozenConfig
 from wsimil.errors import ConfigError, ModelError
-from wsimil.evaluation.calibration import Calibration, fit_isotonic, fit_temperature
+from wsimil.evaluation.calibration import Calibration, fit_bias_corrected, fit_isotonic, fit_temperature
 from wsimil.evaluation.cases import Floats, Ints
 from wsimil.evaluation.conformal import Conformal, SetKind, fit_conformal
 from wsimil.evaluation.ood import Distance, OodReference, fit_ood
@@ -40,23 +40,25 @@ if TYPE_CHECKING:
     from wsimil.mil.saved import TrainedModel
 
 DECISION, REFERENCE = "decision.json", "ood.safetensors"
-_VERSION = 2
-_READABLE = (1, 2)
+_VERSION = 3
+_READABLE = (1, 2, 3)
 
 
 class DecisionConfig(FrozenConfig):
     """What is fitted on the validation split once a model is trained, and frozen with it.
 
-    Of classes: `calibration` "temperature", "isotonic" or "none". `threshold` of two classes, for the calibrated probability of
-    the second: "youden", "sensitivity" or "specificity" of `at_least`, "cost" with `miss_cost` and `false_alarm_cost`, or "none",
-    the higher probability. `conformal`: "lac" or "aps" sets with `coverage`, fitted on one slide a patient. `fewest`: patients of
-    each class that the validation split must have, or all three stay as they are, and a note says so. Of several labels each
-    has a calibration and a threshold of its own, where so many patients have it and so many have not.
-    `ood`: "mahalanobis" or "knn" distance of a slide's mean feature to the training slides, or "none"; of slides like these the
-    share `false_flags` is flagged. Null is the first of each where it can be fitted; what is asked for and cannot be is refused.
+    Of classes: `calibration` "bias_corrected" (a temperature, and a shift of each class), "temperature", "isotonic" or "none";
+    null is the first for two classes, where a threshold is fitted behind it, and else "temperature", which moves no decision.
+    `threshold` of two classes, for the calibrated probability of the second: "youden", "sensitivity" or "specificity" of
+    `at_least`, "cost" with `miss_cost` and `false_alarm_cost`, or "none", the higher probability. `conformal`: "lac" or "aps"
+    sets with `coverage`, fitted on one slide a patient. `fewest`: patients of each class that the validation split must have, or
+    all three stay as they are, and a note says so. Of several labels each has a calibration and a threshold of its own, as of two
+    classes, where so many patients have it and so many have not. `ood`: "mahalanobis" or "knn" distance of a slide's mean feature
+    to the training slides, or "none"; of slides like these the share `false_flags` is flagged. Other nulls are the first of each
+    where it can be fitted; what is asked for and cannot be is refused.
     """
 
-    calibration: Literal["temperature", "isotonic", "none"] | None = None
+    calibration: Literal["bias_corrected", "temperature", "isotonic", "none"] | None = None
     threshold: Literal["youden", "sensitivity", "specificity", "cost", "none"] | None = None
     at_least: float = Field(0.95, gt=0, le=1)
     miss_cost: float = Field(1.0, gt=0)
@@ -320,9 +322,10 @@ def _two_logits(logits: Floats) -> Floats:
 def _calibration(config: DecisionConfig, logits: Floats, targets: Ints, notes: list[str]) -> Calibration | None:
     if config.calibration == "none":
         return None
-    fit = fit_isotonic if config.calibration == "isotonic" else fit_temperature
+    fits = {"bias_corrected": fit_bias_corrected, "temperature": fit_temperature, "isotonic": fit_isotonic}
+    default = "bias_corrected" if logits.shape[1] == 2 else "temperature"
     try:
-        return fit(logits, targets, fitted_on="val")
+        return fits[config.calibration or default](logits, targets, fitted_on="val")
     except ModelError as error:
         notes.append(f"not calibrated: {error}")
         return None

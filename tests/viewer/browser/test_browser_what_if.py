@@ -88,6 +88,7 @@ def test_a_lasso_leaves_out_its_tiles_and_the_answer_is_pythons(plain: tuple[Loo
 
 
 THREE = ("a", "b", "c")
+MOVED = Calibration(kind="bias_corrected", classes=3, fitted_on="val", rows=9, temperature=0.8, shifts=(0.6, -0.9, 0.3))
 WARM = Calibration(kind="temperature", classes=3, fitted_on="val", rows=9, temperature=1.7)
 CURVE = ((0.0, 0.0), (0.2, 0.1), (0.25, 0.3), (0.7, 0.8), (1.0, 1.0))
 STEPS = Calibration(kind="isotonic", classes=3, fitted_on="val", rows=9, curves=(CURVE, CURVE[1:4], CURVE))
@@ -95,6 +96,7 @@ LABEL = Calibration(kind="temperature", classes=2, fitted_on="val", rows=9, temp
 LABEL_STEPS = Calibration(kind="isotonic", classes=2, fitted_on="val", rows=9, curves=(CURVE,))
 RULES = {
     "temperature": AnswerRule(task=Classification(classes=THREE), calibration=WARM),
+    "bias-corrected": AnswerRule(task=Classification(classes=THREE), calibration=MOVED),
     "isotonic": AnswerRule(task=Classification(classes=THREE), calibration=STEPS),
     "several labels": AnswerRule(task=MultiLabel(labels=THREE)),
     "each label": AnswerRule(task=MultiLabel(labels=THREE), labels={"a": LABEL, "c": LABEL_STEPS}),

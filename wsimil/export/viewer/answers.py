@@ -49,7 +49,7 @@ class AnswerRule:
         if isinstance(task, Survival):
             return _survival(task)
         facts: Mapping[type[Task], dict[str, Json]] = {
-            Classification: {"kind": "softmax", "temperature": 1.0},
+            Classification: _calibrated(None),
             MultiLabel: {"kind": "sigmoid"},
             Ordinal: {"kind": "corn"},
         }
@@ -59,8 +59,10 @@ class AnswerRule:
 
 
 def _calibrated(calibration: Calibration | None) -> dict[str, Json]:
-    if calibration is None or calibration.temperature is not None:
-        return {"kind": "softmax", "temperature": 1.0 if calibration is None else calibration.temperature}
+    if calibration is None:
+        return {"kind": "softmax", "temperature": 1.0, "shifts": []}
+    if calibration.temperature is not None:
+        return {"kind": "softmax", "temperature": calibration.temperature, "shifts": list(calibration.shifts)}
     return {"kind": "isotonic", "curves": [[list(knot) for knot in curve] for curve in calibration.curves]}
 
 

@@ -73,7 +73,7 @@ export interface Pyramid {
 
 /** From logits to the numbers of an answer; see whatif.ts. */
 export type Link =
-  | { readonly kind: "softmax"; readonly temperature: number }
+  | { readonly kind: "softmax"; readonly temperature: number; readonly shifts: readonly number[] }
   | { readonly kind: "isotonic"; readonly curves: readonly (readonly Point[])[] }
   | { readonly kind: "sigmoid" }
   /** Each logit by itself, as the second of two classes whose first has the logit 0. */

@@ -57,7 +57,7 @@ export function isKnown(link: Link): boolean {
 export function valuesOf(logits: readonly number[], link: Link): number[] {
   switch (link.kind) {
     case "softmax":
-      return softmax(logits.map((logit) => logit / link.temperature));
+      return softmax(logits.map((logit, k) => logit / link.temperature + (link.shifts[k] ?? 0)));
     case "isotonic":
       return isotonic(softmax(logits), link.curves);
     case "sigmoid":
