@@ -34,7 +34,7 @@ from wsimil.bags import FeatureBag
 from wsimil.config import load_config
 from wsimil.evaluation.faithfulness.flipping import FlipConfig
 from wsimil.evaluation.faithfulness.judged import JudgedMap
-from wsimil.evaluation.faithfulness.slide import READINGS
+from wsimil.evaluation.faithfulness.said import READINGS
 from wsimil.geometry import SlideInfo, TileGrid, TileSpec
 from wsimil.provenance import Provenance
 from wsimil.stages.explain_check import ExplainOptions, explain_check

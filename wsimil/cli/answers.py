@@ -47,14 +47,14 @@ def predict(
         typer.Option(
             help="Kinds of tile scores to store, with commas: contribution, single, leave_one_out, integrated_gradients,"
             " gradient_x_input, attention.",
-            show_default="contribution,attention; single for maxima",
+            show_default="contribution,attention; single for maxima and transmil",
         ),
     ] = None,
     score: Annotated[
         str | None,
         typer.Option(
             help="What overlays show: <kind>:<class or output>, as single:tumor, or attention.",
-            show_default="contribution to the answer; of maxima single",
+            show_default="contribution to the answer; of maxima and transmil single",
         ),
     ] = None,
     left_out: LeftOut = None,

@@ -62,8 +62,10 @@ class MILModel(nn.Module, ABC):
     picks_instances: bool = False
     """Whether an answer rests on a few instances picked by rank: rounding may then pick others."""
 
-    splits_to_few: bool = False
-    """Whether an exact split of a logit leaves most instances at zero, as that of a maximum does: it ranks no others."""
+    shows_each_alone: bool = False
+    """Whether a heatmap shows each instance's own answer, where contributions say less: an exact split of a maximum leaves all
+    instances but one at zero, and by TransMIL's the answer changes less than by this (`benchmarks/faithfulness.py`).
+    """
 
     def __init__(self, config: FrozenConfig, *, in_dim: int, num_classes: int) -> None:
         super().__init__()
@@ -171,6 +173,10 @@ class MILModel(nn.Module, ABC):
         have in it are their relevance by layer-wise relevance propagation with constant attention: Ali et al. 2022, ICML,
         arXiv:2202.07304; for multiple instances Hense et al. 2024, NeurIPS, arXiv:2406.04280. None where a method has no rule.
         """
+        return None
+
+    def alone(self, h: Float[Tensor, "T L"]) -> Float[Tensor, "T C"] | None:
+        """Logits of bags that are one embedded instance each, where it takes less than `aggregate`; None where it does not."""
         return None
 
     def left_out(self, h: Float[Tensor, "T L"], bags: BagBatch) -> LeftOut | None:

@@ -57,7 +57,7 @@ class Ensemble(MILModel):
         self.members, self.methods = nn.ModuleList(members), tuple(methods)
         self.picks_instances = any(member.picks_instances for member in members)
         self.mixes_instances = any(member.mixes_instances for member in members)
-        self.splits_to_few = all(member.splits_to_few for member in members)
+        self.shows_each_alone = all(member.shows_each_alone for member in members)
 
     def forward(self, bags: BagBatch) -> BagOutput:
         """See `MILModel.forward`."""

@@ -44,21 +44,57 @@ class LandmarkWeights:
 
 
 def pseudoinverse(
-    a: Float[Tensor, "heads m m"], iterations: int, roots: Float[Tensor, " m"] | None = None
-) -> Float[Tensor, "heads m m"]:
-    """Of the landmarks' attention, by the iteration of Razavi et al. 2014, as Xiong et al. start and scale it.
+    a: Float[Tensor, "*B heads m m"], iterations: int, roots: Float[Tensor, " m"] | None = None
+) -> Float[Tensor, "*B heads m m"]:
+    """Of the landmarks' attention of a bag, or of several, by the iteration of Razavi et al. 2014, as Xiong et al. start it.
 
     With `roots` r a row and a column stand for r² that are alike: of attention A and what comes out both are r A r, whose
     products are those of the whole.
     """
-    r = a.new_ones(a.shape[1]) if roots is None else roots
-    # The start is scaled by maxima over all heads together.
-    z = a.transpose(1, 2) / ((a @ r / r).max() * (r @ a / r).max())
-    eye = torch.eye(a.shape[1], dtype=a.dtype, device=a.device)
+    r = a.new_ones(a.shape[-1]) if roots is None else roots
+    # The start is scaled by maxima over all heads of a bag together.
+    most = (a @ r / r).amax(dim=(-2, -1)) * (r @ a / r).amax(dim=(-2, -1))
+    z = a.transpose(-2, -1) / most[..., None, None, None]
+    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     for _ in range(iterations):
         az = a @ z
         z = 0.25 * z @ (13 * eye - az @ (15 * eye - az @ (7 * eye - az)))
     return z
+
+
+def few_tokens(tokens: Float[Tensor, "B S L"], weights: LandmarkWeights) -> Float[Tensor, "B S L"]:
+    """The tokens of B bags, no more than there are landmarks, and what the layer adds to them, all bags at once.
+
+    Each token is a landmark of its own then, and the rows of zeros in front are one that counts as often as it is there. No
+    gradient passes through it; rounding of a bag depends on how many stand beside it. Raises ValueError for more tokens.
+    """
+    count, size = tokens.shape[1], len(weights.qkv) // 3 // weights.heads
+    alike = weights.landmarks - count
+    if alike < 0:
+        raise ValueError(f"{count} tokens are more than {weights.landmarks} landmarks; ask LandmarkAttention")
+    with torch.no_grad():
+        x = F.layer_norm(tokens, tokens.shape[2:], weights.norm, weights.norm_bias, weights.eps)
+        qkv = F.linear(x, weights.qkv).view(len(x), count, 3, weights.heads, size)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        ahead = int(alike > 0)
+        q, k = (F.pad(one, (0, 0, ahead, 0)) for one in (q / math.sqrt(size), k))  # [B, heads, m, d]
+        scores = q @ k.transpose(2, 3)
+        roots = q.new_ones(count + ahead)
+        if ahead:
+            scores[..., 0] += math.log(alike)
+            roots[0] = math.sqrt(alike)
+        shares = scores.softmax(dim=-1)
+        inverse = pseudoinverse(roots[:, None] * shares / roots, weights.iterations, roots) / roots[:, None] * roots
+        mixed = shares[:, :, ahead:] @ (inverse @ (shares[..., ahead:] @ v)) + _taps(weights.conv, count) @ v
+        more = F.linear(mixed.transpose(1, 2).flatten(2), weights.out, weights.out_bias)
+        return tokens + more
+
+
+def _taps(kernel: Float[Tensor, "heads 1 K"], count: int) -> Float[Tensor, "heads S S"]:
+    """A convolution of `count` tokens with zeros about them as a product."""
+    place = torch.arange(count, device=kernel.device)
+    padded = F.pad(kernel[:, 0], (count, count))
+    return padded[:, kernel.shape[2] // 2 + count + place - place[:, None]]
 
 
 class LandmarkAttention:

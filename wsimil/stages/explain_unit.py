@@ -27,8 +27,8 @@ from wsimil.evaluation.faithfulness.froc import alarms
 from wsimil.evaluation.faithfulness.judged import Labelled, MapRow
 from wsimil.evaluation.faithfulness.maps import column, tile_map
 from wsimil.evaluation.faithfulness.randomized import reinitialized
-from wsimil.evaluation.faithfulness.said import Said, said_of
-from wsimil.evaluation.faithfulness.slide import FEWEST_TILES, READINGS, Answers, FlippedBag, flip
+from wsimil.evaluation.faithfulness.said import READINGS, Answers, Said, said_of
+from wsimil.evaluation.faithfulness.slide import FEWEST_TILES, FlippedBag, flip
 from wsimil.evaluation.faithfulness.subbags import SubBags
 from wsimil.files import atomic_path
 from wsimil.mil.base import MILModel

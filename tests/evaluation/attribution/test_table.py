@@ -124,6 +124,12 @@ def test_a_maximum_is_shown_by_what_it_was_taken_of() -> None:
     assert first_kinds(build("abmil")) == ["attention", "contribution"]
 
 
+def test_a_transmil_is_shown_by_each_tile_alone() -> None:
+    assert first_kinds(build("transmil", hidden_dim=16)) == ["attention", "single"]
+    assert first_kinds(build("mhim", base={"name": "transmil", "hidden_dim": 16})) == ["attention", "single"]
+    assert first_kinds(build("rrt", hidden_dim=16)) == ["attention", "contribution"]
+
+
 def test_an_ensemble_is_shown_as_its_members_are_where_they_agree() -> None:
     maxima, mean = [build("pooling", pool="max", level="feature") for _ in range(2)], build("pooling", level="feature")
     assert first_kinds(Ensemble(maxima, ["pooling", "pooling"])) == ["single"]

@@ -20,9 +20,10 @@ LEAVE_ONE_OUT_TILES: Final = 4096
 def default_kinds(model: MILModel) -> tuple[ScoreKind, ...]:
     """The kinds of scores that tiles get where nobody asks for others, what a heatmap shows first.
 
-    Contributions; but where they name the one instance that a maximum took, each instance's own logit, which it was taken of.
+    Contributions; but each instance's own logit where they say less: of a maximum, where they name the one instance that it took,
+    and of TransMIL.
     """
-    return ("single" if model.splits_to_few else "contribution", "attention")
+    return ("single" if model.shows_each_alone else "contribution", "attention")
 
 
 def kinds_of(text: str) -> tuple[ScoreKind, ...]:

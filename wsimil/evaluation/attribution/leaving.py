@@ -16,7 +16,7 @@ from wsimil.evaluation.attribution.kinds import LEAVE_ONE_OUT_TILES
 from wsimil.evaluation.attribution.scored import ALONE, CLOSED, RECOMPUTED, Scored
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch
-from wsimil.ops.varlen import cu_seqlens_of
+from wsimil.ops.varlen import cu_seqlens_of, split_bags
 
 _BAGS_OF_ONE = 4096
 _ROWS = 1 << 16
@@ -28,9 +28,14 @@ def single(model: MILModel, bags: BagBatch) -> Scored:
     """The logits of bags that are one instance each."""
     h = model.embed_instances(bags, None)
     found = []
-    for rows in torch.split(torch.arange(len(h), device=h.device), _BAGS_OF_ONE):
-        alone = _packed(h[rows], bags.xy0[rows], [1] * len(rows))
-        found.append(model.aggregate(alone.features, alone, None).logits)
+    for part, places in zip(split_bags(h, bags.cu_seqlens), split_bags(bags.xy0, bags.cu_seqlens), strict=True):
+        # Bag by bag: what a bag gets does not depend on its neighbors.
+        for rows, xy0 in zip(torch.split(part, _BAGS_OF_ONE), torch.split(places, _BAGS_OF_ONE), strict=True):
+            logits = model.alone(rows)
+            if logits is None:
+                alone = _packed(rows, xy0, [1] * len(rows))
+                logits = model.aggregate(rows, alone, None).logits
+            found.append(logits)
     return Scored(values=torch.cat(found), rule=ALONE)
 
 

@@ -14,7 +14,7 @@ from wsimil.evaluation.cases import Floats
 from wsimil.evaluation.faithfulness.cohort import MeanCurve, Verdict, mean_curve, means, verdict
 from wsimil.evaluation.faithfulness.flipping import FlipConfig
 from wsimil.evaluation.faithfulness.froc import Alarms, Froc, froc, tile_ranking
-from wsimil.evaluation.faithfulness.slide import READINGS
+from wsimil.evaluation.faithfulness.said import READINGS
 
 ABOVE_ATTENTION = "above_attention"
 _Attention: TypeAlias = Mapping[tuple[str, str], Mapping[str, float]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +39,29 @@ class Said:
     def logit(self, logits: Floats) -> Floats:
         """The logit [n] of logits [n, C], turned so that higher is more of the same."""
         return np.asarray(self.sign * logits[:, self.output], np.float64)
+
+
+READINGS = {"": "strength", "_uncalibrated": "uncalibrated", "_logit": "logit"}
+"""What stands behind the name of a number of curves: which of the `Answers` it is of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answers:
+    """How strongly a model says the same, [...], as `Said` turns it: as it is shown, before calibration, and by its logit."""
+
+    strength: Floats
+    uncalibrated: Floats
+    logit: Floats
+
+    def each(self, reading: Callable[[Floats], Floats]) -> Answers:
+        """What `reading` makes of all three."""
+        return Answers(
+            strength=reading(self.strength), uncalibrated=reading(self.uncalibrated), logit=reading(self.logit)
+        )
+
+    def read(self) -> Iterator[tuple[str, Floats]]:
+        """Each, with what stands behind the names of its numbers."""
+        return ((tail, getattr(self, name)) for tail, name in READINGS.items())
 
 
 def said_of(task: Task, values: Floats, logits: Floats) -> Said:

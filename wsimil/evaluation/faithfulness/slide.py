@@ -19,7 +19,7 @@ from wsimil.evaluation.faithfulness.flipping import (
     most_important_first,
     top_count,
 )
-from wsimil.evaluation.faithfulness.said import Said
+from wsimil.evaluation.faithfulness.said import Answers, Said
 from wsimil.evaluation.faithfulness.subbags import SubBags
 from wsimil.targets import Task
 
@@ -39,29 +39,6 @@ class TileMap:
     values: Floats
     rule: str = ""
     total: float | None = None
-
-
-READINGS = {"": "strength", "_uncalibrated": "uncalibrated", "_logit": "logit"}
-"""What stands behind the name of a number of curves: which of the `Answers` it is of."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Answers:
-    """How strongly a model says the same, [...], as `Said` turns it: as it is shown, before calibration, and by its logit."""
-
-    strength: Floats
-    uncalibrated: Floats
-    logit: Floats
-
-    def each(self, reading: Callable[[Floats], Floats]) -> Answers:
-        """What `reading` makes of all three."""
-        return Answers(
-            strength=reading(self.strength), uncalibrated=reading(self.uncalibrated), logit=reading(self.logit)
-        )
-
-    def read(self) -> Iterator[tuple[str, Floats]]:
-        """Each, with what stands behind the names of its numbers."""
-        return ((tail, getattr(self, name)) for tail, name in READINGS.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from wsimil.mil.batch import StepContext
 from wsimil.mil.layers.token_convolution import convolved
-from wsimil.ops.landmark_attention import LandmarkAttention, LandmarkWeights, pseudoinverse
+from wsimil.ops.landmark_attention import LandmarkAttention, LandmarkWeights, few_tokens, pseudoinverse
 from wsimil.ops.landmark_gradient import landmark_layer
 from wsimil.ops.square_convolution import square_convolution
 
@@ -88,6 +88,10 @@ class NystromAttention(nn.Module):
     def streamed(self, tokens: Float[Tensor, "T L"], norm: nn.LayerNorm) -> LandmarkAttention:
         """The same on normalized tokens where no gradient is asked for: in passes over them that hold nothing of their size."""
         return LandmarkAttention(tokens, self._weights(norm))
+
+    def short(self, tokens: Float[Tensor, "B S L"], norm: nn.LayerNorm) -> Float[Tensor, "B S L"]:
+        """The same of B bags at once, and the tokens to which it is added, for bags of no more tokens than landmarks."""
+        return few_tokens(tokens, self._weights(norm))
 
     def learn(
         self, tokens: Float[Tensor, "T L"], norm: nn.LayerNorm, keep: Bool[Tensor, "padded L"] | None, *, count: int
@@ -172,12 +176,19 @@ class PPEG(nn.Module):
 
     def forward(self, x: Float[Tensor, "S L"], side: int) -> Float[Tensor, "S L"]:
         """`x` holds `side` * `side` tokens, row by row."""
-        weight = self.conv7.weight + F.pad(self.conv5.weight, (1, 1, 1, 1)) + F.pad(self.conv3.weight, (2, 2, 2, 2))
-        bias = torch.stack([conv.bias for conv in (self.conv7, self.conv5, self.conv3) if conv.bias is not None]).sum(
-            dim=0
-        )
+        weight, bias = self._joined()
         if x.device.type == "cpu":
             return square_convolution(x, weight, bias, side)
         image = x.t().reshape(1, -1, side, side)
         mixed = F.conv2d(image, weight, bias, padding=3, groups=len(weight)) + image
         return mixed[0].flatten(1).t()
+
+    def alone(self, x: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+        """The same of B squares of one token each."""
+        weight, bias = self._joined()
+        return x + x * weight[:, 0, 3, 3] + bias
+
+    def _joined(self) -> tuple[Float[Tensor, "L 1 7 7"], Float[Tensor, " L"]]:
+        weight = self.conv7.weight + F.pad(self.conv5.weight, (1, 1, 1, 1)) + F.pad(self.conv3.weight, (2, 2, 2, 2))
+        biases = [conv.bias for conv in (self.conv7, self.conv5, self.conv3) if conv.bias is not None]
+        return weight, torch.stack(biases).sum(dim=0)

@@ -147,7 +147,7 @@ class MHIM(MILModel):
         self.options = config
         self.official = config.compat == "official"
         self.takes_masking, self.mixes_instances = method.takes_masking, method.mixes_instances
-        self.picks_instances, self.splits_to_few = method.picks_instances, method.splits_to_few
+        self.picks_instances, self.shows_each_alone = method.picks_instances, method.shows_each_alone
         self.embedding_parts = method.embedding_parts
         self.without_gradient = frozenset(f"student.method.{name}" for name in method.without_gradient)
         self._recycled: list[Tensor] = []
@@ -229,6 +229,12 @@ class MHIM(MILModel):
         parts = zip(split_bags(x, bags.cu_seqlens), split_bags(at, bags.cu_seqlens), strict=True)
         held = [network.recycle.held(part, at=place) for part, place in parts]
         return network.method.linearized(self._with_tokens(x, bags, held)[0], more, at=at_all)
+
+    def alone(self, h: Float[Tensor, "T L"]) -> Float[Tensor, "T C"] | None:
+        """See `MILModel.alone`: the student's, unless tokens are added to the bag."""
+        if self.options.recycle is not None and self.options.recycle.at_inference:
+            return None
+        return self.student.method.alone(h)
 
     def left_out(self, h: Float[Tensor, "T L"], bags: BagBatch) -> LeftOut | None:
         """See `MILModel.left_out`: the student's; tokens that are added to a bag change with each of its instances."""

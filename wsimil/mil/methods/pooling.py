@@ -53,7 +53,7 @@ class Pooling(MILModel):
         self.classifier = nn.Linear(self.embed.out_dim, num_classes)
         self.pool = config.pool
         self.level = config.level
-        self.splits_to_few = config.pool == "max"
+        self.shows_each_alone = config.pool == "max"
         initialize(self, config.init)
 
     def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions:

@@ -98,6 +98,10 @@ class Layer(nn.Module):
             normed = self.norm(at)
         return x + self.attention.held(held_norm(self.norm, x, at=at), at=normed)
 
+    def short(self, tokens: Float[Tensor, "B S L"]) -> Float[Tensor, "B S L"]:
+        """Tokens of bags that have few, after this layer; see `NystromAttention.short`."""
+        return self.attention.short(tokens, self.norm)
+
     def streamed(self, tokens: Float[Tensor, "S L"]) -> LandmarkAttention:
         """What the weights of the class token are asked of."""
         return self.attention.streamed(tokens, self.norm)
@@ -125,6 +129,7 @@ class TransMIL(MILModel):
 
     Config = TransMILConfig
     mixes_instances = True
+    shows_each_alone = True
 
     def __init__(self, config: TransMILConfig, *, in_dim: int, num_classes: int) -> None:
         super().__init__(config, in_dim=in_dim, num_classes=num_classes)
@@ -159,6 +164,16 @@ class TransMIL(MILModel):
         MHIM-MIL v2's score, in the layer `attention_layer`; a transformer's logits do not split over instances.
         """
         return self._bags(h, bags, step, spoken=True)
+
+    @torch.no_grad()
+    def alone(self, h: Float[Tensor, "T L"]) -> Float[Tensor, "T C"] | None:
+        """See `MILModel.alone`: the class token and the instance; of the positional convolution the middle is left."""
+        if self.layer1.attention.shifted or self.layer1.attention.landmarks < 2:
+            return None
+        tokens = self.layer1.short(torch.stack([self.class_token.expand(len(h), -1), h], dim=1))
+        tokens = self.layer2.short(torch.stack([tokens[:, 0], self.ppeg.alone(tokens[:, 1])], dim=1))
+        logits: Tensor = self.classifier(self.norm(tokens[:, 0]))
+        return logits
 
     def of_nothing(self, h: Float[Tensor, "0 L"], step: StepContext | None) -> BagOutput:
         """See `MILModel.of_nothing`: the class token alone."""
