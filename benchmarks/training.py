@@ -7,7 +7,7 @@ gradient from the same weights, dropouts and random masks off; then both draw. E
 over rounds of the ratio of one round. Memory is the highest resident size during a step less that before it, gradients and the
 optimizer's moments aside, which a process of its own measures. "bf16" is the step of wsimil with fit.precision bfloat16, beside
 plain torch in float32. "products" are the matrix products of that step of wsimil, by themselves, in the same rounds: what would
-be left of its time if all else took none.
+be left of its time if all else took none (TransMIL's convolutions and torch's own attention are not among them).
 """
 
 from __future__ import annotations

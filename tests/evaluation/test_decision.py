@@ -137,6 +137,22 @@ def test_answers_that_lean_to_one_side_are_brought_back_and_not_to_a_half() -> N
     assert abs(p[None].mean() - 0.5) < 0.06 < p["temperature"].mean() - 0.5
 
 
+def test_the_higher_probability_decides_as_it_did_where_no_threshold_does() -> None:
+    val = answers(200)
+    rare = replace(val, targets=np.where(np.arange(200) % 20 == 0, 1, 0), patients=val.patients)
+    decision = fitted(rare, threshold="none")
+    assert decision.calibration is None or decision.calibration.kind == "temperature"
+    shares = decision.applied(trained()).values(rare.logits)
+    assert (shares.argmax(axis=1) == rare.logits.argmax(axis=1)).all()
+
+
+def test_a_prediction_says_how_its_answer_was_calibrated() -> None:
+    decision = fitted()
+    assert decision.calibration is not None
+    assert decision.applied(trained()).facts["calibration"] == decision.calibration.to_json()
+    assert "calibration" not in trained().facts
+
+
 def test_more_classes_keep_their_decisions() -> None:
     three = Classification(classes=("a", "b", "c"))
     val = answers(90, classes=3)

@@ -104,15 +104,32 @@ def test_shifts_of_several_classes_are_at_the_lowest_loss() -> None:
     wanted[np.arange(400), targets] *= counts[targets] + 1
     wanted /= wanted.sum(axis=1, keepdims=True)
     away = found.apply(moved) - wanted
-    assert np.abs(away.sum(axis=0)).max() < 1e-7
-    assert abs((away * moved).sum()) < 1e-6
+    assert np.abs(away.mean(axis=0)).max() < 1e-8
+    assert abs((away * moved).mean()) < 1e-8
     assert sum(found.shifts) == pytest.approx(0, abs=1e-12)
     plain = fit_temperature(moved, targets, fitted_on="val")
     own = (np.arange(400), targets)
     assert np.log(found.apply(moved)[own]).mean() > np.log(plain.apply(moved)[own]).mean() + 0.1
 
 
-def test_rows_that_are_all_right_have_a_calibration_that_is_never_sure() -> None:
+@pytest.mark.parametrize("lean", [1e4, 1e8, -1e8])
+def test_what_all_logits_have_in_common_is_taken_out(lean: float) -> None:
+    logits, targets = logits_of(300, 2)
+    away = np.array([0.0, lean])
+    found, plain = (fit_bias_corrected(x, targets, fitted_on="val") for x in (logits + away, logits))
+    assert found.apply(logits + away) == pytest.approx(plain.apply(logits), abs=1e-6)
+
+
+def test_a_kind_that_is_not_known_is_refused_and_so_is_one_of_two_kinds() -> None:
+    facts = {"classes": 2, "fitted_on": "val", "rows": 9, "temperature": 2.0, "curves": []}
+    assert Calibration.from_json({"kind": "temperature", **facts}).shifts == ()  # as files have it that know no shifts
+    with pytest.raises(ModelError, match="'spline' is not known"):
+        Calibration.from_json({"kind": "spline", **facts})
+    with pytest.raises(ModelError, match="incomplete"):
+        Calibration.from_json({"kind": "isotonic", **facts, "curves": [[[0.0, 0.0], [1.0, 1.0]]]})
+
+
+def test_rows_that_are_all_right_have_a_calibration_that_is_not_sure() -> None:
     targets = np.arange(20) % 2
     z = np.where(targets == 1, 9.0, 3.0)  # ranked right, and all said to be class 1
     found = fit_bias_corrected(np.stack([-z, z], axis=1), targets, fitted_on="val")

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from wsimil.evaluation.calibration import Calibration
 from wsimil.export.scores import ScoreTable, score_table
 from wsimil.export.shown import effective_tiles_of, shown
 from wsimil.targets import MultiLabel, Regression, Survival, Task
@@ -48,6 +49,42 @@ def test_single_of_a_class_is_zero_where_the_tile_alone_would_be_as_likely_of_it
         "tumor, were the tile alone",
         "log-odds; 0 = as likely as not",
     )
+
+
+def as_calibrated(table: ScoreTable, **facts: object) -> ScoreTable:
+    return dataclasses.replace(table, model={**table.model, **facts})
+
+
+def test_single_of_a_class_has_its_zero_where_the_calibrated_answer_is_a_half(table: ScoreTable) -> None:
+    logits = np.stack([table.score(f"single:{name}") for name in ("normal", "tumor", "other")], axis=1)
+    made = Calibration(
+        kind="bias_corrected", classes=3, fitted_on="val", rows=9, temperature=0.5, shifts=(4.0, -3.0, -1.0)
+    )
+    found = shown(as_calibrated(table, calibration=made.to_json()), "single:tumor")
+    np.testing.assert_allclose(1 / (1 + np.exp(-found.values)), made.apply(logits)[:, 1], rtol=1e-4)
+    assert found.reading == "log-odds; 0 = as likely as not"
+    assert (found.values > 0).mean() < 0.1 < (shown(table, "single:tumor").values > 0).mean()
+
+
+def test_single_beside_a_calibration_by_steps_says_that_it_is_before_it(table: ScoreTable) -> None:
+    curve = ((0.0, 0.0), (1.0, 1.0))
+    steps = Calibration(kind="isotonic", classes=3, fitted_on="val", rows=9, curves=(curve, curve, curve))
+    found = shown(as_calibrated(table, calibration=steps.to_json()), "single:tumor")
+    assert np.array_equal(found.values, shown(table, "single:tumor").values)
+    assert found.reading == "log-odds before calibration; 0 = a half"
+
+
+def test_single_of_a_label_is_calibrated_as_that_label_is(table: ScoreTable) -> None:
+    made = Calibration(kind="bias_corrected", classes=2, fitted_on="val", rows=9, temperature=2.0, shifts=(-0.5, 0.5))
+    labels = asked(table, MultiLabel(columns=("er",), labels=("er",)), 2.0)
+    found = shown(as_calibrated(labels, calibrations={"er": made.to_json()}), "single:er")
+    raw = table.score("single:tumor")
+    wanted = made.apply(np.stack([0 * raw, raw], axis=1).astype(np.float64))[:, 1]
+    np.testing.assert_allclose(1 / (1 + np.exp(-found.values)), wanted, rtol=1e-5)
+    low, high = found.raw_range((float(found.values.min()), float(found.values.max())))
+    assert (low, high) == pytest.approx((raw.min(), raw.max()), rel=1e-5)
+    other = shown(as_calibrated(labels, calibrations={"pr": made.to_json()}), "single:er")
+    assert np.array_equal(other.values, raw)
 
 
 def test_single_of_a_label_is_its_logit(table: ScoreTable) -> None:

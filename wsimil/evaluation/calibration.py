@@ -40,21 +40,25 @@ class Calibration:
 
     def __post_init__(self) -> None:
         refuse_test_split(self.fitted_on, "a calibration")
+        if self.kind not in ("temperature", "bias_corrected", "isotonic"):
+            raise ModelError(f"a calibration of kind {self.kind!r} is not known to this version; update wsimil")
         if self.kind == "isotonic":
             sound = len(self.curves) == (1 if self.classes == 2 else self.classes)
             sound = sound and all(_rises(curve) for curve in self.curves)
+            sound = sound and self.temperature is None and not self.shifts
         else:
             sound = self.temperature is not None and np.isfinite(self.temperature) and self.temperature > 0
             sound = sound and len(self.shifts) == (self.classes if self.kind == "bias_corrected" else 0)
-            sound = sound and bool(np.isfinite(self.shifts).all())
+            sound = sound and bool(np.isfinite(self.shifts).all()) and not self.curves
         if not sound or self.classes < 2:
             raise ModelError(f"a {self.kind} calibration of {self.classes} classes is incomplete or does not rise")
 
     def apply(self, logits: Floats) -> Floats:
         """Probabilities [n, C], rows that sum to 1, for `logits` [n, C]. Raises ValueError for another C."""
         known = checked_numbers("logits", logits, (len(logits), self.classes))
-        if self.temperature is not None:
-            return softmax(known / self.temperature + np.array(self.shifts or 0.0))
+        moved = self.moved(known)
+        if moved is not None:
+            return softmax(moved)
         p = softmax(known)
         columns = range(self.classes) if self.classes > 2 else [1]
         looked_up = np.stack(
@@ -64,6 +68,10 @@ class Calibration:
             return np.concatenate([1 - looked_up, looked_up], axis=1)
         total = looked_up.sum(axis=1, keepdims=True)
         return np.where(total > 0, looked_up / np.where(total > 0, total, 1), 1 / self.classes)
+
+    def moved(self, logits: Floats) -> Floats | None:
+        """Logits [..., C] whose softmax is calibrated; None where steps are looked up."""
+        return None if self.temperature is None else logits / self.temperature + np.array(self.shifts or 0.0)
 
     def to_json(self) -> dict[str, Json]:
         """All fields as plain JSON values."""
@@ -114,7 +122,7 @@ def fit_bias_corrected(logits: Floats, targets: Ints, *, fitted_on: str) -> Cali
     """The temperature and shifts of the lowest cross-entropy with Platt's targets, which is convex in 1 / temperature and shifts.
 
     Where a class has m of n rows, its rows count as it by (m + 1) / (m + C) and as each other class by 1 / (m + C): so rows that
-    are all decided right have a finite fit, and few rows never make an answer sure.
+    are all decided right have a finite fit, which of few rows is not sure.
     Raises ModelError for logits that rank no better than chance: the temperature would be infinite, or negative.
     """
     from scipy.optimize import minimize
@@ -125,6 +133,8 @@ def fit_bias_corrected(logits: Floats, targets: Ints, *, fitted_on: str) -> Cali
     counts = np.bincount(truth, minlength=classes).astype(np.float64)
     wanted = ((1 + counts[:, None] * np.eye(classes)) / (counts + classes)[:, None])[truth]
     centered = scores - scores.mean(axis=1, keepdims=True)
+    middle = centered.mean(axis=0)  # what all rows have in common is the shifts' own, however large it is
+    centered -= middle
     size = float(np.abs(centered).max()) or 1.0
     # Of each row the derivative of logits by 1 / temperature and by the shifts of all classes but the first.
     columns = np.broadcast_to(np.eye(classes)[:, 1:], (rows, classes, classes - 1))
@@ -142,9 +152,12 @@ def fit_bias_corrected(logits: Floats, targets: Ints, *, fitted_on: str) -> Cali
         return np.asarray((np.einsum("ncv,ncw->vw", weighed, design) - mean.T @ mean) / rows, np.float64)
 
     found = minimize(loss, np.zeros(classes), jac=True, hess=curvature, method="trust-exact", options={"gtol": 1e-11})
-    inverse, shifts = found.x[0] / size, np.array([0.0, *found.x[1:]])
-    if not inverse > 1e-9 / size:
+    inverse = found.x[0] / size
+    if not found.x[0] > 1e-9:
         raise ModelError(f"no temperature fits: the logits of {rows} rows favor the true class no more than chance")
+    if not np.abs(found.jac).max() < 1e-7:
+        raise ModelError(f"no temperature fits: the search over {rows} rows did not end ({found.message})")
+    shifts = np.array([0.0, *found.x[1:]]) - inverse * middle
     return Calibration(
         kind="bias_corrected",
         classes=classes,

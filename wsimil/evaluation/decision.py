@@ -48,7 +48,7 @@ class DecisionConfig(FrozenConfig):
     """What is fitted on the validation split once a model is trained, and frozen with it.
 
     Of classes: `calibration` "bias_corrected" (a temperature, and a shift of each class), "temperature", "isotonic" or "none";
-    null is the first for two classes, where a threshold is fitted behind it, and else "temperature", which moves no decision.
+    null is the first for two classes with a threshold, which is fitted behind it, else "temperature", which moves no decision.
     `threshold` of two classes, for the calibrated probability of the second: "youden", "sensitivity" or "specificity" of
     `at_least`, "cost" with `miss_cost` and `false_alarm_cost`, or "none", the higher probability. `conformal`: "lac" or "aps"
     sets with `coverage`, fitted on one slide a patient. `fewest`: patients of each class that the validation split must have, or
@@ -107,6 +107,7 @@ class Decision:
         task = trained.task
         if self.threshold is not None and isinstance(task, Classification):
             task = replace(task, threshold=self.threshold.value)
+        trained = replace(trained, calibration=self.calibration_facts)
         if self.labels and isinstance(task, MultiLabel):
             return self._of_labels(trained, task)
         apply = None if self.calibration is None else self.calibration.apply
@@ -130,6 +131,14 @@ class Decision:
             return columns
 
         return replace(trained, task=replace(task, thresholds=tuple(at)), calibrated=probabilities)
+
+    @property
+    def calibration_facts(self) -> dict[str, Json]:
+        """ "calibration" of classes, "calibrations" by label, each as its `to_json` has it; empty where nothing was fitted."""
+        labels = {name: one.calibration.to_json() for name, one in self.labels.items() if one.calibration is not None}
+        if labels:
+            return {"calibrations": labels}
+        return {} if self.calibration is None else {"calibration": self.calibration.to_json()}
 
     def beside(self, values: Floats, mean_features: Floats, task: Task) -> dict[str, str | float]:
         """What stands beside an answer `values` [V] of one slide: "plausible" classes, "distance", "unusual" (yes or no)."""
@@ -323,7 +332,8 @@ def _calibration(config: DecisionConfig, logits: Floats, targets: Ints, notes: l
     if config.calibration == "none":
         return None
     fits = {"bias_corrected": fit_bias_corrected, "temperature": fit_temperature, "isotonic": fit_isotonic}
-    default = "bias_corrected" if logits.shape[1] == 2 else "temperature"
+    # Without a threshold the higher probability decides, and a shift would move that by how often a class is seen.
+    default = "bias_corrected" if logits.shape[1] == 2 and config.threshold != "none" else "temperature"
     try:
         return fits[config.calibration or default](logits, targets, fitted_on="val")
     except ModelError as error:

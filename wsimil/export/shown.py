@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsimil.evaluation.calibration import Calibration
 from wsimil.export.scores import NOT_RECORDED, ScoreTable
 
 Kind: TypeAlias = Literal["signed", "sequential"]
 
+_ODDS = "log-odds; 0 = as likely as not"
+_ODDS_BEFORE = "log-odds before calibration; 0 = a half"
 _LABELS = {
     "contribution": ("contribution to {}", "0 = adds nothing"),
     "leave_one_out": ("what {} loses without the tile", "0 = loses nothing"),
@@ -46,8 +50,9 @@ def shown(table: ScoreTable, name: str) -> Shown:
 
     Attention that is a softmax is shown as a multiple of what uniform attention gives. `single` is shown as the log-odds of
     its output, were the tile all there is: of a class against the other classes, of a label or a level as it is, and 0 is as
-    likely as not. The zero of a risk, a hazard or a regressed value means nothing by itself: there it is shown less what the
-    whole bag says. Raises KeyError where the table has no such score.
+    likely as not; calibrated as answers are, but not by steps, which have no log-odds. The zero of a risk, a hazard or a
+    regressed value means nothing by itself: there it is shown less what the whole bag says. Raises KeyError where the table has
+    no such score.
     """
     raw = table.score(name)
     kind, _, of = name.partition(":")
@@ -106,13 +111,20 @@ def _single(table: ScoreTable, of: str, raw: NDArray[np.float32]) -> Shown:
     names = [f"single:{output}" for output in table.task.outputs]
     index = table.task.outputs.index(of) if of in table.task.outputs else None
     line: tuple[float, float] | None = (1.0, 0.0)
+    calibration = _calibration(table, of)
+    reading = _ODDS if calibration is None or calibration.temperature is not None else _ODDS_BEFORE
     if table.task.kind in ("multilabel", "ordinal"):
-        values, reading = raw, "log-odds; 0 = as likely as not"
+        values = raw
+        if calibration is not None and calibration.temperature is not None:
+            first, second = calibration.shifts or (0.0, 0.0)
+            line = (1 / calibration.temperature, second - first)
+            values = (raw * line[0] + line[1]).astype(np.float32)
     elif table.task.kind == "classification" and index is not None and set(names) <= set(table.score_names):
         logits = np.stack([table.score(name) for name in names], axis=1).astype(np.float64)
+        moved = None if calibration is None else calibration.moved(logits)
+        logits = logits if moved is None else moved
         others = np.logaddexp.reduce(np.delete(logits, index, axis=1), axis=1)
-        values, reading = (logits[:, index] - others).astype(np.float32), "log-odds; 0 = as likely as not"
-        line = None
+        values, line = (logits[:, index] - others).astype(np.float32), None
     elif index is not None:
         whole = "patient" if "patient" in table.model else "slide"
         values = (raw - table.logits[index]).astype(np.float32)
@@ -122,6 +134,13 @@ def _single(table: ScoreTable, of: str, raw: NDArray[np.float32]) -> Shown:
             f"slide {table.slide_id!r}: {of!r} is no output of its task, only {', '.join(table.task.outputs)}"
         )
     return Shown(values=values, kind="signed", label=f"{of}, were the tile alone", reading=reading, line=line)
+
+
+def _calibration(table: ScoreTable, of: str) -> Calibration | None:
+    """Of the model that made the table, or of one label; None where nothing was fitted, or where the table does not tell."""
+    stored, each = table.model.get("calibration"), table.model.get("calibrations")
+    found = each.get(of) if isinstance(each, Mapping) else stored
+    return Calibration.from_json(found) if isinstance(found, Mapping) else None
 
 
 def _is_softmax(rule: str) -> bool:

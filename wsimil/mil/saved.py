@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -34,7 +34,8 @@ class TrainedModel:
     `bag`: whether a bag is a slide, or all slides of a patient.
 
     `features` is None where a model was imported and nobody said of which kind they were. `digest` is of the weights;
-    `training` says where it came from, as plain JSON.
+    `training` says where it came from, as plain JSON. `calibrated` turns logits into answers, where something was fitted, and
+    `calibration` says so in plain JSON.
     """
 
     model: MILModel
@@ -45,6 +46,7 @@ class TrainedModel:
     digest: str
     bag: BagUnit = "slide"
     calibrated: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None
+    calibration: Mapping[str, Json] = field(default_factory=dict)
 
     def values(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
         """The task's answers [n, V] for logits [n, C], calibrated where `calibrated` says how."""
@@ -53,7 +55,7 @@ class TrainedModel:
     @property
     def facts(self) -> dict[str, Json]:
         """What a prediction says of the model that made it."""
-        return {"method": self.method, "digest": self.digest}
+        return {"method": self.method, "digest": self.digest, **self.calibration}
 
     def check_features(self, provenance: Provenance, where: str) -> None:
         """Raises ModelError where features are of another kind than the model's, naming what differs in both."""

@@ -53,13 +53,9 @@ def frozen_with(decision: Decision) -> dict[str, Json]:
         thresholds = {
             name: one.threshold.to_json() for name, one in decision.labels.items() if one.threshold is not None
         }
-        calibrations = {
-            name: one.calibration.to_json() for name, one in decision.labels.items() if one.calibration is not None
-        }
-        found: dict[str, Json] = {"thresholds": thresholds, "calibrations": calibrations}
-        return {name: each for name, each in found.items() if each}
-    parts = {"threshold": decision.threshold, "calibration": decision.calibration}
-    return {name: part.to_json() for name, part in parts.items() if part is not None}
+        return {**({"thresholds": thresholds} if thresholds else {}), **decision.calibration_facts}
+    threshold = decision.threshold
+    return {**({} if threshold is None else {"threshold": threshold.to_json()}), **decision.calibration_facts}
 
 
 def _of_labels(task: MultiLabel, stored: Mapping[str, object]) -> Deciding:

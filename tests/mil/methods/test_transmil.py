@@ -55,6 +55,7 @@ def test_an_instance_alone_is_answered_as_a_bag_of_it(options):
 def test_an_instance_alone_is_left_to_the_bag_where_tokens_are_no_landmarks(options):
     model = registry.build("transmil", {"hidden_dim": 16, "heads": 4, **options}, in_dim=DIM, num_classes=CLASSES)
     assert model.alone(torch.zeros(3, 16)) is None
+    assert not model.shows_each_alone
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 8])

@@ -27,15 +27,13 @@ _TIMED = 4
 def single(model: MILModel, bags: BagBatch) -> Scored:
     """The logits of bags that are one instance each."""
     h = model.embed_instances(bags, None)
-    found = []
-    for part, places in zip(split_bags(h, bags.cu_seqlens), split_bags(bags.xy0, bags.cu_seqlens), strict=True):
-        # Bag by bag: what a bag gets does not depend on its neighbors.
-        for rows, xy0 in zip(torch.split(part, _BAGS_OF_ONE), torch.split(places, _BAGS_OF_ONE), strict=True):
-            logits = model.alone(rows)
-            if logits is None:
-                alone = _packed(rows, xy0, [1] * len(rows))
-                logits = model.aggregate(rows, alone, None).logits
-            found.append(logits)
+    # Bag by bag: what a bag gets does not depend on its neighbors.
+    parts = [rows for part in split_bags(h, bags.cu_seqlens) for rows in torch.split(part, _BAGS_OF_ONE)]
+    found = [logits for rows in parts if (logits := model.alone(rows)) is not None]
+    if len(found) < len(parts):
+        found = []
+        for rows, xy0 in zip(torch.split(h, _BAGS_OF_ONE), torch.split(bags.xy0, _BAGS_OF_ONE), strict=True):
+            found.append(model.aggregate(rows, _packed(rows, xy0, [1] * len(rows)), None).logits)
     return Scored(values=torch.cat(found), rule=ALONE)
 
 

@@ -67,10 +67,10 @@ class Answers:
 def said_of(task: Task, values: Floats, logits: Floats) -> Said:
     """What `values` [V] and `logits` [C] say.
 
-    Classification: the decided class, by its probability. Multilabel: the most probable label, or, below a half, that it is not
-    there. Ordinal: that the slide is at or above the decided level; of the lowest, that it is not above it. Regression: the first
-    column, above or below the mean of the training targets. Cox: risk above or below that of the training set. Hazards: the
-    hazard of the first interval, always as more risk, since hazards have no middle; the value is the risk over all intervals.
+    Classification: the decided class, by its probability. Multilabel: the most probable label, or, below its threshold, that it
+    is not there. Ordinal: that the slide is at or above the decided level; of the lowest, that it is not above it. Regression:
+    the first column, above or below the mean of the training targets. Cox: risk above or below that of the training set. Hazards:
+    the hazard of the first interval, always as more risk, since hazards have no middle; the value is the risk over all intervals.
 
     Raises TypeError for a task that has no rule.
     """
@@ -79,7 +79,7 @@ def said_of(task: Task, values: Floats, logits: Floats) -> Said:
     sign: Literal[1, -1] = 1
     measure: Literal["probability", "value"] = "probability"
     if isinstance(task, MultiLabel):
-        sign = 1 if values[output] >= 0.5 else -1
+        sign = 1 if values[output] >= task.decides_at[output] else -1
     elif isinstance(task, Ordinal):
         sign = 1 if values[output + 1 :].sum() > 0.5 else -1
     elif isinstance(task, Regression | Survival):

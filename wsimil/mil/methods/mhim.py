@@ -147,7 +147,9 @@ class MHIM(MILModel):
         self.options = config
         self.official = config.compat == "official"
         self.takes_masking, self.mixes_instances = method.takes_masking, method.mixes_instances
-        self.picks_instances, self.shows_each_alone = method.picks_instances, method.shows_each_alone
+        self.picks_instances = method.picks_instances
+        recycled = config.recycle is not None and config.recycle.at_inference
+        self.shows_each_alone = method.shows_each_alone and not recycled
         self.embedding_parts = method.embedding_parts
         self.without_gradient = frozenset(f"student.method.{name}" for name in method.without_gradient)
         self._recycled: list[Tensor] = []

@@ -129,7 +129,6 @@ class TransMIL(MILModel):
 
     Config = TransMILConfig
     mixes_instances = True
-    shows_each_alone = True
 
     def __init__(self, config: TransMILConfig, *, in_dim: int, num_classes: int) -> None:
         super().__init__(config, in_dim=in_dim, num_classes=num_classes)
@@ -144,6 +143,8 @@ class TransMIL(MILModel):
         self.classifier = nn.Linear(width, num_classes)
         initialize(self, config.init)
         self.attention_layer, self.filling = config.attention_layer, config.filling
+        # Else the class token of an instance alone reads a row of padding, or shares its landmark.
+        self.shows_each_alone = not config.shifted_output and self.layer1.attention.landmarks > 1
 
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`; attention is given where no gradient is asked for, and at inference."""
@@ -168,7 +169,7 @@ class TransMIL(MILModel):
     @torch.no_grad()
     def alone(self, h: Float[Tensor, "T L"]) -> Float[Tensor, "T C"] | None:
         """See `MILModel.alone`: the class token and the instance; of the positional convolution the middle is left."""
-        if self.layer1.attention.shifted or self.layer1.attention.landmarks < 2:
+        if not self.shows_each_alone:
             return None
         tokens = self.layer1.short(torch.stack([self.class_token.expand(len(h), -1), h], dim=1))
         tokens = self.layer2.short(torch.stack([tokens[:, 0], self.ppeg.alone(tokens[:, 1])], dim=1))
