@@ -86,7 +86,7 @@ def both_of(trained: TrainedModel, batch: BagBatch) -> tuple[float, float]:
         return said.strength(trained.task, trained.task.values(parts.logits(asked)))
 
     kind = default_kinds(model)[0]
-    values = tile_map(score(model, batch, kind), kind, model, said.output, said.sign).values
+    values = tile_map(score(model, batch, kind), kind, model, trained.task, said).values
     order = most_important_first(values, np.random.default_rng(0))
     least, most = (
         area(strength([kept(reading, dropped) for dropped in range(len(parts))])) for reading in (order[::-1], order)

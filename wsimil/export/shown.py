@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from wsimil.evaluation.calibration import Calibration
 from wsimil.export.scores import NOT_RECORDED, ScoreTable
+from wsimil.targets.base import log_odds
 
 Kind: TypeAlias = Literal["signed", "sequential"]
 
@@ -122,9 +123,7 @@ def _single(table: ScoreTable, of: str, raw: NDArray[np.float32]) -> Shown:
     elif table.task.kind == "classification" and index is not None and set(names) <= set(table.score_names):
         logits = np.stack([table.score(name) for name in names], axis=1).astype(np.float64)
         moved = None if calibration is None else calibration.moved(logits)
-        logits = logits if moved is None else moved
-        others = np.logaddexp.reduce(np.delete(logits, index, axis=1), axis=1)
-        values, line = (logits[:, index] - others).astype(np.float32), None
+        values, line = log_odds(logits if moved is None else moved, index).astype(np.float32), None
     elif index is not None:
         whole = "patient" if "patient" in table.model else "slide"
         values = (raw - table.logits[index]).astype(np.float32)

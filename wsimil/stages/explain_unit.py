@@ -185,7 +185,7 @@ class Judge:
         parts = SubBags(trained.model, bag, max_instances=self._config.max_instances)
         logits = parts.logits([np.arange(len(parts))])
         said = said_of(trained.task, trained.values(logits)[0], logits[0])
-        maps = [tile_map(one, kind, trained.model, said.output, said.sign) for kind, one in scored.items()]
+        maps = [tile_map(one, kind, trained.model, trained.task, said) for kind, one in scored.items()]
         # Of the slide alone, so that what is judged beside it changes nothing.
         rng = np.random.default_rng([self._config.seed, crc32(unit.encode("utf-8", "surrogatepass"))])
         return flip(parts, maps, said, task=trained.task, values_of=trained.values, config=self._config, rng=rng)
@@ -204,7 +204,7 @@ class Judge:
         for (kind, one), own in zip(scored.items(), flipped.maps, strict=True):
             labelled = None
             if known and self.truth is not None:
-                there = column(one, kind, model, self.truth.index)
+                there = column(one, kind, model, run.trained.task, self.truth.index)
                 labelled = Labelled(
                     positive=np.concatenate([slide.positive for slide in known]),
                     scores=np.concatenate([there[slide.rows] for slide in known]),
@@ -234,12 +234,13 @@ class Judge:
         self, run: CheckedRun, kind: ScoreKind, scored: Scored, bag: BagBatch, said: Said
     ) -> dict[str, float]:
         """How much the map resembles those of models whose weights are random, mean over these."""
-        model, method = run.trained.model, run.trained.method
+        model, method, task = run.trained.model, run.trained.method, run.trained.task
+        own = column(scored, kind, model, task, said.output)
         found = []
         for init in range(self._config.inits):
             fresh: MILModel = self._drawn(model, method, seed=self._config.seed + init)
-            other = column(self._score(fresh, bag, kind), kind, fresh, said.output)
-            found.append(rank_correlation(column(scored, kind, model, said.output), other))
+            other = column(self._score(fresh, bag, kind), kind, fresh, task, said.output)
+            found.append(rank_correlation(own, other))
         known = [one for one in found if np.isfinite(one)]
         if not known:
             return {}
@@ -257,7 +258,10 @@ class Judge:
             if ours.method != theirs.method or not {first, second} & held:
                 continue
             for kind in scored[first].keys() & scored[second].keys():
-                pair = [column(scored[run.name][kind], kind, run.trained.model, said.output) for run in (ours, theirs)]
+                pair = [
+                    column(scored[run.name][kind], kind, run.trained.model, run.trained.task, said.output)
+                    for run in (ours, theirs)
+                ]
                 found.setdefault((ours.method, kind), []).append(rank_correlation(*pair))
                 self._shared[0] += 1
                 self._shared[1] += {first, second} <= held

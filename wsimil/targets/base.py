@@ -177,6 +177,12 @@ def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.exp(-np.logaddexp(0.0, -x)), np.float64)
 
 
+def log_odds(logits: NDArray[np.float64], index: int) -> NDArray[np.float64]:
+    """Of logits [n, C] the log-odds [n] of one class against all others, as a softmax has them."""
+    others = np.logaddexp.reduce(np.delete(logits, index, axis=1), axis=1)
+    return np.asarray(logits[:, index] - others, np.float64)
+
+
 def softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows [n, C] that are in [0, 1] and sum to 1, without overflow."""
     odds = np.exp(x - x.max(axis=1, keepdims=True))
