@@ -138,12 +138,18 @@ def test_answers_that_lean_to_one_side_are_brought_back_and_not_to_a_half() -> N
 
 
 def test_the_higher_probability_decides_as_it_did_where_no_threshold_does() -> None:
-    val = answers(200)
-    rare = replace(val, targets=np.where(np.arange(200) % 20 == 0, 1, 0), patients=val.patients)
-    decision = fitted(rare, threshold="none")
-    assert decision.calibration is None or decision.calibration.kind == "temperature"
-    shares = decision.applied(trained()).values(rare.logits)
-    assert (shares.argmax(axis=1) == rare.logits.argmax(axis=1)).all()
+    val = answers(400)
+    rows = np.flatnonzero((val.targets == 0) | (np.arange(400) < 40))  # one in eleven is of the second class
+    rare = ValidationAnswers(
+        logits=val.logits[rows], targets=val.targets[rows], patients=tuple(val.patients[row] for row in rows)
+    )
+    moved = {}
+    for threshold in ("none", "youden"):
+        decision = fitted(rare, threshold=threshold)
+        assert decision.calibration is not None
+        shares = decision.applied(trained()).values(rare.logits)
+        moved[threshold] = (shares.argmax(axis=1) != rare.logits.argmax(axis=1)).mean()
+    assert moved["none"] == 0 < moved["youden"]
 
 
 def test_a_prediction_says_how_its_answer_was_calibrated() -> None:

@@ -87,6 +87,17 @@ class Calibration:
         return cls(**{**tree, "shifts": shifts, "curves": curves})  # type: ignore[arg-type]  # the constructor checks the names
 
 
+def frozen_calibrations(facts: Mapping[str, Json]) -> tuple[Calibration | None, dict[str, Calibration]]:
+    """What `facts` of a model have frozen with it: "calibration" of classes, None without one, and "calibrations" by label.
+
+    Raises TypeError, KeyError, ValueError or ModelError where they are broken.
+    """
+    own, labels = facts.get("calibration"), facts.get("calibrations")
+    each = labels.items() if isinstance(labels, Mapping) else ()
+    found = {name: Calibration.from_json(one) for name, one in each if isinstance(one, Mapping)}
+    return Calibration.from_json(own) if isinstance(own, Mapping) else None, found
+
+
 def fit_temperature(logits: Floats, targets: Ints, *, fitted_on: str) -> Calibration:
     """The temperature of the lowest negative log-likelihood, which is convex in 1 / temperature: the root of its derivative.
 

@@ -134,7 +134,7 @@ class Decision:
 
     @property
     def calibration_facts(self) -> dict[str, Json]:
-        """ "calibration" of classes, "calibrations" by label, each as its `to_json` has it; empty where nothing was fitted."""
+        """What `frozen_calibrations` reads, each as its `to_json` has it; empty where nothing was fitted."""
         labels = {name: one.calibration.to_json() for name, one in self.labels.items() if one.calibration is not None}
         if labels:
             return {"calibrations": labels}

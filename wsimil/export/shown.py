@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsimil.evaluation.calibration import Calibration
+from wsimil.evaluation.calibration import Calibration, frozen_calibrations
 from wsimil.export.scores import NOT_RECORDED, ScoreTable
 from wsimil.targets.base import log_odds
 
@@ -137,9 +136,8 @@ def _single(table: ScoreTable, of: str, raw: NDArray[np.float32]) -> Shown:
 
 def _calibration(table: ScoreTable, of: str) -> Calibration | None:
     """Of the model that made the table, or of one label; None where nothing was fitted, or where the table does not tell."""
-    stored, each = table.model.get("calibration"), table.model.get("calibrations")
-    found = each.get(of) if isinstance(each, Mapping) else stored
-    return Calibration.from_json(found) if isinstance(found, Mapping) else None
+    own, labels = frozen_calibrations(table.model)
+    return labels.get(of, own)
 
 
 def _is_softmax(rule: str) -> bool:

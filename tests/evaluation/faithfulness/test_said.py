@@ -19,6 +19,7 @@ AGE = Regression(columns=("age",), mean=(60.0,), scale=(10.0,))
         (Classification(classes=("a", "b", "c")), [0.0, 2.0, 1.0], 1, 1, np.exp(2) / (1 + np.exp(2) + np.exp(1))),
         (MultiLabel(columns=("er", "pr")), [1.0, 3.0], 1, 1, 1 / (1 + np.exp(-3))),
         (MultiLabel(columns=("er", "pr")), [-1.0, -3.0], 0, -1, 1 / (1 + np.exp(-1))),
+        (MultiLabel(columns=("er", "pr"), thresholds=(0.2, 0.5)), [-1.0, -3.0], 0, 1, 1 / (1 + np.exp(1))),
         (Ordinal(levels=("1", "2", "3")), [2.0, -1.0], 0, 1, 1 / (1 + np.exp(-2))),
         (Ordinal(levels=("1", "2", "3")), [-2.0, 4.0], 0, -1, 1 / (1 + np.exp(-2))),
         (Ordinal(levels=("1", "2", "3")), [3.0, 2.0], 1, 1, 1 / (1 + np.exp(-3)) / (1 + np.exp(-2))),

@@ -148,8 +148,8 @@ class MHIM(MILModel):
         self.official = config.compat == "official"
         self.takes_masking, self.mixes_instances = method.takes_masking, method.mixes_instances
         self.picks_instances = method.picks_instances
-        recycled = config.recycle is not None and config.recycle.at_inference
-        self.shows_each_alone = method.shows_each_alone and not recycled
+        self._adds_tokens = config.recycle is not None and config.recycle.at_inference
+        self.shows_each_alone = method.shows_each_alone and not self._adds_tokens
         self.embedding_parts = method.embedding_parts
         self.without_gradient = frozenset(f"student.method.{name}" for name in method.without_gradient)
         self._recycled: list[Tensor] = []
@@ -201,7 +201,7 @@ class MHIM(MILModel):
 
     def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions | None:
         """See `MILModel.split`: the student's, unless tokens are added to the bag."""
-        if self.options.recycle is not None and self.options.recycle.at_inference:
+        if self._adds_tokens:
             return None
         return self.student.method.split(h, bags, step)
 
@@ -234,13 +234,13 @@ class MHIM(MILModel):
 
     def alone(self, h: Float[Tensor, "T L"]) -> Float[Tensor, "T C"] | None:
         """See `MILModel.alone`: the student's, unless tokens are added to the bag."""
-        if self.options.recycle is not None and self.options.recycle.at_inference:
+        if self._adds_tokens:
             return None
         return self.student.method.alone(h)
 
     def left_out(self, h: Float[Tensor, "T L"], bags: BagBatch) -> LeftOut | None:
         """See `MILModel.left_out`: the student's; tokens that are added to a bag change with each of its instances."""
-        if self.options.recycle is not None and self.options.recycle.at_inference:
+        if self._adds_tokens:
             return None
         return self.student.method.left_out(h, bags)
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from wsimil.cohort import read_cohort
 from wsimil.errors import ConfigError, ModelError, StoreError
-from wsimil.evaluation.calibration import Calibration
+from wsimil.evaluation.calibration import frozen_calibrations
 from wsimil.evaluation.decision import Decision, load_decision
 from wsimil.evaluation.table import Row, read_table
 from wsimil.export.scores import ScoreTable, read_scores
@@ -163,15 +163,9 @@ def _rule(task: Task, model: ModelFacts, run: Path | None) -> AnswerRule:
         decision = load_decision(run) or Decision(model=model.digest)
         labels = {name: one.calibration for name, one in decision.labels.items() if one.calibration is not None}
         return AnswerRule(task=task, calibration=decision.calibration, labels=labels)
-    stored, each = model.training.get("calibration"), model.training.get("calibrations")
     try:
-        return AnswerRule(
-            task=task,
-            calibration=Calibration.from_json(stored) if isinstance(stored, Mapping) else None,
-            labels={name: Calibration.from_json(one) for name, one in each.items() if isinstance(one, Mapping)}
-            if isinstance(each, Mapping)
-            else {},
-        )
+        own, labels = frozen_calibrations(model.training)
+        return AnswerRule(task=task, calibration=own, labels=labels)
     except (TypeError, KeyError, ValueError) as error:
         raise ModelError(f"predictions.json: training.calibration is none ({error}); predict again") from error
 
