@@ -88,7 +88,7 @@ def make_prediction() -> MakePrediction:
         attention /= attention.sum()
         parts = rng.normal(size=(len(grid), len(classes))).astype(np.float32) * attention[:, None]
         if tumor is not None:
-            parts[:, -1] = tumor
+            parts[:, :-1], parts[:, -1] = 0, tumor
         bias = rng.normal(size=len(classes))
         logits = parts.astype(np.float64).sum(axis=0) + bias
         odds = np.exp(logits - logits.max())

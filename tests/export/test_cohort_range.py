@@ -10,16 +10,15 @@ from numpy.typing import NDArray
 
 from wsimil.export.cohort_range import CohortRange
 from wsimil.export.scores import ScoreTable, score_table
+from wsimil.export.shown import shown
 
 NAME = "contribution:tumor"
 
 
 def with_scores(table: ScoreTable, values: NDArray[np.float64]) -> ScoreTable:
-    """A table of as many tiles as there are values, which is what they add to the class that was answered, whichever that is."""
+    """A table of as many tiles as there are values, which is what they add to the one class, and take from the other."""
     scores = np.zeros((len(values), len(table.score_names)), np.float32)
-    for column, name in enumerate(table.score_names):
-        if name.startswith("contribution:"):
-            scores[:, column] = values
+    scores[:, table.score_names.index(NAME)] = values
     return dataclasses.replace(table, xy0=np.zeros((len(values), 2), np.int64), scores=scores)
 
 
@@ -69,19 +68,22 @@ def test_slides_that_show_another_class_share_the_range_of_the_kind(table: Score
     assert cohort.slides("attention") == 0
 
 
-def test_it_is_of_what_the_answers_rest_on_whichever_score_was_asked_for(table: ScoreTable) -> None:
+def test_it_is_of_what_the_answers_rest_on_whichever_score_was_asked_for(make_prediction) -> None:
+    table = score_table(make_prediction(n=9, classes=("normal", "tumor", "third")))
     scores = table.scores.copy()
     answered = f"contribution:{table.predicted}"
     other = next(name for name in table.score_names if name.startswith("contribution:") and name != answered)
     scores[:, table.score_names.index(answered)] = 2.0
     scores[:, table.score_names.index(other)] = 0.5
     found = dataclasses.replace(table, scores=scores)
+    ends = [float(np.abs(shown(found, name).values).max()) for name in (answered, other)]
+    assert ends[0] > ends[1] + 0.1
     for asked in (answered, other):
         cohort = CohortRange()
         cohort.add(found, asked)
-        assert cohort.span(other, "signed") == (-2.0, 2.0)
-    with pytest.raises(KeyError, match="contribution:third"):
-        cohort.add(found, "contribution:third")
+        assert cohort.span(other, "signed") == (-ends[0], ends[0])
+    with pytest.raises(KeyError, match="contribution:fourth"):
+        cohort.add(found, "contribution:fourth")
 
 
 def test_of_heads_all_are_counted(table: ScoreTable) -> None:

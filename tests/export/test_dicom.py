@@ -13,8 +13,10 @@ import pytest
 
 from tests.export.dicom_slides import dicom_errors, write_dicom_slide
 from wsimil.errors import SlideError
+from wsimil.evaluation.calibration import Calibration
 from wsimil.export.heatmap import display_range
 from wsimil.export.scores import ScoreTable, score_table
+from wsimil.export.shown import shown
 
 hd = pytest.importorskip("highdicom", reason="needs highdicom, which the extra 'dicom' brings")
 
@@ -71,50 +73,31 @@ def test_a_map_shares_the_study_and_the_geometry_of_the_image_near_64(make_predi
     assert series != {image.SeriesInstanceUID}
 
 
-def test_a_px_is_the_raw_score_of_the_tile_on_its_middle_and_nan_elsewhere(make_prediction, slide, tmp_path) -> None:
+def test_a_px_is_what_is_shown_of_the_tile_on_its_middle_and_nan_elsewhere(make_prediction, slide, tmp_path) -> None:
     table = _some(score_table(make_prediction(size0_px=SIZE, mpp=0.5, size_px=256)))
     write_parametric_maps(tmp_path / "maps", table, slide, now=NOW)
     for number, name in enumerate(table.score_names, start=1):
         matrix = hd.imread(tmp_path / "maps" / f"{number:02}.dcm").get_total_pixel_matrix(dtype=np.float64)
         there = np.full((48, 64), np.nan)
-        for (x, y), value in zip(table.xy0 // 64, table.score(name), strict=True):
+        for (x, y), value in zip(table.xy0 // 64, shown(table, name).values, strict=True):
             there[y : y + 4, x : x + 4] = value
         assert np.array_equal(matrix, there, equal_nan=True)
 
 
-def test_windows_end_where_the_colors_of_pictures_do_and_px_stay_raw(make_prediction, slide, tmp_path) -> None:
+def test_windows_end_where_the_colors_of_pictures_do(make_prediction, slide, tmp_path) -> None:
     table = _some(score_table(make_prediction(size0_px=SIZE)))
     spans = {"attention": (0.0, 3.0), "contribution:normal": (-2.5, 2.5)}
     write_parametric_maps(tmp_path / "maps", table, slide, now=NOW, spans=spans)
     for made, name in zip(_maps(tmp_path / "maps"), table.score_names, strict=True):
         window = made.SharedFunctionalGroupsSequence[0].FrameVOILUTSequence[0]
         low, high = (window.WindowCenter + half * window.WindowWidth / 2 for half in (-1, 1))
-        raw = table.score(name)
-        if name == "attention":  # shown as a multiple of even attention, stored as a share
-            share = float(np.nansum(raw, dtype=np.float64)) / np.count_nonzero(~np.isnan(raw))
-            assert (low, high) == (pytest.approx(0, abs=1e-9), pytest.approx(3 * share))
-        else:
-            assert (low, high) == pytest.approx(spans.get(name) or display_range(raw, "signed"))
+        values = shown(table, name).values
+        assert (low, high) == pytest.approx(spans.get(name) or display_range(values, "signed"))
         said = "one range for all slides" if name in spans else "this slide's own range"
         assert window.WindowCenterWidthExplanation == said
-        values = hd.imread(tmp_path / "maps" / f"{made.InstanceNumber:02}.dcm").get_total_pixel_matrix(dtype=np.float64)
-        assert np.nanmax(values) == np.nanmax(raw)
+        px = hd.imread(tmp_path / "maps" / f"{made.InstanceNumber:02}.dcm").get_total_pixel_matrix(dtype=np.float64)
+        assert np.nanmax(px) == np.nanmax(values)
         assert dicom_errors(tmp_path / "maps" / f"{made.InstanceNumber:02}.dcm") == []
-
-
-def test_where_raw_scores_do_not_tell_what_is_shown_the_window_is_the_slides_own(
-    make_prediction, slide, tmp_path
-) -> None:
-    table = score_table(make_prediction(size0_px=SIZE))
-    names = ("attention", "single:normal", "single:tumor")
-    table = dataclasses.replace(table, score_names=names, score_rules={})
-    write_parametric_maps(
-        tmp_path / "maps", table, slide, now=NOW, scores=("single:tumor",), spans={"single:tumor": (-9.0, 9.0)}
-    )
-    (made,) = _maps(tmp_path / "maps")
-    window = made.SharedFunctionalGroupsSequence[0].FrameVOILUTSequence[0]
-    assert window.WindowCenterWidthExplanation == "this slide's own range"
-    assert window.WindowWidth < 18
 
 
 def test_frames_without_a_scored_px_are_left_out_and_the_others_lie_where_they_belong(
@@ -147,9 +130,16 @@ def test_the_same_scores_give_the_same_bytes_and_ids_and_others_give_others(make
         write_parametric_maps(tmp_path / name, table, slide, now=NOW)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
-    write_parametric_maps(tmp_path / "c", dataclasses.replace(table, scores=table.scores * 2), slide, now=NOW)
-    uids = [made.SOPInstanceUID for name in ("a", "c") for made in _maps(tmp_path / name)]
-    assert len(set(uids)) == 6
+    temperature = Calibration(kind="temperature", classes=2, fitted_on="val", rows=9, temperature=2.0)
+    others = {
+        "c": {"scores": table.scores * 2},
+        "d": {"model": {**table.model, "calibration": temperature.to_json()}},  # shown as half of it
+        "e": {"logits": table.logits + 1},
+    }
+    for name, facts in others.items():
+        write_parametric_maps(tmp_path / name, dataclasses.replace(table, **facts), slide, now=NOW)
+    uids = [made.SOPInstanceUID for name in ("a", *others) for made in _maps(tmp_path / name)]
+    assert len(set(uids)) == 3 * 4
 
 
 def test_a_slide_that_is_no_dicom_or_another_one_is_refused(make_prediction, make_slide, slide, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_colors_end_at_the_range_of_all_slides_where_it_is_given(make_prediction
     )
     assert {element["rangeValues"][-1] for element in given["elements"]} == {7.5}
     assert {element["rangeValues"][-1] for element in own["elements"]} == {
-        display_range(table.score(name), "signed")[1]
+        display_range(shown(table, name).values, "signed")[1]
     }
     assert "one range for all slides" in given["description"]
     assert "this slide's own range" in own["description"]

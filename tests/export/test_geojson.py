@@ -16,6 +16,7 @@ from wsimil.errors import OutputError
 from wsimil.export.geojson import geojson_chunks, write_geojson
 from wsimil.export.qupath_script import write_script
 from wsimil.export.scores import ScoreTable, score_table
+from wsimil.export.shown import shown
 
 HOSTILE = '"}]<img src=x onerror=alert(1)> %s %d\n\u2028 100 %'
 
@@ -93,13 +94,15 @@ def test_the_bounds_offset_is_subtracted_by_default_and_told(make_prediction) ->
         assert slide["metadata"]["wsimil.origin"] == tree["wsimil"]["origin"]
 
 
-def test_measurements_are_relative_to_the_largest_and_say_so(make_prediction) -> None:
-    table = score_table(make_prediction(n=63))
+def test_measurements_are_what_pictures_show_relative_to_the_largest_and_say_so(make_prediction) -> None:
+    table = score_table(make_prediction(n=63, classes=("normal", "tumor", "other")))
     tiles = _objects(_parse(table), "tile")
     for name in table.score_names:
-        raw = table.score(name).astype(np.float64)
-        shown = [t["properties"]["measurements"][f"wsimil: {name.replace(':', ' ')} (relative to max)"] for t in tiles]
-        np.testing.assert_allclose(shown, raw / np.abs(raw).max(), rtol=5e-5)
+        values = shown(table, name).values.astype(np.float64)
+        found = [t["properties"]["measurements"][f"wsimil: {name.replace(':', ' ')} (relative to max)"] for t in tiles]
+        np.testing.assert_allclose(found, values / np.abs(values).max(), rtol=5e-5)
+        raw = table.score(name) / np.abs(table.score(name)).max()
+        assert np.allclose(found, raw, rtol=5e-5) == (name == "attention")
 
 
 def test_a_score_that_is_zero_everywhere_stays_zero(make_prediction) -> None:
@@ -131,7 +134,7 @@ def test_the_slide_itself_carries_its_probabilities(make_prediction) -> None:
 
 def test_top_tiles_are_the_highest_of_those_that_speak_for_the_class(make_prediction) -> None:
     table = score_table(make_prediction(n=63))
-    values = table.score("contribution:tumor")
+    values = table.score("contribution:tumor") - table.score("contribution:normal")
     tops = _objects(_parse(table, score="contribution:tumor", top=5), "annotation")[1:]
     assert [t["properties"]["metadata"]["wsimil.tile_id"] for t in tops] == [str(i) for i in np.argsort(-values)[:5]]
     assert tops[0]["properties"]["name"] == f"Top 1 tumor ({values.max():+.3g})"
@@ -146,8 +149,11 @@ def test_no_tile_that_speaks_against_is_among_the_top_whatever_the_signed_score(
     single = np.stack([np.linspace(3, 2, 63), np.linspace(0, 2.5, 63)], axis=1).astype(np.float32)
     names = (*(f"leave_one_out:{c}" for c in ("normal", "tumor")), *(f"single:{c}" for c in ("normal", "tumor")))
     scores = np.concatenate([np.linspace(-1, 1, 126, dtype=np.float32).reshape(63, 2), single], axis=1)
+    scores[:20, 1] -= 0.1
     table = dataclasses.replace(made, score_names=names, scores=scores)
-    for name, speaks in (("leave_one_out:tumor", scores[:, 1] > 0), ("single:tumor", single[:, 1] > single[:, 0])):
+    loses = scores[:, 1] > scores[:, 0]
+    assert 0 < loses.sum() < 63
+    for name, speaks in (("leave_one_out:tumor", loses), ("single:tumor", single[:, 1] > single[:, 0])):
         tops = _objects(_parse(table, score=name, top=63), "annotation")[1:]
         found = {int(one["properties"]["metadata"]["wsimil.tile_id"]) for one in tops}
         assert found == set(np.flatnonzero(speaks).tolist()), name

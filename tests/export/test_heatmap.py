@@ -102,14 +102,15 @@ def test_attention_is_shown_as_a_multiple_of_uniform_and_called_no_evidence(make
     assert "not evidence" in heatmap.label
 
 
-def test_contributions_are_shown_raw_signed_and_symmetric(make_prediction) -> None:
+def test_contributions_are_shown_as_those_to_log_odds_signed_and_symmetric(make_prediction) -> None:
     table = score_table(make_prediction(n=63))
     heatmap = raw_heatmap(table, "contribution:tumor")
-    assert np.array_equal(heatmap.values, table.score("contribution:tumor"))
+    for_tumor = table.score("contribution:tumor").astype(np.float64) - table.score("contribution:normal")
+    assert np.array_equal(heatmap.values, for_tumor.astype(np.float32))
     assert heatmap.kind == "signed"
     assert heatmap.range[1] == -heatmap.range[0] == np.percentile(np.abs(heatmap.values.astype(np.float64)), 99)
     assert "this slide" in heatmap.normalization
-    assert (heatmap.rule, heatmap.reading) == ("exact", "logits; 0 = adds nothing")
+    assert (heatmap.rule, heatmap.reading) == ("exact", "log-odds; 0 = adds nothing")
 
 
 def test_a_range_fixed_for_the_cohort_is_kept_and_named(make_prediction) -> None:
@@ -135,7 +136,7 @@ def test_a_range_is_never_empty(values: list[float]) -> None:
 def test_ranks_span_zero_to_one_and_equal_scores_share_one(make_prediction) -> None:
     table = score_table(make_prediction(n=5))
     scores = table.scores.copy()
-    scores[:, 2] = [3.0, -1.0, 3.0, np.nan, 9.0]
+    scores[:, 1], scores[:, 2] = 0, [3.0, -1.0, 3.0, np.nan, 9.0]
     ranks = rank_heatmap(dataclasses.replace(table, scores=scores), "contribution:tumor")
     np.testing.assert_allclose(ranks.values, [0.5, 0.0, 0.5, np.nan, 1.0])
     assert (ranks.range, ranks.kind) == ((0.0, 1.0), "sequential")

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import tifffile
 
+from wsimil.evaluation.calibration import Calibration
 from wsimil.export.ome_tiff import NAMESPACE, write_ome_tiff
 from wsimil.export.raster import area_mean, cells_of_tiles, cells_over, halved, point_mean
 from wsimil.export.scores import ScoreTable, score_table
+from wsimil.export.shown import shown
 
 HOSTILE = '"/><script>alert(1)</script>&\n\x00 %s 日本語'
 
@@ -24,14 +26,16 @@ def _with_holes(table: ScoreTable, share: float = 0.4) -> ScoreTable:
 
 
 @pytest.mark.parametrize("n", [1, 63, 1000])
-def test_channels_are_the_raw_scores_and_what_was_not_scored_is_nan(n: int, make_prediction, tmp_path: Path) -> None:
+def test_channels_are_what_pictures_show_and_what_was_not_scored_is_nan(
+    n: int, make_prediction, tmp_path: Path
+) -> None:
     table = _with_holes(score_table(make_prediction(n=n, mpp=0.2527, size_px=63, size0_px=(9000, 7000))))
     write_ome_tiff(tmp_path / "a.ome.tiff", table)
     image = tifffile.imread(tmp_path / "a.ome.tiff")
     assert image.dtype == np.float32
     column, row = np.rint(table.xy0 / table.stride0).astype(int).T
     for channel, name in enumerate(table.score_names):
-        assert np.array_equal(image[channel, row, column], table.score(name), equal_nan=True)
+        assert np.array_equal(image[channel, row, column], shown(table, name).values, equal_nan=True)
         assert np.isfinite(image[channel]).sum() == np.isfinite(table.score(name)).sum()
 
 
@@ -90,12 +94,18 @@ def test_the_same_table_gives_the_same_bytes_and_another_one_another_id(make_pre
     for name in ("a", "b"):
         write_ome_tiff(tmp_path / f"{name}.ome.tiff", table)
     assert (tmp_path / "a.ome.tiff").read_bytes() == (tmp_path / "b.ome.tiff").read_bytes()
-    write_ome_tiff(tmp_path / "c.ome.tiff", dataclasses.replace(table, scores=table.scores * 2))
-    ids = []
-    for name in ("a", "c"):
+    temperature = Calibration(kind="temperature", classes=2, fitted_on="val", rows=9, temperature=2.0)
+    others = {
+        "c": {"scores": table.scores * 2},
+        "d": {"model": {**table.model, "calibration": temperature.to_json()}},  # shown as half of it
+        "e": {"logits": table.logits + 1},
+    }
+    ids = set()
+    for name, facts in {"a": {}, **others}.items():
+        write_ome_tiff(tmp_path / f"{name}.ome.tiff", dataclasses.replace(table, **facts))
         with tifffile.TiffFile(tmp_path / f"{name}.ome.tiff") as file:
-            ids.append(ElementTree.fromstring(file.ome_metadata or "").attrib["UUID"])
-    assert ids[0] != ids[1]
+            ids.add(ElementTree.fromstring(file.ome_metadata or "").attrib["UUID"])
+    assert len(ids) == 4
 
 
 def test_one_score_can_be_asked_for_and_an_unknown_one_is_refused(make_prediction, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from wsimil.evaluation.calibration import Calibration
+from wsimil.evaluation.class_odds import score_of_odds
 from wsimil.export.scores import ScoreTable, score_table
 from wsimil.export.shown import effective_tiles_of, shown
 from wsimil.targets import MultiLabel, Regression, Survival, Task
@@ -51,6 +52,11 @@ def test_single_of_a_class_is_zero_where_the_tile_alone_would_be_as_likely_of_it
     )
 
 
+def steps_of_three() -> Calibration:
+    curve = ((0.0, 0.0), (1.0, 1.0))
+    return Calibration(kind="isotonic", classes=3, fitted_on="val", rows=9, curves=(curve, curve, curve))
+
+
 def as_calibrated(table: ScoreTable, **facts: object) -> ScoreTable:
     return dataclasses.replace(table, model={**table.model, **facts})
 
@@ -67,9 +73,7 @@ def test_single_of_a_class_has_its_zero_where_the_calibrated_answer_is_a_half(ta
 
 
 def test_single_beside_a_calibration_by_steps_says_that_it_is_before_it(table: ScoreTable) -> None:
-    curve = ((0.0, 0.0), (1.0, 1.0))
-    steps = Calibration(kind="isotonic", classes=3, fitted_on="val", rows=9, curves=(curve, curve, curve))
-    found = shown(as_calibrated(table, calibration=steps.to_json()), "single:tumor")
+    found = shown(as_calibrated(table, calibration=steps_of_three().to_json()), "single:tumor")
     assert np.array_equal(found.values, shown(table, "single:tumor").values)
     assert found.reading == "log-odds before calibration; 0 = a half"
 
@@ -81,8 +85,6 @@ def test_single_of_a_label_is_calibrated_as_that_label_is(table: ScoreTable) -> 
     raw = table.score("single:tumor")
     wanted = made.apply(np.stack([0 * raw, raw], axis=1).astype(np.float64))[:, 1]
     np.testing.assert_allclose(1 / (1 + np.exp(-found.values)), wanted, rtol=1e-5)
-    low, high = found.raw_range((float(found.values.min()), float(found.values.max())))
-    assert (low, high) == pytest.approx((raw.min(), raw.max()), rel=1e-5)
     other = shown(as_calibrated(labels, calibrations={"pr": made.to_json()}), "single:er")
     assert np.array_equal(other.values, raw)
 
@@ -91,6 +93,53 @@ def test_single_of_a_label_is_its_logit(table: ScoreTable) -> None:
     found = shown(asked(table, MultiLabel(columns=("er",), labels=("er",)), 2.0), "single:er")
     assert np.array_equal(found.values, table.score("single:tumor"))
     assert found.reading == "log-odds; 0 = as likely as not"
+
+
+@pytest.mark.parametrize("kind", ["contribution", "leave_one_out", "integrated_gradients", "gradient_x_input"])
+def test_what_a_tile_does_to_a_class_is_shown_of_its_log_odds_as_calibrated(kind: str, table: ScoreTable) -> None:
+    names = [f"{kind}:{name}" for name in table.task.outputs]
+    raw = np.stack([table.score(f"single:{name}") for name in table.task.outputs], axis=1)
+    made = dataclasses.replace(table, score_names=tuple(names), scores=raw, score_rules={})
+    steps = Calibration(
+        kind="bias_corrected", classes=3, fitted_on="val", rows=9, temperature=2.0, shifts=(1.0, -3.0, 2.0)
+    )
+    for one, calibration, unit in (
+        (made, None, "log-odds"),
+        (as_calibrated(made, calibration=steps.to_json()), steps, "log-odds"),
+        (as_calibrated(made, calibration=steps_of_three().to_json()), None, "log-odds before calibration"),
+    ):
+        for index, name in enumerate(names):
+            found = shown(one, name)
+            wanted = score_of_odds(kind, raw.astype(np.float64), made.logits, index, calibration)
+            assert np.array_equal(found.values, wanted.astype(np.float32))
+            assert (found.kind, found.reading.partition("; ")[0]) == ("signed", unit)
+
+
+def test_of_two_classes_what_speaks_for_one_speaks_as_much_against_the_other(make_prediction) -> None:
+    table = score_table(make_prediction(n=63))
+    tumor, normal = (shown(table, f"contribution:{name}").values for name in ("tumor", "normal"))
+    assert np.array_equal(tumor, -normal)
+    total = tumor.sum(dtype=np.float64) + table.bias[1] - table.bias[0]
+    assert 1 / (1 + np.exp(-total)) == pytest.approx(table.values[1], rel=1e-5)
+
+
+def test_contributions_to_one_class_alone_are_shown_as_parts_of_its_logit(table: ScoreTable) -> None:
+    one = dataclasses.replace(table, score_names=("contribution:tumor",), scores=table.scores[:, :1].copy())
+    found = shown(one, "contribution:tumor")
+    assert np.array_equal(found.values, table.scores[:, 0])
+    assert found.reading == "logits; 0 = adds nothing"
+
+
+def test_contributions_to_a_label_and_to_a_number_are_parts_of_its_own_logit(table: ScoreTable) -> None:
+    made = Calibration(kind="bias_corrected", classes=2, fitted_on="val", rows=9, temperature=2.0, shifts=(-0.5, 0.5))
+    age = Regression(columns=("age",)).fitted(["1", "2", "3"])
+    for task, scale, unit in ((MultiLabel(columns=("er",), labels=("er",)), 0.5, "log-odds"), (age, 1.0, "logits")):
+        one = asked(table, task, 2.0)
+        (output,) = task.outputs
+        one = dataclasses.replace(one, score_names=(f"contribution:{output}",))
+        found = shown(as_calibrated(one, calibrations={"er": made.to_json()}), f"contribution:{output}")
+        np.testing.assert_allclose(found.values, table.score("single:tumor") * scale, rtol=1e-6)
+        assert found.reading == f"{unit}; 0 = adds nothing"
 
 
 @pytest.mark.parametrize(
@@ -154,15 +203,3 @@ def test_several_heads_count_by_their_mean(table: ScoreTable) -> None:
         score_rules={"attention:1": "softmax over the bag", "attention:2": "softmax over the bag"},
     )
     assert effective_tiles_of(heads) == pytest.approx(2)
-
-
-def test_a_line_leads_from_raw_scores_to_what_is_shown_and_back(table: ScoreTable) -> None:
-    of_numbers = asked(table, Regression(columns=("age",)).fitted(["1", "2", "3"]), 2.0)
-    for one in (table, of_numbers, asked(table, MultiLabel(columns=("er",), labels=("er",)), 2.0)):
-        for name in one.score_names:
-            found, raw = shown(one, name), one.score(name).astype(np.float64)
-            ends = found.raw_range((float(found.values.min()), float(found.values.max())))
-            if name.startswith("single:") and one is table:  # of several classes: how likely one is hangs on the others
-                assert ends is None
-            else:
-                assert ends == pytest.approx((raw.min(), raw.max()), rel=1e-5, abs=1e-6), name

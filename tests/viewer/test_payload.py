@@ -50,8 +50,9 @@ def test_a_slides_numbers_are_the_tables(study: MadeStudy, serve: Serve) -> None
         assert case["tile"] == {"size0": table.size0, "stride0": table.stride0, "mpp": table.tile_mpp}
         xy0 = np.frombuffer(base64.b64decode(case["xy0"]), "<i4").reshape(-1, 2)
         np.testing.assert_array_equal(xy0, table.xy0)
-        for name in ("contribution:normal", "contribution:tumor"):
-            np.testing.assert_array_equal(floats(case["scores"][name]), table.score(name))
+        for_tumor = table.score("contribution:tumor").astype(np.float64) - table.score("contribution:normal")
+        for name, sign in (("contribution:normal", -1), ("contribution:tumor", 1)):
+            np.testing.assert_array_equal(floats(case["scores"][name]), (sign * for_tumor).astype(np.float32))
         share = table.score("attention").astype(np.float64)
         np.testing.assert_array_equal(
             floats(case["scores"]["attention"]), (share / share.sum() * len(table)).astype(np.float32)
@@ -60,7 +61,9 @@ def test_a_slides_numbers_are_the_tables(study: MadeStudy, serve: Serve) -> None
             assert case[name] == getattr(table, name).tolist()
         assert case["main_score"] == f"contribution:{table.predicted}"
         assert case["predicted"] == table.predicted
-        assert case["effective_tiles"]["attention"] == effective_tiles(table.score("attention"))
+        tiles = case["effective_tiles"]
+        assert tiles["attention"] == pytest.approx(effective_tiles(table.score("attention")), rel=1e-6)
+        assert tiles["contribution:tumor"] == pytest.approx(effective_tiles(np.abs(for_tumor).astype(np.float32)))
         np.testing.assert_array_equal(floats(case["whatif"]["attention"][0]), table.score("attention"))
         np.testing.assert_array_equal(floats(case["whatif"]["logit_parts"]["tumor"]), table.score("contribution:tumor"))
 
@@ -109,7 +112,9 @@ def test_the_list_says_what_is_known_of_every_slide(study: MadeStudy, serve: Ser
 
 def test_ranges_are_those_of_pictures_and_annotations(study: MadeStudy, serve: Serve, tmp_path: Path) -> None:
     scores = {one["name"]: one for one in serve(study.predictions).get("index.json").json()["scores"]}
-    answered = [np.abs(table.score(f"contribution:{table.predicted}")).astype(np.float64) for table in tables(study)]
+    answered = [
+        np.abs(table.score("contribution:tumor") - table.score("contribution:normal")) for table in tables(study)
+    ]
     high = float(np.quantile(np.concatenate(answered), 0.99, method="inverted_cdf"))
     assert scores["contribution:tumor"]["kind"] == "signed"
     assert scores["contribution:tumor"]["range"] == scores["contribution:normal"]["range"] == [-high, high]
@@ -137,7 +142,7 @@ def test_scores_that_are_not_shown_decide_no_range(study: MadeStudy, predictions
     found = open_study(predictions)
     scores = {one.name: one for one in found.cohort.scores}
     shown = [table for table in tables(study) if table.slide_id in ("s0", "s2")]
-    answered = [np.abs(table.score(f"contribution:{table.predicted}")).astype(np.float64) for table in shown]
+    answered = [np.abs(table.score("contribution:tumor") - table.score("contribution:normal")) for table in shown]
     high = float(np.quantile(np.concatenate(answered), 0.99, method="inverted_cdf"))
     assert scores["contribution:tumor"].range == (-high, high)
     assert "2 of 4 slides, whose scores can be shown" in scores["contribution:tumor"].normalization

@@ -2,8 +2,8 @@
 
 A map lies on the px of one image of the slide's own pyramid, that near 64 level-0 px, in the same study and frame of reference:
 viewers such as Slim draw it in place only so. Frames are TILED_SPARSE, and those without a scored px are left out; other px that
-are not scored are NaN. Px hold raw scores; the window ends where the colors of pictures do. DICOM PS3.3, A.75 (Parametric Map)
-and C.7.6.17.3. Written with highdicom, Bridge et al. 2022, doi:10.1007/s10278-022-00683-y.
+are not scored are NaN. Px hold what pictures show of a score; the window ends where their colors do. DICOM PS3.3, A.75
+(Parametric Map) and C.7.6.17.3. Written with highdicom, Bridge et al. 2022, doi:10.1007/s10278-022-00683-y.
 
 A map must name the patient of its study as the slide does, so name, id, birth date and sex are copied, and what else identifies
 the study; nothing else of the slide's header is. A table under a pseudonym therefore gets a map on a slide alone whose header
@@ -31,8 +31,9 @@ from wsimil.errors import ConfigError, SlideError
 from wsimil.export.heatmap import display_range
 from wsimil.export.raster import area_mean, point_mean
 from wsimil.export.scores import ScoreTable
-from wsimil.export.shown import shown
+from wsimil.export.shown import Shown, shown
 from wsimil.files import atomic_directory
+from wsimil.provenance import canonical_json
 from wsimil.pseudonyms import is_pseudonym
 from wsimil.slides.stored_tiles import NotDirectError
 
@@ -89,20 +90,20 @@ def write_parametric_maps(
 ) -> None:
     """Write a folder with one map for each of `scores` (all of the table if none is named), atomically.
 
-    Windows end where `spans` says of what is shown of a score, the same on every slide of a cohort, and at this slide's own
-    range where it says nothing, or where the raw score does not tell what is shown (single, of classes).
+    Values are those that `shown` makes of a score. Windows end where `spans` says of it, the same on every slide of a cohort, and
+    at this slide's own range where it says nothing.
     `slide` is a file of the DICOM series that was scored. Raises SlideError where it is none, or another slide, or has no image
     coarse enough; ConfigError where highdicom is not installed; KeyError where the table has no such score; OutputError.
     """
     _require_highdicom()
     names = scores or table.score_names
-    values = [table.score(name) for name in names]
+    values = [shown(table, name) for name in names]
     image, size_px = _image(table, slide)
     with atomic_directory(folder) as temporary:
         series = _uid(table, image, "")
-        for number, (name, raw) in enumerate(zip(names, values, strict=True), start=1):
-            window = _window(table, name, spans.get(name))
-            made = _map(table, name, raw, window, image, size_px, series=series, number=number, now=now)
+        for number, (name, one) in enumerate(zip(names, values, strict=True), start=1):
+            window = _window(one, spans.get(name))
+            made = _map(table, name, one, window, image, size_px, series=series, number=number, now=now)
             made.save_as(temporary / f"{number:02}.dcm", enforce_file_format=True)
 
 
@@ -162,18 +163,18 @@ def _image(table: ScoreTable, slide: Path) -> tuple[Dataset, tuple[int, int]]:
     return header, chosen.size_px
 
 
-def _on_image(table: ScoreTable, raw: NDArray[np.float32], size_px: tuple[int, int]) -> NDArray[np.float32]:
+def _on_image(table: ScoreTable, values: NDArray[np.float32], size_px: tuple[int, int]) -> NDArray[np.float32]:
     """float32 [h, w]: each px has the mean of the tiles on its middle, or of those on it where tiles are smaller than it."""
     scale = np.array(size_px) / np.array(table.slide_size0_px)
     side = table.size0 * scale
     mean = point_mean if side.min() >= 1 else area_mean
-    return mean(table.xy0 * scale, (float(side[0]), float(side[1])), raw, (size_px[1], size_px[0]))
+    return mean(table.xy0 * scale, (float(side[0]), float(side[1])), values, (size_px[1], size_px[0]))
 
 
 def _map(
     table: ScoreTable,
     name: str,
-    raw: NDArray[np.float32],
+    one: Shown,
     window: _Window,
     image: Dataset,
     size_px: tuple[int, int],
@@ -185,13 +186,13 @@ def _map(
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
-    scored = raw[~np.isnan(raw)]
-    frames, corners = _frames(_on_image(table, raw, size_px))
+    scored = one.values[~np.isnan(one.values)]
+    frames, corners = _frames(_on_image(table, one.values, size_px))
     if not corners:
         raise SlideError(f"slide {table.slide_id!r}: no tile has the score {name!r}, so there is no map of it")
     meaning = hd.pm.RealWorldValueMapping(
         lut_label="score",
-        lut_explanation=_text(name, 64),
+        lut_explanation=_text(f"{one.label} ({one.reading.partition('; ')[0] or 'score'})", 64),
         value_range=(float(scored.min()), float(scored.max())),
         slope=1.0,
         intercept=0.0,
@@ -300,28 +301,24 @@ def _measures(image: Dataset) -> PixelMeasuresSequence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Window:
-    """Which raw values a viewer shall show, and why these."""
+    """Which values a viewer shall show, and why these."""
 
     center: float
     width: float
     explanation: str
 
 
-def _window(table: ScoreTable, name: str, span: tuple[float, float] | None) -> _Window:
-    one = shown(table, name)
-    ends = one.raw_range(span or display_range(one.values, one.kind))
-    whose = "one range for all slides" if span is not None and ends is not None else "this slide's own range"
-    if ends is None:
-        raw = table.score(name)
-        ends = display_range(raw, "signed" if bool((raw < 0).any()) else "sequential")
-    low, high = ends
+def _window(one: Shown, span: tuple[float, float] | None) -> _Window:
+    low, high = span or display_range(one.values, one.kind)
+    whose = "this slide's own range" if span is None else "one range for all slides"
     return _Window(center=(low + high) / 2, width=high - low, explanation=whose)
 
 
 def _uid(table: ScoreTable, image: Dataset, name: str) -> str:
     """The same for the same scores of the same image, so that an archive that is given them again keeps one."""
-    digest = sha256(f"{image.SOPInstanceUID}\n{name}\n{__version__}\n".encode())
-    for array in (table.xy0, table.scores):
+    about = (image.SOPInstanceUID, name, __version__, canonical_json(dict(table.model)))
+    digest = sha256("\n".join(about).encode())
+    for array in (table.xy0, table.scores, table.logits):
         digest.update(np.ascontiguousarray(array).tobytes())
     return f"2.25.{uuid.UUID(bytes=digest.digest()[:16], version=5).int}"
 

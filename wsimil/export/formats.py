@@ -132,7 +132,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
                 name="ome-tiff",
                 folder="ome_tiff",
                 suffix=".ome.tiff",
-                about="raw scores as float32 image, for napari, Fiji and OMERO",
+                about="what maps show as float32 image, for napari, Fiji and OMERO",
                 write=_ome_tiff,
             ),
             Format(

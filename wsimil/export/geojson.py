@@ -48,8 +48,8 @@ def geojson_chunks(
 
     `origin` "bounds" counts from the top-left of the scanned part, as QuPath shows slides whose vendor declares one; "level0"
     from that of the whole frame. The top tiles are those highest in `score`, the table's main score by default; for a signed
-    score only tiles above 0, which speak for the class. A measurement is relative to the largest |score| of the slide: between
-    0 and 1 for attention, -1 and 1 for contributions; the raw numbers are in the score table.
+    score only tiles above 0, which speak for the class. A measurement is what `shown` makes of a score, over the largest size of
+    it on the slide: between 0 and 1 for attention, -1 and 1 for contributions; raw numbers are in the score table.
     Raises KeyError where the table has no such score, ValueError where `top` is negative.
     """
     if top < 0:
@@ -59,15 +59,14 @@ def geojson_chunks(
     offset = np.array(table.bounds0_px[:2] if origin == "bounds" else (0, 0), np.int64)
     xy = table.xy0 - offset
     chosen = score if score is not None else table.main_score if table.score_names else None
-    found = None if chosen is None else shown(table, chosen)
-    ranked = [] if found is None else _top(found, top)
+    top_features = [] if chosen is None else _top_features(table, xy, chosen, top)
     yield '{"type":"FeatureCollection",\n'
     yield f'"wsimil":{_json(_about(table, origin, offset))},\n"features":[\n'
     yield _json(_slide_feature(table, xy, _metadata(table, origin, offset)))
     for number, geometry in enumerate(_outlines(table.tissue, offset), start=1):
         yield ",\n" + _json(_tissue_feature(geometry, number, origin))
-    for rank, index in enumerate(ranked, start=1):
-        yield ",\n" + _json(_top_feature(table, xy[index], str(chosen), rank, index))
+    for feature in top_features:
+        yield ",\n" + _json(feature)
     yield from _tile_chunks(table, xy)
     yield "\n]}\n"
 
@@ -176,23 +175,26 @@ def _tissue_feature(geometry: Json, number: int, origin: Origin) -> dict[str, Js
     }
 
 
-def _top_feature(table: ScoreTable, xy: NDArray[np.int64], name: str, rank: int, index: int) -> dict[str, Json]:
+def _top_features(table: ScoreTable, xy: NDArray[np.int64], name: str, count: int) -> list[dict[str, Json]]:
     kind, _, of = name.partition(":")
-    value = float((shown(table, name).values if kind == "single" else table.score(name))[index])
-    number = f"{value:+.3g}" if kind == "contribution" else f"{value:.3g}"
-    return {
-        "type": "Feature",
-        "geometry": _rectangle(xy, xy + table.size0_px),
-        "properties": {
-            "objectType": "annotation",
-            "name": f"Top {rank} {of or kind} ({number})",
-            "classification": {"name": "wsimil: Top tile", "color": _TOP_COLOR},
-            "color": _TOP_COLOR,
-            "isLocked": True,
-            "measurements": {"wsimil: rank": rank},
-            "metadata": {"wsimil.score": name, "wsimil.tile_id": str(index)},
-        },
-    }
+    found = shown(table, name)
+    sign = "+" if found.kind == "signed" else ""
+    return [
+        {
+            "type": "Feature",
+            "geometry": _rectangle(xy[index], xy[index] + table.size0_px),
+            "properties": {
+                "objectType": "annotation",
+                "name": f"Top {rank} {of or kind} ({found.values[index]:{sign}.3g})",
+                "classification": {"name": "wsimil: Top tile", "color": _TOP_COLOR},
+                "color": _TOP_COLOR,
+                "isLocked": True,
+                "measurements": {"wsimil: rank": rank},
+                "metadata": {"wsimil.score": name, "wsimil.tile_id": str(index)},
+            },
+        }
+        for rank, index in enumerate(_top(found, count), start=1)
+    ]
 
 
 def _rectangle(low: NDArray[np.int64], high: NDArray[np.int64]) -> dict[str, Json]:
@@ -210,12 +212,13 @@ def _tile_chunks(table: ScoreTable, xy: NDArray[np.int64]) -> Iterator[str]:
         + ",".join(f"{name}:%s" for name in names)
         + "}}}"
     )
-    scale = [_largest(table.scores[:, k]) for k in range(len(names))]
+    values = [shown(table, name).values for name in table.score_names]
+    scale = [_largest(one) for one in values]
     for first in range(0, len(table), _BLOCK):
         part = slice(first, first + _BLOCK)
         x0, y0 = xy[part, 0].tolist(), xy[part, 1].tolist()
         x1, y1 = (xy[part, 0] + table.size0_px).tolist(), (xy[part, 1] + table.size0_px).tolist()
-        numbers = [_numbers(table.scores[part, k] / scale[k]) for k in range(len(names))]
+        numbers = [_numbers(one[part] / largest) for one, largest in zip(values, scale, strict=True)]
         rows = zip(x0, y0, x1, y0, x1, y1, x0, y1, x0, y0, *numbers, strict=True)
         yield "".join([template % row for row in rows])
 

@@ -79,9 +79,7 @@ def rank_heatmap(table: ScoreTable, name: str) -> Heatmap:
     middle = np.cumsum(counts) - (counts + 1) / 2
     ranks = np.full(len(found.values), np.nan, np.float32)
     ranks[scored] = middle[inverse] / max(1, len(scored) - 1) if len(scored) > 1 else 0.5
-    rank = Shown(
-        values=ranks, kind="sequential", label=f"rank of {found.label}", reading="0 lowest, 1 highest here", line=None
-    )
+    rank = Shown(values=ranks, kind="sequential", label=f"rank of {found.label}", reading="0 lowest, 1 highest here")
     return _heatmap(table, name, rank, (0.0, 1.0), "rank within this slide")
 
 

@@ -1,4 +1,4 @@
-"""Tile scores as OME-TIFF: one float32 channel for each raw score, for napari, Fiji, OMERO and Python.
+"""Tile scores as OME-TIFF: one float32 channel for what is shown of each score, for napari, Fiji, OMERO and Python.
 
 Cells are as large as the stride of the tiles (see `cells_over`) and NaN where no tile was scored. The levels of the pyramid are
 SubIFDs; a cell of a level is the mean of the scored area below it, and NaN only where nothing of it was scored. Level 0 is padded
@@ -9,7 +9,7 @@ doi:10.1186/gb-2005-6-5-r47.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from wsimil import __version__
 from wsimil.export.raster import Cells, cells_over, halved
 from wsimil.export.scores import ScoreTable
+from wsimil.export.shown import Shown, shown
 from wsimil.files import atomic_path
 from wsimil.geometry import Origin
-from wsimil.provenance import Json
+from wsimil.provenance import Json, canonical_json
 
 NAMESPACE = "wsimil/heatmap/1"
 
@@ -34,14 +35,16 @@ def write_ome_tiff(path: Path, table: ScoreTable, *, origin: Origin = "bounds", 
 
     The image begins at the top-left of the scanned part ("bounds"), as QuPath and Bio-Formats show slides whose vendor declares
     one, or at that of the whole frame ("level0"); a map annotation says which, and holds what is known of the slide.
-    Raises KeyError where the table has no such score, ValueError where it has none at all, OutputError.
+    Values are those that `shown` makes of a score. Raises KeyError where the table has no such score, ValueError where it has
+    none at all, OutputError.
     """
     from tifffile import TiffWriter  # takes longer to load than all else here
 
     names = scores or table.score_names
     if not names:
         raise ValueError(f"slide {table.slide_id!r} has no scores on its tiles, so there is nothing to draw")
-    values = [table.score(name) for name in names]
+    channels = {name: shown(table, name) for name in names}
+    values = [one.values for one in channels.values()]
     frame = table.bounds0_px if origin == "bounds" else (0, 0, *table.slide_size0_px)
     cells = cells_over(table, frame)
     levels = _levels(cells.shape)
@@ -64,7 +67,7 @@ def write_ome_tiff(path: Path, table: ScoreTable, *, origin: Origin = "bounds", 
                 resolution=(1e4 / (size_um * 2**level),) * 2,
                 resolutionunit="CENTIMETER",
                 software=f"wsimil {__version__}",
-                metadata=_metadata(table, names, cells, origin) if level == 0 else None,
+                metadata=_metadata(table, channels, cells, origin) if level == 0 else None,
                 subifds=levels - 1 if level == 0 else None,
                 subfiletype=1 if level else 0,
             )
@@ -93,7 +96,8 @@ def _tiles(
                 yield tile
 
 
-def _metadata(table: ScoreTable, names: tuple[str, ...], cells: Cells, origin: Origin) -> dict[str, object]:
+def _metadata(table: ScoreTable, channels: Mapping[str, Shown], cells: Cells, origin: Origin) -> dict[str, object]:
+    names = tuple(channels)
     size_um = table.mpp * cells.cell0
     facts: dict[str, Json] = {
         "slide": table.slide_id,
@@ -108,6 +112,7 @@ def _metadata(table: ScoreTable, names: tuple[str, ...], cells: Cells, origin: O
         "wsimil": __version__,
         "notice": "Research use only",
         **{f"rule.{name}": table.rule(name) for name in names},
+        **{f"shown.{name}": "; ".join(filter(None, (one.label, one.reading))) for name, one in channels.items()},
         **{f"model.{key}": value for key, value in table.model.items() if isinstance(value, str | int | float)},
     }
     return {
@@ -129,8 +134,9 @@ def _metadata(table: ScoreTable, names: tuple[str, ...], cells: Cells, origin: O
 
 def _identity(table: ScoreTable, names: tuple[str, ...], origin: Origin) -> uuid.UUID:
     """Of what is written; tifffile's own names the machine and the time."""
-    digest = sha256(repr((table.slide_id, table.bounds0_px, table.mpp, table.size0, names, origin)).encode())
-    for array in (table.xy0, table.scores, table.values):
+    about = (table.slide_id, table.bounds0_px, table.mpp, table.size0, names, origin, canonical_json(dict(table.model)))
+    digest = sha256(repr(about).encode())
+    for array in (table.xy0, table.scores, table.values, table.logits):
         digest.update(np.ascontiguousarray(array).tobytes())
     return uuid.UUID(bytes=digest.digest()[:16], version=5)
 

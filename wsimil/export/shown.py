@@ -1,4 +1,8 @@
-"""What a map shows of a score: its values, what they are called, in which unit, and what zero among them means."""
+"""What a map shows of a score: its values, what they are called, in which unit, and what zero among them means.
+
+Everything made for eyes takes its values from here: pictures, pages, annotations and maps for other viewers. Raw scores stand in
+`scores.parquet` and its CSV.
+"""
 
 from __future__ import annotations
 
@@ -9,60 +13,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsimil.evaluation.calibration import Calibration, frozen_calibrations
+from wsimil.evaluation.class_odds import score_of_odds
 from wsimil.export.scores import NOT_RECORDED, ScoreTable
-from wsimil.targets.base import log_odds
 
 Kind: TypeAlias = Literal["signed", "sequential"]
 
-_ODDS = "log-odds; 0 = as likely as not"
-_ODDS_BEFORE = "log-odds before calibration; 0 = a half"
 _LABELS = {
-    "contribution": ("contribution to {}", "0 = adds nothing"),
-    "leave_one_out": ("what {} loses without the tile", "0 = loses nothing"),
-    "integrated_gradients": ("integrated gradients of {}", "0 = as the mean tile"),
-    "gradient_x_input": ("gradient x input of {}", "0 = as the mean tile"),
+    "contribution": ("contribution to {}", "adds nothing"),
+    "single": ("{}, were the tile alone", "as likely as not"),
+    "leave_one_out": ("what {} loses without the tile", "loses nothing"),
+    "integrated_gradients": ("integrated gradients of {}", "as the mean tile"),
+    "gradient_x_input": ("gradient x input of {}", "as the mean tile"),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Shown:
-    """`values` float32 [N], NaN = not scored; `label` says what they are, `reading` the unit and what zero means.
-
-    `line` (slope > 0, shift) says that they are `slope * raw + shift` of this slide's raw score; None where they are not.
-    """
+    """`values` float32 [N], NaN = not scored; `label` says what they are, `reading` the unit and what zero means."""
 
     values: NDArray[np.float32]
     kind: Kind
     label: str
     reading: str
-    line: tuple[float, float] | None = (1.0, 0.0)
-
-    def raw_range(self, span: tuple[float, float]) -> tuple[float, float] | None:
-        """The raw scores of this slide that a range of values shown begins and ends at, where there are such."""
-        if self.line is None:
-            return None
-        slope, shift = self.line
-        return (span[0] - shift) / slope, (span[1] - shift) / slope
 
 
 def shown(table: ScoreTable, name: str) -> Shown:
-    """The raw score, but of two kinds a number beside it whose zero means the same on every slide.
+    """The raw score, but of some kinds a number that follows from it whose zero means the same on every slide.
 
-    Attention that is a softmax is shown as a multiple of what uniform attention gives. `single` is shown as the log-odds of
-    its output, were the tile all there is: of a class against the other classes, of a label or a level as it is, and 0 is as
-    likely as not; calibrated as answers are, but not by steps, which have no log-odds. The zero of a risk, a hazard or a
-    regressed value means nothing by itself: there it is shown less what the whole bag says. Raises KeyError where the table has
-    no such score.
+    Attention that is a softmax is shown as a multiple of what uniform attention gives. Scores of a class, a label or a level are
+    shown as what they say of its log-odds, see `class_odds`: of a class against the other classes, whose scores the table must
+    hold, too; calibrated as answers are, but not by steps, which have no log-odds. Those of a risk, a hazard or a regressed value
+    are shown as they are; `single`, whose zero means nothing there, less what the whole bag says. Raises KeyError where the
+    table has no such score, and of `single` where its task has no such output.
     """
     raw = table.score(name)
     kind, _, of = name.partition(":")
     if kind in _LABELS:
-        label, zero = _LABELS[kind]
-        return Shown(values=raw, kind="signed", label=label.format(of), reading=f"logits; {zero}")
+        return _of_output(table, kind, of, raw)
     if kind == "attention":
         return _attention(raw, of, table.rule(name))
-    if kind == "single":
-        return _single(table, of, raw)
     # The method's own logits have a zero on every slide, also where none of its tiles lies below.
     signed = kind == "score" or bool((raw < 0).any())
     return Shown(values=raw, kind="signed" if signed else "sequential", label=name, reading="")
@@ -99,39 +88,52 @@ def _attention(raw: NDArray[np.float32], head: str, rule: str) -> Shown:
             values=raw, kind="sequential", label=f"attention{of} (not evidence)", reading="weights as they are"
         )
     share = _share(raw)
-    tiles = np.count_nonzero(~np.isnan(share))
-    relative = share * tiles
-    line = (tiles / float(np.nansum(raw, dtype=np.float64)), 0.0)
+    relative = share * np.count_nonzero(~np.isnan(share))
     label = f"attention{of} (not evidence), uniform = 1"
     reading = "share of all attention x tiles"
-    return Shown(values=relative.astype(np.float32), kind="sequential", label=label, reading=reading, line=line)
+    return Shown(values=relative.astype(np.float32), kind="sequential", label=label, reading=reading)
 
 
-def _single(table: ScoreTable, of: str, raw: NDArray[np.float32]) -> Shown:
-    names = [f"single:{output}" for output in table.task.outputs]
-    index = table.task.outputs.index(of) if of in table.task.outputs else None
-    line: tuple[float, float] | None = (1.0, 0.0)
-    calibration = _calibration(table, of)
-    reading = _ODDS if calibration is None or calibration.temperature is not None else _ODDS_BEFORE
-    if table.task.kind in ("multilabel", "ordinal"):
-        values = raw
-        if calibration is not None and calibration.temperature is not None:
-            first, second = calibration.shifts or (0.0, 0.0)
-            line = (1 / calibration.temperature, second - first)
-            values = (raw * line[0] + line[1]).astype(np.float32)
-    elif table.task.kind == "classification" and index is not None and set(names) <= set(table.score_names):
-        logits = np.stack([table.score(name) for name in names], axis=1).astype(np.float64)
-        moved = None if calibration is None else calibration.moved(logits)
-        values, line = log_odds(logits if moved is None else moved, index).astype(np.float32), None
-    elif index is not None:
+def _of_output(table: ScoreTable, kind: str, of: str, raw: NDArray[np.float32]) -> Shown:
+    label, zero = _LABELS[kind]
+    values, unit = raw, "logits"
+    odds = _odds(table, kind, of)
+    if odds is not None:
+        values, calibrated = odds
+        unit = "log-odds" if calibrated else "log-odds before calibration"
+        if kind == "single" and not calibrated:
+            zero = "a half"
+    elif kind == "single":
         whole = "patient" if "patient" in table.model else "slide"
-        values = (raw - table.logits[index]).astype(np.float32)
-        reading, line = f"logits; 0 = as the whole {whole}", (1.0, -float(table.logits[index]))
+        values, zero = (raw - table.logits[_index(table, of)]).astype(np.float32), f"as the whole {whole}"
+    return Shown(values=values, kind="signed", label=label.format(of), reading=f"{unit}; 0 = {zero}")
+
+
+def _odds(table: ScoreTable, kind: str, of: str) -> tuple[NDArray[np.float32], bool] | None:
+    """What a score says of the log-odds of an output, and whether these are of the answer as it is given; None without odds."""
+    outputs = table.task.outputs
+    if of not in outputs:
+        return None
+    index, logits = outputs.index(of), table.logits
+    if table.task.kind in ("multilabel", "ordinal"):
+        # A sigmoid is the softmax of a logit beside 0.
+        own = table.score(f"{kind}:{of}").astype(np.float64)
+        scores, logits, index = np.stack([np.zeros_like(own), own], axis=1), np.array([0.0, logits[index]]), 1
+    elif table.task.kind == "classification" and {f"{kind}:{name}" for name in outputs} <= set(table.score_names):
+        scores = np.stack([table.score(f"{kind}:{name}") for name in outputs], axis=1).astype(np.float64)
     else:
+        return None
+    calibration = _calibration(table, of)
+    values = score_of_odds(kind, scores, logits, index, calibration).astype(np.float32)
+    return values, calibration is None or calibration.temperature is not None
+
+
+def _index(table: ScoreTable, of: str) -> int:
+    if of not in table.task.outputs:
         raise KeyError(
             f"slide {table.slide_id!r}: {of!r} is no output of its task, only {', '.join(table.task.outputs)}"
         )
-    return Shown(values=values, kind="signed", label=f"{of}, were the tile alone", reading=reading, line=line)
+    return table.task.outputs.index(of)
 
 
 def _calibration(table: ScoreTable, of: str) -> Calibration | None:

@@ -16,6 +16,7 @@ from wsimil.errors import ConfigError
 from wsimil.evaluation.metrics import auroc
 from wsimil.evaluation.truth import read_truth, tile_truth
 from wsimil.export.scores import read_scores
+from wsimil.export.shown import shown
 from wsimil.store import open_store
 from wsimil.testing.synthetic import SyntheticCohort, make_cohort
 
@@ -73,7 +74,7 @@ def _measure(cohort: SyntheticCohort, features: Path, predictions: Path, *, seco
     for slide in with_tumor:
         polygons = read_truth(cohort.truth_folder / f"{slide.slide_id}.geojson").polygons
         truth.append(tile_truth(store.read(slide.slide_id).grid, polygons) >= _TUMOR_SHARE)
-        contribution.append(tables[slide.slide_id].score("contribution:tumor"))
+        contribution.append(shown(tables[slide.slide_id], "contribution:tumor").values)
         attention.append(tables[slide.slide_id].score("attention"))
     is_tumor = np.concatenate(truth).astype(np.int64)
     return DemoResult(

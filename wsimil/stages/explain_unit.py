@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from wsimil.errors import FeatureError, ModelError
 from wsimil.evaluation.attribution import ScoreKind
+from wsimil.evaluation.attribution.answered import answered
 from wsimil.evaluation.attribution.scored import Scored
 from wsimil.evaluation.attribution.scoring import score
-from wsimil.evaluation.cases import Ints
+from wsimil.evaluation.cases import Floats, Ints
 from wsimil.evaluation.faithfulness.cohort import rank_correlation
 from wsimil.evaluation.faithfulness.flipping import FlipConfig
 from wsimil.evaluation.faithfulness.froc import alarms
@@ -60,6 +61,18 @@ class _Known:
     positive: NDArray[np.bool_]
     lesions: shapely.MultiPolygon
     size0: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Scores:
+    """The scores of each kind that a model gives one bag, and the `logits` [C] that it answers."""
+
+    of: Mapping[ScoreKind, Scored]
+    logits: Floats
+
+    def column(self, kind: ScoreKind, run: CheckedRun, output: int) -> Floats:
+        """The map [N] of one output."""
+        return column(self.of[kind], kind, run.trained.model, run.trained.task, output, logits=self.logits)
 
 
 class Judge:
@@ -102,7 +115,7 @@ class Judge:
             )
         rows: list[MapRow] = []
         curves: list[Curve] = []
-        scored: dict[str, dict[ScoreKind, Scored]] = {}
+        scored: dict[str, _Scores] = {}
         said: Said | None = None
         for run in self._runs:
             model = run.trained.model
@@ -162,7 +175,7 @@ class Judge:
             for other in self._runs
         )
 
-    def _scores(self, run: CheckedRun, bag: BagBatch) -> dict[ScoreKind, Scored]:
+    def _scores(self, run: CheckedRun, bag: BagBatch) -> _Scores:
         found: dict[ScoreKind, Scored] = {}
         for kind in self._kinds:
             try:
@@ -175,17 +188,19 @@ class Judge:
                 self._lacking.setdefault(f"{run.name}/{kind}/{bag.slide_ids[0]}", why)
                 continue
             found[kind] = one
-        return found
+        return _Scores(of=found, logits=_logits(run.trained.model, bag))
 
     def _score(self, model: MILModel, bag: BagBatch, kind: ScoreKind) -> Scored:
         return score(model, bag, kind, leave_one_out_tiles=self._config.leave_one_out_tiles)
 
-    def _flip(self, run: CheckedRun, bag: BagBatch, scored: dict[ScoreKind, Scored], unit: str) -> FlippedBag:
+    def _flip(self, run: CheckedRun, bag: BagBatch, scored: _Scores, unit: str) -> FlippedBag:
         trained = run.trained
         parts = SubBags(trained.model, bag, max_instances=self._config.max_instances)
-        logits = parts.logits([np.arange(len(parts))])
-        said = said_of(trained.task, trained.values(logits)[0], logits[0])
-        maps = [tile_map(one, kind, trained.model, trained.task, said) for kind, one in scored.items()]
+        said = said_of(trained.task, trained.values(scored.logits[None])[0], scored.logits)
+        maps = [
+            tile_map(one, kind, trained.model, trained.task, said, logits=scored.logits)
+            for kind, one in scored.of.items()
+        ]
         # Of the slide alone, so that what is judged beside it changes nothing.
         rng = np.random.default_rng([self._config.seed, crc32(unit.encode("utf-8", "surrogatepass"))])
         return flip(parts, maps, said, task=trained.task, values_of=trained.values, config=self._config, rng=rng)
@@ -196,15 +211,15 @@ class Judge:
         unit: str,
         bag: BagBatch,
         flipped: FlippedBag,
-        scored: dict[ScoreKind, Scored],
+        scored: _Scores,
         known: Sequence[_Known],
     ) -> list[MapRow]:
-        said, model = flipped.said, run.trained.model
+        said, random = flipped.said, self._of_random_weights(run, bag)
         rows = []
-        for (kind, one), own in zip(scored.items(), flipped.maps, strict=True):
+        for kind, own in zip(scored.of, flipped.maps, strict=True):
             labelled = None
             if known and self.truth is not None:
-                there = column(one, kind, model, run.trained.task, self.truth.index)
+                there = scored.column(kind, run, self.truth.index)
                 labelled = Labelled(
                     positive=np.concatenate([slide.positive for slide in known]),
                     scores=np.concatenate([there[slide.rows] for slide in known]),
@@ -224,31 +239,40 @@ class Judge:
                     most_first=own.most_first.strength,
                     least_first=own.least_first.strength,
                     random=flipped.random.strength.mean(axis=(0, 1)),
-                    numbers={**own.numbers, **self._against_random_weights(run, kind, one, bag, said)},
+                    numbers={**own.numbers, **self._against_random_weights(run, kind, scored, random, bag, said)},
                     labelled=labelled,
                 )
             )
         return rows
 
+    def _of_random_weights(self, run: CheckedRun, bag: BagBatch) -> list[tuple[MILModel, Floats]]:
+        """Models that never learned, and what each answers, logits [C]."""
+        seeds = range(self._config.seed, self._config.seed + self._config.inits)
+        drawn = [self._drawn(run.trained.model, run.trained.method, seed=seed) for seed in seeds]
+        return [(model, _logits(model, bag)) for model in drawn]
+
     def _against_random_weights(
-        self, run: CheckedRun, kind: ScoreKind, scored: Scored, bag: BagBatch, said: Said
+        self,
+        run: CheckedRun,
+        kind: ScoreKind,
+        scored: _Scores,
+        random: Sequence[tuple[MILModel, Floats]],
+        bag: BagBatch,
+        said: Said,
     ) -> dict[str, float]:
         """How much the map resembles those of models whose weights are random, mean over these."""
-        model, method, task = run.trained.model, run.trained.method, run.trained.task
-        own = column(scored, kind, model, task, said.output)
+        own = scored.column(kind, run, said.output)
         found = []
-        for init in range(self._config.inits):
-            fresh: MILModel = self._drawn(model, method, seed=self._config.seed + init)
-            other = column(self._score(fresh, bag, kind), kind, fresh, task, said.output)
-            found.append(rank_correlation(own, other))
+        for model, logits in random:
+            other = self._score(model, bag, kind)
+            there = column(other, kind, model, run.trained.task, said.output, logits=logits)
+            found.append(rank_correlation(own, there))
         known = [one for one in found if np.isfinite(one)]
         if not known:
             return {}
         return {"randomized": float(np.mean(known)), "randomized_size": float(np.mean(np.abs(known)))}
 
-    def _with_stability(
-        self, rows: list[MapRow], scored: dict[str, dict[ScoreKind, Scored]], said: Said, unit: str
-    ) -> list[MapRow]:
+    def _with_stability(self, rows: list[MapRow], scored: dict[str, _Scores], said: Said, unit: str) -> list[MapRow]:
         """The rows with the mean rank correlation between maps of two runs of one method, for what the first of them said."""
         held = self._held.units[unit]
         by_name = {run.name: run for run in self._runs}
@@ -257,11 +281,8 @@ class Judge:
             ours, theirs = by_name[first], by_name[second]
             if ours.method != theirs.method or not {first, second} & held:
                 continue
-            for kind in scored[first].keys() & scored[second].keys():
-                pair = [
-                    column(scored[run.name][kind], kind, run.trained.model, run.trained.task, said.output)
-                    for run in (ours, theirs)
-                ]
+            for kind in scored[first].of.keys() & scored[second].of.keys():
+                pair = [scored[run.name].column(kind, run, said.output) for run in (ours, theirs)]
                 found.setdefault((ours.method, kind), []).append(rank_correlation(*pair))
                 self._shared[0] += 1
                 self._shared[1] += {first, second} <= held
@@ -297,6 +318,11 @@ def write_curves(path: Path, curves: Sequence[Curve]) -> None:
         columns[name] = pa.array(np.concatenate([getattr(one.answers, name) for one in curves]))
     with atomic_path(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
+
+
+def _logits(model: MILModel, bag: BagBatch) -> Floats:
+    """What a model answers for one bag, [C]."""
+    return np.asarray(answered(model, bag).output.logits[0].double().cpu().numpy(), np.float64)
 
 
 def _curves(run: str, unit: str, flipped: FlippedBag) -> list[Curve]:

@@ -178,8 +178,9 @@ def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def log_odds(logits: NDArray[np.float64], index: int) -> NDArray[np.float64]:
-    """Of logits [n, C] the log-odds [n] of one class against all others, as a softmax has them."""
-    others = np.logaddexp.reduce(np.delete(logits, index, axis=1), axis=1)
+    """Of logits [n, C] the log-odds [n] of one class against all others, as a softmax has them; NaN where a logit is NaN."""
+    with np.errstate(invalid="ignore"):
+        others = np.logaddexp.reduce(np.delete(logits, index, axis=1), axis=1)
     return np.asarray(logits[:, index] - others, np.float64)
 
 

@@ -108,7 +108,8 @@ def test_curves_are_those_of_every_step_computed_by_itself(method: str) -> None:
             alone = pack([bag.features[rows]], xy0=[bag.xy0[rows]], slide_ids=["alone"])
             with torch.no_grad():
                 wanted = model(alone).logits.numpy()
-            assert curves.logit[step] == pytest.approx(wanted[0, said.output], rel=1e-8, abs=1e-9)
+            odds = wanted[0, said.output] - wanted[0, 1 - said.output]
+            assert curves.logit[step] == pytest.approx(odds, rel=1e-8, abs=1e-9)
             assert curves.uncalibrated[step] == pytest.approx(TASK.values(wanted)[0, said.output], rel=1e-8)
             assert curves.strength[step] == pytest.approx(calm(wanted)[0, said.output], rel=1e-8)
     numbers = found.maps[0].numbers

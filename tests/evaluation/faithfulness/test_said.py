@@ -36,7 +36,8 @@ def test_it_is_turned_so_that_more_is_more_of_the_same(
     said = said_of(task, task.values(row)[0], row[0])
     assert (said.output, said.sign, said.name) == (output, sign, task.outputs[output])
     assert said.strength(task, task.values(row)) == pytest.approx([strength])
-    assert said.logit(row) == pytest.approx([sign * logits[output]])
+    own = logits[output] - (np.logaddexp(*np.delete(logits, output)) if task.kind == "classification" else 0)
+    assert said.logit(task, row) == pytest.approx([sign * own])
     moved = row.copy()
     moved[0, output] += 0.1 * sign
     assert said.strength(task, task.values(moved))[0] > said.strength(task, task.values(row))[0]

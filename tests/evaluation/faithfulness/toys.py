@@ -64,7 +64,9 @@ def flipped(
     with torch.no_grad():
         split = model.contributions(bag)
     assert split is not None
-    own = split.values[:, said.output].double().numpy()
-    one = TileMap(score="made", values=values(own), total=float(own.sum()) + float(split.bias.detach()[said.output]))
+    for_it, against_it = said.output, 1 - said.output
+    own = (split.values[:, for_it] - split.values[:, against_it]).double().numpy()
+    rest = float((split.bias[for_it] - split.bias[against_it]).detach())
+    one = TileMap(score="made", values=values(own), total=float(own.sum()) + rest)
     rng = np.random.default_rng(seed)
     return flip(parts, [one], said, task=TASK, values_of=TASK.values, config=config, rng=rng)

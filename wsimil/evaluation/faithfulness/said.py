@@ -10,6 +10,7 @@ import numpy as np
 
 from wsimil.evaluation.cases import Floats
 from wsimil.targets import Classification, MultiLabel, Ordinal, Regression, Survival, Task
+from wsimil.targets.base import log_odds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +37,10 @@ class Said:
             high = 1 - high if self.measure == "probability" else -high
         return np.asarray(high, np.float64)
 
-    def logit(self, logits: Floats) -> Floats:
-        """The logit [n] of logits [n, C], turned so that higher is more of the same."""
+    def logit(self, task: Task, logits: Floats) -> Floats:
+        """The logit [n] of logits [n, C], turned so that higher is more of the same; of a class its log-odds."""
+        if isinstance(task, Classification):
+            return log_odds(logits, self.output)
         return np.asarray(self.sign * logits[:, self.output], np.float64)
 
 
@@ -47,7 +50,10 @@ READINGS = {"": "strength", "_uncalibrated": "uncalibrated", "_logit": "logit"}
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Answers:
-    """How strongly a model says the same, [...], as `Said` turns it: as it is shown, before calibration, and by its logit."""
+    """How strongly a model says the same, [...], as `Said` turns it: as it is shown, before calibration, and by its logit.
+
+    The logit of a class is that of its probability, its log-odds, before calibration.
+    """
 
     strength: Floats
     uncalibrated: Floats

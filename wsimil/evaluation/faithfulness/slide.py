@@ -31,7 +31,8 @@ FEWEST_TILES = 4
 class TileMap:
     """A score of each tile, [N], higher where it speaks for what was said.
 
-    `total`: what the scores sum to with the bias, turned alike, where the score claims that this is the logit. `rule` says how
+    `total`: what the scores sum to with the bias, turned alike, where the score claims that this is the logit, of a class its
+    log-odds. `rule` says how
     the score was computed.
     """
 
@@ -99,7 +100,7 @@ def flip(
     answers = Answers(
         strength=said.strength(task, values_of(logits)),
         uncalibrated=said.strength(task, task.values(logits)),
-        logit=said.logit(logits),
+        logit=said.logit(task, logits),
     )
     curves = answers.each(partial(asked.curves, count=len(random) + len(ordered)))
     tops = asked.tops(answers.strength, count=len(random) + len(ordered))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -97,6 +97,7 @@ def index_json(cohort: Cohort) -> dict[str, Json]:
 def case_json(index: int, table: ScoreTable, *, what_if: Mapping[str, Json]) -> dict[str, Json]:
     """A slide with its tiles, but for its picture and crops, which whoever has the slide adds."""
     names = list(table.score_names)
+    values = {name: shown(table, name).values for name in names}
     return {
         "index": index,
         "slide_id": table.slide_id,
@@ -106,14 +107,14 @@ def case_json(index: int, table: ScoreTable, *, what_if: Mapping[str, Json]) -> 
         "tile": {"size0": table.size0, "stride0": table.stride0, "mpp": table.tile_mpp},
         "tiling": table.tiling,
         "xy0": packed(table.xy0.astype("<i4")),
-        "scores": {name: packed(shown(table, name).values.astype("<f4")) for name in names},
+        "scores": {name: packed(one.astype("<f4")) for name, one in values.items()},
         "main_score": table.main_score if names and table.main_score in names else (names[0] if names else None),
         "values": numbers(table.values),
         "logits": numbers(table.logits),
         "bias": numbers(table.bias),
         "predicted": table.predicted,
         "effective_tiles": {
-            name: _finite(effective_tiles(np.abs(table.score(name)))) for name in _spread(table, names)
+            name: _finite(effective_tiles(np.abs(one))) for name, one in values.items() if np.nansum(np.abs(one)) > 0
         },
         "whatif": dict(what_if),
         "pyramid": None,
@@ -210,11 +211,6 @@ def _model(model: ModelFacts) -> dict[str, Json]:
         "encoder": str(encoder or ""),
     }
     return {name: text for name, text in facts.items() if text}
-
-
-def _spread(table: ScoreTable, names: Sequence[str]) -> list[str]:
-    """Scores whose amounts sum to something."""
-    return [name for name in names if np.nansum(np.abs(table.score(name))) > 0]
 
 
 def _entropy(shares: NDArray[np.float64]) -> float:
