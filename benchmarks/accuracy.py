@@ -25,6 +25,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from wsimil.export.scores import read_scores
+from wsimil.export.shown import shown
 
 
 def run(*command: str | Path) -> float:
@@ -56,10 +57,11 @@ def evaluate(predictions: Path, cohort: Path, positive: str) -> dict[str, float]
             if name not in table.score_names:
                 break
             truth = tile_truth(table.xy0, table.size0, np.load(cohort / "truth" / f"{row['slide_id']}.npz"))
+            values = shown(table, name).values
             pooled_truth.append(truth)
-            pooled_score.append(table.score(name))
+            pooled_score.append(values)
             if 0 < truth.sum() < len(truth):
-                each.append(roc_auc_score(truth, table.score(name)))
+                each.append(roc_auc_score(truth, values))
         if pooled_truth:
             key = name.partition(":")[0]
             result[f"tile_auroc_{key}_pooled"] = roc_auc_score(

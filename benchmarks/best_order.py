@@ -28,7 +28,7 @@ from wsimil.evaluation.attribution import default_kinds
 from wsimil.evaluation.attribution.scoring import score
 from wsimil.evaluation.cases import Floats, Ints
 from wsimil.evaluation.faithfulness.flipping import FlipConfig, aupc, dropped_counts, kept, most_important_first
-from wsimil.evaluation.faithfulness.maps import tile_map
+from wsimil.evaluation.faithfulness.maps import BagMaps
 from wsimil.evaluation.faithfulness.said import said_of
 from wsimil.evaluation.faithfulness.subbags import SubBags
 from wsimil.mil.batch import BagBatch, pack, shared
@@ -86,7 +86,8 @@ def both_of(trained: TrainedModel, batch: BagBatch) -> tuple[float, float]:
         return said.strength(trained.task, trained.task.values(parts.logits(asked)))
 
     kind = default_kinds(model)[0]
-    values = tile_map(score(model, batch, kind), kind, model, trained.task, said).values
+    maps = BagMaps(model=model, task=trained.task, logits=whole[0])
+    values = maps.tile_map(score(model, batch, kind), kind, said).values
     order = most_important_first(values, np.random.default_rng(0))
     least, most = (
         area(strength([kept(reading, dropped) for dropped in range(len(parts))])) for reading in (order[::-1], order)

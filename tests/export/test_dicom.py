@@ -95,6 +95,10 @@ def test_windows_end_where_the_colors_of_pictures_do(make_prediction, slide, tmp
         assert (low, high) == pytest.approx(spans.get(name) or display_range(values, "signed"))
         said = "one range for all slides" if name in spans else "this slide's own range"
         assert window.WindowCenterWidthExplanation == said
+        (meaning,) = made.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence
+        of = name.partition(":")[2]
+        wanted = f"log-odds: contribution to {of}" if of else "attention (not evidence), uniform = 1"
+        assert meaning.LUTExplanation == wanted
         px = hd.imread(tmp_path / "maps" / f"{made.InstanceNumber:02}.dcm").get_total_pixel_matrix(dtype=np.float64)
         assert np.nanmax(px) == np.nanmax(values)
         assert dicom_errors(tmp_path / "maps" / f"{made.InstanceNumber:02}.dcm") == []

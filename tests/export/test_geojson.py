@@ -101,6 +101,10 @@ def test_measurements_are_what_pictures_show_relative_to_the_largest_and_say_so(
         values = shown(table, name).values.astype(np.float64)
         found = [t["properties"]["measurements"][f"wsimil: {name.replace(':', ' ')} (relative to max)"] for t in tiles]
         np.testing.assert_allclose(found, values / np.abs(values).max(), rtol=5e-5)
+        said = _parse(table)["wsimil"]["scores"][f"wsimil: {name.replace(':', ' ')} (relative to max)"]
+        assert said == {
+            "shows": shown(table, name).label, "reading": shown(table, name).reading, "rule": table.rule(name)
+        }  # fmt: skip
         raw = table.score(name) / np.abs(table.score(name)).max()
         assert np.allclose(found, raw, rtol=5e-5) == (name == "attention")
 

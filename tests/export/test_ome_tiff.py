@@ -70,6 +70,7 @@ def test_ome_types_reads_sizes_units_channels_and_the_map_annotation(make_predic
     facts = {pair.k: pair.value for pair in note.value.ms}
     assert facts["origin_level0_px"] == "301,207"
     assert facts["nodata"] == "NaN"
+    assert facts["shown.contribution:tumor"] == "contribution to tumor; log-odds; 0 = adds nothing"
     assert (facts["level0_width"], facts["level0_height"]) == ("4000", "3000")
     assert facts["slide"] == HOSTILE.replace("\n", "\ufffd").replace("\x00", "\ufffd")
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from wsimil.errors import OutputError, StoreError
+from wsimil.evaluation.calibration import Calibration
 from wsimil.export.scores import ScoreTable, read_scores, score_table, write_scores
 
 
@@ -41,6 +42,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from wsimil.evaluation.prediction import Prediction
+from wsimil.evaluation.calibration import Calibration
 from wsimil.export.scores import write_scores
 from wsimil.targets import Classification
 from wsimil.testing.store_laws import make_bag
@@ -151,6 +153,9 @@ def test_a_foreign_parquet_file_is_refused(tmp_path: Path) -> None:
         read_scores(tmp_path / "s.parquet")
 
 
+CALIBRATION = Calibration(kind="temperature", classes=2, fitted_on="val", rows=9, temperature=2.0).to_json()
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -160,6 +165,13 @@ def test_a_foreign_parquet_file_is_refused(tmp_path: Path) -> None:
         (lambda h: h["scores"].append({"column": "ghost", "rule": "exact"}), "ghost"),
         (lambda h: h["scores"][0].pop("rule"), "rule"),
         (lambda h: h.update(slide=[]), "not whole"),
+        (lambda h: h["model"].update(calibration={"kind": "new"}), "not whole"),
+        (lambda h: h["model"].update(calibration=CALIBRATION | {"kind": "new"}), "update wsimil"),
+        (lambda h: h["model"].update(calibration=CALIBRATION | {"prior": 1}), "prior"),
+        (
+            lambda h: h["model"].update(calibration=CALIBRATION | {"classes": 3}),
+            "of 3 classes stands where there are 2",
+        ),
         (lambda h: h.update(tissue=[[[0, 1, 2]]]), "no mapping of rings"),
         (lambda h: h.update(tissue={"rings": [[3]], "steps": ""}), "not whole"),
         (lambda h: h.update(tissue={"rings": [[3]], "steps": b64encode(zlib.compress(bytes(8))).decode()}), "1 points"),

@@ -11,7 +11,7 @@ from wsimil.evaluation.calibration import Calibration
 from wsimil.evaluation.class_odds import score_of_odds
 from wsimil.export.scores import ScoreTable, score_table
 from wsimil.export.shown import effective_tiles_of, shown
-from wsimil.targets import MultiLabel, Regression, Survival, Task
+from wsimil.targets import MultiLabel, Ordinal, Regression, Survival, Task
 
 
 @pytest.fixture
@@ -173,9 +173,27 @@ def test_weights_that_are_no_softmax_are_shown_alike_on_every_slide_of_a_cohort(
     assert np.array_equal(second.values, table.score("attention"))
 
 
-def test_a_methods_own_logit_has_its_zero_also_where_all_tiles_lie_above(table: ScoreTable) -> None:
-    own = dataclasses.replace(table, score_names=("score:tumor",), scores=np.ones((63, 1), np.float32))
-    assert shown(own, "score:tumor").kind == "signed"
+def test_a_methods_own_score_of_a_class_is_shown_by_its_log_odds_before_calibration(table: ScoreTable) -> None:
+    logits = np.stack([table.score(f"single:{name}") for name in table.task.outputs], axis=1)
+    own = dataclasses.replace(table, score_names=tuple(f"score:{name}" for name in table.task.outputs), scores=logits)
+    twice = Calibration(kind="temperature", classes=3, fitted_on="val", rows=9, temperature=0.5)
+    found = [shown(one, "score:tumor") for one in (own, as_calibrated(own, calibration=twice.to_json()))]
+    for one in found:
+        assert np.array_equal(one.values, shown(table, "single:tumor").values)
+    assert found[0].reading == "log-odds; 0 = a half"
+    assert found[1].reading == "log-odds before calibration; 0 = a half"
+    alone = dataclasses.replace(table, score_names=("score:risk",), scores=np.ones((63, 1), np.float32))
+    assert (shown(alone, "score:risk").kind, shown(alone, "score:risk").values[0]) == ("signed", 1)
+
+
+def test_scores_of_a_level_are_log_odds_by_themselves(table: ScoreTable) -> None:
+    task = Ordinal(levels=("1", "2"))
+    one = asked(table, task, 2.0)
+    for kind, zero in (("single", "as likely as not"), ("contribution", "adds nothing")):
+        name = f"{kind}:{task.outputs[0]}"
+        found = shown(dataclasses.replace(one, score_names=(name,)), name)
+        assert np.array_equal(found.values, table.score("single:tumor"))
+        assert found.reading == f"log-odds; 0 = {zero}"
 
 
 def test_effective_tiles_are_of_softmax_attention_alone(table: ScoreTable) -> None:

@@ -19,10 +19,15 @@ from tests.stages.conftest import write_study
 from wsimil.cli import app
 from wsimil.config import load_config
 from wsimil.errors import CohortError, ConfigError
+from wsimil.evaluation.attribution.scoring import score
+from wsimil.evaluation.class_odds import score_of_odds
+from wsimil.evaluation.faithfulness.cohort import rank_correlation
 from wsimil.evaluation.faithfulness.flipping import FlipConfig
 from wsimil.evaluation.faithfulness.froc import tile_ranking
+from wsimil.evaluation.faithfulness.randomized import reinitialized
 from wsimil.evaluation.patient import predict_patient
 from wsimil.evaluation.truth import connected, read_truth, tile_truth
+from wsimil.mil.batch import pack
 from wsimil.mil.saved import load_model, save_model
 from wsimil.stages.explain_check import ExplainOptions, ExplainSummary, explain_check
 from wsimil.stages.train import train
@@ -198,6 +203,29 @@ def test_runs_of_one_method_are_judged_together_and_their_maps_compared(
     assert 0 < by_method["abmil"].estimates["stability"].value <= 1
     assert "stability" not in by_method["clam"].estimates
     assert any("pairs of maps that stability compares" in note for note in found.notes)
+
+
+def test_maps_of_several_classes_are_read_by_the_answers_of_their_own_models(made: Path, tmp_path: Path) -> None:
+    rows = (made / "cohort.csv").read_text(encoding="utf-8").splitlines()
+    third = [re.sub(r"(,p\d*[05]),[nt],", r"\1,o,", row) for row in rows]
+    assert len({row.split(",")[2] for row in third[1:]}) == 3
+    (tmp_path / "cohort.csv").write_text("\n".join(third) + "\n", encoding="utf-8")
+    given = {"split.folds": 3, "fit.epochs": 2, "decision.calibration": "none"}
+    run = run_train(made / "features", tmp_path / "cohort.csv", tmp_path / "run", **given)
+    found = check([run], made / "features", tmp_path / "out", scores=("contribution",))
+    store, trained = open_store(made / "features", mode="r"), load_model(run)
+    fresh = reinitialized(trained.model, trained.method, seed=QUICK.seed)
+    for row in found.tree["rows"]:
+        bag = store.read(row["unit"])
+        batch = pack([np.array(bag.features)], xy0=[bag.grid.xy0], slide_ids=[row["unit"]])
+        output = trained.task.outputs.index(row["said"])
+        maps = []
+        for model in (trained.model, fresh):
+            parts, z = score(model, batch, "contribution").values, model(batch).logits[0]
+            numbers = (one.detach().double().numpy() for one in (parts, z))
+            maps.append(score_of_odds("contribution", *numbers, output))
+        assert row["numbers"]["randomized"] == pytest.approx(rank_correlation(*maps), abs=1e-9)
+        assert row["numbers"]["completeness_gap"] < 1e-5
 
 
 def test_leaving_out_of_large_slides_is_judged_where_it_is_allowed(made: Path, tmp_path: Path) -> None:

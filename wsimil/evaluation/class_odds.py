@@ -39,7 +39,7 @@ def score_of_odds(
     if kind == "leave_one_out":
         return np.asarray(log_odds(whole, index) - log_odds(moved(logits - scores), index))
     temperature = None if calibration is None else calibration.temperature
-    return _tangent(scores / (temperature or 1.0), whole, index)
+    return _tangent(scores, whole, index) / (temperature or 1.0)
 
 
 def rest_of_odds(bias: NDArray[np.float64], logits: NDArray[np.float64], index: int) -> float:
@@ -50,5 +50,5 @@ def rest_of_odds(bias: NDArray[np.float64], logits: NDArray[np.float64], index: 
 
 
 def _tangent(parts: NDArray[np.float64], at: NDArray[np.float64], index: int) -> NDArray[np.float64]:
-    share = softmax(np.delete(at, index, axis=1))[0]
-    return np.asarray(parts[:, index] - np.delete(parts, index, axis=1) @ share)
+    slope = np.insert(-softmax(np.delete(at, index, axis=1))[0], index, 1.0)
+    return np.asarray(parts @ slope)

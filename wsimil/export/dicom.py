@@ -192,7 +192,9 @@ def _map(
         raise SlideError(f"slide {table.slide_id!r}: no tile has the score {name!r}, so there is no map of it")
     meaning = hd.pm.RealWorldValueMapping(
         lut_label="score",
-        lut_explanation=_text(f"{one.label} ({one.reading.partition('; ')[0] or 'score'})", 64),
+        lut_explanation=_text(
+            f"{one.reading.partition('; ')[0]}: {one.label}" if one.kind == "signed" else one.label, 64
+        ),
         value_range=(float(scored.min()), float(scored.max())),
         slope=1.0,
         intercept=0.0,

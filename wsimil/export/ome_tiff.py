@@ -9,7 +9,7 @@ doi:10.1186/gb-2005-6-5-r47.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from wsimil.files import atomic_path
 from wsimil.geometry import Origin
 from wsimil.provenance import Json, canonical_json
 
-NAMESPACE = "wsimil/heatmap/1"
+NAMESPACE = "wsimil/heatmap/2"
 
 _TILE = 256
 _BIG_BYTES = 2**31
@@ -43,8 +43,8 @@ def write_ome_tiff(path: Path, table: ScoreTable, *, origin: Origin = "bounds", 
     names = scores or table.score_names
     if not names:
         raise ValueError(f"slide {table.slide_id!r} has no scores on its tiles, so there is nothing to draw")
-    channels = {name: shown(table, name) for name in names}
-    values = [one.values for one in channels.values()]
+    channels = [shown(table, name) for name in names]
+    values = [one.values for one in channels]
     frame = table.bounds0_px if origin == "bounds" else (0, 0, *table.slide_size0_px)
     cells = cells_over(table, frame)
     levels = _levels(cells.shape)
@@ -67,7 +67,7 @@ def write_ome_tiff(path: Path, table: ScoreTable, *, origin: Origin = "bounds", 
                 resolution=(1e4 / (size_um * 2**level),) * 2,
                 resolutionunit="CENTIMETER",
                 software=f"wsimil {__version__}",
-                metadata=_metadata(table, channels, cells, origin) if level == 0 else None,
+                metadata=_metadata(table, names, channels, cells, origin) if level == 0 else None,
                 subifds=levels - 1 if level == 0 else None,
                 subfiletype=1 if level else 0,
             )
@@ -96,8 +96,9 @@ def _tiles(
                 yield tile
 
 
-def _metadata(table: ScoreTable, channels: Mapping[str, Shown], cells: Cells, origin: Origin) -> dict[str, object]:
-    names = tuple(channels)
+def _metadata(
+    table: ScoreTable, names: tuple[str, ...], channels: Sequence[Shown], cells: Cells, origin: Origin
+) -> dict[str, object]:
     size_um = table.mpp * cells.cell0
     facts: dict[str, Json] = {
         "slide": table.slide_id,
@@ -112,7 +113,10 @@ def _metadata(table: ScoreTable, channels: Mapping[str, Shown], cells: Cells, or
         "wsimil": __version__,
         "notice": "Research use only",
         **{f"rule.{name}": table.rule(name) for name in names},
-        **{f"shown.{name}": "; ".join(filter(None, (one.label, one.reading))) for name, one in channels.items()},
+        **{
+            f"shown.{name}": "; ".join(filter(None, (one.label, one.reading)))
+            for name, one in zip(names, channels, strict=True)
+        },
         **{f"model.{key}": value for key, value in table.model.items() if isinstance(value, str | int | float)},
     }
     return {

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from wsimil.errors import StoreError
+from wsimil.errors import ModelError, StoreError
+from wsimil.evaluation.calibration import frozen_calibrations
 from wsimil.evaluation.prediction import Prediction
 from wsimil.files import atomic_path
 from wsimil.provenance import Json, canonical_json
@@ -211,7 +212,7 @@ def read_scores(path: Path) -> ScoreTable:
         if header["schema"] not in (SCHEMA, _WITHOUT_RULES, _OF_CLASSES):
             raise StoreError(f"score table {path} has schema {header['schema']!r}, wanted {SCHEMA!r}; update wsimil")
         return _table(header, arrow)
-    except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, zlib.error, ModelError) as error:
         raise StoreError(
             f"score table {path} is not whole: {type(error).__name__}: {error}; make it anew with wsimil predict"
         ) from error
@@ -268,6 +269,8 @@ def _table(header: Mapping[str, Json], arrow: pa.Table) -> ScoreTable:
     xy0 = np.stack([arrow.column("x").to_numpy(), arrow.column("y").to_numpy()], axis=1)
     left, top, width, height = (int(value) for value in slide["bounds0_px"])  # type: ignore[union-attr,arg-type]
     full_width, full_height = (int(value) for value in slide["size0_px"])  # type: ignore[union-attr,arg-type]
+    task = Classification(classes=tuple(map(str, header["classes"]))) if old else from_json(header["task"])  # type: ignore[arg-type]
+    _refuse_calibrations(header["model"], task)  # type: ignore[arg-type]
     return ScoreTable(
         slide_id=str(slide["slide_id"]),
         slide_size0_px=(full_width, full_height),
@@ -281,13 +284,21 @@ def _table(header: Mapping[str, Json], arrow: pa.Table) -> ScoreTable:
         score_names=names,
         score_rules={str(column["column"]): _rule(column, header["schema"]) for column in scores},
         scores=np.stack(values, axis=1) if values else np.empty((len(xy0), 0), np.float32),
-        task=Classification(classes=tuple(map(str, header["classes"]))) if old else from_json(header["task"]),  # type: ignore[arg-type]
+        task=task,
         values=np.array(header["probabilities" if old else "values"], np.float64),
         logits=np.array(header["logits"], np.float64),
         bias=np.array(header["bias"], np.float64),
         model=MappingProxyType(header["model"]),  # type: ignore[arg-type]
         tissue=_tissue(header.get("tissue")),
     )
+
+
+def _refuse_calibrations(model: Mapping[str, Json], task: Task) -> None:
+    """Raises where those of the model cannot be read or are of another number of classes: maps are drawn by them."""
+    own, labels = frozen_calibrations(model)
+    for one, classes in ((own, len(task.outputs)), *((one, 2) for one in labels.values())):
+        if one is not None and one.classes != classes:
+            raise ValueError(f"a calibration of {one.classes} classes stands where there are {classes}")
 
 
 def _packed(tissue: Tissue) -> Json:

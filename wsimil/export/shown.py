@@ -24,6 +24,7 @@ _LABELS = {
     "leave_one_out": ("what {} loses without the tile", "loses nothing"),
     "integrated_gradients": ("integrated gradients of {}", "as the mean tile"),
     "gradient_x_input": ("gradient x input of {}", "as the mean tile"),
+    "score": ("{} by the method's own score", "a half"),
 }
 
 
@@ -42,9 +43,10 @@ def shown(table: ScoreTable, name: str) -> Shown:
 
     Attention that is a softmax is shown as a multiple of what uniform attention gives. Scores of a class, a label or a level are
     shown as what they say of its log-odds, see `class_odds`: of a class against the other classes, whose scores the table must
-    hold, too; calibrated as answers are, but not by steps, which have no log-odds. Those of a risk, a hazard or a regressed value
-    are shown as they are; `single`, whose zero means nothing there, less what the whole bag says. Raises KeyError where the
-    table has no such score, and of `single` where its task has no such output.
+    hold, too; calibrated as answers are, but not by steps, which have no log-odds, and not the method's own score of a tile, of
+    which no answer need be made. Those of a risk, a hazard or a regressed value are shown as they are; `single`, whose zero means
+    nothing there, less what the whole bag says. Raises KeyError where the table has no such score, and of `single` where its task
+    has no such output.
     """
     raw = table.score(name)
     kind, _, of = name.partition(":")
@@ -52,8 +54,7 @@ def shown(table: ScoreTable, name: str) -> Shown:
         return _of_output(table, kind, of, raw)
     if kind == "attention":
         return _attention(raw, of, table.rule(name))
-    # The method's own logits have a zero on every slide, also where none of its tiles lies below.
-    signed = kind == "score" or bool((raw < 0).any())
+    signed = bool((raw < 0).any())
     return Shown(values=raw, kind="signed" if signed else "sequential", label=name, reading="")
 
 
@@ -106,6 +107,8 @@ def _of_output(table: ScoreTable, kind: str, of: str, raw: NDArray[np.float32]) 
     elif kind == "single":
         whole = "patient" if "patient" in table.model else "slide"
         values, zero = (raw - table.logits[_index(table, of)]).astype(np.float32), f"as the whole {whole}"
+    elif kind == "score":
+        zero = "no meaning of its own"
     return Shown(values=values, kind="signed", label=label.format(of), reading=f"{unit}; 0 = {zero}")
 
 
@@ -124,6 +127,8 @@ def _odds(table: ScoreTable, kind: str, of: str) -> tuple[NDArray[np.float32], b
     else:
         return None
     calibration = _calibration(table, of)
+    if kind == "score":
+        return score_of_odds("single", scores, logits, index).astype(np.float32), calibration is None
     values = score_of_odds(kind, scores, logits, index, calibration).astype(np.float32)
     return values, calibration is None or calibration.temperature is not None
 

@@ -21,12 +21,13 @@ from wsimil.evaluation.attribution import ScoreKind
 from wsimil.evaluation.attribution.answered import answered
 from wsimil.evaluation.attribution.scored import Scored
 from wsimil.evaluation.attribution.scoring import score
+from wsimil.evaluation.calibration import frozen_calibrations
 from wsimil.evaluation.cases import Floats, Ints
 from wsimil.evaluation.faithfulness.cohort import rank_correlation
 from wsimil.evaluation.faithfulness.flipping import FlipConfig
 from wsimil.evaluation.faithfulness.froc import alarms
 from wsimil.evaluation.faithfulness.judged import Labelled, MapRow
-from wsimil.evaluation.faithfulness.maps import column, tile_map
+from wsimil.evaluation.faithfulness.maps import BagMaps
 from wsimil.evaluation.faithfulness.randomized import reinitialized
 from wsimil.evaluation.faithfulness.said import READINGS, Answers, Said, said_of
 from wsimil.evaluation.faithfulness.slide import FEWEST_TILES, FlippedBag, flip
@@ -65,14 +66,14 @@ class _Known:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Scores:
-    """The scores of each kind that a model gives one bag, and the `logits` [C] that it answers."""
+    """The scores of each kind that a model gives one bag, and how they become `maps`."""
 
     of: Mapping[ScoreKind, Scored]
-    logits: Floats
+    maps: BagMaps
 
-    def column(self, kind: ScoreKind, run: CheckedRun, output: int) -> Floats:
+    def column(self, kind: ScoreKind, output: int) -> Floats:
         """The map [N] of one output."""
-        return column(self.of[kind], kind, run.trained.model, run.trained.task, output, logits=self.logits)
+        return self.maps.column(self.of[kind], kind, output)
 
 
 class Judge:
@@ -188,7 +189,10 @@ class Judge:
                 self._lacking.setdefault(f"{run.name}/{kind}/{bag.slide_ids[0]}", why)
                 continue
             found[kind] = one
-        return _Scores(of=found, logits=_logits(run.trained.model, bag))
+        trained = run.trained
+        own, _ = frozen_calibrations(trained.calibration)
+        logits = _logits(trained.model, bag)
+        return _Scores(of=found, maps=BagMaps(model=trained.model, task=trained.task, logits=logits, calibration=own))
 
     def _score(self, model: MILModel, bag: BagBatch, kind: ScoreKind) -> Scored:
         return score(model, bag, kind, leave_one_out_tiles=self._config.leave_one_out_tiles)
@@ -196,11 +200,9 @@ class Judge:
     def _flip(self, run: CheckedRun, bag: BagBatch, scored: _Scores, unit: str) -> FlippedBag:
         trained = run.trained
         parts = SubBags(trained.model, bag, max_instances=self._config.max_instances)
-        said = said_of(trained.task, trained.values(scored.logits[None])[0], scored.logits)
-        maps = [
-            tile_map(one, kind, trained.model, trained.task, said, logits=scored.logits)
-            for kind, one in scored.of.items()
-        ]
+        logits = scored.maps.logits
+        said = said_of(trained.task, trained.values(logits[None])[0], logits)
+        maps = [scored.maps.tile_map(one, kind, said) for kind, one in scored.of.items()]
         # Of the slide alone, so that what is judged beside it changes nothing.
         rng = np.random.default_rng([self._config.seed, crc32(unit.encode("utf-8", "surrogatepass"))])
         return flip(parts, maps, said, task=trained.task, values_of=trained.values, config=self._config, rng=rng)
@@ -214,12 +216,12 @@ class Judge:
         scored: _Scores,
         known: Sequence[_Known],
     ) -> list[MapRow]:
-        said, random = flipped.said, self._of_random_weights(run, bag)
+        said, random = flipped.said, self._of_random_weights(run, scored.maps, bag)
         rows = []
         for kind, own in zip(scored.of, flipped.maps, strict=True):
             labelled = None
             if known and self.truth is not None:
-                there = scored.column(kind, run, self.truth.index)
+                there = scored.column(kind, self.truth.index)
                 labelled = Labelled(
                     positive=np.concatenate([slide.positive for slide in known]),
                     scores=np.concatenate([there[slide.rows] for slide in known]),
@@ -239,33 +241,26 @@ class Judge:
                     most_first=own.most_first.strength,
                     least_first=own.least_first.strength,
                     random=flipped.random.strength.mean(axis=(0, 1)),
-                    numbers={**own.numbers, **self._against_random_weights(run, kind, scored, random, bag, said)},
+                    numbers={**own.numbers, **self._against_random_weights(kind, scored, random, bag, said)},
                     labelled=labelled,
                 )
             )
         return rows
 
-    def _of_random_weights(self, run: CheckedRun, bag: BagBatch) -> list[tuple[MILModel, Floats]]:
-        """Models that never learned, and what each answers, logits [C]."""
+    def _of_random_weights(self, run: CheckedRun, maps: BagMaps, bag: BagBatch) -> list[BagMaps]:
+        """The maps of models that never learned."""
         seeds = range(self._config.seed, self._config.seed + self._config.inits)
         drawn = [self._drawn(run.trained.model, run.trained.method, seed=seed) for seed in seeds]
-        return [(model, _logits(model, bag)) for model in drawn]
+        return [replace(maps, model=model, logits=_logits(model, bag)) for model in drawn]
 
     def _against_random_weights(
-        self,
-        run: CheckedRun,
-        kind: ScoreKind,
-        scored: _Scores,
-        random: Sequence[tuple[MILModel, Floats]],
-        bag: BagBatch,
-        said: Said,
+        self, kind: ScoreKind, scored: _Scores, random: Sequence[BagMaps], bag: BagBatch, said: Said
     ) -> dict[str, float]:
         """How much the map resembles those of models whose weights are random, mean over these."""
-        own = scored.column(kind, run, said.output)
+        own = scored.column(kind, said.output)
         found = []
-        for model, logits in random:
-            other = self._score(model, bag, kind)
-            there = column(other, kind, model, run.trained.task, said.output, logits=logits)
+        for maps in random:
+            there = maps.column(self._score(maps.model, bag, kind), kind, said.output)
             found.append(rank_correlation(own, there))
         known = [one for one in found if np.isfinite(one)]
         if not known:
@@ -282,7 +277,7 @@ class Judge:
             if ours.method != theirs.method or not {first, second} & held:
                 continue
             for kind in scored[first].of.keys() & scored[second].of.keys():
-                pair = [scored[run.name].column(kind, run, said.output) for run in (ours, theirs)]
+                pair = [scored[name].column(kind, said.output) for name in (first, second)]
                 found.setdefault((ours.method, kind), []).append(rank_correlation(*pair))
                 self._shared[0] += 1
                 self._shared[1] += {first, second} <= held

@@ -32,8 +32,7 @@ class TileMap:
     """A score of each tile, [N], higher where it speaks for what was said.
 
     `total`: what the scores sum to with the bias, turned alike, where the score claims that this is the logit, of a class its
-    log-odds. `rule` says how
-    the score was computed.
+    log-odds. `rule` says how the score was computed.
     """
 
     score: str
@@ -51,7 +50,7 @@ class FlippedMap:
     `srg` less `random_srg`. The same with `_uncalibrated` behind of the answer before calibration, which is what papers measure,
     and with `_logit` of the logit. `whole` is the answer for all tiles, `top_0.05` that for
     that share alone, `without_top_0.05` for the others, and `random_0.05`, `without_random_0.05` for as many at random, mean over
-    orders. `completeness_gap` is |sum + bias - logit|, and `completeness_share` that over |logit|.
+    orders. `completeness_gap` is |sum + bias - logit|, and `completeness_share` that over |logit|; of a class, of its log-odds.
     """
 
     score: str
