@@ -58,6 +58,14 @@ def shown(table: ScoreTable, name: str) -> Shown:
     return Shown(values=raw, kind="signed" if signed else "sequential", label=name, reading="")
 
 
+def kind_of(table: ScoreTable, name: str) -> Kind:
+    """The kind of what is shown of a score, mostly without its values. Raises KeyError where the table has no such score."""
+    if name.partition(":")[0] in _LABELS:
+        table.score(name)  # refuses a name that is not there
+        return "signed"
+    return shown(table, name).kind
+
+
 def effective_tiles(attention: NDArray[np.float32]) -> float:
     """How many tiles share the attention: `1 / (a ** 2).sum()` with `a = attention / attention.sum()`, in [1, N].
 

@@ -11,7 +11,7 @@ from wsimil.export.cohort_range import CohortRange
 from wsimil.export.formats import FORMATS, HEATMAPS, Beside
 from wsimil.export.heatmap import Heatmap, rank_heatmap, raw_heatmap
 from wsimil.export.scores import ScoreTable, read_scores
-from wsimil.export.shown import shown
+from wsimil.export.shown import kind_of
 from wsimil.pseudonyms import Pseudonyms
 from wsimil.stages.export import thumbnail_of, write_formats
 from wsimil.stages.interrupt import interrupt
@@ -66,7 +66,7 @@ class Drawing:
 
     def overlay(self, table: ScoreTable, name: str) -> None:
         """The overlay of a slide, in the colors of the cohort's range."""
-        span = self.cohort.span(name, shown(table, name).kind)
+        span = self.cohort.span(name, kind_of(table, name))
         self._draw(table, raw_heatmap(table, name, cohort_range=span, slides=self.cohort.slides(name)))
 
     def shown_score(self, table: ScoreTable) -> str:

@@ -18,7 +18,7 @@ from wsimil.export.cohort_range import CohortRange
 from wsimil.export.formats import FORMATS, PICTURE, SEVERAL, WINDOWED, Beside, Format
 from wsimil.export.heatmap import Heatmap, rank_heatmap, raw_heatmap
 from wsimil.export.scores import ScoreTable, Tissue, read_scores
-from wsimil.export.shown import shown
+from wsimil.export.shown import kind_of
 from wsimil.export.span import RangeKind
 from wsimil.extraction.sources import SlideSource, clashes, list_sources
 from wsimil.files import check_writable, write_text
@@ -214,7 +214,7 @@ class _Ranges:
         if self.cohort is None:
             return {}
         known = [name for name in table.score_names if self.cohort.slides(name)]
-        return {name: self.cohort.span(name, shown(table, name).kind) for name in known}
+        return {name: self.cohort.span(name, kind_of(table, name)) for name in known}
 
 
 def _ranges(tables: Sequence[Path], options: ExportOptions) -> _Ranges:
@@ -235,7 +235,7 @@ def _heatmap(table: ScoreTable, options: ExportOptions, cohort: CohortRange | No
         return rank_heatmap(table, name)
     if cohort is None:
         return raw_heatmap(table, name)
-    return raw_heatmap(table, name, cohort_range=cohort.span(name, shown(table, name).kind), slides=cohort.slides(name))
+    return raw_heatmap(table, name, cohort_range=cohort.span(name, kind_of(table, name)), slides=cohort.slides(name))
 
 
 def _tables(predictions: Path) -> list[Path]:

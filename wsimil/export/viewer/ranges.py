@@ -11,7 +11,7 @@ import numpy as np
 from wsimil.export.cohort_range import CohortRange
 from wsimil.export.heatmap import DISPLAY_PERCENTILE
 from wsimil.export.scores import ScoreTable
-from wsimil.export.shown import Kind, Shown, shown
+from wsimil.export.shown import Kind, Shown, kind_of, shown
 
 T = TypeVar("T")
 MOST_SLIDES = 128
@@ -58,10 +58,9 @@ def cohort_scores(tables: Iterable[ScoreTable], *, slides: int) -> tuple[CohortS
         seen += 1
         cohort.add_each(table, table.score_names)
         for name in table.score_names:
-            one = shown(table, name)
-            first.setdefault(name, one)
-            rules.setdefault(name, table.rule(name))
-            signed |= {name} if one.kind == "signed" else set()
+            if name not in first:
+                first[name], rules[name] = shown(table, name), table.rule(name)
+            signed |= {name} if kind_of(table, name) == "signed" else set()
     some = "evenly spaced" if slides > MOST_SLIDES else "whose scores can be shown"
     of = f"all {seen} slides" if seen == slides else f"{seen} of {slides} slides, {some}"
     return tuple(_score(name, one, rules[name], name in signed, cohort, of) for name, one in first.items())
