@@ -217,7 +217,7 @@ def test_pictures_of_a_cohort_share_one_range_unless_another_is_asked_for(predic
         ends.add(main["elements"][0]["rangeValues"][-1])
     assert len(ends) == 1
     own = said(range="slide")
-    assert own["three"]["range"] == pytest.approx([10 * end for end in own["one"]["range"]])  # type: ignore[attr-defined]
+    assert own["three"]["range"] == pytest.approx([10 * end for end in own["one"]["range"]], rel=1e-5)  # type: ignore[attr-defined]
     assert said(range="rank")["one"]["range"] == [0, 1]
 
 

@@ -72,7 +72,7 @@ def test_all_overlays_of_a_run_share_one_range_and_say_so(place: Place) -> None:
         table = read_scores(place[2] / "scores" / f"{slide_id}.parquet")
         sizes.append(np.abs(shown(table, table.main_score).values))
         assert one["rule"] == "exact"
-        assert one["reading"] == "logits; 0 = adds nothing"
+        assert one["reading"] == "log-odds; 0 = adds nothing"
     end = float(np.quantile(np.concatenate(sizes), 0.99, method="inverted_cdf"))
     assert found["s2"]["range"] == [-end, end]
 

@@ -21,6 +21,7 @@ from tests.viewer.browser.made_page import (
     write_page,
 )
 from wsimil.export.scores import ScoreTable
+from wsimil.export.shown import shown
 from wsimil.export.viewer.built import Built
 
 BLUE, ORANGE = (0x21, 0x66, 0xAC), (0xE6, 0x61, 0x01)
@@ -67,15 +68,15 @@ def test_every_tile_has_the_color_of_its_score(plain: tuple[Look, ScoreTable]) -
     one, table = plain
     state = one.state()
     assert state["score"] == f"contribution:{table.predicted}"
-    values, heat = table.score(state["score"]), one.heat()
+    values, heat = shown(table, state["score"]).values, one.heat()
     for tile in np.flatnonzero(~np.isnan(values)):
-        shown = pixel(one, heat, *center(table, int(tile)))
+        found = pixel(one, heat, *center(table, int(tile)))
         wanted = color(float(values[tile]))
         # A table of 1024 steps over the range is off by half a step, less than one of 255 alphas.
-        assert abs(int(shown[3]) - wanted[3]) <= 1
+        assert abs(int(found[3]) - wanted[3]) <= 1
         # Canvas pixels hold colors times alpha, so colors of faint tiles come back coarse.
         if wanted[3] > 60:
-            np.testing.assert_allclose(shown[:3], wanted[:3], atol=3)
+            np.testing.assert_allclose(found[:3], wanted[:3], atol=3)
 
 
 def test_a_tile_without_a_score_does_not_look_like_one_with_a_low_score(plain: tuple[Look, ScoreTable]) -> None:
@@ -100,7 +101,7 @@ def test_a_tile_without_a_score_does_not_look_like_one_with_a_low_score(plain: t
 def test_overlapping_tiles_show_their_mean(built: Built, look: Open, tmp_path: Path, lattice: Lattice) -> None:
     table = drawn_table(lattice)
     one = look(write_page(tmp_path / "page.html", built, [table]))
-    values, heat = table.score(one.state()["score"]), one.heat()
+    values, heat = shown(table, one.state()["score"]).values, one.heat()
     scale = one.state()["placement"]["scale"]
     rng = np.random.default_rng(1)
     tried = 0
@@ -145,7 +146,7 @@ def test_pixels_of_the_slide_and_of_the_heat_have_the_same_edges(built: Built, l
     scores = np.zeros_like(drawn.scores)
     scores[:, 0] = 1 / len(drawn)
     tile = 5 * lattice.columns + 6
-    scores[tile, 1:] = RANGE
+    scores[tile, drawn.score_names.index(drawn.main_score)] = RANGE
     table = replace(drawn, scores=scores)
     left, top = table.xy0[tile].tolist()
     dark = (left, top, left + 253, top + 253)
@@ -188,7 +189,7 @@ def test_panning_moves_the_slide_and_the_heat(plain: tuple[Look, ScoreTable]) ->
 def test_a_threshold_hides_what_is_below_it_and_nothing_else(plain: tuple[Look, ScoreTable]) -> None:
     one, table = plain
     one.page.get_by_role("slider", name="Threshold").fill("50")
-    values, heat = table.score(one.state()["score"]), one.heat()
+    values, heat = shown(table, one.state()["score"]).values, one.heat()
     for tile in np.flatnonzero(~np.isnan(values)):
         size = abs(float(values[tile])) / RANGE
         alpha = int(pixel(one, heat, *center(table, int(tile)))[3])
@@ -205,7 +206,7 @@ def test_contours_run_along_the_tiles_within_which_a_share_of_the_range_is_reach
     assert one.state()["style"] == "contours"
     share = threshold / 100
     lines = [at for at in (share + (1 - share) * k / 4 for k in range(4)) if at > 0]
-    value = (table.score(one.state()["score"]) / np.float32(RANGE)).reshape(Lattice().rows, Lattice().columns)
+    value = (shown(table, one.state()["score"]).values / np.float32(RANGE)).reshape(Lattice().rows, Lattice().columns)
     size = np.nan_to_num(np.minimum(np.abs(value), 1))
     levels = np.pad((np.sign(np.nan_to_num(value)) * (size[..., None] >= lines).sum(axis=-1)).astype(int), 1)
     heat, tried = one.heat(), {True: 0, False: 0}
@@ -218,12 +219,12 @@ def test_contours_run_along_the_tiles_within_which_a_share_of_the_range_is_reach
             other = levels[row + 1 + down, column + 1 + right]
             x0, y0 = center(table, tile)
             x, y = one.place(x0 + right * table.size0 / 2, y0 + down * table.size0 / 2)
-            shown = heat[int(y - down), int(x - right)]
+            found = heat[int(y - down), int(x - right)]
             edge = other < own if own > 0 else other > own
             tried[bool(edge)] += 1
-            assert shown[3] == (255 if edge else 0)
+            assert found[3] == (255 if edge else 0)
             if edge:
-                np.testing.assert_allclose(shown[:3], ORANGE if own > 0 else BLUE, atol=1)
+                np.testing.assert_allclose(found[:3], ORANGE if own > 0 else BLUE, atol=1)
     assert min(tried.values()) > 10
     said = one.page.locator(".legend").inner_text()
     assert f"Lines around tiles from |score| {lines[0] * RANGE:.3g}" in said
@@ -251,7 +252,7 @@ def test_another_class_shows_other_colors(plain: tuple[Look, ScoreTable]) -> Non
     one.page.locator(".controls").get_by_role("button", name=other, exact=True).click()
     assert one.state()["score"] == f"contribution:{other}"
     assert not np.array_equal(one.heat(), before)
-    values = table.score(f"contribution:{other}")
+    values = shown(table, f"contribution:{other}").values
     tile = int(np.nanargmax(values))
     np.testing.assert_allclose(pixel(one, one.heat(), *center(table, tile))[:3], ORANGE, atol=3)
 
@@ -267,7 +268,7 @@ def test_attention_is_never_called_evidence(plain: tuple[Look, ScoreTable]) -> N
 
 def test_the_gallery_flies_to_the_tile(plain: tuple[Look, ScoreTable]) -> None:
     one, table = plain
-    values = table.score(one.state()["score"])
+    values = shown(table, one.state()["score"]).values
     one.tab("Tiles")
     wanted = np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")[:3]
     for number, tile in enumerate(wanted.tolist()):

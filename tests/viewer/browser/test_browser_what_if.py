@@ -14,6 +14,7 @@ from tests.viewer.browser.conftest import Look, Open
 from tests.viewer.browser.made_page import RULE, Lattice, drawn_index, drawn_table, write_page
 from wsimil.evaluation.calibration import Calibration
 from wsimil.export.scores import ScoreTable
+from wsimil.export.shown import shown
 from wsimil.export.viewer.answers import AnswerRule
 from wsimil.export.viewer.built import Built
 from wsimil.export.viewer.notes import notes_csv, notes_geojson, parse_notes
@@ -164,7 +165,7 @@ def test_every_way_to_answer_and_every_mix_of_heads_is_computed_as_python_does(
 def test_no_lasso_is_needed(plain: tuple[Look, ScoreTable]) -> None:
     """With keys alone: the tiles that speak most for the class."""
     one, table = plain
-    values = table.score(one.state()["score"])
+    values = shown(table, one.state()["score"]).values
     one.tab("What if")
     one.page.get_by_label("How many tiles").fill("7")
     one.page.get_by_role("button", name="most for").press("Enter")
