@@ -206,8 +206,8 @@ class StepContext:
         kind, bits = (torch.int8, 8) if drop * 2**8 % 1 == 0 else (torch.int16, 16)
         words = torch.empty(-(-count * bits // 64), dtype=torch.int64, device=self.generator.device)
         drawn = words.random_(-(2**63), None, generator=self.generator).view(kind)[:count]
-        # Numbers of one byte come out in a third of the time that bools take.
-        kept = torch.empty(count, dtype=torch.int8, device=drawn.device)
+        # Numbers of one byte come out in a third of the time that bools take, and where bytes were drawn, in their place.
+        kept = drawn if bits == 8 else torch.empty(count, dtype=torch.int8, device=drawn.device)
         torch.ge(drawn, round(drop * (1 << bits)) - (1 << bits - 1), out=kept)
         return kept.view(torch.bool).view(*shape).to(device)
 
