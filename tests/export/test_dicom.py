@@ -97,7 +97,11 @@ def test_windows_end_where_the_colors_of_pictures_do(make_prediction, slide, tmp
         assert window.WindowCenterWidthExplanation == said
         (meaning,) = made.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence
         of = name.partition(":")[2]
-        wanted = f"log-odds: contribution to {of}" if of else "attention (not evidence), uniform = 1"
+        wanted = (
+            f"log-odds: contribution to {of}"
+            if of
+            else "attention (not evidence), uniform = 1: share of all attention..."
+        )
         assert meaning.LUTExplanation == wanted
         px = hd.imread(tmp_path / "maps" / f"{made.InstanceNumber:02}.dcm").get_total_pixel_matrix(dtype=np.float64)
         assert np.nanmax(px) == np.nanmax(values)

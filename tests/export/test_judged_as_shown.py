@@ -46,7 +46,10 @@ def test_a_score_of_a_class_is_judged_as_it_is_shown(kind: ScoreKind, calibratio
     names = tuple(f"{kind}:{name}" for name in THREE)
     values = found.values.detach().numpy()
     facts = {} if calibration is None else {"calibration": calibration.to_json()}
-    table = dataclasses.replace(made, score_names=names, scores=values, score_rules={}, logits=logits, model=facts)
+    answer = TASK.values(logits[None])[0] if calibration is None else calibration.apply(logits[None])[0]
+    table = dataclasses.replace(
+        made, score_names=names, scores=values, score_rules={}, logits=logits, values=answer, model=facts
+    )
     maps = BagMaps(model=model, task=TASK, logits=logits, calibration=calibration)
     labels = BagMaps(model=model, task=MultiLabel(columns=THREE, labels=THREE), logits=logits)
     for output, name in enumerate(names):

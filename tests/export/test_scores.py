@@ -42,7 +42,6 @@ import sys
 from pathlib import Path
 import numpy as np
 from wsimil.evaluation.prediction import Prediction
-from wsimil.evaluation.calibration import Calibration
 from wsimil.export.scores import write_scores
 from wsimil.targets import Classification
 from wsimil.testing.store_laws import make_bag
@@ -166,6 +165,10 @@ CALIBRATION = Calibration(kind="temperature", classes=2, fitted_on="val", rows=9
         (lambda h: h["scores"][0].pop("rule"), "rule"),
         (lambda h: h.update(slide=[]), "not whole"),
         (lambda h: h["model"].update(calibration={"kind": "new"}), "not whole"),
+        (lambda h: h["model"].update(calibration="temperature"), "is a mapping of its facts, got 'temperature'"),
+        (lambda h: h["model"].update(calibrations=[CALIBRATION]), "are by label"),
+        (lambda h: h["model"].update(calibrations={"er": CALIBRATION | {"classes": 3}}), "of 3 classes"),
+        (lambda h: h["model"].update(calibration=CALIBRATION | {"fitted_on": "test"}), "the split 'test'"),
         (lambda h: h["model"].update(calibration=CALIBRATION | {"kind": "new"}), "update wsimil"),
         (lambda h: h["model"].update(calibration=CALIBRATION | {"prior": 1}), "prior"),
         (

@@ -27,11 +27,10 @@ def table(make_prediction) -> ScoreTable:
 def asked(table: ScoreTable, task: Task, logit: float) -> ScoreTable:
     """The table as if of a task of one output, of which the slide as a whole has this logit."""
     (output,) = task.outputs
-    answers = np.full(len(task.answers), 0.5)
     return dataclasses.replace(
         table,
         task=task,
-        values=answers,
+        values=task.values(np.array([[logit]]))[0],
         logits=np.array([logit]),
         bias=np.zeros(1),
         score_names=(f"single:{output}",),
@@ -57,8 +56,14 @@ def steps_of_three() -> Calibration:
     return Calibration(kind="isotonic", classes=3, fitted_on="val", rows=9, curves=(curve, curve, curve))
 
 
-def as_calibrated(table: ScoreTable, **facts: object) -> ScoreTable:
-    return dataclasses.replace(table, model={**table.model, **facts})
+def as_calibrated(table: ScoreTable, calibration: Calibration, label: str | None = None) -> ScoreTable:
+    """The table as if of a model with this calibration of its classes, or of one label."""
+    if label is not None:
+        facts, logits = {"calibrations": {label: calibration.to_json()}}, np.array([[0.0, table.logits[0]]])
+        values = calibration.apply(logits)[0, 1:] if label in table.task.outputs else table.values
+    else:
+        facts, values = {"calibration": calibration.to_json()}, calibration.apply(table.logits[None])[0]
+    return dataclasses.replace(table, model={**table.model, **facts}, values=values)
 
 
 def test_single_of_a_class_has_its_zero_where_the_calibrated_answer_is_a_half(table: ScoreTable) -> None:
@@ -66,14 +71,14 @@ def test_single_of_a_class_has_its_zero_where_the_calibrated_answer_is_a_half(ta
     made = Calibration(
         kind="bias_corrected", classes=3, fitted_on="val", rows=9, temperature=0.5, shifts=(4.0, -3.0, -1.0)
     )
-    found = shown(as_calibrated(table, calibration=made.to_json()), "single:tumor")
+    found = shown(as_calibrated(table, made), "single:tumor")
     np.testing.assert_allclose(1 / (1 + np.exp(-found.values)), made.apply(logits)[:, 1], rtol=1e-4)
     assert found.reading == "log-odds; 0 = as likely as not"
     assert (found.values > 0).mean() < 0.1 < (shown(table, "single:tumor").values > 0).mean()
 
 
 def test_single_beside_a_calibration_by_steps_says_that_it_is_before_it(table: ScoreTable) -> None:
-    found = shown(as_calibrated(table, calibration=steps_of_three().to_json()), "single:tumor")
+    found = shown(as_calibrated(table, steps_of_three()), "single:tumor")
     assert np.array_equal(found.values, shown(table, "single:tumor").values)
     assert found.reading == "log-odds before calibration; 0 = a half"
 
@@ -81,12 +86,29 @@ def test_single_beside_a_calibration_by_steps_says_that_it_is_before_it(table: S
 def test_single_of_a_label_is_calibrated_as_that_label_is(table: ScoreTable) -> None:
     made = Calibration(kind="bias_corrected", classes=2, fitted_on="val", rows=9, temperature=2.0, shifts=(-0.5, 0.5))
     labels = asked(table, MultiLabel(columns=("er",), labels=("er",)), 2.0)
-    found = shown(as_calibrated(labels, calibrations={"er": made.to_json()}), "single:er")
+    found = shown(as_calibrated(labels, made, "er"), "single:er")
     raw = table.score("single:tumor")
     wanted = made.apply(np.stack([0 * raw, raw], axis=1).astype(np.float64))[:, 1]
     np.testing.assert_allclose(1 / (1 + np.exp(-found.values)), wanted, rtol=1e-5)
-    other = shown(as_calibrated(labels, calibrations={"pr": made.to_json()}), "single:er")
+    other = shown(as_calibrated(labels, made, "pr"), "single:er")
     assert np.array_equal(other.values, raw)
+
+
+@pytest.mark.parametrize("recorded", ["none", "another"])
+def test_an_answer_that_is_not_of_what_the_table_tells_is_not_said_to_be(recorded: str, table: ScoreTable) -> None:
+    """As of tables that were written before they told the calibration of their model."""
+    made = Calibration(
+        kind="bias_corrected", classes=3, fitted_on="val", rows=9, temperature=2.0, shifts=(1.5, -1.5, 0.0)
+    )
+    values = made.apply(table.logits[None])[0]
+    other = Calibration(kind="temperature", classes=3, fitted_on="val", rows=9, temperature=50.0)
+    facts = {} if recorded == "none" else {"calibration": other.to_json()}
+    untold = dataclasses.replace(table, values=values, model={**table.model, **facts})
+    for kind, zero in (("single", "a half"), ("contribution", "adds nothing")):
+        found, plain = shown(untold, f"{kind}:tumor"), shown(table, f"{kind}:tumor")
+        assert found.reading == f"log-odds before calibration; 0 = {zero}"
+        assert np.array_equal(found.values, plain.values)
+        assert plain.reading.startswith("log-odds; ")
 
 
 def test_single_of_a_label_is_its_logit(table: ScoreTable) -> None:
@@ -105,8 +127,8 @@ def test_what_a_tile_does_to_a_class_is_shown_of_its_log_odds_as_calibrated(kind
     )
     for one, calibration, unit in (
         (made, None, "log-odds"),
-        (as_calibrated(made, calibration=steps.to_json()), steps, "log-odds"),
-        (as_calibrated(made, calibration=steps_of_three().to_json()), None, "log-odds before calibration"),
+        (as_calibrated(made, steps), steps, "log-odds"),
+        (as_calibrated(made, steps_of_three()), None, "log-odds before calibration"),
     ):
         for index, name in enumerate(names):
             found = shown(one, name)
@@ -137,7 +159,7 @@ def test_contributions_to_a_label_and_to_a_number_are_parts_of_its_own_logit(tab
         one = asked(table, task, 2.0)
         (output,) = task.outputs
         one = dataclasses.replace(one, score_names=(f"contribution:{output}",))
-        found = shown(as_calibrated(one, calibrations={"er": made.to_json()}), f"contribution:{output}")
+        found = shown(as_calibrated(one, made, "er"), f"contribution:{output}")
         np.testing.assert_allclose(found.values, table.score("single:tumor") * scale, rtol=1e-6)
         assert found.reading == f"{unit}; 0 = adds nothing"
 
@@ -149,7 +171,7 @@ def test_single_of_a_number_is_zero_where_the_tile_says_what_the_slide_says(task
     (output,) = task.outputs
     found = shown(asked(table, task, 2.0), f"single:{output}")
     np.testing.assert_allclose(found.values, table.score("single:tumor") - 2)
-    assert found.reading == "logits; 0 = as the whole slide"
+    assert found.reading == "logits less the slide's; 0 = as the whole slide"
 
 
 def test_attention_with_negative_weights_is_shown_as_it_is_and_not_as_a_share_nor_as_evidence(
@@ -177,13 +199,14 @@ def test_a_methods_own_score_of_a_class_is_shown_by_its_log_odds_before_calibrat
     logits = np.stack([table.score(f"single:{name}") for name in table.task.outputs], axis=1)
     own = dataclasses.replace(table, score_names=tuple(f"score:{name}" for name in table.task.outputs), scores=logits)
     twice = Calibration(kind="temperature", classes=3, fitted_on="val", rows=9, temperature=0.5)
-    found = [shown(one, "score:tumor") for one in (own, as_calibrated(own, calibration=twice.to_json()))]
+    found = [shown(one, "score:tumor") for one in (own, as_calibrated(own, twice))]
     for one in found:
         assert np.array_equal(one.values, shown(table, "single:tumor").values)
     assert found[0].reading == "log-odds; 0 = a half"
     assert found[1].reading == "log-odds before calibration; 0 = a half"
     alone = dataclasses.replace(table, score_names=("score:risk",), scores=np.ones((63, 1), np.float32))
     assert (shown(alone, "score:risk").kind, shown(alone, "score:risk").values[0]) == ("signed", 1)
+    assert shown(alone, "score:risk").reading == "logits; 0 = no meaning of its own"
 
 
 def test_scores_of_a_level_are_log_odds_by_themselves(table: ScoreTable) -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from wsimil.cli import app
 from wsimil.config import load_config
 from wsimil.errors import CohortError, ConfigError
 from wsimil.evaluation.attribution.scoring import score
+from wsimil.evaluation.calibration import Calibration
 from wsimil.evaluation.class_odds import score_of_odds
+from wsimil.evaluation.decision import load_decision, save_decision
 from wsimil.evaluation.faithfulness.cohort import rank_correlation
 from wsimil.evaluation.faithfulness.flipping import FlipConfig
 from wsimil.evaluation.faithfulness.froc import tile_ranking
@@ -210,8 +213,14 @@ def test_maps_of_several_classes_are_read_by_the_answers_of_their_own_models(mad
     third = [re.sub(r"(,p\d*[05]),[nt],", r"\1,o,", row) for row in rows]
     assert len({row.split(",")[2] for row in third[1:]}) == 3
     (tmp_path / "cohort.csv").write_text("\n".join(third) + "\n", encoding="utf-8")
-    given = {"split.folds": 3, "fit.epochs": 2, "decision.calibration": "none"}
+    given = {"split.folds": 3, "fit.epochs": 2}
     run = run_train(made / "features", tmp_path / "cohort.csv", tmp_path / "run", **given)
+    calibration = Calibration(
+        kind="bias_corrected", classes=3, fitted_on="val", rows=9, temperature=0.5, shifts=(3.0, 0.0, -3.0)
+    )
+    decided = load_decision(run)
+    assert decided is not None
+    save_decision(run, replace(decided, calibration=calibration, conformal=None))
     found = check([run], made / "features", tmp_path / "out", scores=("contribution",))
     store, trained = open_store(made / "features", mode="r"), load_model(run)
     fresh = reinitialized(trained.model, trained.method, seed=QUICK.seed)
@@ -220,10 +229,10 @@ def test_maps_of_several_classes_are_read_by_the_answers_of_their_own_models(mad
         batch = pack([np.array(bag.features)], xy0=[bag.grid.xy0], slide_ids=[row["unit"]])
         output = trained.task.outputs.index(row["said"])
         maps = []
-        for model in (trained.model, fresh):
+        for model, moved in ((trained.model, calibration), (fresh, None)):
             parts, z = score(model, batch, "contribution").values, model(batch).logits[0]
             numbers = (one.detach().double().numpy() for one in (parts, z))
-            maps.append(score_of_odds("contribution", *numbers, output))
+            maps.append(score_of_odds("contribution", *numbers, output, moved))
         assert row["numbers"]["randomized"] == pytest.approx(rank_correlation(*maps), abs=1e-9)
         assert row["numbers"]["completeness_gap"] < 1e-5
 

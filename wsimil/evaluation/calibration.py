@@ -92,10 +92,17 @@ def frozen_calibrations(facts: Mapping[str, Json]) -> tuple[Calibration | None, 
 
     Raises TypeError, KeyError, ValueError or ModelError where they are broken.
     """
-    own, labels = facts.get("calibration"), facts.get("calibrations")
-    each = labels.items() if isinstance(labels, Mapping) else ()
-    found = {name: Calibration.from_json(one) for name, one in each if isinstance(one, Mapping)}
-    return Calibration.from_json(own) if isinstance(own, Mapping) else None, found
+    own, labels = facts.get("calibration"), facts.get("calibrations") or {}
+    if not isinstance(labels, Mapping):
+        raise TypeError(f"calibrations are by label, got {labels!r}")
+    found = {name: _read(one) for name, one in labels.items()}
+    return None if own is None else _read(own), found
+
+
+def _read(facts: Json) -> Calibration:
+    if not isinstance(facts, Mapping):
+        raise TypeError(f"a calibration is a mapping of its facts, got {facts!r}")
+    return Calibration.from_json(facts)
 
 
 def fit_temperature(logits: Floats, targets: Ints, *, fitted_on: str) -> Calibration:

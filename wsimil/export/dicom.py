@@ -163,6 +163,12 @@ def _image(table: ScoreTable, slide: Path) -> tuple[Dataset, tuple[int, int]]:
     return header, chosen.size_px
 
 
+def _explained(one: Shown) -> str:
+    """First what must not be cut off: of signed values the unit, of weights that they are no evidence."""
+    unit = one.reading.partition("; ")[0]
+    return ": ".join(filter(None, (unit, one.label) if one.kind == "signed" else (one.label, unit)))
+
+
 def _on_image(table: ScoreTable, values: NDArray[np.float32], size_px: tuple[int, int]) -> NDArray[np.float32]:
     """float32 [h, w]: each px has the mean of the tiles on its middle, or of those on it where tiles are smaller than it."""
     scale = np.array(size_px) / np.array(table.slide_size0_px)
@@ -192,9 +198,7 @@ def _map(
         raise SlideError(f"slide {table.slide_id!r}: no tile has the score {name!r}, so there is no map of it")
     meaning = hd.pm.RealWorldValueMapping(
         lut_label="score",
-        lut_explanation=_text(
-            f"{one.reading.partition('; ')[0]}: {one.label}" if one.kind == "signed" else one.label, 64
-        ),
+        lut_explanation=_text(_explained(one), 64),
         value_range=(float(scored.min()), float(scored.max())),
         slope=1.0,
         intercept=0.0,
@@ -206,7 +210,7 @@ def _map(
         pixel_array=frames,
         series_instance_uid=series,
         series_number=_series_number(image),
-        sop_instance_uid=_uid(table, image, name),
+        sop_instance_uid=_uid(table, image, name, one.values),
         instance_number=number,
         manufacturer="wsimil",
         manufacturer_model_name="wsimil",
@@ -316,11 +320,11 @@ def _window(one: Shown, span: tuple[float, float] | None) -> _Window:
     return _Window(center=(low + high) / 2, width=high - low, explanation=whose)
 
 
-def _uid(table: ScoreTable, image: Dataset, name: str) -> str:
+def _uid(table: ScoreTable, image: Dataset, name: str, *values: NDArray[np.float32]) -> str:
     """The same for the same scores of the same image, so that an archive that is given them again keeps one."""
     about = (image.SOPInstanceUID, name, __version__, canonical_json(dict(table.model)))
     digest = sha256("\n".join(about).encode())
-    for array in (table.xy0, table.scores, table.logits):
+    for array in (table.xy0, table.scores, table.logits, *values):
         digest.update(np.ascontiguousarray(array).tobytes())
     return f"2.25.{uuid.UUID(bytes=digest.digest()[:16], version=5).int}"
 

@@ -121,7 +121,7 @@ def _metadata(
     }
     return {
         "axes": "CYX",
-        "UUID": str(_identity(table, names, origin)),
+        "UUID": str(_identity(table, names, channels, origin)),
         "Creator": f"wsimil {__version__}",
         "Name": _text(f"{table.slide_id} wsimil scores"),
         "PhysicalSizeX": size_um,
@@ -136,11 +136,12 @@ def _metadata(
     }
 
 
-def _identity(table: ScoreTable, names: tuple[str, ...], origin: Origin) -> uuid.UUID:
+def _identity(table: ScoreTable, names: tuple[str, ...], channels: Sequence[Shown], origin: Origin) -> uuid.UUID:
     """Of what is written; tifffile's own names the machine and the time."""
-    about = (table.slide_id, table.bounds0_px, table.mpp, table.size0, names, origin, canonical_json(dict(table.model)))
-    digest = sha256(repr(about).encode())
-    for array in (table.xy0, table.scores, table.values, table.logits):
+    readings = [(one.label, one.reading) for one in channels]
+    about = (NAMESPACE, table.slide_id, table.bounds0_px, table.mpp, table.size0, names, readings, origin)
+    digest = sha256(repr((*about, canonical_json(dict(table.model)))).encode())
+    for array in (table.xy0, *(one.values for one in channels), table.values, table.logits):
         digest.update(np.ascontiguousarray(array).tobytes())
     return uuid.UUID(bytes=digest.digest()[:16], version=5)
 

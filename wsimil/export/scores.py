@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from wsimil.errors import ModelError, StoreError
+from wsimil.errors import ConfigError, ModelError, StoreError
 from wsimil.evaluation.calibration import frozen_calibrations
 from wsimil.evaluation.prediction import Prediction
 from wsimil.files import atomic_path
@@ -212,7 +212,9 @@ def read_scores(path: Path) -> ScoreTable:
         if header["schema"] not in (SCHEMA, _WITHOUT_RULES, _OF_CLASSES):
             raise StoreError(f"score table {path} has schema {header['schema']!r}, wanted {SCHEMA!r}; update wsimil")
         return _table(header, arrow)
-    except (KeyError, TypeError, ValueError, AttributeError, zlib.error, ModelError) as error:
+    except (ModelError, ConfigError) as error:
+        raise StoreError(f"score table {path}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
         raise StoreError(
             f"score table {path} is not whole: {type(error).__name__}: {error}; make it anew with wsimil predict"
         ) from error

@@ -114,7 +114,8 @@ def _of_output(table: ScoreTable, kind: str, of: str, raw: NDArray[np.float32]) 
             zero = "a half"
     elif kind == "single":
         whole = "patient" if "patient" in table.model else "slide"
-        values, zero = (raw - table.logits[_index(table, of)]).astype(np.float32), f"as the whole {whole}"
+        values = (raw - table.logits[_index(table, of)]).astype(np.float32)
+        unit, zero = f"logits less the {whole}'s", f"as the whole {whole}"
     elif kind == "score":
         zero = "no meaning of its own"
     return Shown(values=values, kind="signed", label=label.format(of), reading=f"{unit}; 0 = {zero}")
@@ -134,11 +135,12 @@ def _odds(table: ScoreTable, kind: str, of: str) -> tuple[NDArray[np.float32], b
         scores = np.stack([table.score(f"{kind}:{name}") for name in outputs], axis=1).astype(np.float64)
     else:
         return None
-    calibration = _calibration(table, of)
+    of_classes, labels = frozen_calibrations(table.model)
+    calibration = labels.get(of, of_classes)
+    known = (calibration is None or calibration.temperature is not None) and _answers(table, of, calibration)
     if kind == "score":
-        return score_of_odds("single", scores, logits, index).astype(np.float32), calibration is None
-    values = score_of_odds(kind, scores, logits, index, calibration).astype(np.float32)
-    return values, calibration is None or calibration.temperature is not None
+        return score_of_odds("single", scores, logits, index).astype(np.float32), known and calibration is None
+    return score_of_odds(kind, scores, logits, index, calibration if known else None).astype(np.float32), known
 
 
 def _index(table: ScoreTable, of: str) -> int:
@@ -149,10 +151,17 @@ def _index(table: ScoreTable, of: str) -> int:
     return table.task.outputs.index(of)
 
 
-def _calibration(table: ScoreTable, of: str) -> Calibration | None:
-    """Of the model that made the table, or of one label; None where nothing was fitted, or where the table does not tell."""
-    own, labels = frozen_calibrations(table.model)
-    return labels.get(of, own)
+def _answers(table: ScoreTable, of: str, calibration: Calibration | None) -> bool:
+    """Whether this is what the answer was made by: tables of earlier versions do not tell how it was calibrated."""
+    told, given = table.task.values(table.logits[None])[0], table.values
+    if table.task.kind == "multilabel":
+        index = table.task.outputs.index(of)
+        told, given = told[[index]], given[[index]]
+        if calibration is not None:
+            told = calibration.apply(np.array([[0.0, table.logits[index]]]))[0, 1:]
+    elif calibration is not None:
+        told = calibration.apply(table.logits[None])[0]
+    return bool(np.allclose(told, given, rtol=1e-4, atol=1e-6))
 
 
 def _is_softmax(rule: str) -> bool:

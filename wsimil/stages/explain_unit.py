@@ -248,10 +248,10 @@ class Judge:
         return rows
 
     def _of_random_weights(self, run: CheckedRun, maps: BagMaps, bag: BagBatch) -> list[BagMaps]:
-        """The maps of models that never learned."""
+        """The maps of models that never learned, and so were never calibrated."""
         seeds = range(self._config.seed, self._config.seed + self._config.inits)
         drawn = [self._drawn(run.trained.model, run.trained.method, seed=seed) for seed in seeds]
-        return [replace(maps, model=model, logits=_logits(model, bag)) for model in drawn]
+        return [replace(maps, model=model, logits=_logits(model, bag), calibration=None) for model in drawn]
 
     def _against_random_weights(
         self, kind: ScoreKind, scored: _Scores, random: Sequence[BagMaps], bag: BagBatch, said: Said

@@ -58,9 +58,11 @@ def cohort_scores(tables: Iterable[ScoreTable], *, slides: int) -> tuple[CohortS
         seen += 1
         cohort.add_each(table, table.score_names)
         for name in table.score_names:
-            if name not in first:
+            kind = kind_of(table, name) if name in first else None
+            if kind is None:
                 first[name], rules[name] = shown(table, name), table.rule(name)
-            signed |= {name} if kind_of(table, name) == "signed" else set()
+                kind = first[name].kind
+            signed |= {name} if kind == "signed" else set()
     some = "evenly spaced" if slides > MOST_SLIDES else "whose scores can be shown"
     of = f"all {seen} slides" if seen == slides else f"{seen} of {slides} slides, {some}"
     return tuple(_score(name, one, rules[name], name in signed, cohort, of) for name, one in first.items())
