@@ -138,7 +138,7 @@ class Chaos:
         elif self.stalls < STALLS:
             self.stalls += 1
             os.kill(pid, signal.SIGSTOP)
-            self.alive[pid] = time.monotonic() + LEASE_S * self.rng.uniform(1.1, 1.7)
+            self.alive[pid] = time.monotonic() + LEASE_S * self.rng.uniform(1.1, 3.0)
 
 
 def by_the_rule(plan: WorkPlan, unit: Unit) -> bool:
