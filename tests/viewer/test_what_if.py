@@ -17,8 +17,8 @@ from wsimil.evaluation.calibration import Calibration
 from wsimil.evaluation.decision import Decision, LabelDecision, load_decided, save_decision
 from wsimil.evaluation.predictor import predict
 from wsimil.export import scores
+from wsimil.export.answers import AnswerRule
 from wsimil.export.scores import ScoreTable, read_scores, score_table
-from wsimil.export.viewer.answers import AnswerRule
 from wsimil.export.viewer.what_if import NotClosedError, closed_form, head_mix
 from wsimil.mil import registry
 from wsimil.mil.facts import ModelFacts, read_facts

@@ -265,6 +265,7 @@ def _table(header: Mapping[str, Json], arrow: pa.Table) -> ScoreTable:
     slide: dict[str, Json] = header["slide"]  # type: ignore[assignment]  # a wrong shape is a TypeError, which is reported
     tiles: dict[str, Json] = header["tiles"]  # type: ignore[assignment]
     scores: list[dict[str, Json]] = header["scores"]  # type: ignore[assignment]
+    model: dict[str, Json] = header["model"]  # type: ignore[assignment]
     old = header["schema"] == _OF_CLASSES
     names = tuple(str(column["column"]) for column in scores)
     values = [arrow.column(name).to_numpy() for name in names]
@@ -272,7 +273,7 @@ def _table(header: Mapping[str, Json], arrow: pa.Table) -> ScoreTable:
     left, top, width, height = (int(value) for value in slide["bounds0_px"])  # type: ignore[union-attr,arg-type]
     full_width, full_height = (int(value) for value in slide["size0_px"])  # type: ignore[union-attr,arg-type]
     task = Classification(classes=tuple(map(str, header["classes"]))) if old else from_json(header["task"])  # type: ignore[arg-type]
-    _refuse_calibrations(header["model"], task)  # type: ignore[arg-type]
+    _refuse_calibrations(model, task)
     return ScoreTable(
         slide_id=str(slide["slide_id"]),
         slide_size0_px=(full_width, full_height),
@@ -290,7 +291,7 @@ def _table(header: Mapping[str, Json], arrow: pa.Table) -> ScoreTable:
         values=np.array(header["probabilities" if old else "values"], np.float64),
         logits=np.array(header["logits"], np.float64),
         bias=np.array(header["bias"], np.float64),
-        model=MappingProxyType(header["model"]),  # type: ignore[arg-type]
+        model=MappingProxyType(model),
         tissue=_tissue(header.get("tissue")),
     )
 

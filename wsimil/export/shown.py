@@ -12,8 +12,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from wsimil.evaluation.calibration import Calibration, frozen_calibrations
 from wsimil.evaluation.class_odds import score_of_odds
+from wsimil.export.answers import AnswerRule
 from wsimil.export.scores import NOT_RECORDED, ScoreTable
 
 Kind: TypeAlias = Literal["signed", "sequential"]
@@ -135,9 +135,10 @@ def _odds(table: ScoreTable, kind: str, of: str) -> tuple[NDArray[np.float32], b
         scores = np.stack([table.score(f"{kind}:{name}") for name in outputs], axis=1).astype(np.float64)
     else:
         return None
-    of_classes, labels = frozen_calibrations(table.model)
-    calibration = labels.get(of, of_classes)
-    known = (calibration is None or calibration.temperature is not None) and _answers(table, of, calibration)
+    rule = AnswerRule.frozen(table.task, table.model)
+    calibration = rule.labels.get(of, rule.calibration)
+    # Tables of earlier versions do not tell how their answer was calibrated.
+    known = (calibration is None or calibration.temperature is not None) and rule.explains(table)
     if kind == "score":
         return score_of_odds("single", scores, logits, index).astype(np.float32), known and calibration is None
     return score_of_odds(kind, scores, logits, index, calibration if known else None).astype(np.float32), known
@@ -149,19 +150,6 @@ def _index(table: ScoreTable, of: str) -> int:
             f"slide {table.slide_id!r}: {of!r} is no output of its task, only {', '.join(table.task.outputs)}"
         )
     return table.task.outputs.index(of)
-
-
-def _answers(table: ScoreTable, of: str, calibration: Calibration | None) -> bool:
-    """Whether this is what the answer was made by: tables of earlier versions do not tell how it was calibrated."""
-    told, given = table.task.values(table.logits[None])[0], table.values
-    if table.task.kind == "multilabel":
-        index = table.task.outputs.index(of)
-        told, given = told[[index]], given[[index]]
-        if calibration is not None:
-            told = calibration.apply(np.array([[0.0, table.logits[index]]]))[0, 1:]
-    elif calibration is not None:
-        told = calibration.apply(table.logits[None])[0]
-    return bool(np.allclose(told, given, rtol=1e-4, atol=1e-6))
 
 
 def _is_softmax(rule: str) -> bool:

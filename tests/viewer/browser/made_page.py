@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsimil.export.answers import AnswerRule
 from wsimil.export.scores import EXACT, ScoreTable
-from wsimil.export.viewer.answers import AnswerRule
 from wsimil.export.viewer.built import Built
 from wsimil.export.viewer.page import static_page
 from wsimil.export.viewer.payload import case_json, what_if_json

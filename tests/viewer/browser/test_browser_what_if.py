@@ -13,9 +13,9 @@ import shapely
 from tests.viewer.browser.conftest import Look, Open
 from tests.viewer.browser.made_page import RULE, Lattice, drawn_index, drawn_table, write_page
 from wsimil.evaluation.calibration import Calibration
+from wsimil.export.answers import AnswerRule
 from wsimil.export.scores import ScoreTable
 from wsimil.export.shown import shown
-from wsimil.export.viewer.answers import AnswerRule
 from wsimil.export.viewer.built import Built
 from wsimil.export.viewer.notes import notes_csv, notes_geojson, parse_notes
 from wsimil.export.viewer.page import static_page

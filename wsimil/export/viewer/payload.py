@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsimil import __version__
+from wsimil.export.answers import AnswerRule
 from wsimil.export.scores import ScoreTable, Tissue
 from wsimil.export.shown import effective_tiles, shown
-from wsimil.export.viewer.answers import AnswerRule
 from wsimil.export.viewer.ranges import CohortScore
 from wsimil.export.viewer.what_if import Mix, NotClosedError, closed_form
 from wsimil.mil.facts import ModelFacts

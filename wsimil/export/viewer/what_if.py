@@ -14,8 +14,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from wsimil.export.answers import AnswerRule
 from wsimil.export.scores import EXACT, ScoreTable
-from wsimil.export.viewer.answers import AnswerRule
 from wsimil.provenance import Json
 
 Mix: TypeAlias = Literal["single", "uniform", "output", "mean"]

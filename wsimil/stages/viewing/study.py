@@ -12,11 +12,10 @@ import pyarrow.parquet as pq
 
 from wsimil.cohort import read_cohort
 from wsimil.errors import ConfigError, ModelError, StoreError
-from wsimil.evaluation.calibration import frozen_calibrations
 from wsimil.evaluation.decision import Decision, load_decision
 from wsimil.evaluation.table import Row, read_table
+from wsimil.export.answers import AnswerRule
 from wsimil.export.scores import ScoreTable, read_scores
-from wsimil.export.viewer.answers import AnswerRule
 from wsimil.export.viewer.payload import NO_SCORES, Cohort, ListedCase
 from wsimil.export.viewer.ranges import cohort_scores, sampled
 from wsimil.export.viewer.what_if import Mix, head_mix
@@ -164,8 +163,7 @@ def _rule(task: Task, model: ModelFacts, run: Path | None) -> AnswerRule:
         labels = {name: one.calibration for name, one in decision.labels.items() if one.calibration is not None}
         return AnswerRule(task=task, calibration=decision.calibration, labels=labels)
     try:
-        own, labels = frozen_calibrations(model.training)
-        return AnswerRule(task=task, calibration=own, labels=labels)
+        return AnswerRule.frozen(task, model.training)
     except (TypeError, KeyError, ValueError) as error:
         raise ModelError(f"predictions.json: training.calibration is none ({error}); predict again") from error
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsimil.evaluation.calibration import Calibration
+from wsimil.evaluation.calibration import Calibration, frozen_calibrations
 from wsimil.export.scores import ScoreTable
 from wsimil.provenance import Json
 from wsimil.targets import Classification, MultiLabel, Ordinal, Regression, Survival, Task
@@ -23,6 +24,12 @@ class AnswerRule:
     task: Task
     calibration: Calibration | None = None
     labels: Mapping[str, Calibration] = field(default_factory=dict)
+
+    @classmethod
+    def frozen(cls, task: Task, facts: Mapping[str, Json]) -> Self:
+        """By the facts of a model. Raises as `frozen_calibrations` does where they are broken."""
+        calibration, labels = frozen_calibrations(facts)
+        return cls(task=task, calibration=calibration, labels=labels)
 
     def values(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
         """The answer [V] for logits [C]."""
