@@ -135,6 +135,30 @@ def test_what_cannot_be_compared_is_undefined() -> None:
     assert beyond.values() == {"harrell_c": 1.0, "uno_c": None, "auc_at_2.5": None, "brier_at_2.5": None}
 
 
+@pytest.mark.parametrize("last_is_event", [False, True])
+def test_brier_ends_where_the_follow_up_does(last_is_event: bool) -> None:
+    """Beyond it only events were counted, which a low survival answers perfectly: 0.01 of 0.25, and it drew the integral down."""
+    cases = followed(80, whole=False)
+    events = cases.events.copy()
+    events[cases.times.argmax()] = last_is_event
+    inside = tuple(h for h in cases.horizons if h < cases.times.max())
+    assert len(inside) > 1
+    horizons = (*inside, float(cases.times.max()), float(cases.times.max()) + 3)
+    assert cases.survival is not None
+    survival = np.concatenate([cases.survival[:, : len(inside)], np.full((80, 2), 0.05)], axis=1)
+    given = {
+        "times": cases.times,
+        "events": events,
+        "risks": cases.risks,
+        "censoring": censoring_curve(cases.times, events),
+    }
+    beyond = SurvivalCases(**given, horizons=horizons, survival=survival).values()
+    short = SurvivalCases(**given, horizons=inside, survival=survival[:, : len(inside)]).values()
+    assert [beyond[f"brier_at_{h:g}"] for h in horizons[len(inside) :]] == [None, None]
+    assert beyond["integrated_brier"] == short["integrated_brier"]
+    assert short["integrated_brier"] is not None
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.booleans())
 def test_only_the_order_of_risks_counts_and_reversing_it_mirrors_concordance(seed: int, whole: bool) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from wsimil.evaluation.survival import kaplan_meier
 from wsimil.mil.criterion import (
     BinaryCrossEntropy,
     Corn,
@@ -17,7 +18,7 @@ from wsimil.mil.criterion import (
     HazardLikelihood,
     LabelCrossEntropy,
 )
-from wsimil.targets import Ordinal
+from wsimil.targets import Ordinal, Survival
 
 
 def test_a_class_weight_counts_for_a_bag_that_stands_alone():
@@ -88,7 +89,7 @@ def test_corn_is_the_likelihood_of_the_level():
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
 def test_the_hazard_loss_is_that_of_porpoise(alpha):
-    """Written out as Chen et al. 2022 have it, without the 1e-7 inside logarithms."""
+    """Written out as Chen et al. 2022 have it, without the 1e-7 inside logarithms; times at an edge lie in the interval before."""
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(40, 4, dtype=torch.float64, generator=generator)
     times = 12 * torch.rand(40, dtype=torch.float64, generator=generator)
@@ -97,7 +98,7 @@ def test_the_hazard_loss_is_that_of_porpoise(alpha):
     edges = torch.tensor([2.0, 5.0, 7.0, 9.0], dtype=torch.float64)
     wanted = []
     for row, time, event in zip(logits.tolist(), times.tolist(), events.tolist(), strict=True):
-        y = sum(time >= edge for edge in (2.0, 5.0, 7.0))
+        y = sum(time > edge for edge in (2.0, 5.0, 7.0))
         hazards = [1 / (1 + math.exp(-x)) for x in row]
         survival = [1.0]
         for hazard in hazards:
@@ -107,6 +108,28 @@ def test_the_hazard_loss_is_that_of_porpoise(alpha):
         wanted.append((1 - alpha) * (censored + uncensored) + alpha * uncensored)
     got = HazardLikelihood(edges, alpha)(logits, torch.stack([times, events], dim=1))
     assert got.item() == pytest.approx(sum(wanted) / 40, rel=1e-12)
+
+
+def test_hazards_of_highest_likelihood_tell_the_survival_of_kaplan_meier_where_times_are_whole():
+    """Whole months and years have events at the very edges; counted in the next interval, they were told as survived."""
+    generator = torch.Generator().manual_seed(3)
+    times = torch.randint(1, 5, (400,), generator=generator).double()
+    events = (torch.rand(400, generator=generator) > 0.3).double()
+    task = Survival(edges=(1.0, 2.0, 3.0, 4.0))
+    logits = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
+    loss = HazardLikelihood(torch.tensor(task.edges, dtype=torch.float64))
+    optimizer = torch.optim.LBFGS([logits], max_iter=200, tolerance_grad=1e-12, tolerance_change=0)
+
+    def cost():
+        optimizer.zero_grad()
+        found = loss(logits.expand(400, 4), torch.stack([times, events], dim=1))
+        found.backward()
+        return found
+
+    optimizer.step(cost)
+    curve = kaplan_meier(times.numpy(), events.numpy() == 1)
+    told = task.values(logits.detach().numpy())[0, 1:]
+    assert told == pytest.approx(curve.survival, abs=1e-6)
 
 
 @pytest.mark.parametrize("ties", ["efron", "breslow"])

@@ -33,7 +33,8 @@ class SurvivalCases:
       30:1105.
     - auc_at_<h>: events until h against those free of it after h. Cumulative / dynamic; Uno et al. 2007; Hung & Chiang 2010.
     - brier_at_<h>, integrated_brier (over the span of two or more horizons, trapezoid), in the weighting of Graf et al.
-      1999, Stat. Med. 18:2529; only with `survival`.
+      1999, Stat. Med. 18:2529; only with `survival`. Where no row is followed beyond a horizon the first is undefined, and the
+      second ends before it: nobody is left to stand for who was censored, and the events alone would look like a perfect answer.
     """
 
     times: Floats
@@ -106,9 +107,7 @@ class SurvivalCases:
         briers = [self._brier(weights, inverse, horizon, free) for horizon, free in predicted]
         result |= {f"brier_at_{h:g}": column for h, column in zip(self.horizons, briers, strict=True)}
         if len(self.horizons) > 1:
-            span = self.horizons[-1] - self.horizons[0]
-            area = np.trapezoid(np.stack(briers, axis=1), self.horizons, axis=1)
-            result["integrated_brier"] = np.asarray(area / span, dtype=np.float64)
+            result["integrated_brier"] = self._integrated(briers)
         return result
 
     def _concordance(self, weights: Floats, earlier: NDArray[np.bool_], importance: Floats) -> Floats:
@@ -135,8 +134,16 @@ class SurvivalCases:
     def _brier(self, weights: Floats, inverse: Floats, horizon: float, predicted: Floats) -> Floats:
         followed = float(self.censoring.at(np.array([horizon]))[0])
         event, free = self.events & (self.times <= horizon), self.times > horizon
-        if np.isnan(inverse[event]).any() or (followed <= 0 and free.any()):
+        if np.isnan(inverse[event]).any() or followed <= 0 or not free.any():
             return np.full(len(weights), np.nan)
         loss = np.where(event, predicted**2 * np.nan_to_num(inverse), 0.0)
-        loss += np.where(free, (1 - predicted) ** 2 / max(followed, 1e-300), 0.0)
+        loss += np.where(free, (1 - predicted) ** 2 / followed, 0.0)
         return ratio(weights @ loss, weights.sum(axis=1))
+
+    def _integrated(self, briers: Sequence[Floats]) -> Floats:
+        """Over the horizons beyond which a row is followed."""
+        reached = [horizon for horizon in self.horizons if (self.times > horizon).any()]
+        if len(reached) < 2:
+            return np.full(len(briers[0]), np.nan)
+        area = np.trapezoid(np.stack(briers[: len(reached)], axis=1), reached, axis=1)
+        return np.asarray(area / (reached[-1] - reached[0]), dtype=np.float64)

@@ -128,13 +128,15 @@ class Deviation:
 class HazardLikelihood:
     """Minus the log-likelihood of discrete-time hazards, mean over bags, in float32 or wider; targets are time and event.
 
-    With h = sigmoid(logits) and time in interval k of those that end at `edges`, the last one open:
+    With h = sigmoid(logits) and time in interval k of those that end at `edges`, each edge in the interval that it ends, the last
+    interval open:
 
         event      -log h[k] - log(1 - h[:k]).sum()
         censored   -log(1 - h[:k + 1]).sum(), times 1 - alpha
 
     Zadeh & Schmid 2020, doi:10.1109/TPAMI.2020.2979450; `alpha` as in MCAT and PORPOISE (Chen et al. 2022,
     doi:10.1016/j.ccell.2022.07.004), where it holds censored bags back. By log-sigmoids, where those add 1e-7 inside logarithms.
+    They count an event at an edge in the next interval, so that survival there is that before it; Kaplan-Meier's is that after.
     """
 
     edges: Float[Tensor, " C"]
@@ -144,7 +146,7 @@ class HazardLikelihood:
         """The cost of `logits` where `targets` are right."""
         wide = _wide(logits)
         event = targets[:, 1] == 1
-        at = torch.bucketize(targets[:, 0].contiguous(), self.edges[:-1].to(targets), right=True)
+        at = torch.bucketize(targets[:, 0].contiguous(), self.edges[:-1].to(targets))
         step = torch.arange(wide.shape[1], device=wide.device)
         lived = (step < at[:, None]) | ((step == at[:, None]) & ~event[:, None])
         died = (step == at[:, None]) & event[:, None]

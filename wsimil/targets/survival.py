@@ -19,9 +19,9 @@ class Survival(Task):
 
     `model` "hazard": `bins` intervals that end at `edges`, by quantiles of the times of training events and at last the longest
     training time; logit k is that of the hazard, the probability of an event in interval k for who lived to see it (Zadeh &
-    Schmid 2020, doi:10.1109/TPAMI.2020.2979450). Time beyond the last edge belongs to the last interval. "cox": one logit, the
-    log hazard relative to that of the training set (Cox 1972); `baseline` is the cumulative hazard of logit 0 at each of
-    `horizons`, by Breslow, once `with_baseline` fitted it.
+    Schmid 2020, doi:10.1109/TPAMI.2020.2979450). An edge belongs to the interval that it ends, time beyond the last to the last.
+    "cox": one logit, the log hazard relative to that of the training set (Cox 1972); `baseline` is the cumulative hazard of
+    logit 0 at each of `horizons`, by Breslow, once `with_baseline` fitted it.
 
     An answer is a risk, higher for earlier events, and the probability to be without event at each horizon: by default the edges
     of the intervals, and for "cox" none. The risk of "hazard" is minus the sum of survival at the edges, that of "cox" the logit.

@@ -35,7 +35,10 @@ _TITLES: Mapping[str, tuple[str, str]] = {
     "spearman": ("Spearman ρ", "correlation of ranks"),
     "harrell_c": ("Harrell's C", "share of comparable pairs in the right order; 0.5 by chance"),
     "uno_c": ("Uno's C", "the same, weighed for censoring; 0.5 by chance"),
-    "integrated_brier": ("Integrated Brier score", "over the span of the horizons; lower is better"),
+    "integrated_brier": (
+        "Integrated Brier score",
+        "over the horizons beyond which some were followed; lower is better",
+    ),
 }
 _AT: Mapping[str, tuple[str, str]] = {
     "auc_at_": ("AUC at {}", "events until then against those free of it after; 0.5 by chance"),
