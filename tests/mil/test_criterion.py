@@ -89,7 +89,7 @@ def test_corn_is_the_likelihood_of_the_level():
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
 def test_the_hazard_loss_is_that_of_porpoise(alpha):
-    """Written out as Chen et al. 2022 have it, without the 1e-7 inside logarithms; times at an edge lie in the interval before."""
+    """Written out as Chen et al. 2022 have it, without the 1e-7 inside logarithms; an edge ends its interval."""
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(40, 4, dtype=torch.float64, generator=generator)
     times = 12 * torch.rand(40, dtype=torch.float64, generator=generator)

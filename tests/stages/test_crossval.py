@@ -182,3 +182,37 @@ def test_the_command_line_shows_and_runs_a_study(study: tuple[Path, Path, Path],
     assert ran.exit_code == 0
     assert json.loads(ran.stdout)["done"] == ["default/0/seed-0"]
     assert CliRunner().invoke(app, [*base, "--seeds", "a"]).exit_code == 2
+
+
+def test_hazards_whose_intervals_differ_by_fold_are_summed_up_by_what_all_tell(
+    study: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """Their default horizons are the edges of each fold's own intervals; the summary looked for those of the first in all."""
+    _, cohort, splits = study
+    table = pd.read_csv(cohort)
+    rng = np.random.default_rng(0)
+    patients = sorted(set(table["patient_id"]))
+    time = dict(zip(patients, rng.exponential(10, len(patients)).round(3) + 0.1, strict=True))
+    event = dict(zip(patients, rng.random(len(patients)) < 0.7, strict=True))
+    table["time"], table["event"] = table["patient_id"].map(time), table["patient_id"].map(event).astype(int)
+    table.drop(columns="label").to_csv(cohort, index=False)
+    made = [
+        "splits",
+        "make",
+        str(cohort),
+        "-o",
+        str(splits),
+        "--folds",
+        "3",
+        "--set",
+        "task.kind=survival",
+        "--overwrite",
+    ]
+    assert CliRunner().invoke(app, made).exit_code == 0
+    items = items_of(study, tmp_path / "study", configs={"hazard": configured(**{"task.kind": "survival"})})
+    summary = crossval(items, tmp_path / "study")
+    assert not summary.failures
+    edges = {load_model(item.out).task.edges for item in items}
+    assert len(edges) == 3
+    assert set(summary.configs["hazard"]) == {"harrell_c", "uno_c"}
+    assert summary.configs["hazard"]["harrell_c"].runs == 3

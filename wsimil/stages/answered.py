@@ -99,12 +99,12 @@ def read_known(path: Path, task: Task, bag: BagUnit, *, groups: Sequence[str] | 
     return Known(cohort=cohort.by_patient(), owners={p: p for p in patients.values()}, groups=joined)
 
 
-def shared_task(models: Sequence[ModelFacts]) -> Task:
-    """The task whose answers all models give: the same, of survival with the horizons that all tell."""
-    task = models[0].task
+def shared_task(tasks: Sequence[Task]) -> Task:
+    """The task whose answers the models of all `tasks` give: the same, of survival with the horizons that all tell."""
+    task = tasks[0]
     if not isinstance(task, Survival):
         return task
-    others = [set(model.task.answered_horizons) for model in models if isinstance(model.task, Survival)]
+    others = [set(one.answered_horizons) for one in tasks if isinstance(one, Survival)]
     horizons = tuple(h for h in task.answered_horizons if all(h in other for other in others))
     if not horizons:
         return replace(task, model="cox", horizons=(), edges=(), baseline=())

@@ -61,7 +61,7 @@ def compare(first: Path, second: Path, cohort_csv: Path, out: Path, *, options: 
         raise CohortError(
             f"no {unit} of {cohort_csv} counts in both {first} and {second}; they count {len(tables[0])} and {len(tables[1])}"
         )
-    task = shared_task([run.model for runs in sides for run in runs])
+    task = shared_task([run.model.task for runs in sides for run in runs])
     pairs = [judged([table[one] for one in both], task, materials[0].known) for table in tables]
     pairs = [replace(one, runs=("",) * len(one)) for one in pairs]
     names = _names(first, second)

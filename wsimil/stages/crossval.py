@@ -19,6 +19,7 @@ from wsimil.evaluation.decision import load_decided
 from wsimil.evaluation.groups import RunSpread, over_runs
 from wsimil.evaluation.judgement import Judged
 from wsimil.files import check_writable, write_text
+from wsimil.stages.answered import shared_task
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.train import plan, train
@@ -93,7 +94,7 @@ def summarized(items: Sequence[WorkItem]) -> dict[str, dict[str, RunSpread]]:
     for name in dict.fromkeys(item.name.split("/")[0] for item in items):
         own = [item for item in items if item.name.split("/")[0] == name]
         models = [load_decided(item.out)[0] for item in own]
-        tasks, units = [model.task for model in models], [model.bag for model in models]
+        task, unit = shared_task([model.task for model in models]), models[0].bag
         tables = []
         for item in own:
             table = pd.read_parquet(item.out / "predictions.parquet")
@@ -102,13 +103,13 @@ def summarized(items: Sequence[WorkItem]) -> dict[str, dict[str, RunSpread]]:
         whole = pd.concat(tables, ignore_index=True)
         if len(whole):
             judged = Judged(
-                task=tasks[0], slide_ids=tuple(whole[f"{units[0]}_id"]), patients=tuple(whole["patient_id"]),
+                task=task, slide_ids=tuple(whole[f"{unit}_id"]), patients=tuple(whole["patient_id"]),
                 runs=tuple(whole["run"]), labels=tuple(whole["label"]),
-                values=whole[[column.name for column in tasks[0].answers]].to_numpy(np.float64),
+                values=whole[[column.name for column in task.answers]].to_numpy(np.float64),
             )  # fmt: skip
             # Each run decides at the thresholds of its own validation split.
-            at = {item.name: task.decides_at for item, task in zip(own, tasks, strict=True)}
-            cases = judged.cases(at if tasks[0].decides_at else None)
+            at = {item.name: model.task.decides_at for item, model in zip(own, models, strict=True)}
+            cases = judged.cases(at if task.decides_at else None)
             found[name] = over_runs(cases, judged.runs, judged.patients)
     return found
 

@@ -81,7 +81,7 @@ def evaluate(predictions: Sequence[Path], cohort_csv: Path, out: Path, *, option
     runs = read_runs(predictions, model=options.model)
     refuse_answers(out)
     material = gather(runs, cohort_csv, options)
-    task = shared_task([run.model for run in runs])
+    task = shared_task([run.model.task for run in runs])
     found = judged(material.counted.rows, task, material.known)
     thresholds = pooled_thresholds({run.name: run.model for run in runs})
     groups = {
@@ -117,7 +117,7 @@ def evaluate(predictions: Sequence[Path], cohort_csv: Path, out: Path, *, option
 def gather(runs: Sequence[Run], cohort_csv: Path, options: EvaluateOptions) -> Material:
     """Who counts of the runs' answers. Raises CohortError where nobody does, with the reasons."""
     unit = runs[0].model.bag
-    known = read_known(cohort_csv, shared_task([run.model for run in runs]), unit, groups=options.groups)
+    known = read_known(cohort_csv, shared_task([run.model.task for run in runs]), unit, groups=options.groups)
     refuse_other_patients(runs, known, cohort_csv)
     extracted = None if options.features is None else read_extracted(options.features)
     counted = count(runs, known, split=options.split, extracted=extracted)
