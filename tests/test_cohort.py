@@ -97,7 +97,7 @@ def test_a_missing_file_and_a_binary_file_are_named(tmp_path: Path) -> None:
 
 def test_a_label_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "slide_id,patient_id,label\na,p1,tumour\n")
-    with pytest.raises(CohortError, match=r"line 2: slide 'a': label 'tumour' is unknown to the model"):
+    with pytest.raises(CohortError, match=r"line 2: slide 'a': label 'tumour' is none of the classes normal, tumor"):
         read_cohort(path, task=Classification(classes=("normal", "tumor")))
 
 

@@ -212,6 +212,27 @@ def test_the_frozen_threshold_of_a_model_decides_and_is_told(tmp_path: Path) -> 
     assert "chosen by youden on 40 rows of the split &#39;val&#39;" in (tmp_path / "out/report.html").read_text("utf-8")
 
 
+def test_what_is_of_one_class_of_two_names_it(tmp_path: Path) -> None:
+    """The second of the model's classes, be it normal; a reader takes it for the disease."""
+    from wsimil.targets import Classification
+
+    task, labels, values = answers("two")
+    turned = Classification(classes=("tumor", "normal"))
+    assert isinstance(task, Classification)
+    assert task.classes == ("normal", "tumor")
+    write_run(tmp_path / "run", turned, labels, [None if v is None else v[::-1] for v in values])
+    cohort = write_cohort(tmp_path / "c.csv", turned, labels)
+    evaluate([tmp_path / "run"], cohort, tmp_path / "out", options=QUICK)
+    tree, page = tree_of(tmp_path / "out"), (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    card = (tmp_path / "out/MODEL_CARD.md").read_text(encoding="utf-8")
+    assert tree["positive_class"] == "normal"
+    for name in ("Sensitivity", "Specificity", "Average precision"):
+        assert f"{name} for normal" in page
+        assert f"{name} for normal" in card
+        assert f"{name} for tumor" not in page
+    assert "AUROC for" not in page
+
+
 def test_without_a_chosen_threshold_the_report_says_that_it_was_not_chosen(tmp_path: Path) -> None:
     judged(tmp_path)
     assert "Threshold not chosen: 0.5" in (tmp_path / "out/report.html").read_text(encoding="utf-8")

@@ -110,6 +110,12 @@ def test_training_targets_that_teach_nothing_are_refused(task: Task, labels: lis
         ({"kind": "survival", "columns": ["time"]}, "two columns, time and event"),
         ({"kind": "survival", "horizons": [3, 2]}, "horizons rise"),
         ({"columns": ["a", "b"]}, "classification takes one column"),
+        ({"classes": ["tumor"]}, "task.classes are two or more, got 'tumor' alone"),
+        ({"classes": [False, True]}, "valid string"),
+        (
+            {"kind": "ordinal", "levels": ["a", "b"], "classes": ["a", "b"]},
+            "task.classes means nothing for task.kind ordinal",
+        ),
         ({"kind": "multilabel", "columns": ["a;b", "c"]}, "has no semicolon"),
     ],
 )
@@ -120,6 +126,24 @@ def test_an_option_that_means_nothing_is_refused(given: dict[str, object], says:
 
 def test_levels_that_yaml_reads_as_numbers_are_text() -> None:
     assert TaskConfig.model_validate({"kind": "ordinal", "levels": [1, 2]}).levels == ("1", "2")
+    assert TaskConfig.model_validate({"classes": [0, 1]}).classes == ("0", "1")
+
+
+def test_given_classes_keep_their_order_and_the_second_of_two_is_what_is_found() -> None:
+    """Sorted, a model of cancer and normal measures how well normal slides are found."""
+    task = parse_config(TaskConfig, {"classes": ["normal", "cancer"]}, source="test").build()
+    assert isinstance(task, Classification)
+    named = task.named(["cancer", "normal"])
+    assert (named.outputs, named.positive) == (("normal", "cancer"), "cancer")
+    assert Classification().named(["cancer", "normal"]).positive == "normal"
+    assert Classification().named(["a", "b", "c"]).positive == ""
+    with pytest.raises(ValueError, match="'benign' is none of the classes normal, cancer"):
+        task.read(["benign"])
+
+
+def test_a_given_class_may_be_called_what_else_means_that_there_is_none() -> None:
+    assert Classification().read(["none"]) is None
+    assert Classification(classes=("none", "mild")).read(["none"]) == "none"
 
 
 def test_probabilities_of_levels_follow_from_steps_and_the_median_is_decided() -> None:

@@ -176,7 +176,7 @@ def show_training(summary: TrainSummary, out: Path, *, as_json: bool) -> None:
     threshold = summary.decision.threshold
     if threshold is not None:
         say(
-            f"decided at {threshold.value:.3f} ({threshold.rule} on the validation split:"
+            f"{summary.cohort.task.positive} said from {threshold.value:.3f} on ({threshold.rule} on the validation split:"
             f" sensitivity {threshold.sensitivity:.2f}, specificity {threshold.specificity:.2f} there)"
         )
     for name, one in summary.decision.labels.items():
@@ -184,7 +184,7 @@ def show_training(summary: TrainSummary, out: Path, *, as_json: bool) -> None:
             say(f"{name} said from {one.threshold.value:.3f} on ({one.threshold.rule} on the validation split)")
     for note in summary.decision.notes:
         say(f"note: {note}")
-    _show_metrics(summary.metrics)
+    _show_metrics(summary.metrics, summary.cohort.task.positive)
 
 
 def show_prediction(summary: PredictSummary, out: Path, *, as_json: bool) -> None:
@@ -212,7 +212,7 @@ def show_prediction(summary: PredictSummary, out: Path, *, as_json: bool) -> Non
         say(
             f"{len(summary.seen)} slides do not count below: the model learned from their patients, or was chosen on them."
         )
-    _show_metrics(summary.metrics)
+    _show_metrics(summary.metrics, summary.task.positive)
 
 
 def show_packing(summary: PackSummary, out: Path, *, as_json: bool) -> None:
@@ -337,7 +337,9 @@ def _show_cohort(cohort: Cohort) -> None:
     say(*(f"note: {finding}" for finding in cohort.findings))
 
 
-def _show_metrics(metrics: Mapping[str, Mapping[str, Estimate]]) -> None:
+def _show_metrics(metrics: Mapping[str, Mapping[str, Estimate]], positive: str) -> None:
+    from wsimil.export.report.names import of_class
+
     for split, found in metrics.items():
         rows = []
         for name, estimate in found.items():
@@ -345,7 +347,7 @@ def _show_metrics(metrics: Mapping[str, Mapping[str, Estimate]]) -> None:
             interval = (
                 "" if estimate.low is None or estimate.high is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
             )
-            rows.append((name, value, interval))
+            rows.append((name + of_class(name, positive), value, interval))
         table([f"{split} slides", "value", "95 % CI over patients"], rows)
 
 

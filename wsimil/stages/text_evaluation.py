@@ -26,7 +26,7 @@ def show_evaluation(summary: EvaluateSummary, out: Path, *, as_json: bool) -> No
     _show_flow(summary.flow, summary.unit, summary.notes)
     rows = [
         (
-            title_of(name),
+            title_of(name, positive=found.task.positive),
             shown(found.estimates[name].value),
             _interval(found.estimates[name].low, found.estimates[name].high),
         )
@@ -54,7 +54,9 @@ def show_comparison(summary: CompareSummary, out: Path, *, as_json: bool) -> Non
     for name in headlines(found.task.kind, found.differences):
         one = found.differences[name]
         values = (shown(one.first), shown(one.second), shown(one.difference))
-        rows.append((title_of(name), *values, _interval(one.low, one.high), p_text(one.p_value)))
+        rows.append(
+            (title_of(name, positive=found.task.positive), *values, _interval(one.low, one.high), p_text(one.p_value))
+        )
     table(["", "first", "second", "difference", "95 % CI over patients", "p"], rows)
     for of in found.classes:
         if of.delong is not None and of.delong.p_value is not None:

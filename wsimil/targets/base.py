@@ -104,6 +104,11 @@ class Task(ABC):
         """The probability from which on the second of two classes, or each of several labels, is said; empty for others."""
         return ()
 
+    @property
+    def positive(self) -> str:
+        """Of two classes that which sensitivity, specificity, predictive values and a threshold are of; empty for others."""
+        return ""
+
     def confidence(self, values: NDArray[np.float64]) -> float | None:
         """The probability of what `decided` says, None where there is none."""
         return None

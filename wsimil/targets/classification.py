@@ -14,7 +14,7 @@ from wsimil.targets.base import MISSING, AnswerColumn, Task, TaskKind, rarest, s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classification(Task):
-    """One of two or more classes, by a softmax over as many logits; targets int64 [n]. `classes` are known once `named`.
+    """One of two or more classes, by a softmax over as many logits; targets int64 [n]. `classes` are given or `named`.
 
     `threshold`: two classes are decided for the second where its probability is that or more; None decides for the higher one.
     """
@@ -47,6 +47,11 @@ class Classification(Task):
         return (0.5 if self.threshold is None else self.threshold,) if len(self.classes) == 2 else ()
 
     @property
+    def positive(self) -> str:
+        """See `Task.positive`: the second of two."""
+        return self.classes[1] if len(self.classes) == 2 else ""
+
+    @property
     def group_names(self) -> tuple[str, ...]:
         """The classes."""
         return self.classes
@@ -62,7 +67,7 @@ class Classification(Task):
         if cells[0].lower() in MISSING:
             return None
         if self.classes:
-            raise ValueError(f"label {cells[0]!r} is unknown to the model, which knows {list(self.classes)}")
+            raise ValueError(f"label {cells[0]!r} is none of the classes {', '.join(self.classes)}")
         return cells[0]
 
     def named(self, labels: Sequence[str]) -> Classification:

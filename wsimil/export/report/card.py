@@ -38,7 +38,8 @@ def comparison_card(report: ComparisonReport, tree: Mapping[str, Json]) -> str:
         low, high = (cells.get(("differences", name, end)) for end in ("low", "high"))
         return "–" if low is None or high is None else f"{shown(low)} to {shown(high)}"
 
-    names = headlines(report.comparison.task.kind, report.comparison.differences)
+    task = report.comparison.task
+    names = headlines(task.kind, report.comparison.differences)
     lines = [
         f"# Model card: {inert(report.names[0])} and {inert(report.names[1])}",
         "",
@@ -54,9 +55,8 @@ def comparison_card(report: ComparisonReport, tree: Mapping[str, Json]) -> str:
     for name in names:
         values = [number("differences", name, field) for field in ("first", "second", "difference")]
         p_value = p_text(report.comparison.differences[name].p_value)
-        lines.append(
-            f"| {inert(title_of(name))} | {' | '.join(values)} | {interval(name)} | {p_value.replace('<', '&lt;')} |"
-        )
+        title = inert(title_of(name, positive=task.positive))
+        lines.append(f"| {title} | {' | '.join(values)} | {interval(name)} | {p_value.replace('<', '&lt;')} |")
     lines += ["", "| | method | weights | config | threshold |", "|---|---|---|---|---|"]
     lines += [
         f"| {inert(one.name)} | {inert(one.method)} | `{one.digest}` | `{one.config_digest}` |"
@@ -116,10 +116,13 @@ class _Card:
         ]
         return ["## Summary", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
 
+    def _title(self, metric: str) -> str:
+        return inert(title_of(metric, positive=self._found.task.positive))
+
     def _performance(self) -> list[str]:
         names = headlines(self._found.task.kind, self._found.estimates)
         rows = [
-            f"| {inert(title_of(name))} | {self._number('metrics', name, 'value')} | {self._interval(name)} |"
+            f"| {self._title(name)} | {self._number('metrics', name, 'value')} | {self._interval(name)} |"
             for name in names
         ]
         lines = [
@@ -133,7 +136,7 @@ class _Card:
             *rows,
             "",
         ]
-        titles = " | ".join(inert(title_of(name)) for name in names[:2])
+        titles = " | ".join(self._title(name) for name in names[:2])
         for grouping in self._found.groupings:
             lines += [
                 f"By {inert(grouping.column)}:",

@@ -56,12 +56,18 @@ _HEADLINES: Mapping[TaskKind, tuple[str, ...]] = {
 _BOUNDS: Mapping[str, tuple[float, float]] = {
     "mcc": (-1.0, 1.0), "cohen_kappa_quadratic": (-1.0, 1.0), "pearson": (-1.0, 1.0), "spearman": (-1.0, 1.0),
 }  # fmt: skip
+_OF_ONE_CLASS = frozenset({"auprc", "f1", "sensitivity", "specificity", "ppv", "npv"})
 _UNBOUNDED = frozenset({"mae", "rmse", "mae_rank", "log_loss", "r2", "brier"})
 
 
-def title_of(metric: str) -> str:
-    """A metric's name for people."""
-    return _described(metric)[0]
+def title_of(metric: str, *, positive: str = "") -> str:
+    """A metric's name for people; `positive` as in `of_class`."""
+    return _described(metric)[0] + of_class(metric, positive)
+
+
+def of_class(metric: str, positive: str) -> str:
+    """What belongs behind the name of a metric that is of one class of two, `positive`; nothing behind others."""
+    return f" for {positive}" if positive and metric in _OF_ONE_CLASS else ""
 
 
 def meaning_of(metric: str) -> str:

@@ -22,7 +22,7 @@ def report_tree(report: Report) -> dict[str, Json]:
     """All of an evaluation, as plain JSON; what is not finite is null."""
     found = report.judgement
     tree: dict[str, object] = {
-        **_head(report),
+        **_head(report, positive=found.task.positive),
         "counted": {
             "rows": found.rows,
             f"{report.unit}s": found.slides,
@@ -52,7 +52,7 @@ def comparison_tree(report: ComparisonReport) -> dict[str, Json]:
     """All of a comparison, as plain JSON."""
     found = report.comparison
     tree: dict[str, object] = {
-        **_head(report),
+        **_head(report, positive=found.task.positive),
         "names": report.names,
         "counted": {"rows": found.rows, "patients": found.patients, "of": found.counts},
         "intervals": {**_intervals(found), "kind": "percentile"},
@@ -83,13 +83,14 @@ def _tree(value: Mapping[str, object]) -> dict[str, Json]:
     return {key: plain(one) for key, one in value.items()}
 
 
-def _head(report: Report | ComparisonReport) -> dict[str, object]:
+def _head(report: Report | ComparisonReport, *, positive: str) -> dict[str, object]:
     return {
         "schema": SCHEMA,
         "wsimil_version": report.version,
         "title": report.title,
         "cohort": report.cohort,
         "task": report.models[0].task,
+        "positive_class": positive or None,
         "unit": report.unit,
         "split": report.split,
         "notes": report.notes,

@@ -59,7 +59,7 @@ def report_page(report: Report, tree: Mapping[str, Json]) -> str:
         environment()
         .get_template("report.html")
         .render(
-            **functions(cells),
+            **functions(cells, positive=found.task.positive),
             report=report,
             sections=[(key, name) for key, name, there in sections if there],
             headlines=first,
@@ -99,7 +99,7 @@ def comparison_page(report: ComparisonReport, tree: Mapping[str, Json]) -> str:
         environment()
         .get_template("compare.html")
         .render(
-            **functions(cells),
+            **functions(cells, positive=found.task.positive),
             report=report,
             sections=[
                 ("cohort", "Who was judged"), ("metrics", "Differences"), ("figures", "Figures"), ("model", "Models"),
@@ -120,8 +120,8 @@ def clip(name: str, most: int = 60) -> str:
     return name if len(name) <= most else name[: most // 2] + "…" + name[-(most // 2) :]
 
 
-def functions(cells: Cells) -> dict[str, object]:
-    """What every template may call."""
+def functions(cells: Cells, *, positive: str = "") -> dict[str, object]:
+    """What every template may call; `positive` as `Task.positive`."""
 
     def estimate(path: Sequence[str | int]) -> Markup:
         value = cells.get(path)
@@ -138,7 +138,8 @@ def functions(cells: Cells) -> dict[str, object]:
         "p_value": cells.p_value,
         "estimate": estimate,
         "text": text,
-        "title": title_of,
+        "title": lambda name: title_of(name, positive=clip(positive, 40)),
+        "class_title": title_of,
         "meaning": meaning_of,
         "bounded": lambda name: bounds_of(name) is not None,
         "image": lambda data: "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii"),
