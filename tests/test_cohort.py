@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsimil.cohort import Cohort, CohortSlide, read_cohort
+from wsimil.cohort import Cohort, CohortSlide, column_names, has_columns, read_cohort, read_columns, read_patients
 from wsimil.errors import CohortError
 from wsimil.targets import Classification
 
@@ -51,6 +52,37 @@ def test_a_slide_without_label_is_left_out_and_counted(tmp_path: Path) -> None:
     got = read_cohort(write(tmp_path, "slide_id,patient_id,label\na,p1,tumor\nb,p2,normal\nc,p3,\nd,p4,NA\n"))
     assert got.slide_ids == ("a", "b")
     assert got.findings[0].slide_ids == ("c", "d")
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "read_cohort": read_cohort,
+    "read_patients": read_patients,
+    "read_columns": lambda path: read_columns(path, ["label"]),
+    "has_columns": lambda path: has_columns(path, Classification()),
+    "column_names": column_names,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        # The second patient owned the slide, and in a model of patients strangers became one.
+        ("c,p1,x\nd,p2,y\nc,p9,\n", r"1 occur more than once: 'c' \('c' in lines 4, 6\); keep one row for each slide"),
+        ("c,p1,\nc,p1,\n", r"1 occur more than once: 'c' \('c' in lines 4, 5\)"),
+        ("c,P2,\n", r"patient ids 'P2' \(1 slides\) and 'p2' \(1 slides\) differ in case alone"),
+        ("c,,\n", "line 4: patient_id is empty"),
+        (",p1,\n", "line 4: slide_id is empty"),
+        ("\n\n,p1,\n", "line 6: slide_id is empty"),
+    ],
+)
+def test_ids_are_held_to_the_same_by_every_reader_whether_a_row_has_a_label_or_not(
+    tmp_path: Path, reader: str, rows: str, says: str
+) -> None:
+    path = write(tmp_path, "slide_id,patient_id,label\na,p1,x\nb,p2,y\n" + rows)
+    with pytest.raises(CohortError, match=says) as caught:
+        READERS[reader](path)
+    assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +218,7 @@ def test_folds_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
 
 def test_patients_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "slide_id,patient_id,label\na,TCGA-1,x\nb,tcga-1,y\nc,p3,y\n")
-    with pytest.raises(CohortError, match="patient ids 'TCGA-1' and 'tcga-1' differ in case alone"):
+    with pytest.raises(CohortError, match=r"'TCGA-1' \(1 slides\) and 'tcga-1' \(1 slides\) differ in case alone"):
         read_cohort(path)
 
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, TypeAlias, cast, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
 from wsimil.drawing import draw_folds, draw_fraction
 from wsimil.errors import CohortError
-from wsimil.targets import Classification, Targets, Task
+from wsimil.targets import Classification, Targets, Task, refuse_alike
 
 Split: TypeAlias = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -66,12 +66,7 @@ class Cohort:
     task: Task = _BY_CLASS
 
     def __post_init__(self) -> None:
-        duplicates = [name for name, count in Counter(s.slide_id for s in self.slides).items() if count > 1]
-        if duplicates:
-            raise CohortError(
-                f"slide_id must be unique, {len(duplicates)} occur more than once: {_some(duplicates)};"
-                " keep one row for each slide"
-            )
+        _refuse_repeated([s.slide_id for s in self.slides])
         if isinstance(self.task, Classification):
             if not self.task.classes:
                 object.__setattr__(self, "task", replace(self.task, classes=self.classes))
@@ -80,6 +75,7 @@ class Cohort:
             object.__setattr__(self, "classes", self.task.classes)
         try:
             self.task.refuse([s.label for s in self.slides])
+            refuse_alike((s.patient_id for s in self.slides), "patient ids")
         except ValueError as error:
             raise CohortError(str(error)) from None
         _refuse_shared_patients(self.slides)
@@ -319,24 +315,19 @@ def read_cohort(path: Path, *, task: Task = _BY_CLASS) -> Cohort:
         )
     slides: list[CohortSlide] = []
     unlabelled: list[str] = []
-    spaced: list[str] = []
-    for number, row in enumerate(rows, start=2):
-        values = {key: (row[key] or "").strip() for key in columns}
-        for name in _IDS:
-            if not values[name]:
-                raise CohortError(f"{path}: line {number}: {name} is empty")
-        if any((row[key] or "") != values[key] for key in required):
-            spaced.append(values["slide_id"])
+    for row in rows:
+        slide_id, cells = row.cells["slide_id"], [row.cells[name] for name in task.columns]
         try:
-            label = task.read([values[name] for name in task.columns])
+            label = task.read(cells)
         except ValueError as error:
-            raise CohortError(f"{path}: line {number}: slide {values['slide_id']!r}: {error}") from None
+            raise CohortError(f"{path}: line {row.line}: slide {slide_id!r}: {error}") from None
         if label is None:
-            unlabelled.append(values["slide_id"])
-            continue
-        slides.append(_slide(path, number, values, label))
+            unlabelled.append(slide_id)
+        else:
+            slides.append(_slide(path, row, label))
     if not slides:
         raise CohortError(f"{path}: no slide has a label")
+    spaced = [row.cells["slide_id"] for row in rows if any(name in required for name in row.spaced)]
     findings = (
         *_finding("slides have no label and are left out", unlabelled),
         *_finding("rows had spaces around values, which were removed", spaced),
@@ -353,7 +344,7 @@ def read_patients(path: Path) -> dict[str, str]:
     missing = [name for name in _IDS if name not in columns]
     if missing:
         raise CohortError(f"{path}: column {', '.join(map(repr, missing))} is missing; it tells whose a slide is")
-    return {(row["slide_id"] or "").strip(): (row["patient_id"] or "").strip() for row in rows}
+    return {row.cells["slide_id"]: row.cells["patient_id"] for row in rows}
 
 
 def has_columns(path: Path, task: Task) -> bool:
@@ -370,7 +361,7 @@ def read_columns(path: Path, names: Sequence[str]) -> dict[str, tuple[str, ...]]
             close = get_close_matches(name, columns, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise CohortError(f"{path}: column {name!r} is missing; it has {', '.join(map(repr, columns))}{hint}")
-    return {(row["slide_id"] or "").strip(): tuple((row[name] or "").strip() for name in names) for row in rows}
+    return {row.cells["slide_id"]: tuple(row.cells[name] for name in names) for row in rows}
 
 
 def column_names(path: Path) -> tuple[str, ...]:
@@ -378,7 +369,16 @@ def column_names(path: Path) -> tuple[str, ...]:
     return tuple(_read_rows(path)[1])
 
 
-def _read_rows(path: Path) -> tuple[list[dict[str, str | None]], list[str]]:
+class _Row(NamedTuple):
+    """A row at a line of the file: its cells without the spaces around them, and the columns whose cells had some."""
+
+    line: int
+    cells: Mapping[str, str]
+    spaced: Sequence[str]
+
+
+def _read_rows(path: Path) -> tuple[list[_Row], list[str]]:
+    """All rows and the columns; what every reader of a cohort file counts on holds for rows with a label and without one."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -387,49 +387,68 @@ def _read_rows(path: Path) -> tuple[list[dict[str, str | None]], list[str]]:
         raise CohortError(f"cohort file {path} cannot be read as UTF-8 text: {error}") from None
     head = text.partition("\n")[0]
     delimiter = max(",;\t", key=head.count)
-    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-    reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-    columns = list(reader.fieldnames)
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
+    columns = [name.strip() for name in next(reader, [])]
     twice = [name for name, count in Counter(columns).items() if count > 1]
     if twice:
         raise CohortError(f"{path}: column {twice[0]!r} occurs twice")
     rows = []
-    for row in reader:
-        if None in row or any(value is None for value in row.values()):
+    for given in filter(None, reader):
+        if len(given) != len(columns):
             raise CohortError(
-                f"{path}: line {reader.line_num}: wanted {len(columns)} values, as the header has, got another number"
+                f"{path}: line {reader.line_num}: wanted {len(columns)} values, as the header has, got {len(given)}"
             )
-        rows.append(cast("dict[str, str | None]", row))
+        values = [*map(str.strip, given)]
+        spaced = [name for name, value, own in zip(columns, values, given, strict=True) if value != own]
+        rows.append(_Row(line=reader.line_num, cells=dict(zip(columns, values, strict=True)), spaced=spaced))
+    _refuse_ids(path, rows, columns)
     return rows, columns
 
 
-def _slide(path: Path, number: int, values: Mapping[str, str], label: str) -> CohortSlide:
-    split, fold = values.get("split", "").lower(), values.get("fold", "")
+def _refuse_ids(path: Path, rows: Sequence[_Row], columns: Sequence[str]) -> None:
+    """Raises CohortError for an empty id, a slide in two rows, and patients that differ in case alone."""
+    known = [name for name in _IDS if name in columns]
+    for row in rows:
+        for name in known:
+            if not row.cells[name]:
+                raise CohortError(f"{path}: line {row.line}: {name} is empty")
+    try:
+        if "slide_id" in known:
+            _refuse_repeated([row.cells["slide_id"] for row in rows], [row.line for row in rows])
+        if "patient_id" in known:
+            refuse_alike((row.cells["patient_id"] for row in rows), "patient ids")
+    except (CohortError, ValueError) as error:
+        raise CohortError(f"{path}: {error}") from None
+
+
+def _slide(path: Path, row: _Row, label: str) -> CohortSlide:
+    split, fold = row.cells.get("split", "").lower(), row.cells.get("fold", "")
     if split and split not in SPLITS:
-        raise CohortError(f"{path}: line {number}: split {values['split']!r}, wanted one of {', '.join(SPLITS)}")
+        raise CohortError(f"{path}: line {row.line}: split {row.cells['split']!r}, wanted one of {', '.join(SPLITS)}")
     if fold and not fold.isdigit():
-        raise CohortError(f"{path}: line {number}: fold {fold!r}, wanted a whole number from 0")
+        raise CohortError(f"{path}: line {row.line}: fold {fold!r}, wanted a whole number from 0")
     return CohortSlide(
-        slide_id=values["slide_id"],
-        patient_id=values["patient_id"],
+        slide_id=row.cells["slide_id"],
+        patient_id=row.cells["patient_id"],
         label=label,
-        site=values.get("site") or None,
+        site=row.cells.get("site") or None,
         split=next((known for known in SPLITS if known == split), None),
         fold=int(fold) if fold else None,
     )
 
 
-def _refuse_shared_patients(slides: Iterable[CohortSlide]) -> None:
-    spellings: dict[str, set[str]] = defaultdict(set)
-    for slide in slides:
-        spellings[slide.patient_id.casefold()].add(slide.patient_id)
-    alike = sorted(sorted(names) for names in spellings.values() if len(names) > 1)
-    if alike:
+def _refuse_repeated(slide_ids: Sequence[str], lines: Sequence[int] = ()) -> None:
+    """Raises CohortError for a slide that occurs twice; `lines` are those of the slides in a file."""
+    repeated = [name for name, count in Counter(slide_ids).items() if count > 1]
+    if repeated:
+        own = ", ".join(str(line) for line, name in zip(lines, slide_ids, strict=False) if name == repeated[0])
         raise CohortError(
-            f"patient ids {' and '.join(map(repr, alike[0]))} differ in case alone"
-            f"{f' ({len(alike)} such pairs)' if len(alike) > 1 else ''}; spell a patient one way, or name two patients apart,"
-            " so that none ends up in two splits"
+            f"slide_id must be unique, {len(repeated)} occur more than once: {_some(repeated)}"
+            f"{f' ({repeated[0]!r} in lines {own})' if own else ''}; keep one row for each slide, labelled or not"
         )
+
+
+def _refuse_shared_patients(slides: Iterable[CohortSlide]) -> None:
     for kind in ("split", "fold"):
         seen: dict[str, set[object]] = defaultdict(set)
         for slide in slides:

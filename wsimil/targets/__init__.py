@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from wsimil.provenance import Json
-from wsimil.targets.base import AnswerColumn, Targets, Task, TaskKind
+from wsimil.targets.base import AnswerColumn, Targets, Task, TaskKind, refuse_alike
 from wsimil.targets.classification import Classification, Ordinal
 from wsimil.targets.multilabel import MultiLabel
 from wsimil.targets.regression import Regression
@@ -22,6 +22,7 @@ __all__ = [
     "Task",
     "TaskKind",
     "from_json",
+    "refuse_alike",
 ]
 
 _KINDS: Mapping[str, type[Task]] = {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, TypeAlias
 
@@ -193,6 +193,21 @@ def softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows [n, C] that are in [0, 1] and sum to 1, without overflow."""
     odds = np.exp(x - x.max(axis=1, keepdims=True))
     return np.asarray(odds / odds.sum(axis=1, keepdims=True), np.float64)
+
+
+def refuse_alike(names: Iterable[str], what: str) -> None:
+    """Raises ValueError where names, each as often as slides have it, differ in case alone."""
+    counts = Counter(names)
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(counts):
+        spellings[name.casefold()].append(name)
+    alike = [own for own in spellings.values() if len(own) > 1]
+    if alike:
+        first = " and ".join(f"{name!r} ({counts[name]} slides)" for name in alike[0])
+        more = f", and so do {len(alike) - 1} more" if len(alike) > 1 else ""
+        raise ValueError(
+            f"{what} {first} differ in case alone{more}; where they are one, spell it one way, else name them apart"
+        )
 
 
 def unique(names: Sequence[str], what: str) -> None:
