@@ -48,10 +48,25 @@ def test_a_bom_semicolons_and_stray_spaces_are_understood_and_counted(tmp_path: 
     assert [str(f) for f in got.findings] == ["2 rows had spaces around values, which were removed: 'a', 'b'"]
 
 
-def test_a_slide_without_label_is_left_out_and_counted(tmp_path: Path) -> None:
-    got = read_cohort(write(tmp_path, "slide_id,patient_id,label\na,p1,tumor\nb,p2,normal\nc,p3,\nd,p4,NA\n"))
+def test_a_slide_without_label_is_left_out_and_counted_by_what_its_cell_says(tmp_path: Path) -> None:
+    text = "slide_id,patient_id,label\na,p1,tumor\nb,p2,normal\nc,p3,\nd,p4,NA\ne,p5,none\nf,p6,none\n"
+    got = read_cohort(write(tmp_path, text))
     assert got.slide_ids == ("a", "b")
-    assert got.findings[0].slide_ids == ("c", "d")
+    assert [str(f) for f in got.findings] == [
+        "1 slides have no label and are left out: 'c'",
+        "1 slides say 'NA', read as missing, and are left out; where it is a class, write it otherwise, such as 'absent': 'd'",
+        "2 slides say 'none', read as missing, and are left out; where it is a class, write it otherwise, such as 'absent':"
+        " 'e', 'f'",
+    ]
+
+
+def test_a_class_that_is_lost_to_a_word_for_missing_is_named_where_too_few_are_left(tmp_path: Path) -> None:
+    with pytest.raises(
+        CohortError, match=r"two classes, got 1 slides of \['tumor'\].*; 1 slides say 'none', read as missing"
+    ):
+        read_cohort(write(tmp_path, "slide_id,patient_id,label\na,p1,tumor\nb,p2,none\n"))
+    with pytest.raises(CohortError, match="no slide has a label; 1 slides say 'none', read as missing"):
+        read_cohort(write(tmp_path, "slide_id,patient_id,label\nb,p2,none\n"))
 
 
 READERS: dict[str, Callable[[Path], object]] = {

@@ -15,7 +15,7 @@ import numpy as np
 
 from wsimil.drawing import draw_folds, draw_fraction
 from wsimil.errors import CohortError
-from wsimil.targets import Classification, Targets, Task, refuse_alike
+from wsimil.targets import MISSING, Classification, Targets, Task, refuse_alike
 
 Split: TypeAlias = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -301,8 +301,9 @@ def read_cohort(path: Path, *, task: Task = _BY_CLASS) -> Cohort:
     """Read a CSV: slide_id, patient_id, the columns of `task`, optionally site, split (train, val, test) or fold (0, 1, ...).
 
     The task is by default a classification by the column "label". UTF-8 with or without a BOM; comma, semicolon or tab; more
-    columns are ignored. Spaces around values are removed and counted. A slide without a label is left out and counted. A task
-    that knows its names, such as a trained model's, takes no other label. Raises CohortError.
+    columns are ignored. Spaces around values are removed and counted. A slide without a label is left out and counted, by the
+    words that were read as missing. A task that knows its names, such as a trained model's, takes no other label. Raises
+    CohortError.
     """
     rows, columns = _read_rows(path)
     required = (*_IDS, *task.columns)
@@ -314,7 +315,7 @@ def read_cohort(path: Path, *, task: Task = _BY_CLASS) -> Cohort:
             + (f"; did you mean {' '.join(hints)}" if hints else "")
         )
     slides: list[CohortSlide] = []
-    unlabelled: list[str] = []
+    unlabelled: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for row in rows:
         slide_id, cells = row.cells["slide_id"], [row.cells[name] for name in task.columns]
         try:
@@ -322,20 +323,19 @@ def read_cohort(path: Path, *, task: Task = _BY_CLASS) -> Cohort:
         except ValueError as error:
             raise CohortError(f"{path}: line {row.line}: slide {slide_id!r}: {error}") from None
         if label is None:
-            unlabelled.append(slide_id)
+            unlabelled[tuple(sorted({cell for cell in cells if cell and cell.lower() in MISSING}))].append(slide_id)
         else:
             slides.append(_slide(path, row, label))
+    left_out = {words: _left_out(task, words, own) for words, own in sorted(unlabelled.items())}
+    said = "".join(f"; {finding}" for words, finding in left_out.items() if words)
     if not slides:
-        raise CohortError(f"{path}: no slide has a label")
+        raise CohortError(f"{path}: no slide has a label{said}")
     spaced = [row.cells["slide_id"] for row in rows if any(name in required for name in row.spaced)]
-    findings = (
-        *_finding("slides have no label and are left out", unlabelled),
-        *_finding("rows had spaces around values, which were removed", spaced),
-    )
+    findings = (*left_out.values(), *_finding("rows had spaces around values, which were removed", spaced))
     try:
         return Cohort(slides=tuple(slides), task=task.named([s.label for s in slides]), findings=findings)
-    except CohortError as error:
-        raise CohortError(f"{path}: {error}") from None
+    except (CohortError, ValueError) as error:
+        raise CohortError(f"{path}: {error}{said}") from None
 
 
 def read_patients(path: Path) -> dict[str, str]:
@@ -461,6 +461,15 @@ def _refuse_shared_patients(slides: Iterable[CohortSlide]) -> None:
                 f"{len(shared)} patients are in more than one {kind}: {_some(shared)} ({shared[0]!r} in {places});"
                 f" put all slides of a patient into one {kind}"
             )
+
+
+def _left_out(task: Task, words: Sequence[str], slide_ids: Sequence[str]) -> Finding:
+    """Slides without a label, whose cells hold nothing or `words`, which are read as missing and may have been meant."""
+    what = "slides have no label and are left out"
+    if words:
+        what = f"slides say {' and '.join(map(repr, words))}, read as missing, and are left out"
+        what += f"; {task.rather}" if task.rather else ""
+    return Finding(what=what, slide_ids=tuple(slide_ids))
 
 
 def _finding(what: str, slide_ids: Sequence[str]) -> tuple[Finding, ...]:

@@ -27,7 +27,7 @@ def read(folder: Path, task: Task, columns: str, rows: list[str]) -> Cohort:
 
 CASES = [
     (Classification(), "label", ["b", "a", "", "b"], [1, 0, 1]),
-    (ORDINAL, "label", ["high", "low", "NA", "mid"], [2, 0, 1]),
+    (ORDINAL, "label", ["high", "low", "", "mid"], [2, 0, 1]),
     (MultiLabel(columns=("er", "pr")), "er,pr", ["1,0", "0,", ",", "0,0"], [[1, 0], [0, -1], [0, 0]]),
     (MultiLabel(), "label", ["er;pr", "-", "", "pr ; er"], [[1, 1], [0, 0], [1, 1]]),
     (Regression(columns=("age",), unit="years"), "age", ["60", "1e-3", "", "-2.5"], [[60], [0.001], [-2.5]]),
@@ -46,6 +46,57 @@ def test_rows_become_targets_and_a_row_without_one_is_counted(
     (tmp_path / "cohort.csv").write_text(cohort.to_csv(), encoding="utf-8")
     again = read_cohort(tmp_path / "cohort.csv", task=task)
     np.testing.assert_array_equal(again.targets(again.slides), wanted)
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "rows", "says"),
+    [
+        (
+            Classification(),
+            "label",
+            ["a", "b", "None"],
+            "'None', read as missing, and are left out; where it is a class",
+        ),
+        (
+            ORDINAL,
+            "label",
+            ["high", "low", "NA"],
+            "'NA', read as missing, and are left out; where it is a level, name it in",
+        ),
+        (
+            MultiLabel(),
+            "label",
+            ["er", "-", "none"],
+            "'none', read as missing, and are left out; where it means that a slide",
+        ),
+        (
+            MultiLabel(columns=("er", "pr")),
+            "er,pr",
+            ["1,0", "0,1", "?,?"],
+            "'?', read as missing, and are left out; where",
+        ),
+        (
+            Regression(columns=("x", "y")),
+            "x,y",
+            ["1,2", "3,4", "NA,nan"],
+            "'NA' and 'nan', read as missing, and are left out",
+        ),
+        (Survival(), "time,event", ["12.5,1", "0,0", "3,n/a"], "'n/a', read as missing, and are left out: 's2'"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_word_that_was_read_as_missing_is_told_with_what_to_write(
+    tmp_path: Path, task: Task, columns: str, rows: list[str], says: str
+) -> None:
+    (finding,) = read(tmp_path, task, columns, rows).findings
+    assert str(finding).startswith(f"1 slides say {says}")
+
+
+def test_a_word_for_missing_that_is_a_level_or_a_known_class_is_one(tmp_path: Path) -> None:
+    for task in (Ordinal(levels=("none", "mild")), Classification(classes=("mild", "none"))):
+        cohort = read(tmp_path, task, "label", ["none", "mild"])
+        assert [slide.label for slide in cohort.slides] == ["none", "mild"]
+        assert cohort.findings == ()
 
 
 @pytest.mark.parametrize(("task", "columns", "rows", "wanted"), CASES, ids=lambda value: str(value)[:20])

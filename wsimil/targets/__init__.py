@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from wsimil.provenance import Json
-from wsimil.targets.base import AnswerColumn, Targets, Task, TaskKind, refuse_alike
+from wsimil.targets.base import MISSING, AnswerColumn, Targets, Task, TaskKind, refuse_alike
 from wsimil.targets.classification import Classification, Ordinal
 from wsimil.targets.multilabel import MultiLabel
 from wsimil.targets.regression import Regression
 from wsimil.targets.survival import Survival
 
 __all__ = [
+    "MISSING",
     "AnswerColumn",
     "Classification",
     "MultiLabel",

@@ -46,6 +46,9 @@ class Task(ABC):
     raises: ClassVar[tuple[str, str]] = ("against", "for")
     """What a tile does to an output whose logit it lowers, and to one whose logit it raises."""
 
+    rather: ClassVar[str] = ""
+    """What to write where a word of `MISSING` is meant as it stands; empty where it cannot be, as of a number."""
+
     columns: tuple[str, ...] = ("label",)
 
     @property

@@ -20,6 +20,7 @@ class Classification(Task):
     """
 
     kind: ClassVar[TaskKind] = "classification"
+    rather: ClassVar[str] = "where it is a class, write it otherwise, such as 'absent'"
     classes: tuple[str, ...] = ()
     threshold: float | None = None
 
@@ -137,6 +138,7 @@ class Ordinal(Task):
 
     kind: ClassVar[TaskKind] = "ordinal"
     raises: ClassVar[tuple[str, str]] = ("lower", "higher")
+    rather: ClassVar[str] = "where it is a level, name it in task.levels"
     levels: tuple[str, ...]
 
     def __post_init__(self) -> None:

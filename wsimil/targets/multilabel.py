@@ -25,6 +25,7 @@ class MultiLabel(Task):
     """
 
     kind: ClassVar[TaskKind] = "multilabel"
+    rather: ClassVar[str] = f"where it means that a slide has none of the labels, write {NONE!r}, or 0 in each column"
     labels: tuple[str, ...] = ()
     thresholds: tuple[float, ...] = ()
 
