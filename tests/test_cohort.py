@@ -117,6 +117,12 @@ def test_ids_are_held_to_the_same_by_every_reader_whether_a_row_has_a_label_or_n
             "split 'training', wanted one of train, val, test",
         ),
         ("slide_id,patient_id,label,fold\na,p1,x,one\nb,p2,y,0\n", "fold 'one', wanted a whole number"),
+        ("slide_id,patient_id,label,fold\na,p1,x,²\nb,p2,y,0\n", "fold '²', wanted a whole number"),
+        (
+            "slide_id,patient_id,label\na,p1,Tumor\nb,p2,tumor\nc,p3,tumor\nd,p4,n\n",
+            "classes 'Tumor' (1 slides) and 'tumor' (2 slides) differ in case alone",
+        ),
+        ("slide_id,patient_id,label\na,p1,x;y\nb,p2,x\n", "class 'x;y' holds a semicolon"),
         (
             "slide_id,patient_id,label,split\na,p1,x,train\nb,p1,y,test\n",
             "1 patients are in more than one split: 'p1' ('p1' in test, train)",
@@ -229,6 +235,11 @@ def test_folds_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
         folds.with_splits(seed=0, folds=3)
     with pytest.raises(CohortError, match="fold 1 was asked for without a number of folds"):
         cohort({"n": 9, "t": 9}).with_splits(seed=0, fold=1)
+
+
+def test_a_model_that_learned_classes_apart_by_case_alone_still_answers(tmp_path: Path) -> None:
+    path = write(tmp_path, "slide_id,patient_id,label\na,p1,Tumor\nb,p2,tumor\n")
+    assert len(read_cohort(path, task=Classification(classes=("Tumor", "tumor"))).slides) == 2
 
 
 def test_patients_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:

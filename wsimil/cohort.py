@@ -425,7 +425,7 @@ def _slide(path: Path, row: _Row, label: str) -> CohortSlide:
     split, fold = row.cells.get("split", "").lower(), row.cells.get("fold", "")
     if split and split not in SPLITS:
         raise CohortError(f"{path}: line {row.line}: split {row.cells['split']!r}, wanted one of {', '.join(SPLITS)}")
-    if fold and not fold.isdigit():
+    if fold and not fold.isdecimal():
         raise CohortError(f"{path}: line {row.line}: fold {fold!r}, wanted a whole number from 0")
     return CohortSlide(
         slide_id=row.cells["slide_id"],

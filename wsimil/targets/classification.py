@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from wsimil.targets.base import MISSING, AnswerColumn, Task, TaskKind, rarest, sigmoid, softmax, unique
+from wsimil.targets.base import MISSING, AnswerColumn, Task, TaskKind, rarest, refuse_alike, sigmoid, softmax, unique
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,17 @@ class Classification(Task):
 
     def named(self, labels: Sequence[str]) -> Classification:
         """The labels that occur, sorted, as classes, unless these are known."""
-        return self if self.classes else replace(self, classes=tuple(sorted(set(labels))))
+        if self.classes:
+            return self
+        refuse_alike(labels, "classes")
+        classes = tuple(sorted(set(labels)))
+        joined = [name for name in classes if ";" in name]
+        if joined:
+            raise ValueError(
+                f"class {joined[0]!r} holds a semicolon, which stands between classes in tables; write another sign, or, where a"
+                " slide can be of several at once, use task.kind multilabel"
+            )
+        return replace(self, classes=classes)
 
     def refuse(self, labels: Sequence[str]) -> None:
         """See `Task.refuse`."""

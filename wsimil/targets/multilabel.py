@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from wsimil.targets.base import MISSING, AnswerColumn, Task, TaskKind, number, sigmoid, unique
+from wsimil.targets.base import MISSING, AnswerColumn, Task, TaskKind, number, refuse_alike, sigmoid, unique
 
 NONE = "-"
 _UNKNOWN = "=?"
@@ -80,7 +80,9 @@ class MultiLabel(Task):
         """The labels that occur, sorted, unless they are known."""
         if self.labels:
             return self
-        return replace(self, labels=tuple(sorted({name for label in labels for name in _parts(label)})))
+        names = [name for label in labels for name in _parts(label)]
+        refuse_alike(names, "labels")
+        return replace(self, labels=tuple(sorted(set(names))))
 
     def encode(self, labels: Sequence[str]) -> NDArray[np.int64]:
         """See `Task.encode`."""
