@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +15,15 @@ from wsimil.evaluation.judgement import Judged
 from wsimil.evaluation.table import Row, read_table
 from wsimil.mil.facts import BagUnit, ModelFacts
 from wsimil.stages.learned import Learned, read_origin
-from wsimil.targets import Survival, Task
+from wsimil.targets import Survival, Task, number
 
 USUAL_GROUPS = ("site", "scanner", "stain_batch", "sex", "age")
 """Columns of a cohort file by which answers are judged where none is named."""
 
 _PARQUET = "predictions.parquet"
 _MOST_NUMBERS = 12
+_CODES = frozenset({"batch", "center", "centre", "code", "hospital", "id", "institution", "scanner", "sex", "site"})
+"""Words in the names of columns whose numbers name something, and measure nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,13 +88,15 @@ def refuse_other_question(first: ModelFacts, second: ModelFacts, first_folder: P
 def read_known(path: Path, task: Task, bag: BagUnit, *, groups: Sequence[str] | None) -> Known:
     """What the cohort file says of a task's labels and of `groups`, columns of it; of None those usual ones that are there.
 
-    A column of more than 12 numbers is cut in thirds. Raises CohortError.
+    A column of more than 12 numbers is cut in thirds, but for one whose name says that they are codes, such as a site's. Raises
+    CohortError.
     """
     cohort = read_cohort(path, task=task)
-    columns = [name for name in USUAL_GROUPS if name in column_names(path)] if groups is None else [*groups]
+    there = column_names(path)
+    columns = [name for name in USUAL_GROUPS if name in there] if groups is None else [*groups]
     cells = read_columns(path, columns)
     patients = read_patients(path)
-    tables = {name: _banded({slide: own[i] for slide, own in cells.items()}) for i, name in enumerate(columns)}
+    tables = {name: _banded(name, {slide: own[i] for slide, own in cells.items()}) for i, name in enumerate(columns)}
     tables = {name: table for name, table in tables.items() if groups is not None or len(set(table.values())) > 1}
     if bag == "slide":
         return Known(cohort=cohort, owners=patients, groups=tables)
@@ -176,20 +181,21 @@ def _columns(own: Task, task: Task) -> list[int]:
         raise StoreError(f"runs answer in other columns: {names} and {[c.name for c in task.answers]}") from None
 
 
-def _banded(table: Mapping[str, str]) -> dict[str, str]:
-    """Cells as they are; of many numbers their thirds."""
-    known = {cell for cell in table.values() if cell}
+def _banded(column: str, table: Mapping[str, str]) -> dict[str, str]:
+    """Cells as they are; of many numbers that are no codes their thirds, of a word for missing nothing."""
+    if _CODES & set(re.split(r"[^a-z]+", column.casefold())):
+        return dict(table)
     try:
-        numbers = {cell: float(cell) for cell in known}
+        numbers = {slide: number(cell) for slide, cell in table.items()}
     except ValueError:
         return dict(table)
-    if len(known) <= _MOST_NUMBERS or not np.isfinite([*numbers.values()]).all():
+    known = [value for value in numbers.values() if value is not None]
+    if len(set(known)) <= _MOST_NUMBERS:
         return dict(table)
-    low, high = np.quantile([numbers[cell] for cell in table.values() if cell], [1 / 3, 2 / 3]).tolist()
+    low, high = np.quantile(known, [1 / 3, 2 / 3]).tolist()
     names = (f"1: up to {low:.4g}", f"2: to {high:.4g}", f"3: above {high:.4g}")
     return {
-        slide: names[int(numbers[cell] > low) + int(numbers[cell] > high)] if cell else ""
-        for slide, cell in table.items()
+        slide: "" if value is None else names[int(value > low) + int(value > high)] for slide, value in numbers.items()
     }
 
 
