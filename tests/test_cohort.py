@@ -233,6 +233,10 @@ def test_folds_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
     assert folds.with_splits(seed=0, folds=4).of("test")
     with pytest.raises(CohortError, match="3 folds were asked for, the fold column holds 4"):
         folds.with_splits(seed=0, folds=3)
+    both = read_cohort(write(tmp_path, "slide_id,patient_id,label,split,fold\n" + "\n".join(lines) + "\n"))
+    for asked in ({}, {"fold": 1}):
+        with pytest.raises(CohortError, match="a split column and a fold column"):
+            both.with_splits(seed=0, **asked)
     with pytest.raises(CohortError, match="fold 1 was asked for without a number of folds"):
         cohort({"n": 9, "t": 9}).with_splits(seed=0, fold=1)
 

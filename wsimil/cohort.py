@@ -140,12 +140,16 @@ class Cohort:
         Without any in the file, patients are drawn at random within each class (a patient's class is the rarest label
         of its slides): into `folds` of equal size, fold number `fold` being the test split, or by `test_fraction`.
         `val_fraction` is the share of all patients; it is drawn from what is not test.
-        Raises CohortError where a class has too few patients, where some slides have a split and others have none, or where
-        folds are asked for and the file has splits of its own.
+        Raises CohortError where a class has too few patients, where some slides have a split and others have none, where the
+        file has both splits and folds, or where folds are asked for and the file has splits of its own.
         """
         slides = self.slides
         given = [s for s in slides if s.split is not None]
         in_folds = [s for s in slides if s.fold is not None]
+        if given and in_folds:
+            raise CohortError(
+                "the file has a split column and a fold column, which draw the line twice; drop the one or the other"
+            )
         if given and len(given) < len(slides):
             open_ids = [s.slide_id for s in slides if s.split is None]
             raise CohortError(

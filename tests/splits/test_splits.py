@@ -267,6 +267,9 @@ def test_columns_of_the_cohort_become_rounds() -> None:
     with pytest.raises(CohortError, match="kind column"):
         make_plan(numbered, SplitsConfig())
     by_fold = replace(whole, slides=tuple(replace(s, fold=int(s.patient_id[1:]) % 2) for s in whole.slides))
+    both = replace(by_fold, slides=tuple(replace(s, split="train") for s in by_fold.slides))
+    with pytest.raises(CohortError, match="a split column and a fold column"):
+        make_plan(both, SplitsConfig(kind="column"))
     plan = make_plan(by_fold, SplitsConfig(kind="column"))
     assert [one.name for one in plan.rounds] == ["0", "1"]
     assert patients(plan, plan.rounds[1].test) == {p for p in whole.patients if int(p[1:]) % 2 == 1}
