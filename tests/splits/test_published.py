@@ -116,3 +116,25 @@ def test_patients_in_a_file_stand_for_all_their_slides(tmp_path: Path) -> None:
     (tmp_path / "cohort.csv").write_text(text, encoding="utf-8")
     plan = read(read_cohort(tmp_path / "cohort.csv"), tmp_path / "splits_3.csv")
     assert counts(plan) == [(8, 4, 4)]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ",train,val,test\ns0,True,False,False\ns1,True,False,False\n\ns2,False,True,False\ns3,False,True\n"
+        "s4,False,False,True\ns5,False,False,True\n",
+        "\n,train,val,test\n0,s0,s2,s4\n\n1,s1,s3,s5\n2\n",
+        "slide_id,subset\ns0,train\ns1,train\n\ns2,val\ns3,val\ns4,test\ns5,test\n",
+    ],
+    ids=["flags", "names", "column"],
+)
+def test_empty_lines_and_rows_cut_short_say_nothing(rows: str, tmp_path: Path) -> None:
+    (tmp_path / "splits_0.csv").write_text(rows, encoding="utf-8")
+    cohort = of_pairs([(f"s{i}", f"p{i}", "ab"[i % 2]) for i in range(6)])
+    assert counts(read(cohort, tmp_path / "splits_0.csv")) == [(2, 2, 2)]
+
+
+def test_a_number_of_a_fold_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folds.csv").write_text("slide_id,fold\ns0,²\ns1,³\ns2,²\n", encoding="utf-8")
+    with pytest.raises(CohortError, match="'²' is no side; wanted train, val, test or fold numbers"):
+        read(of_pairs([(f"s{i}", f"p{i}", "ab"[i % 2]) for i in range(3)]), tmp_path / "folds.csv")

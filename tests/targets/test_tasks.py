@@ -120,6 +120,7 @@ def test_a_task_is_the_same_after_json(
         (MultiLabel(), "label", "er;ER", "labels 'ER' (1 slides) and 'er' (1 slides) differ in case alone"),
         (Regression(columns=("age",)), "age", "old", "age: 'old' is no number"),
         (Regression(columns=("age",)), "age", "inf", "age: 'inf' is not finite"),
+        (Regression(columns=("age",)), "age", "47_461", "age: '47_461' is no number"),
         (Survival(), "time,event", "-1,1", "time '-1', wanted a time of 0 or more"),
         (Survival(), "time,event", "inf,1", "time: 'inf' is not finite"),
         (Survival(), "time,event", "1,2", "event '2', wanted 1 for an event or 0"),

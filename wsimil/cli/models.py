@@ -128,7 +128,7 @@ def crossval(
             raise ConfigError(
                 f"two configs are named {twice[0]!r}; runs lie in folders of that name, so rename one file"
             )
-        if not all(seed.strip().isdigit() for seed in seeds.split(",")):
+        if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
             raise ConfigError(f"--seeds {seeds!r}: wanted whole numbers with commas, such as 0,1,2")
         loaded = [load_config(TrainConfig, path, overrides=sets or ()) for path in (*paths,) or (None,)]
         items = work_items(

@@ -84,7 +84,7 @@ def _sides_of(path: Path) -> dict[str, dict[str, list[str]]]:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
             return {"": _from_json(path, json.loads(text))}
-        rows = list(csv.reader(text.splitlines()))
+        rows = [row for row in csv.reader(text.splitlines()) if row]
     except FileNotFoundError:
         raise CohortError(f"splits file {path} does not exist") from None
     except (OSError, ValueError, csv.Error) as error:
@@ -92,6 +92,7 @@ def _sides_of(path: Path) -> dict[str, dict[str, list[str]]]:
     if not rows:
         raise CohortError(f"splits file {path} is empty")
     header = [name.strip() for name in rows[0]]
+    rows = [row + [""] * (len(header) - len(row)) for row in rows]  # some files end their rows at the last name
     sides = {index: _SIDES[name] for index, name in enumerate(header) if name in _SIDES}
     if {"train", "test"} <= set(sides.values()):
         return {"": _from_columns(path, rows[1:], sides)}
@@ -103,7 +104,7 @@ def _sides_of(path: Path) -> dict[str, dict[str, list[str]]]:
             f" (ACMIL), or JSON with train_names (ACMIL), got {', '.join(header[:8])}; where it holds labels alone, as MHIM-MIL's"
             " files do, make a cohort file of it and draw splits with `wsimil splits make`"
         )
-    return _from_column(path, [(row[key].strip(), row[column].strip()) for row in rows[1:] if row])
+    return _from_column(path, [(row[key].strip(), row[column].strip()) for row in rows[1:]])
 
 
 def _from_json(path: Path, facts: object) -> dict[str, list[str]]:
@@ -114,25 +115,25 @@ def _from_json(path: Path, facts: object) -> dict[str, list[str]]:
 
 def _from_columns(path: Path, rows: Sequence[Sequence[str]], sides: Mapping[int, str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {side: [] for side in SPLITS}
-    cells = {row[index].strip() for row in rows for index in sides if index < len(row)} - {""}
+    cells = {row[index].strip() for row in rows for index in sides} - {""}
     if cells <= {"True", "False"}:
         for row in rows:
             for index, side in sides.items():
                 if row[index].strip() == "True":
                     found[side].append(row[0].strip())
         return found
-    if all(cell.isdigit() for cell in cells):
+    if all(cell.isdecimal() for cell in cells):
         raise CohortError(f"{path}: holds counts of classes, not slides; give the file beside it, such as splits_0.csv")
     for row in rows:
         for index, side in sides.items():
-            if index < len(row) and row[index].strip():
+            if row[index].strip():
                 found[side].append(row[index].strip())
     return found
 
 
 def _from_column(path: Path, pairs: Sequence[tuple[str, str]]) -> dict[str, dict[str, list[str]]]:
     values = sorted({value for _, value in pairs})
-    if all(value.isdigit() for value in values) and len(values) > 1:
+    if all(value.isdecimal() for value in values) and len(values) > 1:
         return {
             number: {
                 "train": [name for name, value in pairs if value != number],

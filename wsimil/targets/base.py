@@ -167,7 +167,8 @@ def number(text: str) -> float | None:
     if text.lower() in MISSING:
         return None
     try:
-        value = float(text)
+        # float skips underscores, as in Python code: 47_461 would be 47461.
+        value = float(text.replace("_", "no digit"))
     except ValueError:
         raise ValueError(f"{text!r} is no number") from None
     if not np.isfinite(value):
