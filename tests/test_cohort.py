@@ -54,8 +54,8 @@ def test_a_slide_without_label_is_left_out_and_counted_by_what_its_cell_says(tmp
     assert got.slide_ids == ("a", "b")
     assert [str(f) for f in got.findings] == [
         "1 slides have no label and are left out: 'c'",
-        "1 slides say 'NA', read as missing, and are left out; where it is a class, write it otherwise, such as 'absent': 'd'",
-        "2 slides say 'none', read as missing, and are left out; where it is a class, write it otherwise, such as 'absent':"
+        "1 slides say 'NA', read as missing, and are left out; where it is a class, name all of them in task.classes: 'd'",
+        "2 slides say 'none', read as missing, and are left out; where it is a class, name all of them in task.classes:"
         " 'e', 'f'",
     ]
 

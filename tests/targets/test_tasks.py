@@ -164,6 +164,8 @@ def test_training_targets_that_teach_nothing_are_refused(task: Task, labels: lis
         ({"kind": "survival", "horizons": [3, 2]}, "horizons rise"),
         ({"columns": ["a", "b"]}, "classification takes one column"),
         ({"classes": ["tumor"]}, "task.classes are two or more, got 'tumor' alone"),
+        ({"classes": ["Tumor", "tumor"]}, "differ in case alone"),
+        ({"classes": ["a;b", "c"]}, "holds a semicolon"),
         ({"classes": [False, True]}, "valid string"),
         (
             {"kind": "ordinal", "levels": ["a", "b"], "classes": ["a", "b"]},

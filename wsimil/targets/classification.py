@@ -20,7 +20,7 @@ class Classification(Task):
     """
 
     kind: ClassVar[TaskKind] = "classification"
-    rather: ClassVar[str] = "where it is a class, write it otherwise, such as 'absent'"
+    rather: ClassVar[str] = "where it is a class, name all of them in task.classes"
     classes: tuple[str, ...] = ()
     threshold: float | None = None
 
@@ -75,15 +75,8 @@ class Classification(Task):
         """The labels that occur, sorted, as classes, unless these are known."""
         if self.classes:
             return self
-        refuse_alike(labels, "classes")
-        classes = tuple(sorted(set(labels)))
-        joined = [name for name in classes if ";" in name]
-        if joined:
-            raise ValueError(
-                f"class {joined[0]!r} holds a semicolon, which stands between classes in tables; write another sign, or, where a"
-                " slide can be of several at once, use task.kind multilabel"
-            )
-        return replace(self, classes=classes)
+        refuse_class_names(labels)
+        return replace(self, classes=tuple(sorted(set(labels))))
 
     def refuse(self, labels: Sequence[str]) -> None:
         """See `Task.refuse`."""
@@ -221,6 +214,17 @@ class Ordinal(Task):
 
     def _strata(self, patients: Sequence[Sequence[str]]) -> list[str]:
         return rarest(patients)
+
+
+def refuse_class_names(names: Sequence[str]) -> None:
+    """Raises ValueError for classes, each as often as slides have it, that a reader or a table could not tell apart."""
+    refuse_alike(names, "classes")
+    joined = sorted({name for name in names if ";" in name})
+    if joined:
+        raise ValueError(
+            f"class {joined[0]!r} holds a semicolon, which stands between classes in tables; write another sign, or, where a"
+            " slide can be of several at once, use task.kind multilabel"
+        )
 
 
 def _refuse_lost(names: Sequence[str], labels: Sequence[str], what: str) -> None:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from wsimil.config import FrozenConfig
 from wsimil.targets import Classification, MultiLabel, Ordinal, Regression, Survival, Task, TaskKind
+from wsimil.targets.classification import refuse_class_names
 
 _OWN: dict[str, tuple[TaskKind, ...]] = {
     "classes": ("classification",),
@@ -57,6 +58,7 @@ class TaskConfig(FrozenConfig):
             raise ValueError("task.bins means nothing for task.model cox, which has no intervals")
         if len(self.classes) == 1:
             raise ValueError(f"task.classes are two or more, got {self.classes[0]!r} alone")
+        refuse_class_names(self.classes)
         self.build()
         return self
 
