@@ -382,6 +382,38 @@ def test_two_models_are_compared_on_what_both_answered(tmp_path: Path) -> None:
     assert len(read_csv(tmp_path / "out/predictions.csv")) == 58
 
 
+def test_folds_are_compared_by_the_thresholds_of_each_run(tmp_path: Path) -> None:
+    task, labels, values = answers("two")
+    at = {"a": (0.3, 0.5, 0.7), "b": (0.6, 0.4, 0.2)}
+    for side, thresholds in at.items():
+        for fold, value in enumerate(thresholds):
+            # Round and round, so that who answered for a slide in one folder is no twin of who did in the other.
+            rows = [i for i in range(60) if (i + (side == "b")) % 3 == fold]
+            threshold = {
+                "value": value, "rule": "youden", "fitted_on": "val", "rows": 40, "positive": 20, "sensitivity": 0.8,
+                "specificity": 0.8,
+            }  # fmt: skip
+            write_run(
+                tmp_path / f"{side}/fold_{fold}", task, [labels[i] for i in rows], [values[i] for i in rows],
+                ids=[f"s{i}" for i in rows], patients=[f"p{i}" for i in rows], training={"threshold": threshold},
+            )  # fmt: skip
+    cohort = write_cohort(tmp_path / "c.csv", task, labels)
+    summary = compare(tmp_path / "a", tmp_path / "b", cohort, tmp_path / "out", options=QUICK)
+    p = np.stack([one for one in values if one is not None])[:, 1]
+    said = {
+        "first": p >= [at["a"][i % 3] for i in range(60)],
+        "second": p >= [at["b"][(i + 1) % 3] for i in range(60)],
+    }
+    table = read_csv(tmp_path / "out/predictions.csv")
+    for side, positive in said.items():
+        assert [row[f"{side}:predicted"] == "tumor" for row in table] == positive.tolist()
+    right = [positive == (np.array(labels) == "tumor") for positive in said.values()]
+    assert summary.comparison.right == tuple(
+        int(cell.sum())
+        for cell in (right[0] & right[1], right[0] & ~right[1], ~right[0] & right[1], ~right[0] & ~right[1])
+    )
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_task_can_be_compared_and_a_model_equals_itself(kind: str, tmp_path: Path) -> None:
     for name in ("a", "b"):

@@ -63,7 +63,6 @@ def compare(first: Path, second: Path, cohort_csv: Path, out: Path, *, options: 
         )
     task = shared_task([run.model.task for runs in sides for run in runs])
     pairs = [judged([table[one] for one in both], task, materials[0].known) for table in tables]
-    pairs = [replace(one, runs=("",) * len(one)) for one in pairs]
     names = _names(first, second)
     thresholds = [pooled_thresholds({run.name: run.model for run in runs}) for runs in sides]
     found = compare_answers(
