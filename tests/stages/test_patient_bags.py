@@ -17,8 +17,10 @@ from wsimil.evaluation.patient import predict_patient, stacked
 from wsimil.export.scores import read_scores
 from wsimil.mil.batch import pack
 from wsimil.mil.saved import load_model
+from wsimil.stages.answers import Answer
 from wsimil.stages.predict import PredictSummary, predict
 from wsimil.stages.predict_options import PredictOptions
+from wsimil.stages.text import show_prediction
 from wsimil.stages.train import TrainSummary, train
 from wsimil.stages.train_config import TrainConfig
 from wsimil.store import open_store
@@ -71,6 +73,25 @@ def ask(root: Path, out: Path, cohort: Path | None, **options: object) -> Predic
 def read_csv(path: Path) -> dict[str, dict[str, str]]:
     rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
     return {row["patient_id"]: row for row in rows}
+
+
+@pytest.mark.parametrize("bag", ["patient", "slide"])
+def test_what_is_counted_is_what_the_model_answers_for(
+    place: Path, tmp_path: Path, bag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = (
+        Answer(slide_id="one", values=np.array([0.4, 0.6])),
+        Answer(slide_id="two", values=None, status="failed: broken"),
+    )
+    summary = PredictSummary(
+        answers=answers, failures={"two": "broken"}, metrics={"test": {}}, seen=("one",), bag=bag,
+        task=load_model(place / "run").task,
+    )  # fmt: skip
+    show_prediction(summary, tmp_path, as_json=False)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"1 {bag}s answered, 0 without tissue, 1 failed" in shown
+    assert f"1 {bag}s do not count below: the model learned from" in shown
+    assert f"failed {bag}" in shown
 
 
 def test_slides_lie_below_each_other_in_their_own_order() -> None:

@@ -23,7 +23,7 @@ from wsimil.extraction.config import ExtractConfig, config_from_provenance
 from wsimil.extraction.sources import list_sources
 from wsimil.files import check_writable, write_text
 from wsimil.mil.batch import pack
-from wsimil.mil.saved import FACTS, TrainedModel
+from wsimil.mil.saved import FACTS, BagUnit, TrainedModel
 from wsimil.pseudonyms import Pseudonyms, open_pseudonyms, refuse_beside_results, save_pseudonyms
 from wsimil.stages.answers import (
     Answer,
@@ -53,7 +53,7 @@ NOTES = "notes"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictSummary:
-    """What was said: an answer a slide, failures by slide, and metrics where labels are known.
+    """What was said: an answer a slide, or a patient where that is the `bag`, failures by its id, and metrics where labels are known.
 
     `seen` are slides that the model learned from or was chosen on, and other slides of their patients; they do not count in
     `metrics`. `notes` are for whoever reads the answers.
@@ -64,6 +64,7 @@ class PredictSummary:
     metrics: Mapping[str, Mapping[str, Estimate]]
     seen: tuple[str, ...]
     task: Task
+    bag: BagUnit
     notes: tuple[str, ...] = ()
 
 
@@ -342,6 +343,7 @@ def conclude(
         metrics=metrics,
         seen=seen,
         task=trained.task,
+        bag=trained.bag,
         notes=(*_notes(trained), *_unusual(answers)),
     )
 

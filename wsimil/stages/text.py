@@ -203,14 +203,15 @@ def show_prediction(summary: PredictSummary, out: Path, *, as_json: bool) -> Non
         )
         return
     empty = len(summary.answers) - len(answered) - len(summary.failures)
-    say(f"{len(answered)} slides answered, {empty} without tissue, {len(summary.failures)} failed -> {out}")
+    say(f"{len(answered)} {summary.bag}s answered, {empty} without tissue, {len(summary.failures)} failed -> {out}")
     for note in summary.notes:
         say(f"note: {note}")
     if summary.failures:
-        table(["failed slide", "reason"], list(summary.failures.items()))
+        table([f"failed {summary.bag}", "reason"], list(summary.failures.items()))
     if summary.metrics and summary.seen:
+        whom = "them" if summary.bag == "patient" else "their patients"
         say(
-            f"{len(summary.seen)} slides do not count below: the model learned from their patients, or was chosen on them."
+            f"{len(summary.seen)} {summary.bag}s do not count below: the model learned from {whom}, or was chosen on them."
         )
     _show_metrics(summary.metrics, summary.task.positive)
 
