@@ -111,6 +111,19 @@ def test_what_cannot_be_joined_is_refused(
     assert not (tmp_path / "blind").exists()
 
 
+def test_a_decision_that_means_nothing_for_the_task_is_refused_before_anything_is_written(
+    feature_study: Study, tmp_path: Path
+) -> None:
+    features, cohort = feature_study(slides=60)
+    given = {"device": "cpu", "fit.epochs": 8, "task.kind": "ordinal", "task.levels": ["n", "t"], "split.folds": 3}
+    folders = [tmp_path / f"run{fold}" for fold in (0, 1)]
+    for fold, folder in enumerate(folders):
+        train(load_config(TrainConfig, given={**given, "split.fold": fold}), features, cohort, folder)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"decision\.threshold: is for classes, the task is ordinal"):
+        ensemble(folders, tmp_path / "joined", features=features, decision=DecisionConfig(threshold="cost"))
+    assert not (tmp_path / "joined").exists()
+
+
 def test_patients_as_bags_are_joined_too(feature_study: Study, tmp_path: Path) -> None:
     features, cohort = feature_study(slides=60)
     folders = []

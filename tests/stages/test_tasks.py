@@ -268,3 +268,29 @@ def test_a_level_that_only_the_test_split_has_is_refused(place: Path, tmp_path: 
     (tmp_path / "c.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with pytest.raises(CohortError, match="the train split: no training slide is of level '3'"):
         train(configured(case_of("ordinal/gated_abmil")), place / "features", tmp_path / "c.csv", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("label", "given", "expected"),
+    [
+        ("abcd", {"decision.threshold": "cost"}, r"decision\.threshold: is for two classes, the task has 4"),
+        (
+            "1234",
+            {"task.kind": "regression", "decision.conformal": "lac"},
+            r"conformal: is for classes, the task is regr",
+        ),
+    ],
+)
+def test_a_decision_that_means_nothing_for_the_task_is_refused_before_training(
+    feature_study: Callable[..., tuple[Path, Path]], tmp_path: Path, label: str, given: dict[str, object], expected: str
+) -> None:
+    features, cohort = feature_study()
+    table = pd.read_csv(cohort)
+    table["label"] = [label[int(patient[1:]) // 3 % 4] for patient in table["patient_id"]]
+    table.to_csv(cohort, index=False)
+    config = load_config(TrainConfig, given={"device": "cpu", "fit.epochs": 1, **given})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=expected):
+        plan(config, features, cohort)
+    with pytest.raises(ConfigError, match=expected):
+        train(config, features, cohort, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

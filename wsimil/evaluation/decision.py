@@ -175,6 +175,18 @@ class ValidationAnswers:
     patients: tuple[str, ...]
 
 
+def check_decision(config: DecisionConfig, task: Task) -> None:
+    """Raises ConfigError for what means nothing for the task, of which nothing need be fitted yet."""
+    asked = [name for name in ("calibration", "threshold", "conformal") if getattr(config, name) not in (None, "none")]
+    if not isinstance(task, Classification):
+        meant = ("calibration", "threshold") if isinstance(task, MultiLabel) else ()
+        for name in asked:
+            if name not in meant:
+                raise ConfigError(f"decision.{name}: is for classes, the task is {task.kind}; leave it out")
+    elif "threshold" in asked and len(task.classes) != 2:
+        raise ConfigError(f"decision.threshold: is for two classes, the task has {len(task.classes)}; leave it out")
+
+
 def fit_decision(
     config: DecisionConfig,
     trained: TrainedModel,
@@ -185,20 +197,13 @@ def fit_decision(
 ) -> Decision:
     """Fit what `config` asks for; `training_means` [m, D] are mean features of training slides, None for no distances.
 
-    What cannot be fitted is left out with a note. Raises ConfigError for what means nothing for the task.
+    What cannot be fitted is left out with a note. Raises ConfigError as `check_decision` does.
     """
+    task = trained.task
+    check_decision(config, task)
     notes: list[str] = []
     ood = _distance(config, training_means, training_patients, notes)
-    task = trained.task
     if not isinstance(task, Classification):
-        meant = ("calibration", "threshold") if isinstance(task, MultiLabel) else ()
-        asked = [
-            name
-            for name in ("calibration", "threshold", "conformal")
-            if name not in meant and getattr(config, name) not in (None, "none")
-        ]
-        if asked:
-            raise ConfigError(f"decision.{asked[0]}: is for classes, the task is {task.kind}; leave it out")
         labels = _labels(config, task, val, notes) if isinstance(task, MultiLabel) else {}
         return Decision(model=trained.digest, labels=labels, ood=ood, notes=tuple(notes))
     few = _few(task, val, config.fewest)
@@ -208,8 +213,6 @@ def fit_decision(
         return Decision(model=trained.digest, ood=ood, notes=tuple(notes))
     calibration = _calibration(config, val.logits, val.targets, notes)
     shares = task.values(val.logits) if calibration is None else calibration.apply(val.logits)
-    if len(task.classes) != 2 and config.threshold not in (None, "none"):
-        raise ConfigError(f"decision.threshold: is for two classes, the task has {len(task.classes)}; leave it out")
     threshold = _threshold(config, val.targets, shares[:, 1]) if len(task.classes) == 2 else None
     return Decision(
         model=trained.digest,

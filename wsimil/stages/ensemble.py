@@ -16,6 +16,7 @@ from wsimil.evaluation.decision import (
     Decision,
     DecisionConfig,
     ValidationAnswers,
+    check_decision,
     fit_decision,
     mean_feature,
     save_decision,
@@ -59,6 +60,8 @@ def ensemble(
     members = [load_model(run) for run in runs]
     for run, member in zip(runs[1:], members[1:], strict=True):
         _refuse_other(runs[0], members[0], run, member)
+    decision = decision or DecisionConfig()
+    check_decision(decision, members[0].task)
     tables = [_read_cohort(run) for run in runs]
     model = Ensemble([member.model for member in members], [member.method for member in members])
     first = members[0]
@@ -78,7 +81,7 @@ def ensemble(
     whole = load_model(out)
     fitted = Decision(model=whole.digest, notes=("not calibrated, decided at the higher probability: give --features",))
     if features is not None:
-        fitted = _fitted(decision or DecisionConfig(), whole, members, tables, features)
+        fitted = _fitted(decision, whole, members, tables, features)
     save_decision(out, fitted)
     seen = {row["patient_id"] for row in joined if row["split"] == "train"}
     return EnsembleSummary(members=tuple(str(run) for run in runs), seen_patients=len(seen), decision=fitted)

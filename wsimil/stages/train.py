@@ -20,6 +20,7 @@ from wsimil.evaluation.decision import (
     Decision,
     DecisionConfig,
     ValidationAnswers,
+    check_decision,
     fit_decision,
     load_decided,
     mean_feature,
@@ -191,9 +192,11 @@ def _method(config: TrainConfig) -> tuple[str, dict[str, JsonValue]]:
 
 
 def _matched(config: TrainConfig, features: Path, cohort_csv: Path) -> tuple[MatchedFeatures, FeatureStore]:
+    """What to train on, with its splits. Raises WsimilError, also for a decision that means nothing for the cohort's task."""
     cohort = read_cohort(cohort_csv, task=config.task.build())
     store = open_features(features)
     matched = match(cohort, store, where=features)
+    check_decision(config.decision, matched.cohort.task)
     with_splits = _with_splits(matched.cohort, config.split)
     return MatchedFeatures(cohort=with_splits, header=matched.header), store
 

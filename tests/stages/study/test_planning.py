@@ -145,6 +145,11 @@ def test_rounds_that_are_named_twice_are_refused(material: Material, tmp_path: P
     [
         ({"method": {"name": "abmill"}}, None, "config a: .*abmill"),
         ({"method": {"name": "abmil", "hiden": 3}}, None, "config a: .*hiden"),
+        (
+            {**QUICK, "decision": {"threshold": "cost"}, "task": {"kind": "ordinal", "levels": ["n", "t"]}},
+            None,
+            r"config a: decision\.threshold: is for classes, the task is ordinal",
+        ),
         (QUICK, {"score": "nonsense"}, "config a: score 'nonsense' is not given by this model"),
         ({**QUICK, "method": {"name": "pooling"}}, {"scores": ["attention"]}, "config a: .*without attention"),
     ],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from wsimil.cohort import Cohort, read_cohort
 from wsimil.errors import ConfigError, WsimilError
+from wsimil.evaluation.decision import check_decision
 from wsimil.mil import registry
 from wsimil.mil.saved import TrainedModel
 from wsimil.splits import read_plan as read_splits
@@ -34,6 +35,7 @@ def refuse_impossible(item: WorkItem, slides: frozenset[str], *, there: bool, as
             cohort, in_dim = _expected(item, slides), _ANY_DIM
         task = fitted_task(cohort.by_patient() if config.bag == "patient" else cohort)
         resolved(config.fit, task)
+        check_decision(config.decision, task)
         hyperparameters = dict(config.method)
         name = str(hyperparameters.pop("name", "abmil"))
         model = registry.build(name, hyperparameters, in_dim=in_dim, num_classes=len(task.outputs))
