@@ -116,6 +116,8 @@ def test_few_patients_of_a_class_leave_probabilities_as_they_are_and_say_so() ->
     assert decision.calibration is None
     assert decision.threshold is None
     assert "8 patients of 'n', 10 are wanted" in decision.notes[0]
+    assert "sets of plausible classes" not in decision.notes[0]
+    assert "there are no sets of plausible classes: the validation" in fitted(few, conformal="lac").notes[0]
     assert fitted(few, fewest=8).threshold is not None
 
 

@@ -209,7 +209,8 @@ def fit_decision(
     few = _few(task, val, config.fewest)
     if few:
         if any(getattr(config, name) != "none" for name in ("calibration", "threshold", "conformal")):
-            notes.append(f"probabilities and the threshold are as the model gives them: {few}")
+            sets = "" if config.conformal == "none" else ", and there are no sets of plausible classes"
+            notes.append(f"probabilities and the threshold are as the model gives them{sets}: {few}")
         return Decision(model=trained.digest, ood=ood, notes=tuple(notes))
     calibration = _calibration(config, val.logits, val.targets, notes)
     shares = task.values(val.logits) if calibration is None else calibration.apply(val.logits)
