@@ -119,7 +119,7 @@ def run_task(task: Task) -> dict[str, Any]:
         result = fit(
             bags, cohort, method=task.method, method_config=task.method_config,
             config=FitConfig.model_validate({"seed": task.seed, **task.fit_config}),
-            features=made, in_dim=dim, run=Path(folder),
+            features=made, contents=bags.name, in_dim=dim, run=Path(folder),
         )  # fmt: skip
         model = load_model(Path(folder)).model
     rows = [int(slide.slide_id) for slide in cohort.of("test")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,14 @@ DIM = 6
 def feature_study(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
     """`write_study` into the folder of the test."""
     return partial(write_study, tmp_path)
+
+
+def replace_features(features: Path, slide_ids: Sequence[str]) -> None:
+    """Other features of the same kind, of as many tiles, in the place of those of some slides."""
+    store = open_store(features, mode="w")
+    for slide_id in slide_ids:
+        bag = store.read(slide_id)
+        store.write(replace(bag, features=np.array(bag.features) + 1))
 
 
 def write_study(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.stages.conftest import replace_features
 from wsimil.cli import app
 from wsimil.config import load_config
 from wsimil.errors import ConfigError
@@ -125,6 +127,23 @@ def test_a_changed_cohort_or_config_makes_runs_anew_or_refuses(study: tuple[Path
     other = items_of(study, out, rounds=("0",), configs={"abmil": configured(**{"fit.lr": 1e-2})})
     summary = crossval(other, out)
     assert "holds a run of another recipe" in summary.failures["abmil/0/seed-0"]
+
+
+def test_runs_of_features_that_were_replaced_since_are_not_summed_up_with_those_of_others(
+    study: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    features, _, _ = study
+    out = tmp_path / "study"
+    crossval(items_of(study, out, rounds=("0",)), out)
+    shutil.copytree(features, tmp_path / "first")
+    replace_features(features, ["s3", "s4"])
+    more = crossval(items_of(study, out, rounds=("0", "1")), out)
+    assert more.done == ("abmil/1/seed-0",)
+    assert "what the features of its slides hold" in more.failures["abmil/0/seed-0"]
+    assert more.configs["abmil"]["auroc"].runs == 1
+    moved = (tmp_path / "first", *study[1:])
+    again = crossval(items_of(moved, out, rounds=("0",)), out)
+    assert again.before == ("abmil/0/seed-0",)
 
 
 def test_what_cannot_train_is_refused_before_any_run(study: tuple[Path, Path, Path], tmp_path: Path) -> None:

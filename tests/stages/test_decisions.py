@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.stages.conftest import replace_features
 from wsimil.config import load_config
+from wsimil.errors import TrainingError
 from wsimil.stages.evaluate import EvaluateOptions, evaluate
 from wsimil.stages.predict import predict
 from wsimil.stages.predict_options import PredictOptions
@@ -56,6 +58,19 @@ def test_prediction_decides_as_training_froze_it(feature_study: Study, tmp_path:
     assert theirs.loc["odd", "unusual"] == "yes"
     assert any("odd" in note and "far from what the model learned from" in note for note in answered.notes)
     assert (theirs["unusual"] == "yes").mean() < 0.25
+
+
+def test_a_run_is_not_answered_for_anew_with_features_that_were_replaced(feature_study: Study, tmp_path: Path) -> None:
+    features, cohort = feature_study()
+    config = load_config(TrainConfig, given={"device": "cpu", "fit.epochs": 2})
+    train(config, features, cohort, tmp_path / "run")
+    table = pd.read_parquet(tmp_path / "run/predictions.parquet")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    replace_features(features, table[table["split"] == "test"]["slide_id"][:1])
+    with pytest.raises(TrainingError, match="what the features of its slides hold"):
+        train(config, features, cohort, tmp_path / "run")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == before
+    assert train(config, features, cohort, tmp_path / "run", overwrite=True).fit.kept_epoch > 0
 
 
 def test_labels_are_said_and_judged_at_the_thresholds_that_training_froze_for_each(

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from tests.stages.conftest import replace_features
 from wsimil.cli import app
 from wsimil.config import load_config
 from wsimil.errors import ConfigError, TrainingError
@@ -115,6 +116,20 @@ def test_a_search_goes_on_and_repeats_nothing(study: Made, tmp_path: Path) -> No
     other = plan_search(config(trials=3), longer, cohort, splits, outer="0")
     with pytest.raises(ConfigError, match="search of another config"):
         search(other, features, out)
+
+
+def test_a_search_does_not_go_on_with_features_that_were_replaced(study: Made, tmp_path: Path) -> None:
+    features, cohort, splits = study("nested")
+    out = tmp_path / "search"
+    search(plan_search(config(trials=1), BASE, cohort, splits, outer="0"), features, out)
+    more = plan_search(config(trials=2), BASE, cohort, splits, outer="0")
+    replace_features(features, read_plan(splits).round("0").test)
+    assert len(search(more, features, out).trials) == 2
+    before = (out / "search.json").read_bytes()
+    replace_features(features, read_plan(splits).round("0").train[:2])
+    with pytest.raises(ConfigError, match=r"search of another set of features \(they were replaced"):
+        search(plan_search(config(trials=3), BASE, cohort, splits, outer="0"), features, out)
+    assert (out / "search.json").read_bytes() == before
 
 
 def test_a_trial_that_fails_stands_in_the_table_and_the_others_go_on(study: Made, tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def run(
         method_config=given.pop("method_config", {}),
         config=config,
         features=FEATURES,
+        contents=given.pop("contents", "made up"),
         in_dim=DIM,
         run=folder,
         **given,

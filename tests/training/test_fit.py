@@ -435,6 +435,6 @@ def test_the_classic_musk_bags_are_learned(shared_dir: Path, tmp_path: Path) -> 
 
     result = fit(
         Musk(), cohort, method="abmil", method_config={}, config=FitConfig(epochs=25, keep="last", patience=None),
-        features=FEATURES, in_dim=data["X"].shape[1], run=tmp_path,
+        features=FEATURES, contents="Musk", in_dim=data["X"].shape[1], run=tmp_path,
     )  # fmt: skip
     assert (result.history[-1].val_auroc or 0) > 0.75

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from tests.training.made import DIM, QUICK, MadeBags, Pause, history, made_cohort, run, weights
 from wsimil.errors import TrainingError
-from wsimil.training.checkpoint import read_checkpoint
+from wsimil.training.checkpoint import read_checkpoint, write_checkpoint
 from wsimil.training.config import AugmentationConfig, FitConfig
 from wsimil.training.loading import Instances
 
@@ -108,4 +109,27 @@ def test_what_changes_no_weight_may_change_between_two_parts_of_a_run(tmp_path: 
         run(tmp_path, pause=Pause(3))
     other = FitConfig.model_validate({**QUICK.model_dump(), "prefetch": 0, "cache_gb": 0, "checkpoint_minutes": None})
     assert len(run(tmp_path, config=other).history) == QUICK.epochs
+    assert weights(tmp_path)["standardize.mean"].shape[0] == DIM
+
+
+def test_a_run_goes_on_with_no_other_features_than_it_was_begun_with(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, pause=Pause(3), contents="first")
+    with pytest.raises(
+        TrainingError, match=r"different in what the features of its slides hold.*wsimil train --overwrite"
+    ):
+        run(tmp_path, contents="second")
+    assert len(run(tmp_path, contents="first").history) == QUICK.epochs
+    with pytest.raises(TrainingError, match="what the features of its slides hold"):
+        run(tmp_path, contents="second")
+
+
+def test_a_run_that_does_not_say_what_its_features_held_is_not_gone_on_with_but_loads(tmp_path: Path) -> None:
+    run(tmp_path)
+    saved = read_checkpoint(tmp_path)
+    assert saved is not None
+    recipe = {name: value for name, value in saved.facts["recipe"].items() if name != "contents"}
+    write_checkpoint(tmp_path, replace(saved, facts={**saved.facts, "recipe": recipe}))
+    with pytest.raises(TrainingError, match="an older version began it"):
+        run(tmp_path)
     assert weights(tmp_path)["standardize.mean"].shape[0] == DIM

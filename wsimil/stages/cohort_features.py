@@ -11,6 +11,7 @@ import numpy as np
 from wsimil.cohort import Cohort, CohortSlide, Finding
 from wsimil.errors import CohortError, StoreError
 from wsimil.evaluation.patient import stacked
+from wsimil.provenance import sha256_json
 from wsimil.store import FeatureStore, StoredHeader
 from wsimil.store.base import InstanceStore, read_headers
 from wsimil.store.places import failed_ids
@@ -56,10 +57,14 @@ class PatientBags:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatchedFeatures:
-    """The slides of a cohort that have features, all of one kind and none empty; `header` is one of theirs."""
+    """The slides of a cohort that have features, all of one kind and none empty; `header` is one of theirs.
+
+    `contents` is a digest that differs where what is stored of any of them does (see `StoredHeader.content`).
+    """
 
     cohort: Cohort
     header: StoredHeader
+    contents: str
 
 
 def match(cohort: Cohort, store: FeatureStore, *, where: Path) -> MatchedFeatures:
@@ -80,7 +85,9 @@ def match(cohort: Cohort, store: FeatureStore, *, where: Path) -> MatchedFeature
         finding = Finding(what=what, slide_ids=tuple(doubtful))
         matched = replace(matched, findings=(*matched.findings, finding))
     matched = _with_duplicates(matched, headers)
-    return MatchedFeatures(cohort=matched, header=headers[matched.slides[0].slide_id])
+    used = {slide.slide_id: headers[slide.slide_id] for slide in matched.slides}
+    contents = sha256_json({slide_id: header.content for slide_id, header in used.items()})
+    return MatchedFeatures(cohort=matched, header=next(iter(used.values())), contents=contents)
 
 
 def _with_duplicates(cohort: Cohort, headers: Mapping[str, StoredHeader]) -> Cohort:

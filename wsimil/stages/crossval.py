@@ -9,7 +9,7 @@ import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,20 +43,22 @@ def crossval(
 ) -> StudySummary:
     """Train every run that is not done, `workers` at a time in processes of their own, and sum up; a rerun does the rest.
 
-    A run that fails is recorded in failures.csv and the others go on. Writes study.json, summary.json and summary.csv into `out`,
-    and what `train` writes into the folder of each run. Threads and the cache of features are shared out
-    among workers. Raises
+    A run that fails is recorded in failures.csv and the others go on; so does one that learned from other features than there
+    are now. Writes study.json, summary.json and summary.csv into `out`, and what `train` writes into the folder of each run.
+    Threads and the cache of features are shared out among workers. Raises
     WsimilError where no run could start, KeyboardInterrupt once running ones have written their checkpoints.
     """
     reporter = reporter or Quiet()
     check_writable(out)
     if not items:
         raise ConfigError("a study without runs")
+    contents = {}
     for name, item in {item.name.split("/")[0]: item for item in items}.items():
         try:
-            plan(item.config, item.features, item.cohort)
+            contents[name] = plan(item.config, item.features, item.cohort).contents
         except WsimilError as error:
             raise type(error)(f"config {name}: {error}") from None
+    items = [replace(item, contents=contents[item.name.split("/")[0]]) for item in items]
     before = [item for item in items if item.is_done()]
     open_items = [item for item in items if item not in before]
     for item in open_items:
@@ -165,13 +167,15 @@ def _train(item: WorkItem, share: int) -> str | None:
     config = item.config.model_copy(update={"fit": fit.model_copy(update={"cache_gb": fit.cache_gb / share})})
     try:
         with interrupt.remembered():
-            train(config, item.features, item.cohort, item.out)
+            summary = train(config, item.features, item.cohort, item.out)
     except KeyboardInterrupt:
         return _INTERRUPTED
     except WsimilError as error:
         return str(error)
     except (RuntimeError, MemoryError) as error:  # what torch raises where memory runs out
         return f"{type(error).__name__}: {error}"
+    if summary.contents != item.contents:
+        return f"features in {item.features} were replaced while the study ran: restore them, or choose another output folder"
     item.mark_done()
     return None
 

@@ -53,7 +53,7 @@ NOTES = "notes"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictSummary:
-    """What was said: an answer a slide, or a patient where that is the `bag`, failures by its id, and metrics where labels are known.
+    """What was said: an answer for each `bag`, failures by its id, and metrics where labels are known.
 
     `seen` are slides that the model learned from or was chosen on, and other slides of their patients; they do not count in
     `metrics`. `notes` are for whoever reads the answers.

@@ -142,8 +142,11 @@ def search(
     _refuse_other_search(out, facts)
     write_plan(out / "splits.json", planned.rounds)
     write_text(out / "cohort.csv", planned.cohort)
+    first = _in_round(planned.base, out, planned.rounds.rounds[0].name)
+    contents = plan(first, features, out / "cohort.csv").contents
+    facts["contents"] = contents
+    _refuse_other_search(out, facts)
     write_text(out / "search.json", json.dumps(facts, indent=1) + "\n")
-    plan(_in_round(planned.base, out, planned.rounds.rounds[0].name), features, out / "cohort.csv")
     import optuna
 
     states = optuna.trial.TrialState
@@ -156,7 +159,7 @@ def search(
         trial = study.ask()
         parameters = {key: _suggest(trial, key, one) for key, one in planned.config.space.items()}
         began = time.perf_counter()
-        value, reason = _tried(planned, parameters, features, out, trial.number, workers)
+        value, reason = _tried(planned, parameters, features, out, trial.number, contents, workers)
         trial.set_user_attr("seconds", round(time.perf_counter() - began, 3))
         trial.set_user_attr("reason", reason)
         study.tell(trial, value, state=states.FAIL if value is None else states.COMPLETE)
@@ -249,7 +252,13 @@ def _rows_without(cohort: Path, slide_ids: set[str]) -> str:
 
 
 def _tried(
-    planned: SearchPlan, parameters: Mapping[str, Value], features: Path, out: Path, number: int, workers: int
+    planned: SearchPlan,
+    parameters: Mapping[str, Value],
+    features: Path,
+    out: Path,
+    number: int,
+    contents: str,
+    workers: int,
 ) -> tuple[float | None, str]:
     try:
         config = _configured(planned.base, parameters)
@@ -262,6 +271,7 @@ def _tried(
             features=features,
             cohort=out / "cohort.csv",
             out=out / "trials" / str(number) / one.name,
+            contents=contents,
         )
         for one in planned.rounds.rounds
     ]
@@ -355,10 +365,12 @@ def _refuse_other_search(out: Path, facts: Mapping[str, JsonValue]) -> None:
     if not path.exists():
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    changed = [name for name, now in facts.items() if before.get(name) != now]
+    told = {"contents": "set of features (they were replaced, or an older version began it and did not note it)"}
+    changed = [told.get(name, name) for name, now in facts.items() if before.get(name) != now]
     if changed:
         raise ConfigError(
-            f"{out} holds a search of another {', '.join(changed)}; choose another output folder, or remove {', '.join(_FILES)}"
+            f"{out} holds a search of another {', '.join(changed)}; restore that to go on, choose another output folder, or"
+            f" remove {', '.join(_FILES)}"
         )
 
 

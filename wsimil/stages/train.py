@@ -65,20 +65,22 @@ _SPELLED = {"auroc": "AUROC", "mae": "MAE", "c_index": "C-index", "kappa": "quad
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSummary:
-    """How a run ended: the fit, the cohort with its splits, and metrics with intervals for each split that was held out,
-    and what was fitted on the validation split."""
+    """How a run ended: the fit, the cohort with its splits, a digest of what its features hold, metrics with intervals for each
+    split that was held out, and what was fitted on the validation split."""
 
     fit: FitResult
     cohort: Cohort
+    contents: str
     metrics: Mapping[str, Mapping[str, Estimate]]
     decision: Decision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainPlan:
-    """What a run would train on."""
+    """What a run would train on; `contents` is a digest of what the features hold."""
 
     cohort: Cohort
+    contents: str
     method: str
     in_dim: int
 
@@ -117,8 +119,8 @@ def train(
     with interrupt.held():
         result = fit(
             patients if config.bag == "patient" else bags, units, method=name, method_config=hyperparameters,
-            config=config.fit, features=matched.header.provenance, in_dim=matched.header.dim, run=out, device=device,
-            bag=config.bag, on_epoch=on_epoch, pause=lambda: interrupt.pressed,
+            config=config.fit, features=matched.header.provenance, contents=matched.contents, in_dim=matched.header.dim,
+            run=out, device=device, bag=config.bag, on_epoch=on_epoch, pause=lambda: interrupt.pressed,
         )  # fmt: skip
     resolved = registry.config_class(name).model_validate(hyperparameters).model_dump(mode="json")
     options = resolve_fit(config.fit, cohort.task)
@@ -143,7 +145,7 @@ def train(
         out / "metrics.json",
         json.dumps({s: {n: asdict(e) for n, e in m.items()} for s, m in metrics.items()}, indent=2) + "\n",
     )
-    return TrainSummary(fit=result, cohort=cohort, metrics=metrics, decision=decision)
+    return TrainSummary(fit=result, cohort=cohort, contents=matched.contents, metrics=metrics, decision=decision)
 
 
 def _decide(config: DecisionConfig, trained: TrainedModel, source: BagSource, units: Cohort) -> Decision:
@@ -171,7 +173,7 @@ def plan(config: TrainConfig, features: Path, cohort_csv: Path) -> TrainPlan:
     resolve_fit(config.fit, task)
     model = registry.build(name, hyperparameters, in_dim=matched.header.dim, num_classes=len(task.outputs))
     model.check_task(task)
-    return TrainPlan(cohort=matched.cohort, method=name, in_dim=matched.header.dim)
+    return TrainPlan(cohort=matched.cohort, contents=matched.contents, method=name, in_dim=matched.header.dim)
 
 
 def cohort_lines(cohort: Cohort) -> list[str]:
@@ -197,8 +199,7 @@ def _matched(config: TrainConfig, features: Path, cohort_csv: Path) -> tuple[Mat
     store = open_features(features)
     matched = match(cohort, store, where=features)
     check_decision(config.decision, matched.cohort.task)
-    with_splits = _with_splits(matched.cohort, config.split)
-    return MatchedFeatures(cohort=with_splits, header=matched.header), store
+    return replace(matched, cohort=_with_splits(matched.cohort, config.split)), store
 
 
 def _with_splits(cohort: Cohort, split: SplitConfig) -> Cohort:

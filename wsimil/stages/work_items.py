@@ -19,13 +19,17 @@ _DONE = "done.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkItem:
-    """One run of a study: `name` is "<config>/<round>/seed-<n>", and its folder below that of the study."""
+    """One run of a study: `name` is "<config>/<round>/seed-<n>", and its folder below that of the study.
+
+    `contents` is a digest of what the features hold; empty where nobody has looked, or whoever trains it watches over them.
+    """
 
     name: str
     config: TrainConfig
     features: Path
     cohort: Path
     out: Path
+    contents: str = ""
 
     @property
     def config_file(self) -> Path:
@@ -43,7 +47,7 @@ class WorkItem:
             {
                 "config": self.config.model_dump(mode="json"),
                 "cohort": sha256(self.cohort.read_bytes()).hexdigest(),
-                "features": str(self.features.resolve()),
+                "features": self.contents or str(self.features.resolve()),
             }
         )
 

@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 _CHANGES_NO_WEIGHT = {"cache_gb", "prefetch", "checkpoint_minutes", "trackers"}
+_TOLD = {
+    "cohort": "the cohort or its splits",
+    "features": "the kind of features",
+    "contents": "what the features of its slides hold (they were replaced, or an older version began it and did not note it)",
+}
 
 
 def fit(
@@ -47,6 +52,7 @@ def fit(
     method_config: Mapping[str, JsonValue],
     config: FitConfig,
     features: Provenance,
+    contents: str,
     in_dim: int,
     run: Path,
     device: str = "cpu",
@@ -56,13 +62,14 @@ def fit(
 ) -> FitResult:
     """Train for the cohort's task on its train split, watch its val split, and write the model into `run`.
 
-    `bag` says what a row of the cohort and a bag of `source` is, for whoever predicts. `run` also gets metrics.jsonl,
+    `bag` says what a row of the cohort and a bag of `source` is, for whoever predicts; `contents` is a text that differs where
+    what the bags hold does, so that a run goes on with no others than it was begun with. `run` also gets metrics.jsonl,
     tensorboard/ and checkpoint/. Where `pause` says so between two moves of the weights, a checkpoint is written and
     KeyboardInterrupt raised. Raises TrainingError where the loss is not finite or `run`
     holds a run of another recipe, CohortError where a split is missing or nothing can be learned from its targets, ConfigError
     for a wrong method, or one or an option that means nothing for the task.
     """
-    trainer = _Run(source, cohort, method, method_config, config, features, in_dim, run, device, bag)
+    trainer = _Run(source, cohort, method, method_config, config, features, contents, in_dim, run, device, bag)
     with trainer.loader:
         return trainer.go(on_epoch, pause)
 
@@ -98,6 +105,7 @@ class _Run:
         method_config: Mapping[str, JsonValue],
         config: FitConfig,
         features: Provenance,
+        contents: str,
         in_dim: int,
         run: Path,
         device: str,
@@ -125,6 +133,7 @@ class _Run:
             "fit": config.model_dump(mode="json", exclude=_CHANGES_NO_WEIGHT),
             "cohort": sha256_json({"table": cohort.to_csv(), "task": cohort.task.to_json()}),
             "features": features.feature_digest,
+            "contents": contents,
         }
         if config.warm_start is not None:
             self.recipe["warm_start"] = load_model(config.warm_start).digest
@@ -361,13 +370,11 @@ class _Run:
                     if then.get(key) != now.get(key)
                 ]
             elif then != now:
-                changed.append(
-                    {"cohort": "the cohort or its splits", "features": "the kind of features"}.get(name, name)
-                )
+                changed.append(_TOLD.get(name, name))
         if changed:
             raise TrainingError(
-                f"{self.run} holds a run of another recipe, different in {'; '.join(changed)}; choose another output folder,"
-                " or replace the run with --overwrite"
+                f"{self.run} holds a run of another recipe, different in {'; '.join(changed)}; restore that to go on,"
+                " choose another output folder, or replace the run: remove its folder, or say wsimil train --overwrite"
             )
 
     def _save(self, record: EpochRecord, kept: int) -> None:
