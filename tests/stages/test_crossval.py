@@ -21,7 +21,7 @@ from wsimil.config import load_config
 from wsimil.errors import ConfigError
 from wsimil.evaluation.metrics import auroc
 from wsimil.mil.saved import load_model
-from wsimil.stages.crossval import crossval
+from wsimil.stages.crossval import TrainingPool, crossval
 from wsimil.stages.train import train
 from wsimil.stages.train_config import TrainConfig
 from wsimil.stages.work_items import WorkItem, work_items
@@ -119,6 +119,9 @@ def test_a_process_that_dies_fails_its_own_run_alone(
     assert summary.done == ("abmil/0/seed-0",)
     assert "its process died" in summary.failures["abmil/1/seed-0"]
     assert features.is_dir()
+    with TrainingPool(1) as pool:
+        for item, alive in ((items[1], False), (items[0], True)):
+            assert [reason is None for _, reason in pool.outcomes([item])] == [alive]
 
 
 def test_a_changed_cohort_or_config_makes_runs_anew_or_refuses(study: tuple[Path, Path, Path], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from wsimil.cli import app
 from wsimil.config import load_config
 from wsimil.errors import ConfigError, TrainingError
 from wsimil.splits import read_plan
+from wsimil.stages import crossval
 from wsimil.stages.search import SearchConfig, plan_search, search
 from wsimil.stages.train_config import TrainConfig
 
@@ -116,6 +118,26 @@ def test_a_search_goes_on_and_repeats_nothing(study: Made, tmp_path: Path) -> No
     other = plan_search(config(trials=3), longer, cohort, splits, outer="0")
     with pytest.raises(ConfigError, match="search of another config"):
         search(other, features, out)
+
+
+def test_trials_share_their_processes_also_after_one_that_failed(
+    study: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ProcessPoolExecutor] = []
+
+    class Counted(ProcessPoolExecutor):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+            made.append(self)
+
+    monkeypatch.setattr(crossval, "ProcessPoolExecutor", Counted)
+    features, cohort, splits = study("nested")
+    base = TrainConfig.model_validate({"fit": {"epochs": 2, "optimizer": "sgd", "clip_norm": None}, "device": "cpu"})
+    space = {"fit.lr": {"choices": [1e-3, 1e30]}}
+    planned = plan_search(config(space, trials=4, sampler="random"), base, cohort, splits, outer="0")
+    found = search(planned, features, tmp_path / "out", workers=2)
+    assert {trial.value is None for trial in found.trials} == {True, False}
+    assert len(made) == 1
 
 
 def test_a_search_does_not_go_on_with_features_that_were_replaced(study: Made, tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import io
 import json
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -66,10 +67,11 @@ def crossval(
     write_text(out / "study.json", study_text(items, out))
     reporter.begin("runs", len(open_items))
     failures: dict[str, str] = {}
-    for item, reason in outcomes(open_items, workers):
-        if reason is not None:
-            failures[item.name] = reason
-        reporter.finish_item(f"{item.name}: {'done' if reason is None else 'failed: ' + reason}")
+    with TrainingPool(workers) as pool:
+        for item, reason in pool.outcomes(open_items):
+            if reason is not None:
+                failures[item.name] = reason
+            reporter.finish_item(f"{item.name}: {'done' if reason is None else 'failed: ' + reason}")
     configs = sum_up(items, failures, out)
     return StudySummary(
         done=tuple(item.name for item in open_items if item.name not in failures),
@@ -116,43 +118,66 @@ def summarized(items: Sequence[WorkItem]) -> dict[str, dict[str, RunSpread]]:
     return found
 
 
-def outcomes(items: Sequence[WorkItem], workers: int) -> Iterator[tuple[WorkItem, str | None]]:
-    """Train items, `workers` at a time in processes of their own: each with the reason why it failed, or None, as they end."""
-    left = list(items)
-    try:
-        for item, reason in _pooled(left, workers, workers):
-            left.remove(item)
-            yield item, reason
-    except BrokenProcessPool:
-        yield from _one_by_one(left, workers)
+class TrainingPool:
+    """Processes that train `workers` runs at a time, and stay for further ones, as each takes seconds to start."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def outcomes(self, items: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, str | None]]:
+        """Train items: each with the reason why it failed, or None, as they end. Once this ends, none of them is at work."""
+        left = list(items)
+        if self._pool is None:
+            self._pool = _processes(min(self._workers, max(len(items), 1)), self._workers)
+        try:
+            for item, reason in _trained(self._pool, items, self._workers):
+                left.remove(item)
+                yield item, reason
+        except BrokenProcessPool:
+            self._close()
+            yield from _one_by_one(left, self._workers)
+
+    def _close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
 
 
 def _one_by_one(items: Sequence[WorkItem], share: int) -> Iterator[tuple[WorkItem, str | None]]:
     """One of those that ran took the pool down: alone, each tells whether it was the one."""
     for item in items:
-        try:
-            yield from _pooled([item], 1, share)
-        except BrokenProcessPool:
-            yield item, "its process died, as one does that runs out of memory; run it alone, or with smaller bags"
+        with _processes(1, share) as pool:
+            try:
+                yield from _trained(pool, [item], share)
+            except BrokenProcessPool:
+                yield item, "its process died, as one does that runs out of memory; run it alone, or with smaller bags"
 
 
-def _pooled(items: Sequence[WorkItem], processes: int, share: int) -> Iterator[tuple[WorkItem, str | None]]:
-    pool = ProcessPoolExecutor(
-        min(processes, max(len(items), 1)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_share_threads,
-        initargs=(share,),
-    )
+def _processes(count: int, share: int) -> ProcessPoolExecutor:
+    spawning = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, mp_context=spawning, initializer=_share_threads, initargs=(share,))
+
+
+def _trained(pool: ProcessPoolExecutor, items: Sequence[WorkItem], share: int) -> Iterator[tuple[WorkItem, str | None]]:
+    futures: dict[Future[str | None], WorkItem] = {pool.submit(_train, item, share): item for item in items}
     try:
-        futures: dict[Future[str | None], WorkItem] = {pool.submit(_train, item, share): item for item in items}
         for future in as_completed(futures):
             reason = future.result()
             if reason == _INTERRUPTED:
                 raise KeyboardInterrupt
-            yield futures.pop(future), reason
+            yield futures[future], reason
             interrupt.check()
     finally:
-        pool.shutdown(cancel_futures=True)
+        for future in futures:
+            future.cancel()
+        wait(futures)
 
 
 def _share_threads(workers: int) -> None:
@@ -174,7 +199,7 @@ def _train(item: WorkItem, share: int) -> str | None:
         return str(error)
     except (RuntimeError, MemoryError) as error:  # what torch raises where memory runs out
         return f"{type(error).__name__}: {error}"
-    if summary.contents != item.contents:
+    if item.contents not in ("", summary.contents):
         return f"features in {item.features} were replaced while the study ran: restore them, or choose another output folder"
     item.mark_done()
     return None

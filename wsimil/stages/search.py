@@ -23,7 +23,7 @@ from wsimil.files import check_writable, write_text
 from wsimil.mil import registry
 from wsimil.provenance import sha256_json
 from wsimil.splits.plan import Round, SplitPlan, read_plan, write_plan
-from wsimil.stages.crossval import outcomes
+from wsimil.stages.crossval import TrainingPool
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.train import plan
@@ -131,8 +131,9 @@ def search(
 ) -> SearchSummary:
     """Try settings until there are as many trials as asked for; the same call goes on with an interrupted search.
 
-    Rounds of a trial run side by side in `workers` processes. A trial that fails is recorded with its reason. Writes
-    best.yaml, a config for `wsimil train` and `crossval`, trials.csv and search.json; the models of trials are not kept.
+    Rounds of a trial run side by side in `workers` processes, which stay for the next one. A trial that fails is recorded with
+    its reason. Writes best.yaml, a config for `wsimil train` and `crossval`, trials.csv and search.json; the models of trials
+    are not kept.
     Raises ConfigError without Optuna or for a folder of another search, TrainingError where every trial failed.
     """
     reporter = reporter or Quiet()
@@ -155,18 +156,21 @@ def search(
         study.enqueue_trial(stale.params)
     before = len(_finished(study))
     reporter.begin("trials", max(planned.config.trials - before, 0))
-    while len(_finished(study)) < planned.config.trials:
-        trial = study.ask()
-        parameters = {key: _suggest(trial, key, one) for key, one in planned.config.space.items()}
-        began = time.perf_counter()
-        value, reason = _tried(planned, parameters, features, out, trial.number, contents, workers)
-        trial.set_user_attr("seconds", round(time.perf_counter() - began, 3))
-        trial.set_user_attr("reason", reason)
-        study.tell(trial, value, state=states.FAIL if value is None else states.COMPLETE)
-        shutil.rmtree(out / "trials" / str(trial.number), ignore_errors=True)
-        shown = ", ".join(f"{key}={_shown(one)}" for key, one in parameters.items())
-        reporter.finish_item(f"{planned.monitor} {value:.4f}: {shown}" if value is not None else f"failed: {reason}")
-        interrupt.check()
+    with TrainingPool(workers) as pool:
+        while len(_finished(study)) < planned.config.trials:
+            trial = study.ask()
+            parameters = {key: _suggest(trial, key, one) for key, one in planned.config.space.items()}
+            began = time.perf_counter()
+            value, reason = _tried(planned, parameters, features, out, trial.number, contents, pool)
+            trial.set_user_attr("seconds", round(time.perf_counter() - began, 3))
+            trial.set_user_attr("reason", reason)
+            study.tell(trial, value, state=states.FAIL if value is None else states.COMPLETE)
+            shutil.rmtree(out / "trials" / str(trial.number), ignore_errors=True)
+            shown = ", ".join(f"{key}={_shown(one)}" for key, one in parameters.items())
+            reporter.finish_item(
+                f"{planned.monitor} {value:.4f}: {shown}" if value is not None else f"failed: {reason}"
+            )
+            interrupt.check()
     trials = _finished(study)
     good = [trial for trial in trials if trial.value is not None]
     _write_trials(out / "trials.csv", trials, list(planned.config.space))
@@ -258,7 +262,7 @@ def _tried(
     out: Path,
     number: int,
     contents: str,
-    workers: int,
+    pool: TrainingPool,
 ) -> tuple[float | None, str]:
     try:
         config = _configured(planned.base, parameters)
@@ -276,7 +280,7 @@ def _tried(
         for one in planned.rounds.rounds
     ]
     values = []
-    for item, reason in outcomes(items, workers):
+    for item, reason in pool.outcomes(items):
         if reason is not None:
             return None, reason
         values.append(_watched(item.out, planned.monitor))
