@@ -44,6 +44,13 @@ def test_the_slide_and_the_pixels_do_not_make_another_kind() -> None:
     assert provenance().kind_differences(other) == []
 
 
+def test_without_its_slide_a_provenance_is_of_the_same_kind_and_names_no_file() -> None:
+    one = provenance(pixels={"dtype": "float16", "source_file": "s.h5", "source_sha256": "a" * 64})
+    kind = one.without_slide()
+    assert kind.feature_digest == one.feature_digest
+    assert kind == provenance(pixels={"dtype": "float16"}, slide={}, slide_digest="")
+
+
 @pytest.mark.parametrize("name", ["encoder", "tiling"])
 def test_encoder_and_tiling_make_another_kind(name: str) -> None:
     other = provenance(**{name: {"name": "virchow"}})

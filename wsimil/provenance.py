@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
@@ -50,6 +50,11 @@ class Provenance:
     def feature_digest(self) -> str:
         """SHA-256 over what must agree for two bags to be of one kind: encoder, tiling, recipe version."""
         return sha256_json(self._kind())
+
+    def without_slide(self) -> Provenance:
+        """The same without what belongs to one slide, or to a file of it: what a model keeps of the features it learned from."""
+        pixels = {name: value for name, value in self.pixels.items() if not name.startswith("source_")}
+        return replace(self, pixels=pixels, slide={}, slide_digest="")
 
     def to_json(self) -> dict[str, Json]:
         """All fields as plain JSON values."""

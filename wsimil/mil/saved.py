@@ -96,7 +96,7 @@ def save_model(
         "task": task.to_json(),
         "bag": bag,
         "weights_digest": _digest(state),
-        "features": None if features is None else features.to_json(),
+        "features": None if features is None else features.without_slide().to_json(),
         "training": dict(training),
     }
     write_text(run / FACTS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")

@@ -226,8 +226,7 @@ class _Conversion:
         return PlacedTiles.of(self.store.read(slide_id), path=linkable, encoder=self.options.encoder)
 
     def _source_facts(self, slide_id: str) -> dict[str, Json]:
-        path = self.store.path(slide_id)
-        return {"source_file": path.name, "source_sha256": _sha256(path)}
+        return {"source_sha256": _sha256(self.store.path(slide_id))}
 
     def _refuse_what_has_no_effect(self, source: Path) -> None:
         if self.layout == "wsimil" and self.options.to == "wsimil":

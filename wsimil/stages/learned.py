@@ -14,6 +14,7 @@ from wsimil.errors import ConfigError, ModelError, StoreError
 from wsimil.evaluation.decision import DECISION, load_decision
 from wsimil.files import write_text
 from wsimil.mil.facts import FACTS, BagUnit, ModelFacts, read_facts
+from wsimil.provenance import Provenance
 from wsimil.stages.deciding import frozen_with
 
 ORIGIN = "predictions.json"
@@ -80,9 +81,13 @@ def learned_from(run: Path, bag: BagUnit) -> Learned:
 
 def write_origin(out: Path, run: Path, learned: Learned) -> None:
     """Write predictions.json beside answers of the model in `run`, so that they can be judged without it. Raises OutputError."""
+    facts = _facts(run)
+    if facts["features"] is not None:
+        # Runs of earlier versions tell of a slide that the model learned from: its file's name and its digests.
+        facts["features"] = Provenance.from_json(facts["features"]).without_slide().to_json()
     tree = {
         "schema": _SCHEMA,
-        "model": _facts(run),
+        "model": facts,
         "learned_from": asdict(learned),
     }
     write_text(out / ORIGIN, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")

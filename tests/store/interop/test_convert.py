@@ -173,7 +173,7 @@ def test_provenance_says_what_is_known_and_what_is_not(peers, tmp_path: Path) ->
     assert provenance.tiling == {"size_um": 64.0, "size_px": 224, "stated_by": "stamp"}
     source = peers.root / "stamp/uni-0123abcd/s.h5"
     assert provenance.pixels == {
-        "layout": "stamp", "layout_version": "2.5.0", "dtype": "float16", "source_file": "s.h5",
+        "layout": "stamp", "layout_version": "2.5.0", "dtype": "float16",
         "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
     }  # fmt: skip
     assert provenance.slide["mpp_detail"] == "--mpp"
