@@ -231,15 +231,19 @@ class Cohort:
         return replace(self, slides=tuple(rows))
 
     def renamed(self, name: Callable[[str], str]) -> Cohort:
-        """The same with `name` of every id of a slide and a patient."""
-        slides = tuple(
-            replace(
-                s, slide_id=name(s.slide_id), patient_id=name(s.patient_id), members=tuple(name(m) for m in s.members)
-            )
+        """The same with `name` of every id of a slide and a patient, in the order of names: that of ids would tell whose
+        they are.
+        """
+
+        def ordered(ids: Iterable[str]) -> tuple[str, ...]:
+            return tuple(sorted(map(name, ids)))
+
+        slides = (
+            replace(s, slide_id=name(s.slide_id), patient_id=name(s.patient_id), members=ordered(s.members))
             for s in self.slides
         )
-        findings = tuple(replace(one, slide_ids=tuple(name(s) for s in one.slide_ids)) for one in self.findings)
-        return replace(self, slides=slides, findings=findings)
+        findings = tuple(replace(one, slide_ids=ordered(one.slide_ids)) for one in self.findings)
+        return replace(self, slides=tuple(sorted(slides, key=lambda s: s.slide_id)), findings=findings)
 
     def to_csv(self) -> str:
         """The cohort table: one line a slide, its split included; of patients also their slides, with semicolons."""

@@ -58,6 +58,45 @@ def test_a_patient_gets_the_same_answer_under_a_name(feature_study: Study, keyed
     pd.testing.assert_series_equal(*pairs, check_exact=True)
 
 
+@pytest.mark.parametrize("heatmaps", [False, True])
+def test_names_stand_in_an_order_of_their_own(
+    heatmaps: bool, feature_study: Study, keyed: Path, tmp_path: Path
+) -> None:
+    features, cohort = feature_study(slides=9)
+    run = make_run(tmp_path / "run", features)
+    rows = cohort.read_text().splitlines()
+    (run / "cohort.csv").write_text("\n".join([f"{rows[0]},split", *(f"{row},train" for row in rows[1:])]) + "\n")
+    out = tmp_path / "out"
+    options = PredictOptions(device="cpu", heatmaps=heatmaps, origin="level0", pseudonyms=keyed)
+    assert not predict(run, features, out, options=options, cohort_csv=cohort).failures
+    learned = json.loads((out / "predictions.json").read_text())["learned_from"]
+    answered, known = pd.read_csv(out / "predictions.csv"), pd.read_csv(out / "cohort.csv")
+    orders = {
+        "splits": list(learned["splits"]), "patients": list(learned["patients"]), "cohort": list(known["slide_id"]),
+        **{name: slides.split(";") for name, slides in zip(answered["patient_id"], answered["slides"], strict=True)},
+    }  # fmt: skip
+    assert max(map(len, orders.values())) == 9
+    assert orders == {what: sorted(names) for what, names in orders.items()}
+
+
+def test_no_slide_that_a_model_learned_from_is_told_by_its_facts(
+    feature_study: Study, keyed: Path, tmp_path: Path
+) -> None:
+    features, cohort = feature_study(slides=9)
+    run = make_run(tmp_path / "run", features)
+    assert open_store(features, mode="r").header("s0").provenance.slide_digest
+    facts = json.loads((run / "model.json").read_text())
+    assert (facts["features"]["slide"], facts["features"]["slide_digest"]) == ({}, "")
+    # As earlier versions wrote it, of features that were converted.
+    facts["features"]["pixels"] |= {"source_file": "s0.h5", "source_sha256": "a" * 64}
+    facts["features"] |= {"slide": {"mpp": 0.5}, "slide_digest": "d" * 64}
+    (run / "model.json").write_text(json.dumps(facts))
+    options = PredictOptions(device="cpu", heatmaps=False, pseudonyms=keyed)
+    predict(run, features, tmp_path / "out", options=options, cohort_csv=cohort)
+    told = (tmp_path / "out/predictions.json").read_text()
+    assert not [word for word in ("s0.h5", "a" * 64, "d" * 64) if word in told]
+
+
 @pytest.mark.parametrize("left", ["notes/s0.geojson", "features/s0.h5"])
 def test_ids_that_an_earlier_prediction_left_are_refused_beside_names(
     left: str, feature_study: Study, keyed: Path, tmp_path: Path

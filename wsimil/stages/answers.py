@@ -160,7 +160,7 @@ def write_answers(
                 label=slide.label if slide else "",
                 split=(splits or {}).get(one.slide_id, (slide.split or "") if slide else ""),
                 status=one.status,
-                slides=one.slides,
+                slides=tuple(sorted(one.slides)),  # under names they are answered for in the order of ids
                 beside=one.beside,
             )
         )

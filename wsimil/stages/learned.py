@@ -36,10 +36,10 @@ class Learned:
     counts: Mapping[str, int]
 
     def renamed(self, name: Callable[[str], str]) -> Learned:
-        """The same with `name` of every id."""
+        """The same with `name` of every id, in the order of names: that of ids would tell whose they are."""
         splits = {name(slide_id): split for slide_id, split in self.splits.items()}
         patients = {name(patient_id): split for patient_id, split in self.patients.items()}
-        return replace(self, splits=splits, patients=patients)
+        return replace(self, splits=dict(sorted(splits.items())), patients=dict(sorted(patients.items())))
 
     def knows(self, slide_id: str, patient_id: str | None) -> bool:
         """Whether the model learned from this slide or patient, or was chosen on it."""
