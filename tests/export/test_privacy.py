@@ -103,3 +103,16 @@ def test_under_a_pseudonym_a_dicom_map_is_made_on_a_de_identified_slide_alone(ma
         assert (made.PatientIdentityRemoved, made.DeidentificationMethod) == ("YES", "by hand")
         assert made.SeriesDescription == f"wsimil scores of {name}"
         assert dicom_errors(path) == []
+
+
+def test_a_dicom_map_on_a_de_identified_slide_does_not_tell_the_id_of_the_slide(
+    make_prediction, tmp_path: Path
+) -> None:
+    pytest.importorskip("highdicom", reason="needs highdicom, which the extra 'dicom' brings")
+    prediction = make_prediction(size0_px=(2048, 1536), slide_id=PLANTED.decode())
+    write_scores(tmp_path / "s.parquet", prediction)
+    source = _dicom_slide(
+        tmp_path / "clean", PatientIdentityRemoved="YES", DeidentificationMethod="by hand", PatientName=""
+    )
+    FORMATS["dicom"].write(tmp_path / "maps", read_scores(tmp_path / "s.parquet"), Beside(now=NOW, slide=source))
+    _check(tmp_path / "maps")

@@ -6,7 +6,8 @@ are not scored are NaN. Px hold what pictures show of a score; the window ends w
 (Parametric Map) and C.7.6.17.3. Written with highdicom, Bridge et al. 2022, doi:10.1007/s10278-022-00683-y.
 
 A map must name the patient of its study as the slide does, so name, id, birth date and sex are copied, and what else identifies
-the study; nothing else of the slide's header is. A table under a pseudonym therefore gets a map on a slide alone whose header
+the study; nothing else of the slide's header is. Where that says that the slide was de-identified, the map leaves out the
+slide's id, too, unless it is a pseudonym. A table under a pseudonym therefore gets a map on a slide alone whose header
 says that it was de-identified. A map of such a table with ids of its own would be of no use: no viewer would find the slide
 that it lies on, which is found by study and frame of reference.
 """
@@ -234,7 +235,7 @@ def _map(
         plane_positions=_positions(image, corners),
         dimension_organization_type="TILED_SPARSE",
         specific_character_set="ISO_IR 192",
-        series_description=_text(f"wsimil scores of {table.slide_id}", 64),
+        series_description=_text(_series(table, image), 64),
     )
     _complete(made, table, image, name, now)
     return made
@@ -327,6 +328,12 @@ def _uid(table: ScoreTable, image: Dataset, name: str, *values: NDArray[np.float
     for array in (table.xy0, table.scores, table.logits, *values):
         digest.update(np.ascontiguousarray(array).tobytes())
     return f"2.25.{uuid.UUID(bytes=digest.digest()[:16], version=5).int}"
+
+
+def _series(table: ScoreTable, image: Dataset) -> str:
+    """What the series is called: an id is often that of a patient, which has no place in a study without identities."""
+    named = is_pseudonym(table.slide_id) or image.get("PatientIdentityRemoved") != "YES"
+    return f"wsimil scores of {table.slide_id}" if named else "wsimil scores"
 
 
 def _series_number(image: Dataset) -> int:
