@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from wsimil.cohort import read_cohort
 from wsimil.config import load_config
@@ -127,6 +129,10 @@ def test_a_patient_that_fails_at_a_later_slide_leaves_nothing_of_the_earlier_one
     left = {path.name.split(".")[0] for path in (tmp_path / "out").rglob("p*_*.*")}
     assert not {name for name in left if name.startswith("p2_")}
     assert {"p3_0", "p1_0", "p1_1"} <= left
+    drawn = list((tmp_path / "out/overlays").glob("*.png"))
+    with Image.open(tmp_path / "out/overlays/p3_0.png") as picture:
+        said = json.loads(picture.text["wsimil"])  # type: ignore[attr-defined]  # of PNG images
+    assert said["normalization"] == f"fixed for the cohort, {len(drawn)} slides", "it counts in no range, either"
 
 
 def test_heatmaps_are_of_slides_and_add_up_with_the_patients_other_slides(place: Path, tmp_path: Path) -> None:

@@ -34,15 +34,20 @@ class Drawing:
     cohort: CohortRange = field(default_factory=CohortRange)
     waiting: list[tuple[str, str]] = field(default_factory=list)
 
-    def add(self, table: ScoreTable) -> None:
-        """The pictures of a slide, those that must know all slides first at the end."""
-        self._write("qupath", table)
-        name = self.shown_score(table)
-        if self.options.range == "cohort":
+    def add(self, tables: Sequence[ScoreTable]) -> None:
+        """The pictures of an answer's slides, those that must know all slides first at the end.
+
+        What is left to do of an answer goes before: slides of one that fails must not count in the range of colors.
+        """
+        for table in tables:
+            self._write("qupath", table)
+            if self.options.range != "cohort":
+                heatmap = raw_heatmap if self.options.range == "slide" else rank_heatmap
+                self._draw(table, heatmap(table, self.shown_score(table)))
+        for table in tables if self.options.range == "cohort" else ():
+            name = self.shown_score(table)
             self.cohort.add(table, name)
             self.waiting.append((table.slide_id, name))
-        else:
-            self._draw(table, (raw_heatmap if self.options.range == "slide" else rank_heatmap)(table, name))
 
     def forget(self, slide_ids: Sequence[str]) -> None:
         """Remove what was written of slides whose answer failed."""
@@ -50,7 +55,6 @@ class Drawing:
             self.path(slide_id).unlink(missing_ok=True)
             for form in (FORMATS[name] for name in HEATMAPS):
                 slide_path(self.out / form.folder, slide_id, form.suffix).unlink(missing_ok=True)
-        self.waiting[:] = [one for one in self.waiting if one[0] not in slide_ids]
 
     def draw(self, reporter: Reporter) -> None:
         """The overlays that waited, from the scores on disk, one after another."""

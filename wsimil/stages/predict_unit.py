@@ -57,7 +57,7 @@ class Desk(Drawing):
         table = self._export(prediction)
         beside = beside_of(self.decision, self.trained, prediction.values, bag.features)
         answer = Answer(slide_id=slide_id, values=prediction.values, beside=beside)
-        return Said(answer=answer, line=self._line(slide_id, prediction, f"{len(bag)} tiles", [table]))
+        return self._said(answer, prediction, f"{len(bag)} tiles", [table])
 
     def patient(self, patient_id: str, slide_ids: tuple[str, ...]) -> Said:
         """One patient of these slides. Raises WsimilError."""
@@ -80,10 +80,16 @@ class Desk(Drawing):
             answer = Answer(slide_id=patient_id, values=None, status=NO_TILES, slides=slide_ids)
             return Said(answer=answer, line=f"{patient_id}: {NO_TILES}, no answer")
         tiles = sum(len(bag) for bag in slides)
-        line = self._line(patient_id, predictions[0], f"{tiles} tiles of {len(slides)} slides", tables)
         values = predictions[0].values
         beside = beside_of(self.decision, self.trained, values, *(bag.features for bag in slides))
-        return Said(answer=Answer(slide_id=patient_id, values=values, slides=slide_ids, beside=beside), line=line)
+        answer = Answer(slide_id=patient_id, values=values, slides=slide_ids, beside=beside)
+        return self._said(answer, predictions[0], f"{tiles} tiles of {len(slides)} slides", tables)
+
+    def _said(self, answer: Answer, prediction: Prediction, tiles: str, tables: Sequence[ScoreTable]) -> Said:
+        line = self._line(answer.slide_id, prediction, tiles, tables)
+        if self.options.heatmaps:
+            self.add(tables)
+        return Said(answer=answer, line=line)
 
     def _line(self, unit: str, prediction: Prediction, tiles: str, tables: Sequence[ScoreTable]) -> str:
         share = self.trained.task.confidence(prediction.values)
@@ -96,10 +102,7 @@ class Desk(Drawing):
         slide_id = prediction.slide_id
         tissue = tissue_of(self.features, self.identity(slide_id), prediction.grid.slide.bounds0_px)
         write_scores(self.path(slide_id), prediction, tissue=tissue)
-        table = score_table(prediction, tissue=tissue)
-        if self.options.heatmaps:
-            self.add(table)
-        return table
+        return score_table(prediction, tissue=tissue)
 
 
 def _refuse_unknown_bounds(bag: FeatureBag, options: PredictOptions) -> None:
