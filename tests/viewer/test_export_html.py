@@ -212,8 +212,19 @@ def test_the_tiles_in_full_are_those_that_the_page_ranks_first(study: MadeStudy)
     main = names.index(f"single:{table.task.main_output(table.values)}")
     single[0, main], single[0, 1 - main] = 5, 9
     found = replace(table, score_names=names, scores=single)
-    ranked = np.argsort(shown(found, names[main]).values, kind="stable")
-    assert shown_tiles(found, top=1) == sorted({int(ranked[0]), int(ranked[-1])})
+    values = shown(found, names[main]).values
+    assert shown_tiles(found, top=1) == sorted({int(values.argmin()), int(values.argmax())})
+
+
+def test_of_tiles_with_equal_scores_the_first_are_in_full_as_the_page_lists_them(study: MadeStudy) -> None:
+    from dataclasses import replace
+
+    table = read_scores(study.predictions / "scores" / "s0.parquet")
+    raw = np.zeros((len(table), 1), np.float32)
+    raw[10:40] = 1
+    rules = {"attention": "weights of the method"}
+    found = replace(table, score_names=("attention",), score_rules=rules, scores=raw)
+    assert shown_tiles(found, top=3) == [0, 1, 2, 10, 11, 12]
 
 
 def test_a_script_that_would_end_itself_is_refused(study: MadeStudy, tmp_path: Path) -> None:

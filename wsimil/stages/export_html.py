@@ -186,9 +186,10 @@ def shown_tiles(table: ScoreTable, *, top: int) -> list[int]:
         if of != main and kind != "attention":
             continue
         values = shown(table, name).values  # by which the page ranks them
-        order = np.argsort(values, kind="stable")  # NaN last
-        scored = order[: int((~np.isnan(values)).sum())]
-        found |= {int(i) for i in (*scored[:top], *scored[max(0, len(scored) - top) :])}
+        scored = int((~np.isnan(values)).sum())
+        for one in (-values, values):
+            order = np.argsort(one, kind="stable")  # NaN last, and of equal ones the first first, as on the page
+            found |= {int(i) for i in order[: min(top, scored)]}
     return sorted(found)
 
 
