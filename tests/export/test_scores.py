@@ -222,3 +222,16 @@ def test_an_output_place_that_is_a_file_is_refused(make_prediction, tmp_path: Pa
     (tmp_path / "out").write_text("")
     with pytest.raises(OutputError, match="a file stands where"):
         write_scores(tmp_path / "out" / "s.parquet", make_prediction(n=63))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_a_table_of_infinite_scores_is_refused(value: float, make_prediction, tmp_path: Path) -> None:
+    path = tmp_path / "s.parquet"
+    write_scores(path, make_prediction(n=63))
+    arrow = pq.read_table(path)
+    scores = arrow.column("attention").to_numpy().copy()
+    scores[3] = value
+    place = arrow.column_names.index("attention")
+    pq.write_table(arrow.set_column(place, "attention", pa.array(scores)), path)
+    with pytest.raises(StoreError, match="scores are finite, or NaN where there is none; 1 are not; make it anew"):
+        read_scores(path)

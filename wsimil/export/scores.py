@@ -85,6 +85,10 @@ class ScoreTable:
         shape = (len(self.xy0), len(self.score_names))
         if self.scores.dtype != np.float32 or self.scores.shape != shape:
             raise ValueError(f"scores are float32 {list(shape)}, got {self.scores.dtype} {self.scores.shape}")
+        if np.isinf(self.scores).any():
+            raise ValueError(
+                f"scores are finite, or NaN where there is none; {int(np.isinf(self.scores).sum())} are not"
+            )
         if set(self.score_names) & set(_PLACE) or len(set(self.score_names)) != len(self.score_names):
             raise ValueError(f"names of scores are unique and none of {', '.join(_PLACE)}, got {self.score_names}")
         if not (self.size0 > 0 and self.stride0 > 0 and self.size0_px > 0 and self.mpp > 0 and self.tile_mpp > 0):
