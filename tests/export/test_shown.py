@@ -234,6 +234,14 @@ def test_effective_tiles_of_a_patient_count_all_its_slides(table: ScoreTable) ->
     assert effective_tiles_of(half, half) == pytest.approx(126)
 
 
+def test_a_slide_without_any_of_its_patients_attention_has_no_number_of_effective_tiles(table: ScoreTable) -> None:
+    nothing = table.scores.copy()
+    nothing[:, 0] = 0
+    without = dataclasses.replace(table, scores=nothing)
+    assert effective_tiles_of(without) is None
+    assert effective_tiles_of(without, table) == pytest.approx(effective_tiles_of(table))
+
+
 def test_several_heads_count_by_their_mean(table: ScoreTable) -> None:
     scores = np.zeros((63, 2), np.float32)
     scores[0, 0] = scores[1, 1] = 1

@@ -19,6 +19,7 @@ from wsimil.export.scores import read_scores
 from wsimil.export.shown import shown
 from wsimil.stages.predict import predict
 from wsimil.stages.predict_options import PredictOptions
+from wsimil.stages.progress import Quiet
 from wsimil.stages.train import train
 from wsimil.stages.train_config import TrainConfig
 from wsimil.store import open_store
@@ -176,6 +177,24 @@ def test_attention_that_a_method_does_not_have_is_refused_where_it_is_asked_for(
         ask(place, scores=("attention",))
     ask(place, heatmaps=False)
     assert "attention" not in read_scores(tmp_path / "out/scores/s3.parquet").score_names
+
+
+def test_an_overlay_that_cannot_be_drawn_is_told_and_stops_no_other(place: Place) -> None:
+    features, run, out = place
+
+    class Spoiling(Quiet):
+        """Breaks a table when overlays begin."""
+
+        def begin(self, what: str, total: int) -> None:
+            if what == "overlays":
+                (out / "scores/s3.parquet").write_bytes(b"nothing")
+
+    options = PredictOptions(device="cpu", origin="level0")
+    summary = predict(run, features, out, options=options, reporter=Spoiling())
+    (note,) = [one for one in summary.notes if "overlay" in one]
+    assert note.startswith("s3 is answered for, but its overlay could not be drawn: score table ")
+    assert not summary.failures
+    assert [path.stem for path in sorted((out / "overlays").glob("*.png"))] == ["s2", "s4", "s5"]
 
 
 def test_a_spreadsheet_runs_no_id_of_a_slide_that_failed(place: Place) -> None:

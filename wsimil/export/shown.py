@@ -76,14 +76,18 @@ def effective_tiles(attention: NDArray[np.float32]) -> float:
 
 
 def effective_tiles_of(*tables: ScoreTable) -> float | None:
-    """`effective_tiles` of the mean over heads, in all slides of a bag together; None without attention that is a softmax."""
+    """`effective_tiles` of the mean over heads, in all slides of a bag together.
+
+    None without attention that is a softmax, and where none of it is on these slides, as on some of a patient with others.
+    """
     parts = []
     for table in tables:
         heads = [name for name in table.score_names if name.partition(":")[0] == "attention"]
         if not heads or not all(_is_softmax(table.rule(name)) for name in heads):
             return None
         parts.append(np.mean([table.score(name) for name in heads], axis=0, dtype=np.float32))
-    return effective_tiles(np.concatenate(parts)) if parts else None
+    attention = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    return effective_tiles(attention) if np.nansum(attention) > 0 else None
 
 
 def _attention(raw: NDArray[np.float32], head: str, rule: str) -> Shown:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from wsimil.errors import ConfigError, OutputError, WsimilError
 from wsimil.export.cohort_range import CohortRange
 from wsimil.export.formats import FORMATS, HEATMAPS, Beside
 from wsimil.export.heatmap import Heatmap, rank_heatmap, raw_heatmap
@@ -56,17 +57,24 @@ class Drawing:
             for form in (FORMATS[name] for name in HEATMAPS):
                 slide_path(self.out / form.folder, slide_id, form.suffix).unlink(missing_ok=True)
 
-    def draw(self, reporter: Reporter) -> None:
-        """The overlays that waited, from the scores on disk, one after another."""
+    def draw(self, reporter: Reporter) -> dict[str, str]:
+        """The overlays that waited, from the scores on disk, one after another; slides that could not be drawn, and why."""
+        failures: dict[str, str] = {}
         if not self.waiting:
-            return
+            return failures
         reporter.begin("overlays", len(self.waiting))
         for slide_id, name in self.waiting:
             interrupt.check()
             reporter.item(slide_id, 0)
-            self.overlay(read_scores(self.path(slide_id)), name)
-            reporter.finish_item(f"{slide_id}: overlay of {name}")
+            try:
+                self.overlay(read_scores(self.path(slide_id)), name)
+            except (OutputError, ConfigError):
+                raise  # concerns every slide
+            except (WsimilError, KeyError, ValueError) as error:
+                failures[slide_id] = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+            reporter.finish_item(f"{slide_id}: overlay of {name}{' FAILED' if slide_id in failures else ''}")
         self.waiting.clear()
+        return failures
 
     def overlay(self, table: ScoreTable, name: str) -> None:
         """The overlay of a slide, in the colors of the cohort's range."""

@@ -134,13 +134,15 @@ def predict(
     if names is not None and cohort_csv is not None and has_columns(cohort_csv, trained.task):
         known = read_cohort(cohort_csv, task=trained.task).renamed(names.name)
         write_text(out / COHORT, known.to_csv())
-    desk.draw(reporter)
-    if not unknown:
-        return summary
-    note = (
-        f"{len(unknown)} slides are left out, as the cohort file does not tell whose they are: {', '.join(unknown[:5])}"
-    )
-    return replace(summary, notes=(*summary.notes, note))
+    notes = [*summary.notes]
+    if unknown:
+        notes.append(
+            f"{len(unknown)} slides are left out, as the cohort file does not tell whose they are: {', '.join(unknown[:5])}"
+        )
+    for slide_id, reason in desk.draw(reporter).items():
+        why = reason if names is None else _inert(reason, names, (slide_id,), features)
+        notes.append(f"{slide_id} is answered for, but its overlay could not be drawn: {why}")
+    return replace(summary, notes=tuple(notes))
 
 
 def _names(path: Path | None, source: Path, out: Path) -> Pseudonyms | None:
