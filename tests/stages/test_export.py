@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from wsimil.cli import app
 from wsimil.errors import ConfigError, OutputError
 from wsimil.evaluation.prediction import Prediction
+from wsimil.evaluation.table import Row, write_table
 from wsimil.export.formats import FORMATS
 from wsimil.export.scores import read_scores, write_scores
 from wsimil.geometry import SlideInfo, TileGrid, TileSpec
@@ -115,6 +116,34 @@ def test_a_table_under_another_slides_name_is_refused(predictions: Path, tmp_pat
     summary = run(predictions, tmp_path / "out", formats=("csv",))
     assert [(failure.slide_id, failure.form) for failure in summary.failures] == [("three", "")]
     assert "is of slide 'two'" in summary.failures[0].reason
+
+
+def test_scores_of_another_model_than_those_before_are_refused(predictions: Path, tmp_path: Path) -> None:
+    other = replace(_prediction("three"), model={"method": "test", "digest": "abc"})
+    write_scores(predictions / "scores/three.parquet", other)
+    summary = run(predictions, tmp_path / "out", formats=("png",))
+    assert [(failure.slide_id, failure.form) for failure in summary.failures] == [("three", "")]
+    assert "are of another model (abc) than those of slide 'one' ()" in summary.failures[0].reason
+    with Image.open(tmp_path / "out/overlays/one.png") as picture:
+        said = json.loads(picture.text["wsimil"])  # type: ignore[attr-defined]  # of PNG images
+    assert said["normalization"] == "fixed for the cohort, 2 slides"
+
+
+def test_scores_of_another_answer_than_the_listed_one_are_refused(predictions: Path, tmp_path: Path) -> None:
+    task = _prediction("one").task
+    facts = {
+        "format_version": 2, "method": "test", "config": {}, "in_dim": 1, "task": task.to_json(), "features": None,
+        "training": {}, "weights_digest": "",
+    }  # fmt: skip
+    learned = {"known": False, "splits": {}, "patients": {}, "counts": {}}
+    tree = {"schema": "wsimil/predictions/1", "model": facts, "learned_from": learned}
+    (predictions / "predictions.json").write_text(json.dumps(tree), encoding="utf-8")
+    given = {"one": np.array([0.25, 0.75]), "two": np.array([0.5, 0.5])}
+    write_table(predictions, [Row(slide_id=slide_id, values=values) for slide_id, values in given.items()], task=task)
+    write_scores(predictions / "scores/three.parquet", _prediction("three"))
+    summary = run(predictions, tmp_path / "out", formats=("csv",))
+    assert [failure.slide_id for failure in summary.failures] == ["three", "two"]
+    assert all("belong to another answer than the one in the list" in one.reason for one in summary.failures)
 
 
 @pytest.mark.parametrize("slide_id", HOSTILE)

@@ -24,6 +24,7 @@ from wsimil.extraction.sources import SlideSource, clashes, list_sources
 from wsimil.files import check_writable, write_text
 from wsimil.geometry import Origin
 from wsimil.stages.interrupt import interrupt
+from wsimil.stages.listed import Listed
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.store.base import is_slide_id, slide_path
 from wsimil.tissue.geojson import read_polygons
@@ -91,11 +92,12 @@ def export(
     """Write every slide of `predictions`/scores in every form of `options` into `out`, which is `predictions`/export by default.
 
     What stood at these names before is replaced. A slide that fails stands in failures.csv and the rest goes on; nothing of an
-    earlier export is left at its name. Raises WsimilError for what concerns all slides.
+    earlier export is left at its name. Scores of another answer than `predictions` list fail, and where no answers are listed
+    those of another model than the first slide's. Raises WsimilError for what concerns all slides.
     """
     reporter = reporter or Quiet()
     out = out or predictions / FOLDER
-    tables = _tables(predictions)
+    tables, listed = _tables(predictions), Listed.of(predictions)
     slides = {} if options.slides is None else _slides(options.slides)
     check_writable(out)
     forms = [FORMATS[name] for name in dict.fromkeys(options.formats)]
@@ -104,13 +106,13 @@ def export(
     for form in forms:
         if form.once is not None:
             form.once(out / form.folder)
-    ranges = _ranges(tables, options)
+    ranges = _ranges(tables, listed, options)
     reporter.begin("slides", len(tables))
     for path in tables:
         interrupt.check()
         reporter.item(path.stem, 0)
         try:
-            table = _read(path, options)
+            table = _with_tissue(_read(path, listed), options)
         except WsimilError as error:
             failures.append(ExportFailure(slide_id=path.stem, form="", reason=str(error)))
             for form in forms if is_slide_id(path.stem) else ():
@@ -217,7 +219,7 @@ class _Ranges:
         return {name: self.cohort.span(name, kind_of(table, name)) for name in known}
 
 
-def _ranges(tables: Sequence[Path], options: ExportOptions) -> _Ranges:
+def _ranges(tables: Sequence[Path], listed: Listed, options: ExportOptions) -> _Ranges:
     """The ranges that the forms of `options` need; a table that cannot be read fails when its turn comes."""
     if options.range != "cohort" or not {PICTURE, SEVERAL, WINDOWED} & set(options.formats):
         return _Ranges()
@@ -225,7 +227,7 @@ def _ranges(tables: Sequence[Path], options: ExportOptions) -> _Ranges:
     for path in tables:
         interrupt.check()
         with suppress(WsimilError, KeyError):
-            found.add(read_scores(path), options)
+            found.add(_read(path, listed), options)
     return found
 
 
@@ -246,7 +248,7 @@ def _tables(predictions: Path) -> list[Path]:
     return found
 
 
-def _read(path: Path, options: ExportOptions) -> ScoreTable:
+def _read(path: Path, listed: Listed) -> ScoreTable:
     table = read_scores(path)
     slide_path(path.parent, table.slide_id, path.suffix)  # refuses an id that cannot be a file name
     if table.slide_id != path.stem:
@@ -254,6 +256,11 @@ def _read(path: Path, options: ExportOptions) -> ScoreTable:
             f"score table {path.name} is of slide {table.slide_id!r}, whose file has another name; give it back its name, or"
             " predict again"
         )
+    listed.refuse_another(table)
+    return table
+
+
+def _with_tissue(table: ScoreTable, options: ExportOptions) -> ScoreTable:
     if options.features is None or table.tissue:
         return table
     return replace(table, tissue=tissue_of(options.features, table.slide_id, table.bounds0_px))

@@ -20,9 +20,10 @@ from wsimil.export.viewer.pyramid import Pyramid
 from wsimil.files import atomic_directory, write_text
 from wsimil.provenance import Json
 from wsimil.stages.interrupt import interrupt
+from wsimil.stages.listed import MadeAnewError
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.viewing.pictures import Pictures
-from wsimil.stages.viewing.study import MadeAnewError, Study, open_study
+from wsimil.stages.viewing.study import Study, open_study
 from wsimil.stages.viewing.tissue import with_tissue
 
 REDUCED_MPP = 2.0

@@ -20,8 +20,8 @@ from typing import Any
 from wsimil.errors import OutputError, WsimilError
 from wsimil.export.viewer.page import SERVER_POLICY
 from wsimil.provenance import Json
+from wsimil.stages.listed import MadeAnewError
 from wsimil.stages.viewing.desk import Desk, NotThereError
-from wsimil.stages.viewing.study import MadeAnewError
 
 HOST = "127.0.0.1"
 MOST_BODY = 4 * 2**20

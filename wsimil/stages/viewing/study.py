@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,15 +21,12 @@ from wsimil.export.viewer.what_if import Mix, head_mix
 from wsimil.mil.facts import FACTS, ModelFacts
 from wsimil.stages.deciding import deciding_of
 from wsimil.stages.learned import read_origin
+from wsimil.stages.listed import refuse_another_answer
 from wsimil.store.base import is_slide_id, slide_path
 from wsimil.targets import Classification, MultiLabel, Task
 
 _COUNTED = 2000
 """Cohorts up to that many slides have their tiles counted, which opens every score table."""
-
-
-class MadeAnewError(StoreError):
-    """Predictions are no longer those that were listed; the text names no path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,11 +87,7 @@ def open_study(folder: Path, *, run: Path | None = None, cohort_csv: Path | None
 
 def _table(folder: Path, case: ListedCase) -> ScoreTable:
     table = read_scores(slide_path(folder / "scores", case.slide_id, ".parquet"))
-    if table.slide_id != case.slide_id or case.values is None or not np.array_equal(case.values, table.values):
-        raise MadeAnewError(
-            f"slide {case.slide_id!r}: its tile scores belong to another answer than the one in the list, as the slides were"
-            " predicted anew since, or are being; when that has ended, start this command again"
-        )
+    refuse_another_answer(table, case.slide_id, case.values)
     return table
 
 
