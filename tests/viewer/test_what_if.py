@@ -16,6 +16,7 @@ from wsimil.evaluation.attribution.scored import LRP
 from wsimil.evaluation.calibration import Calibration
 from wsimil.evaluation.decision import Decision, LabelDecision, load_decided, save_decision
 from wsimil.evaluation.predictor import predict
+from wsimil.evaluation.threshold import Threshold
 from wsimil.export import scores
 from wsimil.export.answers import AnswerRule
 from wsimil.export.scores import ScoreTable, read_scores, score_table
@@ -328,3 +329,64 @@ def test_contributions_that_are_no_exact_sums_offer_no_closed_form(bag: FeatureB
     with pytest.raises(NotClosedError, match="no exact sums"):
         closed_form(by_lrp, "single", AnswerRule(task=table.task))
     assert scored.EXACT == scores.EXACT
+
+
+@pytest.mark.parametrize("method", ["abmil", "transmil"])
+def test_a_run_that_was_calibrated_anew_moves_nothing_that_was_predicted(
+    method: str, study: MadeStudy, tmp_path: Path, serve: Serve
+) -> None:
+    """Its weights stay the same, so nothing but the predictions tells by which decision they were made."""
+    run = make_run(tmp_path / "run", study.features, method=method, config={}, sharp=4.0)
+    options = predict_stage.PredictOptions(device="cpu", heatmaps=False)
+    predict_stage.predict(run, study.features, tmp_path / "predictions", options=options)
+    before = serve(tmp_path / "predictions")
+    fitted = {"positive": 20, "sensitivity": 1.0, "specificity": 0.0}
+    threshold = Threshold(value=1e-6, rule="sensitivity", fitted_on="val", rows=40, **fitted)
+    decision = Decision(model=load_model(run).digest, calibration=CALIBRATIONS[2], threshold=threshold)
+    save_decision(run, decision)
+    client = serve(tmp_path / "predictions", run=run, features=study.features)
+    listed = [(case["predicted"], case["values"]) for case in before.get("index.json").json()["cases"]]
+    assert [(case["predicted"], case["values"]) for case in client.get("index.json").json()["cases"]] == listed
+    assert client.get("index.json").json()["thresholds"] == [0.5]
+    answered = client.post("cases/1/what-if", {"without": []}).json()
+    assert (answered["predicted"], answered["values"]) == (listed[1][0], pytest.approx(listed[1][1], abs=1e-5))
+    if method == "abmil":
+        alone = serve(tmp_path / "predictions", run=run).get("cases/1.json").json()["whatif"]
+        assert alone == before.get("cases/1.json").json()["whatif"]
+
+
+def test_features_that_no_longer_give_the_listed_answer_are_refused(
+    study: MadeStudy, tmp_path: Path, serve: Serve
+) -> None:
+    """The other slide of the patient was extracted anew with fewer tiles, which the tiles of this slide cannot show."""
+    run = make_run(tmp_path / "run", study.features, bag="patient", sharp=200.0)
+    cohort = write_cohort(tmp_path / "cohort.csv", ["s0", "s1", "s2", "s3"])
+    options = predict_stage.PredictOptions(device="cpu", heatmaps=False)
+    predict_stage.predict(run, study.features, tmp_path / "predictions", options=options, cohort_csv=cohort)
+    store, other = open_store(study.features, mode="r"), open_store(tmp_path / "other", mode="w")
+    second = store.read("s1")
+    other.write(store.read("s0"))
+    other.write(without(second, np.arange(len(second)) < len(second) // 4))
+    client = serve(tmp_path / "predictions", run=run, features=tmp_path / "other")
+    assert client.post("cases/0/what-if", {"without": [0]}).status == 409
+    assert "another one of its patient, are not those that were predicted" in client.heard[-1]
+    assert serve(tmp_path / "predictions", run=run, features=study.features).post(
+        "cases/0/what-if", {"without": [0]}
+    ).status == 200  # fmt: skip
+
+
+def test_predictions_of_another_calibration_than_any_that_is_known_are_not_recomputed(
+    study: MadeStudy, tmp_path: Path, serve: Serve
+) -> None:
+    run = make_run(tmp_path / "run", study.features, method="transmil", config={}, calibration=CALIBRATIONS[0])
+    options = predict_stage.PredictOptions(device="cpu", heatmaps=False)
+    out = tmp_path / "predictions"
+    predict_stage.predict(run, study.features, out, options=options)
+    text = (out / "predictions.json").read_text()
+    (out / "predictions.json").write_text(text.replace('"calibration"', '"another"'))
+    save_decision(run, Decision(model=load_model(run).digest, calibration=CALIBRATIONS[2]))
+    client = serve(out, run=run, features=study.features)
+    what_if = client.get("cases/1.json").json()["whatif"]
+    assert what_if["form"] is None
+    assert "calibrated is not known" in what_if["reason"]
+    assert client.post("cases/1/what-if", {"without": [1]}).status == 422

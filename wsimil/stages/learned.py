@@ -95,7 +95,7 @@ def write_origin(out: Path, run: Path, learned: Learned) -> None:
 
 def read_origin(folder: Path, *, model: Path | None = None, option: str = "--model") -> Origin:
     """Who made the answers in `folder`, which `wsimil train` or `wsimil predict` wrote; `model` is the run where neither says,
-    as `option` gave it.
+    as `option` gave it. How answers were calibrated and decided is what was frozen with them, whatever the run says by now.
 
     Raises ConfigError where nobody knows, or where `model` is another one; ModelError, StoreError.
     """
@@ -115,7 +115,9 @@ def read_origin(folder: Path, *, model: Path | None = None, option: str = "--mod
             f"{option} {model}: its weights are not those that answered in {folder} ({given.model.digest[:12]} !="
             f" {found.model.digest[:12]}); leave {option} out, or give the run that was predicted with"
         )
-    return given if given.learned.known or found is None else found
+    if found is None:
+        return given
+    return replace(found, learned=given.learned) if given.learned.known else found
 
 
 def _facts(run: Path) -> dict[str, Any]:

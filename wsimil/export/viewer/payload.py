@@ -19,7 +19,7 @@ from wsimil.export.answers import AnswerRule
 from wsimil.export.scores import ScoreTable, Tissue
 from wsimil.export.shown import effective_tiles, shown
 from wsimil.export.viewer.ranges import CohortScore
-from wsimil.export.viewer.what_if import Mix, NotClosedError, closed_form
+from wsimil.export.viewer.what_if import Mix, NotCalibratedError, NotClosedError, closed_form
 from wsimil.mil.facts import ModelFacts
 from wsimil.provenance import Json
 from wsimil.targets import MultiLabel, Task
@@ -128,6 +128,8 @@ def what_if_json(table: ScoreTable, *, mix: Mix | None, rule: AnswerRule, recomp
     """How the page finds a slide's answer without some of its tiles: itself, by the server (`recomputed`), or not, and why."""
     try:
         form = closed_form(table, mix, rule)
+    except NotCalibratedError as reason:
+        return {"form": None, "reason": f"{reason}"}
     except NotClosedError as reason:
         return {"form": "server"} if recomputed else {"form": None, "reason": f"{reason}"}
     return {

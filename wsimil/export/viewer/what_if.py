@@ -29,6 +29,10 @@ class NotClosedError(Exception):
     """A slide whose answer without some tiles does not follow from its table; the text says why, for people."""
 
 
+class NotCalibratedError(NotClosedError):
+    """A slide whose answer does not follow from its logits, so that no others can be told, by whatever model."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ClosedForm:
     """What it takes: `attention` [N, H], `parts` [N, C] (contributions) and `bias` [C], all float64."""
@@ -71,6 +75,11 @@ def head_mix(method: str, config: Mapping[str, Json]) -> Mix | None:
 
 def closed_form(table: ScoreTable, mix: Mix | None, rule: AnswerRule) -> ClosedForm:
     """The closed form of a slide, checked against its own logits and answer. Raises NotClosedError."""
+    if not rule.explains(table):
+        raise NotCalibratedError(
+            "how these probabilities were calibrated is not known here; give with --run the model as it was when it answered, or"
+            " predict again"
+        )
     if mix is None:
         raise NotClosedError("this method's answer without some tiles does not follow from its scores")
     outputs = table.task.outputs
@@ -99,8 +108,6 @@ def closed_form(table: ScoreTable, mix: Mix | None, rule: AnswerRule) -> ClosedF
     whole = form.logits(np.ones(len(table), np.bool_))
     if bool((np.abs(whole - table.logits) > allowed).any()):
         raise NotClosedError("contributions and bias do not add up to the logits of this slide")
-    if not rule.explains(table):
-        raise NotClosedError("how these probabilities were calibrated is not known here; give --run")
     return form
 
 

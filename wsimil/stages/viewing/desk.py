@@ -15,7 +15,7 @@ from wsimil.export.viewer.notes import parse_notes
 from wsimil.export.viewer.page import server_page
 from wsimil.export.viewer.payload import case_json, index_json, numbers, shown_status, what_if_json
 from wsimil.export.viewer.pyramid import Pyramid
-from wsimil.export.viewer.what_if import NotClosedError, closed_form, kept_tiles
+from wsimil.export.viewer.what_if import NotCalibratedError, NotClosedError, closed_form, kept_tiles
 from wsimil.provenance import Json
 from wsimil.stages.viewing.notebook import Notebook
 from wsimil.stages.viewing.pictures import Pictures
@@ -97,12 +97,13 @@ class Desk:
         rule = self.study.cohort.rule
         try:
             logits = closed_form(table, self.study.mix, rule).logits(kept)
-            values = rule.values(logits)
+        except NotCalibratedError as reason:
+            raise ValueError(f"{reason}") from None
         except NotClosedError as reason:
             if self.recompute is None:
                 raise ValueError(f"{reason}: give --run and --features to have it recomputed") from None
-            found = self.recompute.without(table, kept, others=self._siblings(index))
-            logits, values = found.logits, found.values
+            logits = self.recompute.without(table, kept, others=self._siblings(index))
+        values = rule.values(logits)
         return {"values": numbers(values), "logits": numbers(logits), "predicted": table.task.decided(values)}
 
     def notes(self, index: int) -> dict[str, Json]:

@@ -75,7 +75,7 @@ def open_study(folder: Path, *, run: Path | None = None, cohort_csv: Path | None
         folder=folder,
         cohort=Cohort(
             model=model,
-            rule=_rule(task, model, run),
+            rule=_rule(task, model, run, next(_shown(folder, scored, []), None)),
             thresholds=deciding.thresholds,
             scores=cohort_scores(_shown(folder, sampled(scored), notes), slides=len(scored)),
             cases=cases,
@@ -148,16 +148,19 @@ def _labels(cohort_csv: Path | None, model: ModelFacts) -> dict[str, tuple[str, 
     return {unit.slide_id: (unit.patient_id, unit.label) for unit in units.slides}
 
 
-def _rule(task: Task, model: ModelFacts, run: Path | None) -> AnswerRule:
-    """From the run where it is given, else as the predictions say."""
-    if run is not None:
-        decision = load_decision(run) or Decision(model=model.digest)
-        labels = {name: one.calibration for name, one in decision.labels.items() if one.calibration is not None}
-        return AnswerRule(task=task, calibration=decision.calibration, labels=labels)
+def _rule(task: Task, model: ModelFacts, run: Path | None, table: ScoreTable | None) -> AnswerRule:
+    """As the predictions say; where `table`, one of them, shows that they do not say it, as earlier ones did not: from the run.
+
+    A run that was given may have been calibrated anew since it answered, so it is not what is asked first.
+    """
     try:
-        return AnswerRule.frozen(task, model.training)
+        own = AnswerRule.frozen(task, model.training)
     except (TypeError, KeyError, ValueError) as error:
         raise ModelError(f"predictions.json: training.calibration is none ({error}); predict again") from error
+    if run is None or table is None or own.explains(table):
+        return own
+    decision = load_decision(run) or Decision(model=model.digest)
+    return AnswerRule.frozen(task, decision.calibration_facts)
 
 
 def _no_scores(folder: Path, model: ModelFacts) -> str:
