@@ -27,6 +27,7 @@ def _grid(
     stride_px: int | None = None,
     bounds0_px: tuple[int, int, int, int] | None = None,
     slide_id: str = "slide-001",
+    digest: str = PLANTED,
 ) -> TileGrid:
     bounds = bounds0_px or (0, 0, *size0_px)
     info = SlideInfo(
@@ -39,7 +40,7 @@ def _grid(
         level_downsamples=(1.0, 4.0),
         bounds0_px=bounds,
         vendor="mirax",
-        digest=PLANTED,
+        digest=digest,
     )
     stride = stride_px or size_px
     spec = TileSpec(size_px=size_px, mpp=tile_mpp, stride_px=stride, min_tissue=0.0)

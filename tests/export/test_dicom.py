@@ -14,9 +14,12 @@ import pytest
 from tests.export.dicom_slides import dicom_errors, write_dicom_slide
 from wsimil.errors import SlideError
 from wsimil.evaluation.calibration import Calibration
+from wsimil.evaluation.prediction import Prediction
+from wsimil.export import scores
 from wsimil.export.heatmap import display_range
-from wsimil.export.scores import ScoreTable, score_table
+from wsimil.export.scores import ScoreTable
 from wsimil.export.shown import shown
+from wsimil.slides import open_slide
 
 hd = pytest.importorskip("highdicom", reason="needs highdicom, which the extra 'dicom' brings")
 
@@ -30,6 +33,11 @@ SIZE = (4096, 3072)
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = [SIZE, (1024, 768), (256, 192), (64, 48)]
     return write_dicom_slide(tmp_path_factory.mktemp("slide"), sizes, mpp=0.5)
+
+
+def score_table(prediction: Prediction) -> ScoreTable:
+    """Scores of any file of their size: predictions here are made up, and no file is the one that they are of."""
+    return dataclasses.replace(scores.score_table(prediction), slide_content="")
 
 
 def _maps(folder: Path) -> list[pydicom.Dataset]:
@@ -213,3 +221,19 @@ def test_a_slide_without_an_origin_on_the_glass_is_refused(shared_dir, make_pred
     size = (header.TotalPixelMatrixColumns, header.TotalPixelMatrixRows)
     with pytest.raises(SlideError, match="does not state TotalPixelMatrixOriginSequence, which a map must share"):
         write_parametric_maps(tmp_path / "maps", score_table(make_prediction(size0_px=size)), source, now=NOW)
+
+
+def test_another_slide_of_the_same_size_is_refused(make_prediction, tmp_path: Path) -> None:
+    """In the study of another patient a map would pass for theirs."""
+    pictures = [np.full((1536, 2048, 3), shade, np.uint8) for shade in (200, 210)]
+    scored, other = (
+        write_dicom_slide(tmp_path / f"{number}", [picture, np.ascontiguousarray(picture[::16, ::16])], mpp=0.5)
+        for number, picture in enumerate(pictures)
+    )
+    with open_slide(scored) as opened:
+        content = scores.hashed_content(opened.info.digest)
+    table = dataclasses.replace(score_table(make_prediction(size0_px=(2048, 1536))), slide_content=content)
+    write_parametric_maps(tmp_path / "right", table, scored, now=NOW)
+    with pytest.raises(SlideError, match=f"scores are of one of {content[:12]}; it is another slide"):
+        write_parametric_maps(tmp_path / "wrong", table, other, now=NOW)
+    assert not (tmp_path / "wrong").exists()

@@ -13,6 +13,7 @@ from wsimil.errors import SlideError
 from wsimil.export.formats import FORMATS, Beside
 from wsimil.export.scores import read_scores, write_scores
 from wsimil.pseudonyms import Pseudonyms
+from wsimil.slides import open_slide
 
 PLANTED = b"MRS-JANE-DOE-1957"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -59,8 +60,9 @@ def test_a_dicom_map_takes_of_its_slide_only_who_it_is_and_which_study(make_pred
     pytest.importorskip("highdicom", reason="needs highdicom, which the extra 'dicom' brings")
     import pydicom
 
-    prediction = make_prediction(size0_px=(2048, 1536))
     source = _dicom_slide(tmp_path)
+    with open_slide(source) as opened:
+        prediction = make_prediction(size0_px=(2048, 1536), digest=opened.info.digest)
     write_scores(tmp_path / "s.parquet", prediction)
     table = read_scores(tmp_path / "s.parquet")
     FORMATS["dicom"].write(tmp_path / "maps", table, Beside(now=NOW, slide=source))

@@ -21,7 +21,9 @@ from wsimil.export.formats import FORMATS
 from wsimil.export.scores import read_scores, write_scores
 from wsimil.geometry import SlideInfo, TileGrid, TileSpec
 from wsimil.stages.export import ExportOptions, ExportSummary, export, remove_exports
+from wsimil.store import open_store
 from wsimil.targets import Classification
+from wsimil.testing.store_laws import make_bag
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 WITHOUT_SLIDE = tuple(name for name in FORMATS if name != "dicom")
@@ -291,3 +293,13 @@ def test_export_writes_maps_where_no_other_form_is_named() -> None:
     assert by_default.exit_code == 2
     assert "holds no score tables" in by_default.output
     assert {"maps", "html"} <= set(CliRunner().invoke(app, ["export", "--help"]).stdout.split())
+
+
+def test_features_of_another_slide_of_the_same_name_give_no_picture(predictions: Path, tmp_path: Path) -> None:
+    bag = make_bag("one", n=5, dim=3)
+    open_store(tmp_path / "features", mode="w").write(bag)
+    assert bag.provenance.slide_digest != _prediction("one").grid.slide.digest
+    summary = run(predictions, tmp_path / "out", formats=("png",), features=tmp_path / "features")
+    assert [failure.slide_id for failure in summary.failures] == ["one"]
+    assert "--features holds another slide of this name" in summary.failures[0].reason
+    assert not (tmp_path / "out/overlays/one.png").exists()

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from wsimil.errors import OutputError
+from wsimil.export.scores import read_scores
 from wsimil.mil import registry
 from wsimil.mil.saved import save_model
 from wsimil.pseudonyms import Pseudonyms, open_pseudonyms
@@ -56,6 +57,12 @@ def test_a_patient_gets_the_same_answer_under_a_name(feature_study: Study, keyed
     named = named.assign(patient_id=[names.identity(name) for name in named["patient_id"]])
     pairs = [table.set_index("patient_id").sort_index()["prob_t"] for table in (plain, named)]
     pd.testing.assert_series_equal(*pairs, check_exact=True)
+    told = [
+        {read_scores(path).slide_content for path in (tmp_path / out / "scores").iterdir()}
+        for out in ("plain", "named")
+    ]
+    assert "" not in told[0]
+    assert told[1] == {""}, "whoever has a slide's file could tell whose name this is"
 
 
 @pytest.mark.parametrize("heatmaps", [False, True])

@@ -82,7 +82,7 @@ def board_table(table: ScoreTable, size0_px: tuple[int, int], bounds0_px: tuple[
     xy0 = np.stack([x.ravel(), y.ravel()], axis=1).astype(np.int64)
     return replace(
         table, slide_id="board", slide_size0_px=size0_px, bounds0_px=bounds0_px, xy0=xy0, size0=float(SQUARE), size0_px=SQUARE,
-        stride0=float(SQUARE), scores=np.zeros((len(xy0), len(table.score_names)), np.float32),
+        slide_content="", stride0=float(SQUARE), scores=np.zeros((len(xy0), len(table.score_names)), np.float32),
     )  # fmt: skip
 
 
@@ -129,6 +129,17 @@ def test_a_slide_of_another_size_is_refused(study: MadeStudy, tmp_path: Path, se
     case = client.get("cases/0.json").json()
     assert case["pyramid"] is None
     assert "2000 x 1500 px" in case["pyramid_note"]
+    assert str(tmp_path) not in case["pyramid_note"]
+    assert client.get("cases/0/crops/0.jpg").status == 409
+
+
+def test_another_slide_of_the_same_size_is_refused(study: MadeStudy, tmp_path: Path, serve: Serve) -> None:
+    """Scores would be shown over what they were not made of."""
+    write_picture(tmp_path / "s0.tiff", checkerboard(2048, 1536))
+    client = serve(study.predictions, slides=tmp_path)
+    case = client.get("cases/0.json").json()
+    assert case["pyramid"] is None
+    assert "it is another slide, or a changed copy" in case["pyramid_note"]
     assert str(tmp_path) not in case["pyramid_note"]
     assert client.get("cases/0/crops/0.jpg").status == 409
 

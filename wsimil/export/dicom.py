@@ -36,6 +36,7 @@ from wsimil.export.shown import Shown, shown
 from wsimil.files import atomic_directory
 from wsimil.provenance import canonical_json
 from wsimil.pseudonyms import is_pseudonym
+from wsimil.slides import open_slide
 from wsimil.slides.stored_tiles import NotDirectError
 
 if TYPE_CHECKING:
@@ -136,6 +137,11 @@ def _image(table: ScoreTable, slide: Path) -> tuple[Dataset, tuple[int, int]]:
             f"{where}: the DICOM slide is {images[0].size_px[0]} x {images[0].size_px[1]} px, the scores are of one of"
             f" {table.slide_size0_px[0]} x {table.slide_size0_px[1]} px; give the slide that was scored"
         )
+    if table.slide_content:
+        with open_slide(slide, slide_id=table.slide_id, mpp_override=table.mpp) as opened:
+            other = table.other_content(opened.info.digest)
+        if other is not None:
+            raise SlideError(other)
     width = table.slide_size0_px[0]
     usable = [image for image in images if image.size_px[0] * image.size_px[1] <= _MOST_PX]
     if not usable:

@@ -2,7 +2,8 @@
 
 Columns: tile_id int32; x, y int64 and w, h int32 in level-0 px (top-left corner and side of a tile, of the slide as OpenSlide
 sees it); then one float32 column for each raw score. The parquet metadata key b"wsimil" holds a JSON header with all that the
-columns do not say. Neither holds a path or any property of the slide but its geometry.
+columns do not say. Neither holds a path or any property of the slide but its geometry, and a hash by which whoever has its
+file can tell it from others; under a pseudonym not that either, as it would tell them whose name it is.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from wsimil.evaluation.calibration import frozen_calibrations
 from wsimil.evaluation.prediction import Prediction
 from wsimil.files import atomic_path
 from wsimil.provenance import Json, canonical_json
+from wsimil.pseudonyms import is_pseudonym
 from wsimil.targets import Classification, Task, from_json
 
 Tissue: TypeAlias = tuple[tuple[NDArray[np.int64], ...], ...]
@@ -57,7 +59,8 @@ class ScoreTable:
     `bounds0_px` (x, y, w, h) describe the slide; `mpp` is µm per level-0 px, `tile_mpp` that of a tile as the encoder saw it.
     `score_rules` say by name how a score was made, such as "exact"; `bias` is what contributions leave to the logits, on this
     slide.
-    `tissue` is what was found to be tissue; empty where that is not known.
+    `tissue` is what was found to be tissue; empty where that is not known. `slide_content` is what `hashed_content` makes of the
+    slide's content digest; empty where that is not known, or is not to be told.
     """
 
     slide_id: str
@@ -78,6 +81,7 @@ class ScoreTable:
     model: Mapping[str, Json]
     score_rules: Mapping[str, str] = field(default_factory=dict)
     tissue: Tissue = ()
+    slide_content: str = ""
 
     def __post_init__(self) -> None:
         if self.xy0.dtype != np.int64 or self.xy0.ndim != 2 or self.xy0.shape[1] != 2 or not len(self.xy0):
@@ -117,6 +121,17 @@ class ScoreTable:
         sides = f"{self.slide_size0_px} {self.size0!r} {self.tile_mpp!r} {len(self)}\0"
         return hashlib.sha256(sides.encode("ascii") + self.xy0.astype("<i8").tobytes()).hexdigest()
 
+    def other_content(self, digest: str) -> str | None:
+        """Why a slide of the content `digest` is not the one that was scored; None where it is, or where one is not known."""
+        found = hashed_content(digest)
+        if not self.slide_content or not found or found == self.slide_content:
+            return None
+        return (
+            f"slide {self.slide_id!r}: the file's content has the hash {found[:12]}, scores are of one of"
+            f" {self.slide_content[:12]}; it is another slide, or a changed copy: give the file that was predicted, or extract"
+            " and predict this one"
+        )
+
     @property
     def main_score(self) -> str:
         """The score that a heatmap shows by default: the contribution to the answer, else the next kind that is there.
@@ -151,6 +166,11 @@ class ScoreTable:
         return self.score_rules.get(name, NOT_RECORDED)
 
 
+def hashed_content(digest: str) -> str:
+    """SHA-256 over a slide's content digest, 64 hex digits whatever a foreign digest may hold; empty where there is none."""
+    return hashlib.sha256(f"wsimil scores\0{digest}".encode("utf-8", "surrogatepass")).hexdigest() if digest else ""
+
+
 def score_table(prediction: Prediction, *, tissue: Tissue = ()) -> ScoreTable:
     """What `write_scores` writes of a prediction and `read_scores` gives back."""
     grid = prediction.grid
@@ -174,6 +194,7 @@ def score_table(prediction: Prediction, *, tissue: Tissue = ()) -> ScoreTable:
         bias=prediction.bias,
         model=prediction.model,
         tissue=tissue,
+        slide_content="" if is_pseudonym(slide.slide_id) else hashed_content(slide.digest),
     )
 
 
@@ -232,6 +253,7 @@ def _header(table: ScoreTable) -> dict[str, Json]:
             "size0_px": list(table.slide_size0_px),
             "bounds0_px": list(table.bounds0_px),
             "mpp": table.mpp,
+            **({"content": table.slide_content} if table.slide_content else {}),
         },
         "tiles": {
             "frame": "level-0 px, x to the right, y down, from the top-left edge of the slide as OpenSlide sees it",
@@ -297,6 +319,7 @@ def _table(header: Mapping[str, Json], arrow: pa.Table) -> ScoreTable:
         bias=np.array(header["bias"], np.float64),
         model=MappingProxyType(model),
         tissue=_tissue(header.get("tissue")),
+        slide_content=str(slide.get("content", "")),
     )
 
 

@@ -23,9 +23,11 @@ from wsimil.export.span import RangeKind
 from wsimil.extraction.sources import SlideSource, clashes, list_sources
 from wsimil.files import check_writable, write_text
 from wsimil.geometry import Origin
+from wsimil.stages.features import is_feature_folder, open_features
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.listed import Listed
 from wsimil.stages.progress import Quiet, Reporter
+from wsimil.store import FeatureStore
 from wsimil.store.base import is_slide_id, slide_path
 from wsimil.tissue.geojson import read_polygons
 
@@ -98,6 +100,8 @@ def export(
     reporter = reporter or Quiet()
     out = out or predictions / FOLDER
     tables, listed = _tables(predictions), Listed.of(predictions)
+    features = options.features
+    store = open_features(features) if features is not None and is_feature_folder(features) else None
     slides = {} if options.slides is None else _slides(options.slides)
     check_writable(out)
     forms = [FORMATS[name] for name in dict.fromkeys(options.formats)]
@@ -112,7 +116,7 @@ def export(
         interrupt.check()
         reporter.item(path.stem, 0)
         try:
-            table = _with_tissue(_read(path, listed), options)
+            table = _with_tissue(_read(path, listed), options, store)
         except WsimilError as error:
             failures.append(ExportFailure(slide_id=path.stem, form="", reason=str(error)))
             for form in forms if is_slide_id(path.stem) else ():
@@ -260,10 +264,21 @@ def _read(path: Path, listed: Listed) -> ScoreTable:
     return table
 
 
-def _with_tissue(table: ScoreTable, options: ExportOptions) -> ScoreTable:
+def _with_tissue(table: ScoreTable, options: ExportOptions, store: FeatureStore | None) -> ScoreTable:
+    if store is not None:
+        _refuse_other_features(table, store)
     if options.features is None or table.tissue:
         return table
     return replace(table, tissue=tissue_of(options.features, table.slide_id, table.bounds0_px))
+
+
+def _refuse_other_features(table: ScoreTable, store: FeatureStore) -> None:
+    """Raise StoreError where the pictures beside the features are of another slide than the scores."""
+    digest = ""
+    with suppress(StoreError):  # it has no features, or broken ones: nothing tells whose the pictures are
+        digest = store.header(table.slide_id).provenance.slide_digest
+    if (other := table.other_content(digest)) is not None:
+        raise StoreError(f"--features holds another slide of this name: {other}")
 
 
 def _slides(source: Path) -> dict[str, Path]:

@@ -142,6 +142,9 @@ class _OpenSlide:
                 f"slide {table.slide_id!r}: the file has {width} x {height} px, scores are of one of {wanted[0]} x {wanted[1]};"
                 " it is another slide, or a converted one: give the one that was predicted"
             )
+        if (other := table.other_content(self.slide.info.digest)) is not None:
+            self.slide.close()
+            raise _OtherSlideError(other)
         try:
             profile = self.slide.icc_profile
             self._to_srgb = None if profile is None else IccToSrgb(profile, slide_id=table.slide_id)
