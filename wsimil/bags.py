@@ -53,6 +53,16 @@ class FeatureBag:
         return self.grid.slide.slide_id
 
     @property
+    def size_known(self) -> bool:
+        """Whether the slide is as large as is said; of features of another tool it may be as large as tiles reach."""
+        return self.provenance.slide.get("size_known", True) is not False
+
+    @property
+    def bounds_known(self) -> bool:
+        """Whether the scan begins where is said; of features of another tool nobody may have looked."""
+        return self.provenance.slide.get("bounds_known", True) is not False
+
+    @property
     def dim(self) -> int:
         """Features per instance, D."""
         return int(self.features.shape[1])

@@ -33,6 +33,14 @@ def test_outlines_count_from_the_declared_area_unless_they_say_otherwise(tmp_pat
         read_truth(mixed)
 
 
+def test_outlines_that_count_from_where_nobody_knows_are_refused(tmp_path: Path) -> None:
+    drawn = write(tmp_path / "s.geojson", feature((0, 0, 10, 10), "Tumor"))
+    with pytest.raises(SlideError, match=r"begins, which is not known.* convert them with --slides"):
+        read_truth(drawn, bounds0_xy=None)
+    placed = write(tmp_path / "t.geojson", feature((0, 0, 10, 10), "Tumor", **{"wsimil.origin": "level0"}))
+    assert read_truth(placed, bounds0_xy=None).polygons.bounds == (0, 0, 10, 10)
+
+
 def test_outlines_of_another_class_are_not_taken_for_it(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.geojson", feature((0, 0, 1, 1), "Tumour"), feature((2, 0, 3, 1), "Stroma"), feature((4, 0, 5, 1))

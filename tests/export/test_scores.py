@@ -134,6 +134,25 @@ def test_a_score_cannot_take_the_name_of_a_place(make_prediction, tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_known_of_the_slide_comes_back_and_tables_that_do_not_say_it_are_taken_as_before(
+    make_prediction, tmp_path: Path
+) -> None:
+    prediction = dataclasses.replace(make_prediction(n=63), size_known=False, bounds_known=False)
+    write_scores(tmp_path / "s.parquet", prediction)
+    found = read_scores(tmp_path / "s.parquet")
+    assert (found.size_known, found.bounds_known, len(found.slide_content)) == (False, False, 64)
+    assert found.other_content(prediction.grid.slide.digest) is None
+    assert found.other_content("d") is not None
+    arrow = pq.read_table(tmp_path / "s.parquet")
+    header = json.loads(arrow.schema.metadata[b"wsimil"])
+    for name in ("size_known", "bounds_known", "content"):
+        del header["slide"][name]
+    pq.write_table(arrow.replace_schema_metadata({b"wsimil": json.dumps(header)}), tmp_path / "old.parquet")
+    old = read_scores(tmp_path / "old.parquet")
+    assert (old.size_known, old.bounds_known, old.other_content("d")) == (True, True, None)
+    assert old.origin0_px("bounds") == old.bounds0_px[:2]
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"nowhere\.parquet does not exist"):
         read_scores(tmp_path / "nowhere.parquet")

@@ -303,3 +303,28 @@ def test_features_of_another_slide_of_the_same_name_give_no_picture(predictions:
     assert [failure.slide_id for failure in summary.failures] == ["one"]
     assert "--features holds another slide of this name" in summary.failures[0].reason
     assert not (tmp_path / "out/overlays/one.png").exists()
+
+
+def test_where_nobody_knows_where_the_scan_begins_nothing_counts_from_there(tmp_path: Path) -> None:
+    """Converted features of another tool: QuPath would draw tiles at another place, and nobody could tell."""
+    unknown = replace(_prediction("one"), size_known=False, bounds_known=False)
+    write_scores(tmp_path / "p/scores/one.parquet", unknown)
+    summary = run(tmp_path / "p", tmp_path / "bounds")
+    assert {failure.form for failure in summary.failures} == {"qupath", "ome-tiff"}
+    assert all("say --origin level0, or convert the features with --slides" in f.reason for f in summary.failures)
+    assert run(tmp_path / "p", tmp_path / "level0", origin="level0").failures == ()
+
+
+def test_a_picture_of_the_whole_slide_is_not_stretched_over_the_tiles_of_a_slide_of_unknown_size(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "features/thumbnails").mkdir(parents=True)
+    Image.new("RGB", (80, 40), (250, 0, 250)).save(tmp_path / "features/thumbnails/one.jpg")
+    drawn = {}
+    for known in (True, False):
+        write_scores(tmp_path / "p/scores/one.parquet", replace(_prediction("one"), size_known=known))
+        for features in (None, tmp_path / "features"):
+            assert run(tmp_path / "p", tmp_path / "out", formats=("png",), features=features).failures == ()
+            drawn[known, features is not None] = (tmp_path / "out/overlays/one.png").read_bytes()
+    assert drawn[True, True] != drawn[True, False]
+    assert drawn[False, True] == drawn[False, False]

@@ -15,6 +15,7 @@ import shapely
 
 from tests.viewer.conftest import Client, Serve
 from tests.viewer.made_study import MadeStudy
+from wsimil.errors import StoreError
 from wsimil.export.geojson import write_geojson
 from wsimil.export.scores import ScoreTable, read_scores
 from wsimil.export.viewer.notes import MOST_TEXT, Notes, notes_geojson, parse_notes
@@ -250,3 +251,10 @@ def test_notes_keep_their_numbers_through_json(table: ScoreTable) -> None:
     assert again == notes
     assert isinstance(again, Notes)
     assert np.isfinite(again.pins[3].values).all()
+
+
+def test_notes_do_not_count_from_where_nobody_knows_that_the_scan_begins(table: ScoreTable) -> None:
+    unknown = replace(table, bounds_known=False)
+    with pytest.raises(StoreError, match=r"where its scan begins is not known.* say --origin level0"):
+        notes_geojson(Notes(text="x"), unknown, saved="now")
+    assert notes_geojson(Notes(text="x"), unknown, saved="now", origin="level0")["wsimil"]["offset_level0_px"] == [0, 0]

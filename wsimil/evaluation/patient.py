@@ -77,6 +77,8 @@ def predict_patient(
                 score_rules=dict(zip(attribution.names, attribution.rules, strict=True)),
                 scores=own,
                 grid=bag.grid,
+                size_known=bag.size_known,
+                bounds_known=bag.bounds_known,
                 model={**trained.facts, "patient": patient_id},
             )
         )

@@ -25,7 +25,7 @@ class Prediction:
     the probability of each class. A score is named by its kind, and by what it speaks of where there is more than one:
     "attention", "contribution:<output>". NaN is a tile that was not scored. `score_rules` say by name how a score was made. For
     each output with contributions `logit = contributions.sum() + bias`, where `bias` may differ from slide to slide; without
-    contributions it is 0. `model` holds what made it, as plain JSON.
+    contributions it is 0. `model` holds what made it, as plain JSON. `size_known` and `bounds_known` are those of the bag.
 
     A slide without tiles has no prediction; whoever predicts a cohort records it by name and reason instead.
     """
@@ -40,6 +40,8 @@ class Prediction:
     grid: TileGrid
     model: Mapping[str, Json]
     score_rules: Mapping[str, str] = field(default_factory=dict)
+    size_known: bool = True
+    bounds_known: bool = True
 
     def __post_init__(self) -> None:
         if self.slide_id != self.grid.slide.slide_id:

@@ -106,5 +106,7 @@ def _predict(
             score_rules=dict(zip(attribution.names, attribution.rules, strict=True)),
             scores=scores,
             grid=bag.grid,
+            size_known=bag.size_known,
+            bounds_known=bag.bounds_known,
             model=trained.facts,
         )

@@ -44,8 +44,8 @@ def find_truth(folder: Path, slide_id: str) -> Path | None:
     return next((path for suffix in _SUFFIXES if (path := folder / f"{slide_id}{suffix}").is_file()), None)
 
 
-def read_truth(path: Path, *, bounds0_xy: tuple[int, int] = (0, 0)) -> Truth:
-    """The outlines in a file; `bounds0_xy` is where the declared area of the slide begins, level-0 px.
+def read_truth(path: Path, *, bounds0_xy: tuple[int, int] | None = (0, 0)) -> Truth:
+    """The outlines in a file; `bounds0_xy` is where the declared area of the slide begins, level-0 px, None if nobody knows.
 
     Raises SlideError for a file that cannot be read or meant.
     """
@@ -100,7 +100,7 @@ def _cells(path: Path) -> Truth:
     return Truth(polygons=shapely.MultiPolygon(list(boxes)), names=("tumor",) * len(low))
 
 
-def _outlines(tree: Any, bounds0_xy: tuple[int, int], where: str) -> Truth:
+def _outlines(tree: Any, bounds0_xy: tuple[int, int] | None, where: str) -> Truth:
     features = tree["features"] if isinstance(tree, Mapping) else tree
     if not isinstance(features, list):
         raise SlideError(f"{where}: wanted a FeatureCollection or a list of features")
@@ -125,6 +125,12 @@ def _outlines(tree: Any, bounds0_xy: tuple[int, int], where: str) -> Truth:
             f"{where}: its features name the frames {sorted(map(str, origins))}, wanted one of bounds or level0"
         )
     shift = bounds0_xy if origins == {"bounds"} else (0, 0)
+    if shift is None:
+        raise SlideError(
+            f"{where}: it counts from where the scan of the slide begins, which is not known, because the features were made by"
+            " another tool and converted without the slide; convert them with --slides, or give outlines that count from level 0"
+            f" and say so ({_ORIGIN_KEY} level0)"
+        )
     polygons = shapely.MultiPolygon(shapes)
     moved = polygons if shift == (0, 0) else shapely.transform(polygons, lambda xy: xy + np.asarray(shift))
     return Truth(polygons=moved, names=tuple(names))

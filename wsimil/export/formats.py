@@ -73,7 +73,9 @@ def _qupath(path: Path, table: ScoreTable, beside: Beside) -> None:
 
 def _png(path: Path, table: ScoreTable, beside: Beside) -> None:
     heatmap = beside.heatmap or raw_heatmap(table, beside.score or table.main_score)
-    write_png(path, table, heatmap, thumbnail=None if beside.thumbnail is None else _picture(beside.thumbnail))
+    # A picture of the whole slide covers no frame that is only as large as tiles reach.
+    seen = beside.thumbnail if table.size_known else None
+    write_png(path, table, heatmap, thumbnail=None if seen is None else _picture(seen))
 
 
 def _ome_tiff(path: Path, table: ScoreTable, beside: Beside) -> None:

@@ -56,7 +56,7 @@ def geojson_chunks(
         raise ValueError(f"top counts tiles, got {top}")
     if origin not in ("bounds", "level0"):
         raise ValueError(f"origin is 'bounds' or 'level0', got {origin!r}")
-    offset = np.array(table.bounds0_px[:2] if origin == "bounds" else (0, 0), np.int64)
+    offset = np.array(table.origin0_px(origin), np.int64)
     xy = table.xy0 - offset
     chosen = score if score is not None else table.main_score if table.score_names else None
     values = {name: shown(table, name) for name in table.score_names}

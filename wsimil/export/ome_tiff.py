@@ -36,7 +36,7 @@ def write_ome_tiff(path: Path, table: ScoreTable, *, origin: Origin = "bounds", 
     The image begins at the top-left of the scanned part ("bounds"), as QuPath and Bio-Formats show slides whose vendor declares
     one, or at that of the whole frame ("level0"); a map annotation says which, and holds what is known of the slide.
     Values are those that `shown` makes of a score. Raises KeyError where the table has no such score, ValueError where it has
-    none at all, OutputError.
+    none at all, StoreError where nobody knows where `origin` lies, OutputError.
     """
     from tifffile import TiffWriter  # takes longer to load than all else here
 
@@ -45,8 +45,8 @@ def write_ome_tiff(path: Path, table: ScoreTable, *, origin: Origin = "bounds", 
         raise ValueError(f"slide {table.slide_id!r} has no scores on its tiles, so there is nothing to draw")
     channels = [shown(table, name) for name in names]
     values = [one.values for one in channels]
-    frame = table.bounds0_px if origin == "bounds" else (0, 0, *table.slide_size0_px)
-    cells = cells_over(table, frame)
+    size = table.bounds0_px[2:] if origin == "bounds" else table.slide_size0_px
+    cells = cells_over(table, (*table.origin0_px(origin), *size))
     levels = _levels(cells.shape)
     height, width = (-(-side // 2 ** (levels - 1)) * 2 ** (levels - 1) for side in cells.shape)
     size_um = table.mpp * cells.cell0

@@ -27,6 +27,7 @@ from wsimil.errors import ConfigError, ModelError, StoreError
 from wsimil.evaluation.calibration import frozen_calibrations
 from wsimil.evaluation.prediction import Prediction
 from wsimil.files import atomic_path
+from wsimil.geometry import Origin
 from wsimil.provenance import Json, canonical_json
 from wsimil.pseudonyms import is_pseudonym
 from wsimil.targets import Classification, Task, from_json
@@ -56,7 +57,8 @@ class ScoreTable:
     """Raw scores of one slide's tiles and where the tiles lie: `xy0` int64 [N, 2], `scores` float32 [N, K], NaN = not scored.
 
     `size0_px` is the side of a tile in whole level-0 px, `size0` and `stride0` are exact; `slide_size0_px` (W, H) and
-    `bounds0_px` (x, y, w, h) describe the slide; `mpp` is µm per level-0 px, `tile_mpp` that of a tile as the encoder saw it.
+    `bounds0_px` (x, y, w, h) describe the slide, as far as `size_known` and `bounds_known` say; `mpp` is µm per level-0 px,
+    `tile_mpp` that of a tile as the encoder saw it.
     `score_rules` say by name how a score was made, such as "exact"; `bias` is what contributions leave to the logits, on this
     slide.
     `tissue` is what was found to be tissue; empty where that is not known. `slide_content` is what `hashed_content` makes of the
@@ -82,6 +84,8 @@ class ScoreTable:
     score_rules: Mapping[str, str] = field(default_factory=dict)
     tissue: Tissue = ()
     slide_content: str = ""
+    size_known: bool = True
+    bounds_known: bool = True
 
     def __post_init__(self) -> None:
         if self.xy0.dtype != np.int64 or self.xy0.ndim != 2 or self.xy0.shape[1] != 2 or not len(self.xy0):
@@ -120,6 +124,18 @@ class ScoreTable:
         """
         sides = f"{self.slide_size0_px} {self.size0!r} {self.tile_mpp!r} {len(self)}\0"
         return hashlib.sha256(sides.encode("ascii") + self.xy0.astype("<i8").tobytes()).hexdigest()
+
+    def origin0_px(self, origin: Origin) -> tuple[int, int]:
+        """Where coordinates of `origin` begin, level-0 px. Raises StoreError where nobody knows."""
+        if origin == "level0":
+            return 0, 0
+        if not self.bounds_known:
+            raise StoreError(
+                f"slide {self.slide_id!r}: where its scan begins is not known, because its features were made by another tool and"
+                " converted without the slide, and QuPath counts from there; say --origin level0, or convert the features with"
+                " --slides and predict again"
+            )
+        return self.bounds0_px[:2]
 
     def other_content(self, digest: str) -> str | None:
         """Why a slide of the content `digest` is not the one that was scored; None where it is, or where one is not known."""
@@ -195,6 +211,8 @@ def score_table(prediction: Prediction, *, tissue: Tissue = ()) -> ScoreTable:
         model=prediction.model,
         tissue=tissue,
         slide_content="" if is_pseudonym(slide.slide_id) else hashed_content(slide.digest),
+        size_known=prediction.size_known,
+        bounds_known=prediction.bounds_known,
     )
 
 
@@ -253,6 +271,8 @@ def _header(table: ScoreTable) -> dict[str, Json]:
             "size0_px": list(table.slide_size0_px),
             "bounds0_px": list(table.bounds0_px),
             "mpp": table.mpp,
+            "size_known": table.size_known,
+            "bounds_known": table.bounds_known,
             **({"content": table.slide_content} if table.slide_content else {}),
         },
         "tiles": {
@@ -320,6 +340,8 @@ def _table(header: Mapping[str, Json], arrow: pa.Table) -> ScoreTable:
         model=MappingProxyType(model),
         tissue=_tissue(header.get("tissue")),
         slide_content=str(slide.get("content", "")),
+        size_known=slide.get("size_known", True) is not False,
+        bounds_known=slide.get("bounds_known", True) is not False,
     )
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from wsimil.bags import FeatureBag
 from wsimil.errors import ConfigError, SlideError
 from wsimil.evaluation.truth import connected, find_truth, grown, read_truth, spelled, tile_truth
-from wsimil.geometry import TileGrid
 from wsimil.stages.explain_runs import CheckedRun
 
 LEAST_SHARE = 0.5
@@ -74,11 +74,12 @@ class TruthFolder:
         """The file of a slide, None where nothing is known of it."""
         return find_truth(self.folder, slide_id)
 
-    def of(self, path: Path, grid: TileGrid) -> tuple[NDArray[np.bool_], shapely.MultiPolygon]:
+    def of(self, path: Path, bag: FeatureBag) -> tuple[NDArray[np.bool_], shapely.MultiPolygon]:
         """Which tiles are at least half inside of what was drawn, bool [N], and the lesions, grown.
 
-        Raises SlideError for a file that cannot be read.
+        Raises SlideError for a file that cannot be read, or that counts from where nobody knows.
         """
-        x, y = grid.slide.bounds0_px[:2]
-        lesions = connected(read_truth(path, bounds0_xy=(x, y)).of(self.name))
+        grid = bag.grid
+        begin = grid.slide.bounds0_px[:2] if bag.bounds_known else None
+        lesions = connected(read_truth(path, bounds0_xy=begin).of(self.name))
         return tile_truth(grid, lesions) >= LEAST_SHARE, grown(lesions, self.margin_um / grid.slide.mpp)

@@ -164,8 +164,8 @@ class Judge:
             rows = slice(begin, begin + self._store.header(slide).n)
             path = None if self.truth is None else self.truth.path(slide)
             if self.truth is not None and path is not None:
-                grid = self._store.read(slide).grid
-                positive, lesions = self.truth.of(path, grid)
+                bag = self._store.read(slide)
+                grid, (positive, lesions) = bag.grid, self.truth.of(path, bag)
                 yield _Known(rows=rows, xy0=grid.xy0, positive=positive, lesions=lesions, size0=grid.size0)
             begin = rows.stop
 

@@ -107,7 +107,7 @@ class Desk(Drawing):
 
 def _refuse_unknown_bounds(bag: FeatureBag, options: PredictOptions) -> None:
     """Raise StoreError where QuPath would draw tiles at another place than where they lie, and nobody could tell."""
-    if options.heatmaps and options.origin == "bounds" and bag.provenance.slide.get("bounds_known", True) is False:
+    if options.heatmaps and options.origin == "bounds" and not bag.bounds_known:
         raise StoreError(
             f"slide {bag.slide_id!r}: where its scan begins is not known, because its features were made by another tool and"
             " converted without the slide, and QuPath counts from there; convert them with --slides, or say --origin level0, or"

@@ -11,8 +11,12 @@ import pytest
 
 from wsimil.config import load_config
 from wsimil.errors import ConfigError, StoreError
+from wsimil.evaluation.patient import predict_patient
+from wsimil.evaluation.predictor import predict as predict_slides
+from wsimil.export.scores import score_table
 from wsimil.mil.saved import load_model
 from wsimil.stages.convert import ConvertOptions, convert
+from wsimil.stages.features import open_features
 from wsimil.stages.predict import PredictSummary, predict
 from wsimil.stages.predict_options import PredictOptions
 from wsimil.stages.train import train
@@ -95,6 +99,18 @@ def test_heatmaps_for_qupath_want_to_know_where_the_scan_begins(peers, tmp_path:
     summary = ask(tmp_path / "run", tmp_path / "ours", tmp_path / "maps")
     assert "where its scan begins is not known" in summary.failures["s0"]
     assert not ask(tmp_path / "run", tmp_path / "ours", tmp_path / "maps", origin="level0").failures
+
+
+def test_scores_say_that_nobody_knows_where_the_scan_begins(peers, tmp_path: Path) -> None:
+    """So that what is made of them later refuses what heatmaps were refused."""
+    features, table = cohort(peers, "trident", tmp_path)
+    learn(features, table, tmp_path / "run")
+    convert(features, tmp_path / "ours", options=ConvertOptions(mpp=0.25))
+    trained, store = load_model(tmp_path / "run"), open_features(tmp_path / "ours")
+    bags = [store.read(name) for name in ("s0", "s1")]
+    for prediction in (*predict_slides(trained, bags), *predict_patient(trained, "p", bags)):
+        scores = score_table(prediction)
+        assert (scores.size_known, scores.bounds_known) == (bags[0].size_known, False)
 
 
 def test_slides_are_not_prepared_for_a_model_of_another_tools_features(peers, make_slide, tmp_path: Path) -> None:

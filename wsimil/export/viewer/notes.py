@@ -85,8 +85,11 @@ def parse_notes(tree: Json, *, tiles: int, answers: int) -> Notes:
 
 
 def notes_geojson(notes: Notes, table: ScoreTable, *, saved: str, origin: Origin = "bounds") -> dict[str, Json]:
-    """A FeatureCollection: the verdict as an annotation around all tiles, and one for each pin; `saved` is a time."""
-    offset = table.bounds0_px[:2] if origin == "bounds" else (0, 0)
+    """A FeatureCollection: the verdict as an annotation around all tiles, and one for each pin; `saved` is a time.
+
+    Raises StoreError where nobody knows where `origin` lies.
+    """
+    offset = table.origin0_px(origin)
     features = [_verdict_feature(notes, table, offset)] if notes.verdict or notes.text else []
     features += [_pin_feature(pin, table, offset) for pin in notes.pins]
     about: dict[str, Json] = {

@@ -155,7 +155,7 @@ class PlacedTiles:
     def of(cls, bag: FeatureBag, *, path: Path | None = None, encoder: str | None = None) -> PlacedTiles:
         """A bag of ours; `path` is its file where that is HDF5, `encoder` its name where the bag has none."""
         grid, slide, spec = bag.grid, bag.grid.slide, bag.grid.spec
-        name, about = bag.provenance.encoder.get("name"), bag.provenance.slide
+        name = bag.provenance.encoder.get("name")
         return cls(
             slide_id=bag.slide_id,
             features=bag.features,
@@ -166,8 +166,8 @@ class PlacedTiles:
             mpp=slide.mpp,
             mpp_source=slide.mpp_source,
             mpp_detail=slide.mpp_detail,
-            slide_size0_px=slide.size0_px if about.get("size_known", True) else None,
-            bounds0_px=slide.bounds0_px if about.get("bounds_known", True) else None,
+            slide_size0_px=slide.size0_px if bag.size_known else None,
+            bounds0_px=slide.bounds0_px if bag.bounds_known else None,
             level_downsamples=slide.level_downsamples,
             read_level=grid.read_level,
             read_px=grid.read_px,
