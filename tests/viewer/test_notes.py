@@ -244,6 +244,38 @@ def test_writers_at_once_leave_whole_files(client: Client, predictions: Path) ->
         assert len(list(csv.DictReader(file))) == 20
 
 
+def test_notes_that_another_tab_changed_meanwhile_are_not_replaced(client: Client, predictions: Path) -> None:
+    """Two pages that were opened one after the other: the later save is told so, and what the earlier one saved stays."""
+    seen = client.get("cases/0/notes").headers["ETag"]
+    first = client.post("cases/0/notes", NOTES, If_Match=seen)
+    assert first.status == 200
+    later = {"verdict": "agree", "text": "", "pins": []}
+    refused = client.post("cases/0/notes", later, If_Match=seen)
+    assert refused.status == 412
+    assert "changed elsewhere" in str(refused.json())
+    assert client.get("cases/0/notes").json() == NOTES
+    assert client.post("cases/0/notes", NOTES, If_Match=seen).status == 200, (
+        "said twice, as the answer may have got lost"
+    )
+    assert client.post("cases/0/notes", later, If_Match=first.headers["ETag"]).status == 200
+    assert client.get("cases/0/notes").json() == later
+    assert client.heard == []
+
+
+def test_two_servers_of_a_folder_lose_nothing_of_each_others(serve: Serve, predictions: Path) -> None:
+    first, second = serve(predictions), serve(predictions)
+    seen = first.get("cases/0/notes").headers["ETag"]
+    assert second.post("cases/0/notes", NOTES).status == 200
+    assert first.post("cases/0/notes", {"text": "other"}, If_Match=seen).status == 412
+    assert first.get("cases/0/notes").json() == NOTES
+    assert first.post("cases/2/notes", {"verdict": "unsure", "text": "", "pins": []}).status == 200
+    assert second.post("cases/0/notes", {**NOTES, "pins": []}).status == 200
+    assert first.post("cases/1/notes", {"text": "last"}).status == 200
+    with (predictions / "notes" / "notes.csv").open(newline="") as file:
+        rows = [(row["slide_id"], row["kind"], row["text"]) for row in csv.DictReader(file)]
+    assert rows == [("s0", "slide", "'" + NOTES["text"]), ("s1", "slide", "last"), ("s2", "slide", "")]
+
+
 def test_notes_keep_their_numbers_through_json(table: ScoreTable) -> None:
     notes = parse_notes(NOTES, tiles=len(table), answers=2)
     tree = notes_geojson(notes, table, saved="2026-01-01T00:00:00+00:00")

@@ -91,6 +91,32 @@ def test_notes_survive_a_restart_of_the_server(predictions: Path, served: Servin
     assert len(saved["features"]) == 2
 
 
+def test_notes_that_were_changed_in_another_tab_are_put_together_and_nothing_is_lost(
+    predictions: Path, served: Serving, look: Open
+) -> None:
+    url = served(predictions).url
+    first, second = look(url), look(url, complains=True)
+    for one in (first, second):
+        one.tab("Notes")
+    first.page.get_by_label("Note on this slide").fill("mitoses")
+    first.page.get_by_role("button", name="Pin", exact=True).click()
+    first.page.mouse.click(*first.screen(700, 500))
+    first.page.get_by_label("Text of Pin 1").fill("here")
+    first.page.get_by_text("Saved.").wait_for()
+    second.page.get_by_role("button", name="Disagree").click()
+    second.page.get_by_label("Note on this slide").fill("necrosis")
+    second.page.get_by_text("Not saved: they were changed elsewhere").wait_for()
+    assert second.page.get_by_label("Note on this slide").input_value() == "necrosis"
+    saved = predictions / "notes" / "s0.geojson"
+    assert json.loads(saved.read_text(encoding="utf-8"))["wsimil"]["notes"]["text"] == "mitoses"
+    second.page.get_by_role("button", name="Show these, with mine").click()
+    second.page.get_by_text("Saved.").wait_for()
+    assert second.page.get_by_label("Note on this slide").input_value() == "mitoses\nnecrosis"
+    notes = json.loads(saved.read_text(encoding="utf-8"))["wsimil"]["notes"]
+    assert (notes["verdict"], notes["text"]) == ("disagree", "mitoses\nnecrosis")
+    assert [pin["text"] for pin in notes["pins"]] == ["here"]
+
+
 def test_notes_that_cannot_be_saved_say_so(predictions: Path, served: Serving, look: Open) -> None:
     one = look(served(predictions).url, complains=True)
     one.tab("Notes")

@@ -8,6 +8,7 @@ refuse the file.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from wsimil import __version__
 from wsimil.evaluation.table import inert
 from wsimil.export.scores import ScoreTable
 from wsimil.geometry import Origin
-from wsimil.provenance import Json
+from wsimil.provenance import Json, canonical_json
 from wsimil.targets import AnswerColumn
 
 Verdict: TypeAlias = Literal["agree", "disagree", "unsure"]
@@ -66,6 +67,11 @@ class Notes:
     def to_json(self) -> dict[str, Json]:
         """As the page has them."""
         return {"verdict": self.verdict, "text": self.text, "pins": [_pin_json(pin) for pin in self.pins]}
+
+    @property
+    def stamp(self) -> str:
+        """SHA-256 over all of it, 64 hex digits: whoever changes notes says by it which ones they have seen."""
+        return hashlib.sha256(canonical_json(self.to_json()).encode("utf-8")).hexdigest()
 
 
 def parse_notes(tree: Json, *, tiles: int, answers: int) -> Notes:

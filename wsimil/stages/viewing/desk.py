@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from wsimil.export.scores import ScoreTable
 from wsimil.export.viewer.built import Built
-from wsimil.export.viewer.notes import parse_notes
+from wsimil.export.viewer.notes import Notes, parse_notes
 from wsimil.export.viewer.page import server_page
 from wsimil.export.viewer.payload import case_json, index_json, numbers, shown_status, what_if_json
 from wsimil.export.viewer.pyramid import Pyramid
@@ -106,15 +106,15 @@ class Desk:
         values = rule.values(logits)
         return {"values": numbers(values), "logits": numbers(logits), "predicted": table.task.decided(values)}
 
-    def notes(self, index: int) -> dict[str, Json]:
+    def notes(self, index: int) -> Notes:
         """What was said of a slide."""
-        return self.notebook.read(self._table(index)).to_json()
+        return self.notebook.read(self._table(index))
 
-    def save_notes(self, index: int, tree: Json) -> dict[str, Json]:
-        """Replace what was said of a slide."""
+    def save_notes(self, index: int, tree: Json, *, seen: str | None) -> tuple[Notes, str]:
+        """Replace what was said of a slide, and when that was; `seen` as `Notebook.write` takes it."""
         table = self._table(index)
         notes = parse_notes(tree, tiles=len(table), answers=len(table.task.answers))
-        return {"saved": self.notebook.write(table, notes)}
+        return notes, self.notebook.write(table, notes, seen=seen)
 
     def _siblings(self, index: int) -> tuple[str, ...]:
         """All slides of a slide's patient, in the order in which they were predicted."""

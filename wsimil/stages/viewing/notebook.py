@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeAlias
 
-from wsimil.errors import OutputError, StoreError
+from wsimil.errors import OutputError, StoreError, WsimilError
 from wsimil.export.scores import ScoreTable
 from wsimil.export.viewer.notes import SCHEMA, Notes, notes_csv, notes_geojson, parse_notes
 from wsimil.files import write_text
@@ -16,23 +18,26 @@ from wsimil.provenance import Json
 from wsimil.store.base import slide_path
 from wsimil.targets import Task
 
+_Mark: TypeAlias = tuple[int, int, int]
+
 _ANY_TILE = 2**31
 _MOST_BYTES = 64 * 2**20
 
 
+class ChangedElsewhereError(StoreError):
+    """Notes are no longer those that were read; the text names no path."""
+
+
 class Notebook:
-    """A folder of notes, which need not be there yet. `unreadable` are files in it that are not notes of the viewer."""
+    """A folder of notes, which need not be there yet, and into which others may write too. `unreadable` are files in it that are
+    not notes of the viewer.
+    """
 
     def __init__(self, folder: Path, task: Task, *, origin: Origin = "bounds") -> None:
         self._folder, self._task, self._origin = folder, task, origin
         self._lock = threading.Lock()
-        self._saved: dict[str, tuple[str, Notes]] = {}
-        self.unreadable: list[str] = []
-        for path in sorted(folder.glob("*.geojson")):
-            try:
-                self._saved[path.stem] = self._load(path)
-            except StoreError as error:
-                self.unreadable.append(str(error))
+        self._known: dict[str, tuple[_Mark, tuple[str, Notes] | WsimilError]] = {}
+        self.unreadable = [str(error) for _, error in self._files() if isinstance(error, WsimilError)]
 
     def read(self, table: ScoreTable) -> Notes:
         """The notes of a slide, empty ones where there are none.
@@ -46,20 +51,47 @@ class Notebook:
         _refuse_other_answer(path, table)
         return found
 
-    def write(self, table: ScoreTable, notes: Notes) -> str:
-        """Put notes in the place of earlier ones; when that was. Raises StoreError as `read` does, OutputError."""
+    def write(self, table: ScoreTable, notes: Notes, *, seen: str | None = None) -> str:
+        """Put notes in the place of earlier ones, whose stamp is `seen` by whoever writes, or whatever they are; when that was.
+
+        Raises StoreError as `read` does, ChangedElsewhereError where others than those seen are there, OutputError.
+        """
         path = slide_path(self._folder, table.slide_id, ".geojson")
+        saved = datetime.now(UTC).isoformat(timespec="seconds")
+        tree = notes_geojson(notes, table, saved=saved, origin=self._origin)
         with self._lock:
-            if path.exists():
-                self._load(path)  # refuses to replace what somebody else wrote
-                _refuse_other_answer(path, table)
-            saved = datetime.now(UTC).isoformat(timespec="seconds")
-            tree = notes_geojson(notes, table, saved=saved, origin=self._origin)
+            there = self.read(table).stamp  # refuses to replace what somebody else wrote
+            # An answer that got lost on its way is asked for again: the same notes are there then.
+            if seen is not None and there not in (seen, notes.stamp):
+                raise ChangedElsewhereError(
+                    "they were changed elsewhere since this page read them, in another tab or by another wsimil view"
+                )
             write_text(path, json.dumps(tree, ensure_ascii=False, allow_nan=False) + "\n")
-            self._saved[table.slide_id] = (saved, notes)
-            rows = [(slide_id, time, found) for slide_id, (time, found) in sorted(self._saved.items())]
+            rows = [(slide_id, *found) for slide_id, found in self._files() if not isinstance(found, WsimilError)]
             write_text(self._folder / "notes.csv", notes_csv(rows, self._task.answers))
         return saved
+
+    def _files(self) -> Iterator[tuple[str, tuple[str, Notes] | WsimilError]]:
+        """Each slide with a file in the folder as it is now: when notes were saved and what they are, or why they are none.
+
+        Files are read again once they are others.
+        """
+        for path in sorted(self._folder.glob("*.geojson"), key=lambda one: one.stem):
+            try:
+                mark = _mark(path)
+            except OSError:
+                continue  # gone meanwhile
+            known = self._known.get(path.stem)
+            if known is None or known[0] != mark:
+                known = mark, self._tried(path)
+                self._known[path.stem] = known
+            yield path.stem, known[1]
+
+    def _tried(self, path: Path) -> tuple[str, Notes] | WsimilError:
+        try:
+            return self._load(path)
+        except WsimilError as error:
+            return error
 
     def _load(self, path: Path) -> tuple[str, Notes]:
         try:
@@ -72,6 +104,12 @@ class Notebook:
                 f"{path.name} among the notes was not written by this viewer, or was changed since"
                 f" ({type(error).__name__}: {error}); move it away, or give another folder with --notes"
             ) from error
+
+
+def _mark(path: Path) -> _Mark:
+    """What is another one once the file is; every writer here puts a new file in the place of the old one."""
+    facts = path.stat()
+    return facts.st_ino, facts.st_mtime_ns, facts.st_size
 
 
 def _refuse_other_answer(path: Path, table: ScoreTable) -> None:

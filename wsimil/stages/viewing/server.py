@@ -12,16 +12,18 @@ import re
 import secrets
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from wsimil.errors import OutputError, WsimilError
+from wsimil.export.viewer.notes import Notes
 from wsimil.export.viewer.page import SERVER_POLICY
 from wsimil.provenance import Json
 from wsimil.stages.listed import MadeAnewError
 from wsimil.stages.viewing.desk import Desk, NotThereError
+from wsimil.stages.viewing.notebook import ChangedElsewhereError
 
 HOST = "127.0.0.1"
 MOST_BODY = 4 * 2**20
@@ -41,12 +43,13 @@ _NUMBER = "(0|[1-9][0-9]{0,8})"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What goes back: a body of one type, to be kept by the browser or not."""
+    """What goes back: a body of one type, to be kept by the browser or not; `tag` stands for what the body tells of."""
 
     body: bytes
     kind: str
     keep: str = _FRESH
     status: HTTPStatus = HTTPStatus.OK
+    tag: str = ""
 
 
 class ViewServer(ThreadingHTTPServer):
@@ -111,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Notes, or a what-if."""
-        self._answer(lambda: _post(self.server.desk, self._place(), self._json()))
+        self._answer(lambda: _post(self.server.desk, self._place(), self._json(), self._seen()))
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the base's name
         """Nothing: the token stands in every line."""
@@ -131,6 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
             found = _fault(HTTPStatus.NOT_FOUND, str(error))
         except ValueError as error:
             found = _fault(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+        except ChangedElsewhereError as error:
+            found = _fault(HTTPStatus.PRECONDITION_FAILED, str(error))
         except MadeAnewError as error:
             found = _fault(HTTPStatus.CONFLICT, str(error))
         except WsimilError as error:
@@ -171,9 +176,16 @@ class _Handler(BaseHTTPRequestHandler):
             raise _RefusedError(HTTPStatus.BAD_REQUEST, "the body is not JSON") from None
         return tree
 
+    def _seen(self) -> str | None:
+        """The tag of what the page has seen and means to change, None where it does not say."""
+        given = self.headers.get("If-Match")
+        return None if given is None else given.strip().strip('"')
+
     def _send(self, reply: Reply) -> None:
         self.send_response(reply.status)
         headers = {**_HEADERS, "Content-Type": reply.kind, "Cache-Control": reply.keep}
+        if reply.tag:
+            headers["ETag"] = f'"{reply.tag}"'
         for name, value in {**headers, "Content-Length": str(len(reply.body))}.items():
             self.send_header(name, value)
         if self.close_connection:
@@ -198,16 +210,16 @@ def _get(desk: Desk, base: str, place: str) -> Reply:
         return _tree(desk.index())
     routes: Mapping[str, _Get] = {
         rf"cases/{_NUMBER}\.json": lambda index: _tree(desk.case(index)),
-        rf"cases/{_NUMBER}/notes": lambda index: _tree(desk.notes(index)),
+        rf"cases/{_NUMBER}/notes": lambda index: _notes(desk.notes(index)),
         rf"cases/{_NUMBER}/tiles/{_NUMBER}/{_NUMBER}_{_NUMBER}\.jpg": lambda *at: _picture(desk.tile(*at)),
         rf"cases/{_NUMBER}/crops/{_NUMBER}\.jpg": lambda *at: _picture(desk.crop(*at)),
     }
     return _routed(routes, place)
 
 
-def _post(desk: Desk, place: str, tree: Json) -> Reply:
+def _post(desk: Desk, place: str, tree: Json, seen: str | None) -> Reply:
     routes: Mapping[str, _Get] = {
-        rf"cases/{_NUMBER}/notes": lambda index: _tree(desk.save_notes(index, tree)),
+        rf"cases/{_NUMBER}/notes": lambda index: _saved(*desk.save_notes(index, tree, seen=seen)),
         rf"cases/{_NUMBER}/what-if": lambda index: _tree(desk.what_if(index, tree)),
     }
     return _routed(routes, place)
@@ -224,6 +236,14 @@ def _routed(routes: Mapping[str, _Get], place: str) -> Reply:
 def _tree(tree: Mapping[str, Json]) -> Reply:
     text = json.dumps(tree, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=dict)
     return Reply(body=text.encode("utf-8"), kind="application/json; charset=utf-8")
+
+
+def _notes(notes: Notes) -> Reply:
+    return replace(_tree(notes.to_json()), tag=notes.stamp)
+
+
+def _saved(notes: Notes, saved: str) -> Reply:
+    return replace(_tree({"saved": saved}), tag=notes.stamp)
 
 
 def _picture(jpeg: bytes) -> Reply:

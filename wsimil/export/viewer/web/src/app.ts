@@ -93,6 +93,7 @@ export class App {
     this.notebook = new Notebook(this.source);
     this.notesPanel = new NotesPanel({
       save: this.source.live ? (at, notes) => this.notebook.save(at, notes) : null,
+      join: (at) => void this.joinNotes(at),
       lost: (at, reason) =>
         this.messages.say(`The notes on ${index.cases[at]?.slide_id ?? at} were not saved yet: ${reason}`),
       download: this.source.live ? null : (kind) => this.downloadNotes(kind),
@@ -204,6 +205,19 @@ export class App {
       this.showMarks();
     } catch (error) {
       if (mine === this.opening) this.notesPanel.refuse(words(error));
+    }
+  }
+
+  private async joinNotes(at: number): Promise<void> {
+    const mine = this.opening;
+    try {
+      const notes = await this.notebook.join(at);
+      if (mine !== this.opening) return;
+      this.notes = notes;
+      this.notesPanel.load(at, notes, true);
+      this.showMarks();
+    } catch (error) {
+      if (mine === this.opening) this.messages.say(`Notes could not be read: ${words(error)}`);
     }
   }
 

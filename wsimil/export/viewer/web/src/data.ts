@@ -54,6 +54,15 @@ export interface Reply {
   readonly predicted: string | null;
 }
 
+/** Notes as the server has them; it is told by the stamp, null without a server, which ones were seen. */
+export interface Stamped {
+  readonly notes: Notes;
+  readonly stamp: string | null;
+}
+
+/** Notes were not saved, for others than those that were seen are there. */
+export class ChangedElsewhere extends Error {}
+
 export const NO_NOTES: Notes = { verdict: null, text: "", pins: [] };
 
 const LITTLE_ENDIAN = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1;
@@ -81,12 +90,16 @@ export class Source {
     return decodeCase(held, this.index.task.outputs);
   }
 
-  async loadNotes(index: number): Promise<Notes> {
-    return this.live ? ((await this.ask(`cases/${index}/notes`)) as Notes) : NO_NOTES;
+  async loadNotes(index: number): Promise<Stamped> {
+    if (!this.live) return { notes: NO_NOTES, stamp: null };
+    const response = await this.reply(`cases/${index}/notes`);
+    return { notes: (await response.json()) as Notes, stamp: response.headers.get("ETag") };
   }
 
-  async saveNotes(index: number, notes: Notes): Promise<void> {
-    await this.ask(`cases/${index}/notes`, notes);
+  /** The new stamp. Rejects with ChangedElsewhere where others than those that were `seen` are there. */
+  async saveNotes(index: number, notes: Notes, seen: string | null): Promise<string | null> {
+    const response = await this.reply(`cases/${index}/notes`, notes, seen === null ? {} : { "If-Match": seen });
+    return response.headers.get("ETag");
   }
 
   async answerWithout(index: number, without: readonly number[]): Promise<Reply> {
@@ -109,6 +122,10 @@ export class Source {
   }
 
   private async ask(path: string, body?: unknown): Promise<unknown> {
+    return await (await this.reply(path, body)).json();
+  }
+
+  private async reply(path: string, body?: unknown, headers: Readonly<Record<string, string>> = {}): Promise<Response> {
     let response: Response;
     try {
       response = await fetch(this.url(path), {
@@ -116,18 +133,23 @@ export class Source {
         cache: "no-store",
         ...(body === undefined
           ? {}
-          : { method: "POST", headers: { "Content-Type": "application/json" }, ...sent(JSON.stringify(body)) }),
+          : {
+              method: "POST",
+              headers: { "Content-Type": "application/json", ...headers },
+              ...sent(JSON.stringify(body)),
+            }),
       });
     } catch {
       throw new Error("the server does not answer; is wsimil view still running?");
     }
-    if (response.ok) return response.status === 204 ? null : await response.json();
+    if (response.ok) return response;
     let said = "";
     try {
       said = String(((await response.json()) as { error?: unknown }).error ?? "");
     } catch {
       // An answer without JSON has no words of its own.
     }
+    if (response.status === 412) throw new ChangedElsewhere(said);
     throw new Error(said || `the server answered with ${response.status} ${response.statusText}`);
   }
 }

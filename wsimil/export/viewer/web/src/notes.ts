@@ -1,5 +1,6 @@
 // What a reader says of a slide: agreement, text, pins and areas; saved by the server, or downloaded from a page without one.
 
+import { ChangedElsewhere } from "./data";
 import { button, el, fill, words } from "./dom";
 import type { Tool } from "./lasso";
 import type { Notes, Pin, Values, Verdict } from "./types";
@@ -21,6 +22,8 @@ const MOST_TEXT = 10_000;
 interface Actions {
   /** Resolves when the notes are kept; null where there is no server, so that they live in the page. Rejects with why not. */
   readonly save: ((index: number, notes: Notes) => Promise<void>) | null;
+  /** Shows what was saved elsewhere, together with what is here. */
+  readonly join: (index: number) => void;
   /** Notes of a slide that is no longer shown could not be saved. */
   readonly lost: (index: number, reason: string) => void;
   readonly download: ((kind: "geojson" | "csv") => void) | null;
@@ -140,7 +143,9 @@ export class NotesPanel {
         fill(
           this.status,
           el("span", { class: "bad" }, `Not saved: ${reason} `),
-          button("Try again", () => void this.send()),
+          error instanceof ChangedElsewhere
+            ? button("Show these, with mine", () => this.on.join(index))
+            : button("Try again", () => void this.send()),
         );
       }
     });
