@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +15,19 @@ import pytest
 import shapely
 
 from tests.viewer.conftest import Client, Serve
-from tests.viewer.made_study import MadeStudy
+from tests.viewer.made_study import MadeStudy, make_run
 from wsimil.errors import StoreError
+from wsimil.evaluation.calibration import Calibration
+from wsimil.evaluation.decision import Decision, save_decision
 from wsimil.export.geojson import write_geojson
 from wsimil.export.scores import ScoreTable, read_scores
 from wsimil.export.viewer.notes import MOST_TEXT, Notes, notes_geojson, parse_notes
+from wsimil.mil.saved import load_model
 from wsimil.stages.features import open_features
 from wsimil.stages.predict import predict
 from wsimil.stages.predict_options import PredictOptions
 from wsimil.store import open_store
+from wsimil.targets import Classification
 
 PINS = [
     {"kind": "point", "xy0": [[612.5, 700.25]], "text": "mitosis"},
@@ -187,6 +192,66 @@ def test_notes_on_the_answer_of_another_model_are_neither_shown_as_of_this_one_n
     assert path.read_bytes() == before
 
 
+def rows_of(notes: Path) -> list[str]:
+    with (notes / "notes.csv").open(newline="") as file:
+        return [row["slide_id"] for row in csv.DictReader(file)]
+
+
+def test_numbers_of_another_model_do_not_stand_below_the_names_of_this_one(
+    serve: Serve, study: MadeStudy, predictions: Path, tmp_path: Path
+) -> None:
+    """A what-if of "tumor" would be read as one of "HER2pos"; and a model of three classes has other columns."""
+    notes, options = tmp_path / "notes", PredictOptions(device="cpu")
+    assert serve(predictions, notes=notes).post("cases/0/notes", NOTES).status == 200
+    for number, classes in enumerate((("HER2neg", "HER2pos"), ("a", "b", "c"))):
+        run = make_run(tmp_path / f"run{number}", study.features, method="clam", task=Classification(classes=classes))
+        predict(run, study.features, tmp_path / f"other{number}", options=options)
+        client = serve(tmp_path / f"other{number}", notes=notes)
+        assert "s0.geojson among the notes is on the answer of another model" in client.heard[0]
+        assert "none of these is shown, nor in notes.csv" in client.heard[-1]
+        assert client.get("cases/0/notes").status == 409
+        assert client.post(f"cases/{number + 1}/notes", {"verdict": "unsure", "text": ""}).status == 200
+        assert rows_of(notes) == [f"s{number + 1}"]
+    assert serve(predictions, notes=notes).post("cases/3/notes", {"text": "x"}).status == 200
+    assert rows_of(notes) == ["s0"] * 5 + ["s3"]
+
+
+def test_whoever_agreed_has_not_agreed_with_another_answer_of_the_same_weights(
+    serve: Serve, study: MadeStudy, tmp_path: Path
+) -> None:
+    """Calibrated anew, the same model decides for the other class."""
+    run, predictions = Path(shutil.copytree(study.run, tmp_path / "run")), tmp_path / "predictions"
+    options = PredictOptions(device="cpu")
+    predict(run, study.features, predictions, options=options)
+    client = serve(predictions)
+    was = client.get("cases/0.json").json()["predicted"]
+    assert client.post("cases/0/notes", {"verdict": "agree", "text": ""}).status == 200
+    predict(run, study.features, predictions, options=options)
+    assert serve(predictions).get("cases/0/notes").json()["verdict"] == "agree", "the same answer, made again"
+    before = (predictions / "notes" / "s0.geojson").read_bytes()
+    shifts = (9.0, 0.0) if was == "tumor" else (0.0, 9.0)
+    moved = Calibration(kind="bias_corrected", classes=2, fitted_on="val", rows=20, temperature=1.0, shifts=shifts)
+    save_decision(run, Decision(model=load_model(run).digest, calibration=moved))
+    predict(run, study.features, predictions, options=options)
+    client = serve(predictions)
+    assert client.get("cases/0.json").json()["predicted"] != was
+    assert f"is on another answer of this model ({was}, not" in client.heard[0]
+    assert client.get("cases/0/notes").status == 409
+    assert client.post("cases/0/notes", {"verdict": "agree", "text": ""}).status == 409
+    assert client.post("cases/1/notes", {"verdict": "agree", "text": ""}).status == 200
+    assert rows_of(predictions / "notes") == ["s1"]
+    assert (predictions / "notes" / "s0.geojson").read_bytes() == before
+
+
+def test_notes_of_earlier_versions_which_do_not_tell_their_answer_are_read(client: Client, predictions: Path) -> None:
+    client.post("cases/0/notes", NOTES)
+    path = predictions / "notes" / "s0.geojson"
+    tree = json.loads(path.read_text())
+    del tree["wsimil"]["answer"]
+    path.write_text(json.dumps(tree))
+    assert client.get("cases/0/notes").json() == NOTES
+
+
 def test_notes_over_another_tiling_are_neither_shown_beside_these_tiles_nor_replaced(
     serve: Serve, study: MadeStudy, tmp_path: Path
 ) -> None:
@@ -224,6 +289,7 @@ def test_a_file_of_somebody_elses_is_told_at_start(serve: Serve, predictions: Pa
     (predictions / "notes" / "s0.geojson").write_text("{")
     client = serve(predictions)
     assert any("s0.geojson" in line for line in client.heard)
+    assert "nor in notes.csv" in client.heard[-1]
     assert client.post("cases/1/notes", NOTES).status == 200
 
 

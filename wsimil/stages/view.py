@@ -54,13 +54,13 @@ def open_viewer(
     if options.features is not None and not options.features.exists():
         raise ConfigError(f"--features {options.features} does not exist; give the folder that was predicted")
     study = open_study(predictions, run=options.run, cohort_csv=options.cohort_csv)
-    notebook = Notebook(options.notes or predictions / "notes", study.cohort.rule.task, origin=options.origin)
+    notebook = Notebook(options.notes or predictions / "notes", study.cohort, origin=options.origin)
     recompute = None
     if options.run is not None and options.features is not None:
         from wsimil.stages.viewing.recompute import Recompute  # torch takes a second, and many studies do without
 
         recompute = Recompute(options.run, options.features)
-    for note in (*study.notes, *notebook.unreadable):
+    for note in (*study.notes, *notebook.left_out):
         report(note)
     desk = Desk(
         study=study,

@@ -17,13 +17,14 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 
 from wsimil import __version__
 from wsimil.evaluation.table import inert
 from wsimil.export.scores import ScoreTable
 from wsimil.geometry import Origin
 from wsimil.provenance import Json, canonical_json
-from wsimil.targets import AnswerColumn
+from wsimil.targets import AnswerColumn, Task
 
 Verdict: TypeAlias = Literal["agree", "disagree", "unsure"]
 PinKind: TypeAlias = Literal["point", "rectangle", "lasso", "what-if"]
@@ -107,9 +108,19 @@ def notes_geojson(notes: Notes, table: ScoreTable, *, saved: str, origin: Origin
         "offset_level0_px": list(offset),
         "tiling": table.tiling,
         "model": {key: value for key, value in table.model.items() if isinstance(value, str)},
+        "answer": answer_json(table.task, table.values),
         "notes": notes.to_json(),
     }
     return {"type": "FeatureCollection", "wsimil": about, "features": [*features]}
+
+
+def answer_json(task: Task, values: NDArray[np.float64]) -> dict[str, Json]:
+    """An answer as notes say on which one they are."""
+    return {
+        "names": [column.name for column in task.answers],
+        "values": [value if math.isfinite(value) else None for value in values.tolist()],
+        "predicted": task.decided(values),
+    }
 
 
 def notes_csv(saved: Sequence[tuple[str, str, Notes]], answers: Sequence[AnswerColumn]) -> str:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from wsimil.errors import OutputError, StoreError, WsimilError
 from wsimil.export.scores import ScoreTable
-from wsimil.export.viewer.notes import SCHEMA, Notes, notes_csv, notes_geojson, parse_notes
+from wsimil.export.viewer.notes import SCHEMA, Notes, answer_json, notes_csv, notes_geojson, parse_notes
+from wsimil.export.viewer.payload import Cohort
 from wsimil.files import write_text
 from wsimil.geometry import Origin
 from wsimil.provenance import Json
@@ -22,6 +26,10 @@ _Mark: TypeAlias = tuple[int, int, int]
 
 _ANY_TILE = 2**31
 _MOST_BYTES = 64 * 2**20
+_MOST_TOLD = 5
+_HARDWARE = 1e-4
+"""Answers of one model on two machines differ by less; a page shows a tenth of a per cent."""
+_REMEDY = "move it away, or give another folder with --notes"
 
 
 class ChangedElsewhereError(StoreError):
@@ -29,27 +37,28 @@ class ChangedElsewhereError(StoreError):
 
 
 class Notebook:
-    """A folder of notes, which need not be there yet, and into which others may write too. `unreadable` are files in it that are
-    not notes of the viewer.
+    """A folder of notes on the answers of `cohort`, which need not be there yet, and into which others may write too.
+
+    `left_out` says which of its files are not in notes.csv, and why: those that are not notes of the viewer, and those on other
+    answers, whose numbers would stand below this model's names.
     """
 
-    def __init__(self, folder: Path, task: Task, *, origin: Origin = "bounds") -> None:
-        self._folder, self._task, self._origin = folder, task, origin
+    def __init__(self, folder: Path, cohort: Cohort, *, origin: Origin = "bounds") -> None:
+        self._folder, self._cohort, self._origin = folder, cohort, origin
+        self._values = {case.slide_id: case.values for case in cohort.cases}
         self._lock = threading.Lock()
         self._known: dict[str, tuple[_Mark, tuple[str, Notes] | WsimilError]] = {}
-        self.unreadable = [str(error) for _, error in self._files() if isinstance(error, WsimilError)]
+        self.left_out = _told([error for _, error in self._files() if isinstance(error, WsimilError)])
 
     def read(self, table: ScoreTable) -> Notes:
         """The notes of a slide, empty ones where there are none.
 
-        Raises StoreError for a file that is not ours, or whose notes are on the answer of another model or over other tiles.
+        Raises StoreError for a file that is not ours, or whose notes are on another answer or over other tiles.
         """
         path = slide_path(self._folder, table.slide_id, ".geojson")
         if not path.exists():
             return Notes()
-        found = self._load(path)[1]
-        _refuse_other_answer(path, table)
-        return found
+        return self._load(path, table)[1]
 
     def write(self, table: ScoreTable, notes: Notes, *, seen: str | None = None) -> str:
         """Put notes in the place of earlier ones, whose stamp is `seen` by whoever writes, or whatever they are; when that was.
@@ -68,7 +77,7 @@ class Notebook:
                 )
             write_text(path, json.dumps(tree, ensure_ascii=False, allow_nan=False) + "\n")
             rows = [(slide_id, *found) for slide_id, found in self._files() if not isinstance(found, WsimilError)]
-            write_text(self._folder / "notes.csv", notes_csv(rows, self._task.answers))
+            write_text(self._folder / "notes.csv", notes_csv(rows, self._cohort.rule.task.answers))
         return saved
 
     def _files(self) -> Iterator[tuple[str, tuple[str, Notes] | WsimilError]]:
@@ -93,17 +102,30 @@ class Notebook:
         except WsimilError as error:
             return error
 
-    def _load(self, path: Path) -> tuple[str, Notes]:
+    def _load(self, path: Path, table: ScoreTable | None = None) -> tuple[str, Notes]:
+        """When a file was saved, and its notes; over which tiles they are is checked where the `table` is at hand."""
         try:
             about = _about(path)
-            return str(about["saved"]), parse_notes(about["notes"], tiles=_ANY_TILE, answers=len(self._task.answers))
+            task = self._cohort.rule.task
+            _refuse_other_model(path.name, about, self._cohort.model.digest)
+            if table is not None:
+                _refuse_other_tiling(path.name, about, table)
+            _refuse_other_answer(path.name, about, task, self._values.get(path.stem))
+            return str(about["saved"]), parse_notes(about["notes"], tiles=_ANY_TILE, answers=len(task.answers))
         except OSError as error:
             raise OutputError(f"notes {path.name} cannot be read: {error.strerror or error}") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StoreError(
                 f"{path.name} among the notes was not written by this viewer, or was changed since"
-                f" ({type(error).__name__}: {error}); move it away, or give another folder with --notes"
+                f" ({type(error).__name__}: {error}); {_REMEDY}"
             ) from error
+
+
+def _told(errors: Sequence[WsimilError]) -> list[str]:
+    if not errors:
+        return []
+    more = f"and {len(errors) - _MOST_TOLD} more files among the notes; " if len(errors) > _MOST_TOLD else ""
+    return [*map(str, errors[:_MOST_TOLD]), f"{more}none of these is shown, nor in notes.csv once a note is saved"]
 
 
 def _mark(path: Path) -> _Mark:
@@ -112,23 +134,45 @@ def _mark(path: Path) -> _Mark:
     return facts.st_ino, facts.st_mtime_ns, facts.st_size
 
 
-def _refuse_other_answer(path: Path, table: ScoreTable) -> None:
-    """Whoever agreed with the answer of one model has not agreed with that of the next, nor with one over other tiles, where
-    the numbers of tiles in a what-if are other places.
-    """
-    about = _about(path)
-    model, tiling = about.get("model"), about.get("tiling")
+def _refuse_other_model(name: str, about: Mapping[str, Json], digest: str) -> None:
+    """Whoever agreed with the answer of one model has not agreed with that of the next."""
+    model = about.get("model")
     noted = model.get("digest") if isinstance(model, dict) else None
-    if noted != table.model.get("digest"):
+    if noted != digest:
         raise StoreError(
-            f"{path.name} among the notes is on the answer of another model ({str(noted)[:12]}, not"
-            f" {str(table.model.get('digest'))[:12]}); move it away, or give another folder with --notes"
+            f"{name} among the notes is on the answer of another model ({str(noted)[:12]}, not {digest[:12]}); {_REMEDY}"
         )
+
+
+def _refuse_other_answer(name: str, about: Mapping[str, Json], task: Task, values: NDArray[np.float64] | None) -> None:
+    """Nor with another answer of the same model, as after calibration. Notes of earlier versions do not tell their answer."""
+    noted = about.get("answer")
+    if noted is None or values is None:
+        return
+    answer = answer_json(task, values)
+    if not isinstance(noted, dict) or not _same(noted, answer, decides=task.decides):
+        was, now = noted.get("predicted") if isinstance(noted, dict) else noted, answer["predicted"]
+        change = "with other numbers" if was == now else f"{was}, not {now}"
+        raise StoreError(f"{name} among the notes is on another answer of this model ({change}); {_REMEDY}")
+
+
+def _same(noted: Mapping[str, Json], answer: Mapping[str, Json], *, decides: bool) -> bool:
+    before, now = (np.array(one["values"], np.float64) for one in (noted, answer))
+    return (
+        noted["names"] == answer["names"]
+        and (not decides or noted["predicted"] == answer["predicted"])
+        and bool(np.allclose(before, now, rtol=_HARDWARE, atol=_HARDWARE, equal_nan=True))
+    )
+
+
+def _refuse_other_tiling(name: str, about: Mapping[str, Json], table: ScoreTable) -> None:
+    """In another tiling the numbers of tiles in a what-if are other places."""
+    tiling = about.get("tiling")
     if tiling != table.tiling:
         named = f"{tiling[:12]}, not" if isinstance(tiling, str) else "which it does not name, wanted"
         raise StoreError(
-            f"{path.name} among the notes is on the answer over another tiling of the slide ({named} {table.tiling[:12]}), in"
-            " which the numbers of tiles are other places; move it away, or give another folder with --notes"
+            f"{name} among the notes is on the answer over another tiling of the slide ({named} {table.tiling[:12]}), in"
+            f" which the numbers of tiles are other places; {_REMEDY}"
         )
 
 

@@ -36,6 +36,11 @@ export function notesGeojson({ slide, notes, saved }: Noted, index: Index): Json
       offset_level0_px: slide.bounds0.slice(0, 2),
       tiling: slide.tiling,
       model: index.model,
+      answer: {
+        names: index.task.answers.map((answer) => answer.name),
+        values: slide.values,
+        predicted: slide.predicted,
+      },
       notes: notes as unknown as Json,
     },
     features,
