@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import struct
+import threading
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -128,6 +130,31 @@ def test_a_huge_body_is_refused_before_it_is_read(client: Client) -> None:
     assert answered.status == 413
     answered = client.post("cases/0/notes", b"{}", Content_Length=str(4 * 2**20 + 1))
     assert answered.status == 413
+
+
+def test_a_browser_that_sends_too_much_hears_why(client: Client) -> None:
+    """It looks at the answer once it has sent all; a connection that is cut meanwhile takes the answer with it."""
+    answered = client.post("cases/0/notes", b" " * (24 * 2**20))
+    assert answered.status == 413
+    assert "keep fewer places" in str(answered.json())
+
+
+def test_a_browser_that_hangs_up_is_no_fault_of_ours(client: Client) -> None:
+    head = f"POST {client.server.base}cases/0/notes HTTP/1.1\r\nHost: {client.host}\r\nOrigin: http://{client.host}\r\n"
+    head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+    answered = threading.Event()
+    shut = client.server.shutdown_request
+
+    def closed(request: object) -> None:
+        shut(request)
+        answered.set()
+
+    client.server.shutdown_request = closed  # type: ignore[method-assign]  # to know when it is over
+    with socket.create_connection(("127.0.0.1", client.server.port), timeout=30) as raw:
+        raw.sendall(head.encode())
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing it resets it
+    assert answered.wait(30)
+    assert client.heard == []
 
 
 def test_a_body_of_unknown_length_is_refused(client: Client) -> None:

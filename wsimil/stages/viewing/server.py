@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import socket
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +30,7 @@ from wsimil.stages.viewing.notebook import ChangedElsewhereError
 HOST = "127.0.0.1"
 MOST_BODY = 4 * 2**20
 _IDLE_S = 60
+_DRAINED_S, _PART = 5.0, 2**16
 _HEADERS = {
     "Content-Security-Policy": SERVER_POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -101,6 +104,10 @@ class _RefusedError(Exception):
         self.status = status
 
 
+class _HungUpError(Exception):
+    """A browser that went away before it had said all; nobody waits for an answer."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: ViewServer
     protocol_version = "HTTP/1.1"
@@ -127,9 +134,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, reply: Callable[[], Reply]) -> None:
         try:
             found = reply()
+        except _HungUpError:
+            self.close_connection = True
+            return
         except _RefusedError as error:
             self.close_connection = True  # a body may still be on its way
-            found = _fault(error.status, str(error))
+            self._send(_fault(error.status, str(error)))
+            self._drain()
+            return
         except NotThereError as error:
             found = _fault(HTTPStatus.NOT_FOUND, str(error))
         except ValueError as error:
@@ -169,12 +181,31 @@ class _Handler(BaseHTTPRequestHandler):
         if not re.fullmatch("[0-9]{1,20}", length) or "Transfer-Encoding" in self.headers:
             raise _RefusedError(HTTPStatus.LENGTH_REQUIRED, "wanted a Content-Length")
         if int(length) > MOST_BODY:
-            raise _RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"wanted at most {MOST_BODY} bytes")
+            raise _RefusedError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"{int(length)} bytes are too many at once, wanted at most {MOST_BODY};"
+                " keep fewer places and what-ifs on a slide",
+            )
         try:
-            tree: Json = json.loads(self.rfile.read(int(length)).decode("utf-8"))
+            body = self.rfile.read(int(length))
+        except OSError as error:
+            raise _HungUpError from error
+        try:
+            tree: Json = json.loads(body.decode("utf-8"))
         except (ValueError, RecursionError):
             raise _RefusedError(HTTPStatus.BAD_REQUEST, "the body is not JSON") from None
         return tree
+
+    def _drain(self) -> None:
+        """Read on what a browser still sends, for some seconds: one that cannot end its request may never look at the answer."""
+        end = time.monotonic() + _DRAINED_S
+        try:
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(_DRAINED_S)
+            while time.monotonic() < end and self.connection.recv(_PART):
+                pass
+        except OSError:
+            pass  # it went away
 
     def _seen(self) -> str | None:
         """The tag of what the page has seen and means to change, None where it does not say."""
