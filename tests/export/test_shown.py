@@ -184,6 +184,16 @@ def test_attention_with_negative_weights_is_shown_as_it_is_and_not_as_a_share_no
     assert (found.kind, found.label) == ("sequential", "attention (not evidence)")
 
 
+def test_a_slide_without_any_attention_does_not_decide_how_a_cohort_shows_it(table: ScoreTable) -> None:
+    """The one that comes first would name the unit of all."""
+    wanted = shown(table, "attention")
+    for nothing in (0.0, np.nan):
+        empty = dataclasses.replace(table, scores=np.full_like(table.scores, nothing))
+        found = shown(empty, "attention")
+        assert (found.kind, found.label, found.reading) == (wanted.kind, wanted.label, wanted.reading)
+        np.testing.assert_array_equal(found.values, empty.score("attention"))
+
+
 def test_weights_that_are_no_softmax_are_shown_alike_on_every_slide_of_a_cohort(table: ScoreTable) -> None:
     rules = {**table.score_rules, "attention": "weights of the method, no softmax over the bag"}
     slides = [dataclasses.replace(table, scores=table.scores.copy(), score_rules=rules) for _ in range(2)]

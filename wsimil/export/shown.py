@@ -93,15 +93,15 @@ def effective_tiles_of(*tables: ScoreTable) -> float | None:
 def _attention(raw: NDArray[np.float32], head: str, rule: str) -> Shown:
     of = f" of {head}" if head else ""
     # Weights that are no softmax may be negative, and of another sum on each slide. All slides show them alike: one range
-    # and one legend are for all.
+    # and one legend are for all, so a slide on which no tile has any does not decide.
     other = rule != NOT_RECORDED and not _is_softmax(rule)
-    if other or bool((raw < 0).any()) or not np.nansum(raw, dtype=np.float64) > 0:
+    if other or bool((raw < 0).any()):
         # Never signed: legends of signed scores say "for" and "against".
         return Shown(
             values=raw, kind="sequential", label=f"attention{of} (not evidence)", reading="weights as they are"
         )
-    share = _share(raw)
-    relative = share * np.count_nonzero(~np.isnan(share))
+    some = bool(np.nansum(raw, dtype=np.float64) > 0)
+    relative = _share(raw) * np.count_nonzero(~np.isnan(raw)) if some else raw
     label = f"attention{of} (not evidence), uniform = 1"
     reading = "share of all attention x tiles"
     return Shown(values=relative.astype(np.float32), kind="sequential", label=label, reading=reading)
