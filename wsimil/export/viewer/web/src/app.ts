@@ -382,10 +382,12 @@ export class App {
   }
 
   private keepWhatIf(): void {
+    const { slide } = this;
     const { without, lassos, values } = this.asking.now;
-    if (values === null || !this.notesPanel.editable) return;
+    if (slide === null || values === null || !this.notesPanel.editable) return;
+    // An outline is kept where it tells all that was left out: a lasso may have added to tiles that none was drawn around.
     const [only] = lassos;
-    const xy0 = lassos.length === 1 && only ? only : [];
+    const xy0 = lassos.length === 1 && only && tilesWithin(slide, only).length === without.size ? only : [];
     this.notesPanel.addPin({ kind: "what-if", xy0, text: "", without: [...without].sort((a, b) => a - b), values });
     this.tabs.show("notes");
     this.messages.say("Kept with the notes.");
