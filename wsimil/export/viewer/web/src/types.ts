@@ -56,6 +56,7 @@ export interface Index {
   readonly unit: "slide" | "patient";
   readonly model: Readonly<Record<string, string>>;
   readonly task: Task;
+  /** Those that were chosen to decide by. */
   readonly thresholds: readonly number[];
   readonly scores: readonly ScoreFacts[];
   readonly cases: readonly CaseRow[];
