@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import geojson
@@ -11,7 +12,7 @@ import pytest
 import shapely
 
 from tests.viewer.browser.conftest import Look, Open
-from tests.viewer.browser.made_page import RULE, Lattice, drawn_index, drawn_table, write_page
+from tests.viewer.browser.made_page import RULE, Lattice, drawn_case, drawn_index, drawn_table, write_page
 from wsimil.evaluation.calibration import Calibration
 from wsimil.export.answers import AnswerRule
 from wsimil.export.scores import ScoreTable
@@ -19,11 +20,15 @@ from wsimil.export.shown import shown
 from wsimil.export.viewer.built import Built
 from wsimil.export.viewer.notes import notes_csv, notes_geojson, parse_notes
 from wsimil.export.viewer.page import static_page
-from wsimil.export.viewer.payload import case_json, packed
+from wsimil.export.viewer.payload import Cohort, case_json, index_json, packed, what_if_json
 from wsimil.export.viewer.what_if import ClosedForm, Mix, closed_form
+from wsimil.mil.facts import ModelFacts
 from wsimil.targets import Classification, MultiLabel, Ordinal, Regression, Survival
 
 LATTICE = Lattice()
+MODEL = ModelFacts(
+    method="abmil", config={}, in_dim=1, task=RULE.task, bag="slide", features=None, training={}, digest="d", version=""
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +202,58 @@ def test_nothing_is_answered_where_nothing_is_left(plain: tuple[Look, ScoreTable
     assert "nothing is left to judge" in one.page.locator(".result").inner_text()
     assert one.state()["withoutValues"] is None
     assert one.page.get_by_role("button", name="Keep with the notes").is_disabled()
+
+
+def test_an_outline_is_kept_only_where_it_tells_all_that_was_left_out(plain: tuple[Look, ScoreTable]) -> None:
+    one, _ = plain
+    page, keep = one.page, one.page.get_by_role("button", name="Keep with the notes")
+    one.tab("What if")
+    page.get_by_role("button", name="most for").click()
+    page.keyboard.press("w")
+    lasso(one, box((2, 1), (5, 3)), adds=True)
+    assert set(one.state()["without"]) > inside((2, 1), (5, 3))
+    keep.click()
+    page.locator("#stage").focus()
+    page.keyboard.press("w")
+    lasso(one, box((2, 1), (5, 3)))
+    keep.click()
+    mixed, alone = one.state()["notes"]["pins"]
+    assert mixed["xy0"] == []
+    assert len(alone["xy0"]) > 3
+    assert set(alone["without"]) == inside((2, 1), (5, 3))
+
+
+def test_an_answer_of_a_patient_is_called_so(built: Built, look: Open, tmp_path: Path) -> None:
+    table = drawn_table(LATTICE)
+    for unit in ("patient", "slide"):
+        index = drawn_index([table]) | {"unit": unit}
+        path = tmp_path / f"{unit}.html"
+        path.write_text(static_page(index, {"0": drawn_case(0, table, None)}, built, pictures=False), encoding="utf-8")
+        one = look(path.as_uri())
+        one.tab("What if")
+        answer = one.page.get_by_label(f"Answer for this {unit}").inner_text()
+        assert ("The answer is the patient's, over all its slides" in answer) == (unit == "patient")
+        asks = one.page.get_by_text("What would the model say of this").inner_text()
+        assert f"say of this {unit}" in asks
+
+
+def test_the_first_of_equals_is_decided_for_as_in_python(built: Built, look: Open, tmp_path: Path) -> None:
+    """Isotonic calibration is flat over much of its range, here at a half."""
+    flat = ((0.0, 0.5), (1.0, 0.5))
+    steps = Calibration(kind="isotonic", classes=2, fitted_on="val", rows=9, curves=(flat,))
+    rule = AnswerRule(task=RULE.task, calibration=steps)
+    table = drawn_table(LATTICE)
+    table = replace(table, values=rule.values(table.logits))
+    case = case_json(0, table, what_if=what_if_json(table, mix="single", rule=rule, recomputed=False))
+    cohort = Cohort(model=MODEL, rule=rule, thresholds=RULE.task.decides_at, scores=(), cases=())
+    index = drawn_index([table]) | {"thresholds": index_json(cohort)["thresholds"]}
+    path = tmp_path / "page.html"
+    path.write_text(static_page(index, {"0": case}, built, pictures=False), encoding="utf-8")
+    one = look(path.as_uri())
+    one.tab("What if")
+    one.page.get_by_role("button", name="most for").click()
+    assert one.state()["withoutValues"] == [0.5, 0.5]
+    assert f"The answer stays {table.predicted}." in one.page.locator(".result").inner_text()
 
 
 def test_notes_of_a_file_are_downloaded_as_qupath_takes_them(plain: tuple[Look, ScoreTable]) -> None:

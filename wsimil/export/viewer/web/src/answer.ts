@@ -18,7 +18,7 @@ export function valuesText(index: Index, values: Values): string {
   return index.task.answers.map((answer, k) => `${answerTitle(answer)} ${answerText(answer, values[k])}`).join(", ");
 }
 
-/** What is decided, null where the answer is a number or not known. */
+/** What is decided, by the threshold or for the highest, the first of equals; null where the answer is a number or not known. */
 export function decided(index: Index, values: Values): string | null {
   const { kind, outputs } = index.task;
   if (values.some((value) => value === null || Number.isNaN(value))) return null;
@@ -31,11 +31,13 @@ export function decided(index: Index, values: Values): string | null {
 }
 
 export class AnswerCard {
-  readonly element = el("section", { class: "answer", "aria-label": "Answer for this slide" });
+  readonly element: HTMLElement;
 
-  constructor(private readonly index: Index) {}
+  constructor(private readonly index: Index) {
+    this.element = el("section", { class: "answer", "aria-label": `Answer for this ${index.unit}` });
+  }
 
-  /** `values` are of this slide; `without` those without the tiles that are left out, null where none are. */
+  /** `values` are of this slide or its patient; `without` those without the tiles that are left out, null where none are. */
   update(row: CaseRow, values: Values | null, predicted: string | null, without: Values | null): void {
     const facts = [
       row.patient_id === null ? "" : `patient ${row.patient_id}`,
@@ -63,7 +65,7 @@ export class AnswerCard {
       ),
       ...this.index.task.answers.map((answer, k) => this.line(answer, values?.[k], without?.[k], without !== null)),
       this.index.unit === "patient"
-        ? el("p", { class: "muted small" }, "Listed answers are of patients; these are of the slide.")
+        ? el("p", { class: "muted small" }, "The answer is the patient's, over all its slides; the map is of this slide.")
         : null,
     );
   }

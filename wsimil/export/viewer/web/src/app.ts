@@ -83,7 +83,7 @@ export class App {
       this.setView(part);
     });
     this.gallery = new Gallery(this.source, index.task, (tile) => this.flyToTile(tile));
-    this.whatIfPanel = new WhatIfPanel({
+    this.whatIfPanel = new WhatIfPanel(index.unit, {
       tool: (tool) => this.setTool(tool, "whatif"),
       extremes: (n, sign) => this.leaveOutExtremes(n, sign),
       view: () => this.leaveOutView(),

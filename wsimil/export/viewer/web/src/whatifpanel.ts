@@ -2,6 +2,7 @@
 
 import { button, count, el, fill, percent } from "./dom";
 import type { Tool } from "./lasso";
+import type { Index } from "./types";
 
 export interface WhatIfState {
   readonly without: ReadonlySet<number>;
@@ -36,7 +37,7 @@ export class WhatIfPanel {
   private readonly why = el("p", { class: "muted" });
   private tool: Tool = "pan";
 
-  constructor(on: {
+  constructor(unit: Index["unit"], on: {
     tool(tool: Tool): void;
     extremes(n: number, sign: 1 | -1): void;
     view(): void;
@@ -71,7 +72,13 @@ export class WhatIfPanel {
     );
     fill(
       this.element,
-      el("p", {}, "What would the model say of this slide without some of its tiles?"),
+      el(
+        "p",
+        {},
+        unit === "patient"
+          ? "What would the model say of this patient, over all its slides, without some tiles of this one?"
+          : "What would the model say of this slide without some of its tiles?",
+      ),
       this.why,
       this.ways,
       this.result,
