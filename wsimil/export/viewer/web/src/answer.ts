@@ -18,7 +18,7 @@ export function valuesText(index: Index, values: Values): string {
   return index.task.answers.map((answer, k) => `${answerTitle(answer)} ${answerText(answer, values[k])}`).join(", ");
 }
 
-/** What is decided, by the threshold or for the highest, the first of equals; null where the answer is a number or not known. */
+/** What is decided, of equals without a threshold for the first; null where the answer is a number or not known. */
 export function decided(index: Index, values: Values): string | null {
   const { kind, outputs } = index.task;
   if (values.some((value) => value === null || Number.isNaN(value))) return null;

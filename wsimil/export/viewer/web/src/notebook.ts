@@ -27,7 +27,7 @@ export class Notebook {
     return [found.notes, false];
   }
 
-  /** Notes that were changed elsewhere, with what was changed here; still to be saved. Rejects where they cannot be read. */
+  /** Notes changed elsewhere, with what was changed here; still to be saved. Rejects where they cannot be read. */
   async join(at: number): Promise<Notes> {
     const found = await this.source.loadNotes(at);
     const noted = this.own.get(at);
@@ -66,7 +66,7 @@ export class Notebook {
   }
 }
 
-/** What two have made of the notes `before`: nothing that either wrote is lost, and of two verdicts the one given here stays. */
+/** What two made of the notes `before`: nothing that either wrote is lost; of two verdicts the one given here stays. */
 function joined(before: Notes, theirs: Notes, mine: Notes): Notes {
   const had = (notes: Notes): ReadonlySet<string> => new Set(notes.pins.map((pin) => JSON.stringify(pin)));
   const [old, other, own] = [had(before), had(theirs), had(mine)];
