@@ -18,10 +18,11 @@ from typer.testing import CliRunner
 from tests.stages.conftest import replace_features
 from wsimil.cli import app
 from wsimil.config import load_config
-from wsimil.errors import ConfigError
+from wsimil.errors import ConfigError, OutputError
 from wsimil.evaluation.metrics import auroc
 from wsimil.mil.saved import load_model
 from wsimil.stages.crossval import TrainingPool, crossval
+from wsimil.stages.occupied import occupied
 from wsimil.stages.train import train
 from wsimil.stages.train_config import TrainConfig
 from wsimil.stages.work_items import WorkItem, work_items
@@ -151,6 +152,8 @@ def test_runs_of_features_that_were_replaced_since_are_not_summed_up_with_those_
 
 def test_what_cannot_train_is_refused_before_any_run(study: tuple[Path, Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "study"
+    with occupied(out), pytest.raises(OutputError, match="in use by process"):
+        crossval(items_of(study, out), out)
     with pytest.raises(ConfigError, match=r"config odd: fit\.monitor"):
         crossval(items_of(study, out, configs={"odd": configured(**{"fit.monitor": "mae"})}), out)
     with pytest.raises(ConfigError, match="config own: holds a split section"):

@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 from tests.stages.conftest import replace_features
 from wsimil.cli import app
 from wsimil.config import load_config
-from wsimil.errors import ConfigError, TrainingError
+from wsimil.errors import ConfigError, OutputError, TrainingError
 from wsimil.splits import read_plan
 from wsimil.stages import crossval
+from wsimil.stages.occupied import occupied
 from wsimil.stages.search import SearchConfig, plan_search, search
 from wsimil.stages.train_config import TrainConfig
 
@@ -109,6 +110,8 @@ def test_what_is_watched_as_a_loss_is_lowered(study: Made, tmp_path: Path) -> No
 def test_a_search_goes_on_and_repeats_nothing(study: Made, tmp_path: Path) -> None:
     features, cohort, splits = study("kfold")
     out = tmp_path / "search"
+    with occupied(out), pytest.raises(OutputError, match="in use by process"):
+        search(plan_search(config(trials=1), BASE, cohort, splits, outer="0"), features, out)
     first = search(plan_search(config(trials=1), BASE, cohort, splits, outer="0"), features, out)
     more = search(plan_search(config(trials=3), BASE, cohort, splits, outer="0"), features, out)
     assert more.before == 1

@@ -22,6 +22,7 @@ from wsimil.evaluation.judgement import Judged
 from wsimil.files import check_writable, write_text
 from wsimil.stages.answered import shared_task
 from wsimil.stages.interrupt import interrupt
+from wsimil.stages.occupied import occupied
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.train import plan, train
 from wsimil.stages.work_items import WorkItem, study_text
@@ -46,8 +47,8 @@ def crossval(
 
     A run that fails is recorded in failures.csv and the others go on; so does one that learned from other features than there
     are now. Writes study.json, summary.json and summary.csv into `out`, and what `train` writes into the folder of each run.
-    Threads and the cache of features are shared out among workers. Raises
-    WsimilError where no run could start, KeyboardInterrupt once running ones have written their checkpoints.
+    Threads and the cache of features are shared out among workers. Raises WsimilError where no run could start or another
+    process is at work in `out`, KeyboardInterrupt once running ones have written their checkpoints.
     """
     reporter = reporter or Quiet()
     check_writable(out)
@@ -60,19 +61,20 @@ def crossval(
         except WsimilError as error:
             raise type(error)(f"config {name}: {error}") from None
     items = [replace(item, contents=contents[item.name.split("/")[0]]) for item in items]
-    before = [item for item in items if item.is_done()]
-    open_items = [item for item in items if item not in before]
-    for item in open_items:
-        write_text(item.config_file, item.config.to_yaml())
-    write_text(out / "study.json", study_text(items, out))
-    reporter.begin("runs", len(open_items))
-    failures: dict[str, str] = {}
-    with TrainingPool(workers) as pool:
-        for item, reason in pool.outcomes(open_items):
-            if reason is not None:
-                failures[item.name] = reason
-            reporter.finish_item(f"{item.name}: {'done' if reason is None else 'failed: ' + reason}")
-    configs = sum_up(items, failures, out)
+    with occupied(out):
+        before = [item for item in items if item.is_done()]
+        open_items = [item for item in items if item not in before]
+        for item in open_items:
+            write_text(item.config_file, item.config.to_yaml())
+        write_text(out / "study.json", study_text(items, out))
+        reporter.begin("runs", len(open_items))
+        failures: dict[str, str] = {}
+        with TrainingPool(workers) as pool:
+            for item, reason in pool.outcomes(open_items):
+                if reason is not None:
+                    failures[item.name] = reason
+                reporter.finish_item(f"{item.name}: {'done' if reason is None else 'failed: ' + reason}")
+        configs = sum_up(items, failures, out)
     return StudySummary(
         done=tuple(item.name for item in open_items if item.name not in failures),
         before=tuple(item.name for item in before),

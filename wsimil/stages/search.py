@@ -25,6 +25,7 @@ from wsimil.provenance import sha256_json
 from wsimil.splits.plan import Round, SplitPlan, read_plan, write_plan
 from wsimil.stages.crossval import TrainingPool
 from wsimil.stages.interrupt import interrupt
+from wsimil.stages.occupied import occupied
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.train import plan
 from wsimil.stages.train_config import SplitConfig, TrainConfig
@@ -134,10 +135,15 @@ def search(
     Rounds of a trial run side by side in `workers` processes, which stay for the next one. A trial that fails is recorded with
     its reason. Writes best.yaml, a config for `wsimil train` and `crossval`, trials.csv and search.json; the models of trials
     are not kept.
-    Raises ConfigError without Optuna or for a folder of another search, TrainingError where every trial failed.
+    Raises ConfigError without Optuna or for a folder of another search, OutputError where another process is at work in `out`,
+    TrainingError where every trial failed.
     """
-    reporter = reporter or Quiet()
     check_writable(out)
+    with occupied(out):
+        return _searched(planned, features, out, workers, reporter or Quiet())
+
+
+def _searched(planned: SearchPlan, features: Path, out: Path, workers: int, reporter: Reporter) -> SearchSummary:
     study = _study(planned, out)
     facts = _facts(planned, features)
     _refuse_other_search(out, facts)

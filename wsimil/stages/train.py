@@ -36,6 +36,7 @@ from wsimil.stages.cohort_features import MatchedFeatures, PatientBags, StoredBa
 from wsimil.stages.device import resolve_device
 from wsimil.stages.features import open_features
 from wsimil.stages.interrupt import interrupt
+from wsimil.stages.occupied import LOCK, occupied
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.train_config import SplitConfig, TrainConfig
 from wsimil.store import FeatureStore
@@ -97,13 +98,40 @@ def train(
     """Train on `features` with the labels of `cohort_csv`, into `out`; an interrupted run goes on.
 
     Writes config.yaml, cohort.csv and cohort.txt, model.safetensors and model.json, metrics.jsonl, tensorboard/, checkpoint/,
-    predictions.csv and .parquet of the val and test split, metrics.json. Raises WsimilError.
+    predictions.csv and .parquet of the val and test split, metrics.json. Raises WsimilError; also where another process is at
+    work in `out`.
     """
-    reporter = reporter or Quiet()
-    name, hyperparameters = _method(config)
     matched, store = _matched(config, features, cohort_csv)
-    if overwrite:
-        _clear(out)
+    with occupied(out):
+        if overwrite:
+            _clear(out)
+        return _trained(config, matched, store, out, reporter or Quiet())
+
+
+def plan(config: TrainConfig, features: Path, cohort_csv: Path) -> TrainPlan:
+    """What `train` would train on; nothing is written. Raises WsimilError."""
+    name, hyperparameters = _method(config)
+    matched, _ = _matched(config, features, cohort_csv)
+    task = fitted_task(matched.cohort.by_patient() if config.bag == "patient" else matched.cohort)
+    resolve_fit(config.fit, task)
+    model = registry.build(name, hyperparameters, in_dim=matched.header.dim, num_classes=len(task.outputs))
+    model.check_task(task)
+    return TrainPlan(cohort=matched.cohort, contents=matched.contents, method=name, in_dim=matched.header.dim)
+
+
+def cohort_lines(cohort: Cohort) -> list[str]:
+    """The cohort table for a person: slides and patients by split and class, then every finding."""
+    rows = [
+        f"{split or 'all':<6} {label:<20} {slides:>6} slides {patients:>6} patients"
+        for split, label, slides, patients in cohort.counts()
+    ]
+    return [*rows, *(f"note: {finding}" for finding in cohort.findings)]
+
+
+def _trained(
+    config: TrainConfig, matched: MatchedFeatures, store: FeatureStore, out: Path, reporter: Reporter
+) -> TrainSummary:
+    name, hyperparameters = _method(config)
     check_writable(out)
     cohort = matched.cohort
     device = resolve_device(config.device)
@@ -165,26 +193,6 @@ def _decide(config: DecisionConfig, trained: TrainedModel, source: BagSource, un
     return fit_decision(config, trained, answers, training_means=means, training_patients=owners)
 
 
-def plan(config: TrainConfig, features: Path, cohort_csv: Path) -> TrainPlan:
-    """What `train` would train on; nothing is written. Raises WsimilError."""
-    name, hyperparameters = _method(config)
-    matched, _ = _matched(config, features, cohort_csv)
-    task = fitted_task(matched.cohort.by_patient() if config.bag == "patient" else matched.cohort)
-    resolve_fit(config.fit, task)
-    model = registry.build(name, hyperparameters, in_dim=matched.header.dim, num_classes=len(task.outputs))
-    model.check_task(task)
-    return TrainPlan(cohort=matched.cohort, contents=matched.contents, method=name, in_dim=matched.header.dim)
-
-
-def cohort_lines(cohort: Cohort) -> list[str]:
-    """The cohort table for a person: slides and patients by split and class, then every finding."""
-    rows = [
-        f"{split or 'all':<6} {label:<20} {slides:>6} slides {patients:>6} patients"
-        for split, label, slides, patients in cohort.counts()
-    ]
-    return [*rows, *(f"note: {finding}" for finding in cohort.findings)]
-
-
 def _method(config: TrainConfig) -> tuple[str, dict[str, JsonValue]]:
     hyperparameters = dict(config.method)
     name = hyperparameters.pop("name", "abmil")
@@ -235,7 +243,8 @@ def _recorded(split: SplitConfig) -> SplitConfig:
 
 def _clear(out: Path) -> None:
     """Remove an earlier run, and nothing that is not ours."""
-    if out.is_dir() and any(out.iterdir()) and not ((out / FACTS).is_file() or (out / "checkpoint").is_dir()):
+    there = [entry for entry in out.iterdir() if entry.name != LOCK]
+    if there and not ((out / FACTS).is_file() or (out / "checkpoint").is_dir()):
         raise ConfigError(f"--overwrite: {out} holds files but no run of wsimil train; choose another output folder")
     for name in (*_OURS, FACTS, "model.safetensors"):
         (out / name).unlink(missing_ok=True)

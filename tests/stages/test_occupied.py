@@ -1,0 +1,69 @@
+"""Two processes never train into one folder; one that died holds nobody up."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wsimil.config import load_config
+from wsimil.errors import OutputError
+from wsimil.stages.occupied import LOCK, occupied
+from wsimil.stages.train import train
+from wsimil.stages.train_config import TrainConfig
+
+
+def test_whoever_comes_second_is_told_who_is_there_and_comes_in_afterwards(tmp_path: Path) -> None:
+    out = tmp_path / "new/run"
+    with (
+        occupied(out),
+        pytest.raises(OutputError, match=rf"new/run is in use by process {os.getpid()} on .+, since \d{{4}}-"),
+        occupied(out),
+    ):
+        pass
+    with occupied(out):
+        assert [entry.name for entry in out.iterdir()] == [LOCK]
+    assert not list(out.iterdir())
+
+
+def test_a_process_that_was_killed_holds_nobody_up(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom wsimil.stages.occupied import occupied\n"
+        "with occupied(Path(sys.argv[1])):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert (tmp_path / LOCK).exists()
+    with occupied(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_a_file_system_has_no_locks_nobody_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with occupied(tmp_path), occupied(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_in_which_another_process_trains_is_left_as_it_is(
+    feature_study: Callable[..., tuple[Path, Path]], tmp_path: Path, overwrite: bool
+) -> None:
+    features, cohort = feature_study()
+    config = load_config(TrainConfig, given={"device": "cpu", "fit.epochs": 1})
+    out = tmp_path / "run"
+    (out / "checkpoint").mkdir(parents=True)
+    (out / "model.json").write_text("{}")
+    with occupied(out), pytest.raises(OutputError, match="in use by process"):
+        train(config, features, cohort, out, overwrite=overwrite)
+    assert {entry.name for entry in out.iterdir()} == {"checkpoint", "model.json"}

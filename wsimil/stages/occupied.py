@@ -1,0 +1,69 @@
+"""One process at a time in a folder of results: of two that train into one, each would replace parts of the other's run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from wsimil.errors import OutputError
+from wsimil.files import output_error
+from wsimil.worklist.host import hostname
+
+LOCK = ".wsimil-lock"
+"""A file that lies in the folder as long as it is occupied, or until the next process comes after one that was killed."""
+
+
+@contextmanager
+def occupied(folder: Path) -> Iterator[None]:
+    """Keep other processes out of `folder`, which is made if need be.
+
+    The lock is the kernel's, which drops it with a process that dies. On file systems without locks nobody is refused.
+    Raises OutputError that says who is there.
+    """
+    path = folder / LOCK
+    handle = _locked(path)
+    try:
+        with suppress(OSError):  # on a full disk the lock holds without words
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, _words().encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _words() -> str:
+    return f"process {os.getpid()} on {hostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+
+
+def _locked(path: Path) -> int:
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        except OSError as error:
+            raise output_error(path.parent, error) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            holder = os.pread(handle, 300, 0).decode("utf-8", "replace") or "another process"
+            os.close(handle)
+            raise OutputError(
+                f"{path.parent} is in use by {holder}: wait until it ends, end it, or choose another output folder"
+            ) from None
+        except OSError:
+            return handle  # a file system that has no locks
+        if _is_there(handle, path):
+            return handle
+        os.close(handle)  # whoever was here has left and taken the file away
+
+
+def _is_there(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
