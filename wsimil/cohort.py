@@ -42,7 +42,7 @@ class CohortSlide:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A counted line of the cohort table: what was set aside or repaired, and which slides."""
+    """A counted line of the cohort table: what was set aside or repaired, and which slides or patients."""
 
     what: str
     slide_ids: tuple[str, ...]

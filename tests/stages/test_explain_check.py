@@ -487,3 +487,9 @@ def test_all_slides_of_a_patient_are_flipped_as_one_bag(made: Path, tmp_path: Pa
     for patient, tiles in counts.items():
         assert tiles == sum(store.header(slide).n for slide, owner in owners.items() if owner == patient)
     assert max(counts.values()) > 20
+    features = shutil.copytree(made / "features", tmp_path / "features")
+    whole = {patient for patient in counts if [*owners.values()].count(patient) > 1}
+    (features / f"{max(slide for slide, owner in owners.items() if owner in whole)}.h5").unlink()
+    fewer = check([run], features, tmp_path / "fewer", cohort_csv=made / "cohort.csv", scores=("contribution",))
+    assert fewer.units == found.units - 1
+    assert fewer.tree["left_out"]["lacking features of a slide"] == 1

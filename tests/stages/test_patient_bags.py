@@ -23,7 +23,7 @@ from wsimil.stages.answers import Answer
 from wsimil.stages.predict import PredictSummary, predict
 from wsimil.stages.predict_options import PredictOptions
 from wsimil.stages.text import show_prediction
-from wsimil.stages.train import TrainSummary, train
+from wsimil.stages.train import TrainSummary, plan, train
 from wsimil.stages.train_config import TrainConfig
 from wsimil.store import open_store
 from wsimil.testing.store_laws import make_bag
@@ -185,6 +185,38 @@ def test_a_broken_slide_fails_its_patient_alone(place: Path, tmp_path: Path) -> 
     assert rows["p2"]["status"].startswith("failed")
     assert rows["p3"]["prob_a"]
     assert (tmp_path / "out/failures.csv").read_text(encoding="utf-8").startswith("patient_id,reason")
+
+
+def test_a_patient_who_lacks_a_slide_is_not_answered_for_from_the_rest(place: Path, tmp_path: Path) -> None:
+    features = shutil.copytree(place / "features", tmp_path / "features")
+    for name in ("p2_1", "p5_0", "p3_0"):  # of three slides, of three, and the only one
+        (features / f"{name}.h5").unlink()
+    (features / "failures.csv").write_text("slide_id,step,reason\np5_0,read,damaged tile\n", encoding="utf-8")
+    options = PredictOptions(device="cpu", heatmaps=False)
+    summary = predict(place / "run", features, tmp_path / "out", options=options, cohort_csv=place / "cohort.csv")
+    assert summary.failures["p2"].startswith("slide 'p2_1': no features")
+    assert summary.failures["p5"] == "slide 'p5_0': damaged tile"
+    rows = read_csv(tmp_path / "out/predictions.csv")
+    assert {name for name, row in rows.items() if row["status"] != "ok"} == {"p2", "p5"} == set(summary.failures)
+    assert "p3" not in rows
+    (told,) = [note for note in summary.notes if "no features" in note]
+    assert told.startswith(f"1 of {PATIENTS} patients in the cohort file have no features here, and no answer")
+    assert told.endswith("'p3'")
+
+
+def test_a_patient_who_lacks_a_slide_is_not_learned_from_by_the_rest(place: Path, tmp_path: Path) -> None:
+    features = shutil.copytree(place / "features", tmp_path / "features")
+    (features / "p2_1.h5").unlink()
+    configs = {bag: load_config(TrainConfig, given={"device": "cpu", "bag": bag}) for bag in ("patient", "slide")}
+    found = {bag: plan(config, features, place / "cohort.csv").cohort for bag, config in configs.items()}
+    assert "p2" not in found["patient"].patients
+    lines = [str(finding) for finding in found["patient"].findings]
+    assert "1 patients lack the features of one of their slides and are left out: 'p2'" in lines
+    assert {"p2_0", "p2_2"} <= set(found["slide"].slide_ids)
+    for path in features.glob("p*_0.h5"):
+        path.unlink()
+    with pytest.raises(CohortError, match=r"no patient of class .* has features of all his slides"):
+        plan(configs["patient"], features, place / "cohort.csv")
 
 
 def test_whose_slides_are_must_be_told_and_labels_need_not(place: Path, tmp_path: Path) -> None:

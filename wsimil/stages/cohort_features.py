@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 from wsimil.cohort import Cohort, CohortSlide, Finding
 from wsimil.errors import CohortError, StoreError
 from wsimil.evaluation.patient import stacked
+from wsimil.mil.facts import BagUnit
 from wsimil.provenance import sha256_json
 from wsimil.store import FeatureStore, StoredHeader
 from wsimil.store.base import InstanceStore, read_headers
@@ -67,8 +68,9 @@ class MatchedFeatures:
     contents: str
 
 
-def match(cohort: Cohort, store: FeatureStore, *, where: Path) -> MatchedFeatures:
-    """Keep the slides of `cohort` that have a tile in `store`; what is left out becomes a finding of the cohort.
+def match(cohort: Cohort, store: FeatureStore, *, where: Path, bag: BagUnit = "slide") -> MatchedFeatures:
+    """Keep the slides of `cohort` that have a tile in `store`; what is left out becomes a finding of the cohort. Where a `bag` is
+    a patient, one who lacks the features of a slide is left out, rather than learned from by the rest.
 
     Raises CohortError where nothing fits, and where slides of one content belong to several patients or classes; StoreError
     where features are broken or of more than one kind.
@@ -79,6 +81,8 @@ def match(cohort: Cohort, store: FeatureStore, *, where: Path) -> MatchedFeature
     _refuse_mixed_kinds({slide_id: header for slide_id, header in headers.items() if header.dim}, where)
     empty = [slide_id for slide_id, header in headers.items() if header.n == 0]
     matched = cohort.matched(ids, empty_ids=empty)
+    if bag == "patient":
+        matched = _of_whole_patients(matched, lacking=[s for s in cohort.slides if s.slide_id not in headers])
     doubtful = sorted(failed_ids(where) & {slide.slide_id for slide in matched.slides})
     if doubtful:
         what = "slides failed in the last extraction, and are used with the features of an earlier one"
@@ -107,6 +111,24 @@ def _with_duplicates(cohort: Cohort, headers: Mapping[str, StoredHeader]) -> Coh
                 )
     found = [Finding(what="slides have one content", slide_ids=tuple(s.slide_id for s in group)) for group in groups]
     return replace(cohort, findings=(*cohort.findings, *found))
+
+
+def _of_whole_patients(cohort: Cohort, *, lacking: Sequence[CohortSlide]) -> Cohort:
+    """The cohort without patients of whom a slide is `lacking`, who become a finding."""
+    lost_patients = {slide.patient_id for slide in lacking} & set(cohort.patients)
+    if not lost_patients:
+        return cohort
+    partial = sorted(lost_patients)
+    kept = tuple(slide for slide in cohort.slides if slide.patient_id not in lost_patients)
+    lost = sorted(set(cohort.classes) - {slide.label for slide in kept})
+    if lost or not kept:
+        of = f" of class {lost}" if lost else ""
+        raise CohortError(
+            f"no patient{of} has features of all his slides ({len(partial)} patients lack some, e.g. {partial[0]!r} of slide"
+            f" {next(s.slide_id for s in lacking if s.patient_id == partial[0])!r}); extract these, or drop their lines"
+        )
+    what = "patients lack the features of one of their slides and are left out"
+    return replace(cohort, slides=kept, findings=(*cohort.findings, Finding(what=what, slide_ids=tuple(partial))))
 
 
 def _refuse_mixed_kinds(headers: Mapping[str, StoredHeader], where: Path) -> None:

@@ -15,6 +15,7 @@ from wsimil.evaluation.decision import load_decided
 from wsimil.mil.saved import BagUnit, TrainedModel
 from wsimil.provenance import sha256_json
 from wsimil.stages.learned import Learned, learned_from
+from wsimil.stages.predict import units_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,9 +80,9 @@ def held_out(runs: Sequence[CheckedRun], ids: Sequence[str], *, cohort_csv: Path
             " one"
         )
     patients = {slide: owners.get(slide, slide) for slide in known}
-    members: dict[str, list[str]] = {}
-    for slide in sorted(known):
-        members.setdefault(patients[slide] if bag == "patient" else slide, []).append(slide)
+    partial: dict[str, str] = {}
+    members, _ = units_of(known, owners if bag == "patient" else None, partial)
+    left_out["lacking features of a slide"] = len(partial)
     units = {}
     for unit, slides in members.items():
         owner = patients[slides[0]]
@@ -107,7 +108,7 @@ def held_out(runs: Sequence[CheckedRun], ids: Sequence[str], *, cohort_csv: Path
     return Held(
         unit=bag,
         units=units,
-        slides={unit: tuple(slides) for unit, slides in members.items() if unit in units},
+        slides={unit: slides for unit, slides in members.items() if unit in units},
         patients=owned,
         left_out={reason: count for reason, count in left_out.items() if count},
         notes=tuple(notes),

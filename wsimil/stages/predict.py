@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +19,13 @@ from wsimil.evaluation.attribution.table import attribute
 from wsimil.evaluation.decision import load_decided
 from wsimil.evaluation.table import inert
 from wsimil.export.formats import FORMATS, HEATMAPS
+from wsimil.export.report.report import quoted, unit_words
 from wsimil.extraction.config import ExtractConfig, config_from_provenance
 from wsimil.extraction.sources import list_sources
 from wsimil.files import check_writable, write_text
 from wsimil.mil.batch import pack
-from wsimil.mil.saved import FACTS, BagUnit, TrainedModel
+from wsimil.mil.facts import BagUnit
+from wsimil.mil.saved import FACTS, TrainedModel
 from wsimil.pseudonyms import Pseudonyms, open_pseudonyms, refuse_beside_results, save_pseudonyms
 from wsimil.stages.answers import (
     Answer,
@@ -39,6 +41,7 @@ from wsimil.stages.predict_options import PredictOptions
 from wsimil.stages.predict_unit import Desk
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.store import FeatureStore, open_store
+from wsimil.store.places import failures as failed
 from wsimil.store.renamed import renamed
 from wsimil.targets import Task
 
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
 
 COHORT = "cohort.csv"
 """The cohort file under pseudonyms, so that answers can be evaluated."""
+NO_FEATURES = "no features; extract it, or drop its line from the cohort file"
+"""Why a patient has no answer."""
 NOTES = "notes"
 """Where the viewer keeps notes, unless it is told another place."""
 
@@ -91,20 +96,25 @@ def predict(
     device = resolve_device(options.device)
     trained, decision = load_decided(run, device=device)
     names = _names(options.pseudonyms, source, out)
-    owners = _owners(cohort_csv, trained, names)
+    patients = _patients(cohort_csv, trained)
+    learned = learned_from(run, trained.bag)
     cohort = labels_of(cohort_csv, trained, names)
     check_writable(out)
     failures: dict[str, str] = {}
     refuse_unknown_score(trained, options)
     features, store, ids = _features(source, out, trained, options, reporter, failures)
-    learned = learned_from(run, trained.bag)
     if names is not None and options.pseudonyms is not None:
         store, learned = renamed(store, names), learned.renamed(names.name)
         ids = store.ids()
+        patients = {names.name(slide): names.name(patient) for slide, patient in patients.items()}
+        # The reason may name the file of the slide.
+        failures = {names.name(slide_id): "extraction failed" for slide_id in failures}
         save_pseudonyms(options.pseudonyms, names)
     _refuse_wrong_folder(trained, store, ids)
     _remove_earlier_results(out)
+    owners = patients if trained.bag == "patient" else None
     units, unknown = units_of(ids, owners, failures)
+    notes = _absent(patients, {*units, *failures}, learned, trained.bag)
     if names is not None:
         # The order of a patient's slides counts for some methods: answers are those under ids.
         units = {unit: tuple(sorted(slides, key=names.identity)) for unit, slides in units.items()}
@@ -134,15 +144,15 @@ def predict(
     if names is not None and cohort_csv is not None and has_columns(cohort_csv, trained.task):
         known = read_cohort(cohort_csv, task=trained.task).renamed(names.name)
         write_text(out / COHORT, known.to_csv())
-    notes = [*summary.notes]
+    told = [*summary.notes, *notes]
     if unknown:
-        notes.append(
+        told.append(
             f"{len(unknown)} slides are left out, as the cohort file does not tell whose they are: {', '.join(unknown[:5])}"
         )
     for slide_id, reason in desk.draw(reporter).items():
         why = reason if names is None else _inert(reason, names, (slide_id,), features)
-        notes.append(f"{slide_id} is answered for, but its overlay could not be drawn: {why}")
-    return replace(summary, notes=tuple(notes))
+        told.append(f"{slide_id} is answered for, but its overlay could not be drawn: {why}")
+    return replace(summary, notes=tuple(told))
 
 
 def _names(path: Path | None, source: Path, out: Path) -> Pseudonyms | None:
@@ -175,17 +185,30 @@ def _inert(text: str, names: Pseudonyms, units: Sequence[str], features: Path) -
     return names.inert(text.replace(str(features), "(features)"), [names.identity(unit) for unit in units])
 
 
-def _owners(cohort_csv: Path | None, trained: TrainedModel, names: Pseudonyms | None) -> dict[str, str] | None:
-    """Slide -> patient where the model answers for patients, else None."""
-    if trained.bag == "slide":
-        return None
-    if cohort_csv is None:
+def _patients(cohort_csv: Path | None, trained: TrainedModel) -> dict[str, str]:
+    """Slide -> patient, of the cohort file."""
+    if cohort_csv is not None:
+        return read_patients(cohort_csv)
+    if trained.bag == "patient":
         raise ConfigError(
             "this model answers for patients, so it must know whose each slide is; give --cohort, a CSV with slide_id and"
             " patient_id, and labels where there are any"
         )
-    owners = read_patients(cohort_csv)
-    return owners if names is None else {names.name(slide): names.name(patient) for slide, patient in owners.items()}
+    return {}
+
+
+def _absent(patients: Mapping[str, str], told: Collection[str], learned: Learned, bag: BagUnit) -> tuple[str, ...]:
+    """A note of slides or patients of the cohort file that nothing is said of, as none of their slides is here."""
+    units = {(slide if bag == "slide" else patient): patient for slide, patient in patients.items()}
+    absent = [unit for unit in units if unit not in told]
+    if not absent:
+        return ()
+    seen = sum(learned.knows(unit, units[unit]) for unit in absent)
+    from_them = f" ({seen} of them the model learned from or was chosen on)" if seen else ""
+    return (
+        f"{len(absent)} of {unit_words(bag, len(units))} in the cohort file have no features here, and no answer{from_them}:"
+        f" {quoted(absent)}",
+    )
 
 
 def labels_of(cohort_csv: Path | None, trained: TrainedModel, names: Pseudonyms | None) -> Cohort | None:
@@ -201,17 +224,23 @@ def labels_of(cohort_csv: Path | None, trained: TrainedModel, names: Pseudonyms 
 def units_of(
     ids: Sequence[str], owners: Mapping[str, str] | None, failures: dict[str, str]
 ) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """What is answered for, with its slides, and slides whose patient nobody knows; a patient with a failed slide has failed."""
+    """What is answered for, with its slides, and slides whose patient nobody knows.
+
+    A patient with a slide that failed, or that is not there beside others of his, is moved to `failures`.
+    """
     if owners is None:
         return {slide_id: (slide_id,) for slide_id in ids}, []
-    for slide_id, reason in [*failures.items()]:
-        del failures[slide_id]
-        failures[owners.get(slide_id, slide_id)] = f"slide {slide_id!r}: {reason}"
+    there, failed = {*ids}, dict(failures)
+    failures.clear()
+    unknown = [slide_id for slide_id in [*ids, *failed] if slide_id not in owners]
+    here = {owners[slide_id] for slide_id in there | {*failed} if slide_id in owners}
     units: dict[str, list[str]] = {}
-    for slide_id in sorted(slide_id for slide_id in ids if slide_id in owners):
+    for slide_id in sorted(slide_id for slide_id, patient in owners.items() if patient in here):
         units.setdefault(owners[slide_id], []).append(slide_id)
-    whole = {patient: tuple(slides) for patient, slides in units.items() if patient not in failures}
-    return whole, [slide_id for slide_id in ids if slide_id not in owners]
+        if slide_id not in there:
+            reason = failed.get(slide_id, NO_FEATURES)
+            failures[owners[slide_id]] = f"slide {slide_id!r}: {reason}"
+    return {patient: tuple(slides) for patient, slides in units.items() if patient not in failures}, unknown
 
 
 def _features(
@@ -228,6 +257,7 @@ def _features(
             raise ConfigError("--mpp-override is for slides; these features were extracted with an mpp of their own")
         store = open_features(source)
         folder = source.parent if (source / "zarr.json").is_file() else source
+        failures |= {slide_id: reason for slide_id, reason in failed(source).items() if slide_id not in store}
         return folder, store, store.ids()
     if trained.features is None:
         raise ConfigError(

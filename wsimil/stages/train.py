@@ -205,7 +205,7 @@ def _matched(config: TrainConfig, features: Path, cohort_csv: Path) -> tuple[Mat
     """What to train on, with its splits. Raises WsimilError, also for a decision that means nothing for the cohort's task."""
     cohort = read_cohort(cohort_csv, task=config.task.build())
     store = open_features(features)
-    matched = match(cohort, store, where=features)
+    matched = match(cohort, store, where=features, bag=config.bag)
     check_decision(config.decision, matched.cohort.task)
     return replace(matched, cohort=_with_splits(matched.cohort, config.split)), store
 

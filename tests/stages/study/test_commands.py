@@ -224,3 +224,16 @@ def test_slides_that_are_nobodys_are_told_of(material: Material, tmp_path: Path)
     _, told = worker.communicate(timeout=LIMIT_S)
     assert worker.returncode == 0, told
     assert "abmil/0/seed-0: 1 slides are left out, as the cohort file does not tell whose they are: s35" in told
+
+
+def test_a_patient_who_lacks_a_slide_is_failed_in_the_tables(material: Material, tmp_path: Path) -> None:
+    (material.features / "s1.h5").unlink()  # of p0, whose other slide is there
+    settings = {**material.settings(), "train": {"abmil": {**QUICK, "bag": "patient"}}, "rounds": ["0"]}
+    study = make_plan(tmp_path, {**settings, "predict": {"slides": "all"}, "report": False})
+    worker = start("worker", study, "--gpus", "none")
+    _, told = worker.communicate(timeout=LIMIT_S)
+    assert worker.returncode == 0, told
+    rows = (study / "predictions/abmil/0/seed-0/predictions.csv").read_text("utf-8").splitlines()
+    failed = [row for row in rows if "failed" in row]
+    assert [row.partition(",")[0] for row in failed] == ["p0"]
+    assert "slide 's1': no features" in failed[0]

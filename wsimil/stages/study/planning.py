@@ -346,11 +346,12 @@ def _answering(asked: StudyPredict, splits: Path, items: Sequence[WorkItem], cos
         chosen = sorted(set(costs) & set(test)) if asked.slides == "test" else sorted(costs)
         for unit, slides in _bags(item, chosen).items():
             task: dict[str, Json] = {"run": item.name, "slides": list(slides)}
-            cost = sum(costs[slide] for slide in slides)
+            cost = sum(costs.get(slide, 0.0) for slide in slides)
             units.append(
                 Unit(id=f"p{len(units):06}", name=f"{item.name}: {unit}", cost=cost, task={**task, "unit": unit})
             )
-            for slide in slides if asked.heatmaps and asked.range == "cohort" else ():
+            whole = all(slide in costs for slide in slides)
+            for slide in slides if whole and asked.heatmaps and asked.range == "cohort" else ():
                 name = f"{item.name}: {slide}"
                 pictures.append(
                     Unit(
@@ -365,12 +366,12 @@ def _answering(asked: StudyPredict, splits: Path, items: Sequence[WorkItem], cos
 
 
 def _bags(item: WorkItem, slides: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """What a model answers for, slides or patients, each with its slides."""
+    """What a model answers for: `slides`, or their patients, each with all slides of his."""
     if item.config.bag == "slide":
         return {slide: (slide,) for slide in slides}
     owners = read_patients(item.cohort)
-    patients: dict[str, list[str]] = {}
-    for slide in slides:
-        if slide in owners:
-            patients.setdefault(owners[slide], []).append(slide)
+    patients: dict[str, list[str]] = {owners[slide]: [] for slide in slides if slide in owners}
+    for slide in sorted(owners):
+        if owners[slide] in patients:
+            patients[owners[slide]].append(slide)
     return {patient: tuple(own) for patient, own in patients.items()}

@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 
 from wsimil.cohort import read_patients
-from wsimil.errors import OutputError, StoreError
+from wsimil.errors import OutputError
 from wsimil.evaluation.decision import Decision, load_decided
 from wsimil.export.cohort_range import CohortRange
 from wsimil.export.formats import FORMATS, HEATMAPS
@@ -21,7 +21,7 @@ from wsimil.provenance import Json
 from wsimil.stages.answers import Answer
 from wsimil.stages.device import resolve_device
 from wsimil.stages.learned import learned_from
-from wsimil.stages.predict import conclude, labels_of, refuse_unknown_score
+from wsimil.stages.predict import NO_FEATURES, conclude, labels_of, refuse_unknown_score
 from wsimil.stages.predict_unit import Desk
 from wsimil.stages.progress import Reporter
 from wsimil.stages.study.one_by_one import WARM, OneByOne
@@ -95,10 +95,10 @@ class PredictRunner(OneByOne):
         return Made(attempt=attempt, summary=_to_json(said.answer))
 
     def _why_lost(self, slide: str) -> str:
-        for unit in self._study.plan.stage(EXTRACT).units:
+        for unit in self._study.plan.stage(EXTRACT).units if self._study.config.features is None else ():
             if unit.name == slide and not unit.last:
                 return failure_of(self._ledger, unit.id, self._ledger.look(unit.id))[1]
-        raise StoreError(f"slide {slide!r}: no features in {self._study.features}")
+        return NO_FEATURES  # it was not among the slides of the study
 
     def _end(self, attempt: Attempt) -> Outcome:
         """The tables of a model's answers, and the range of colors of all its overlays."""
