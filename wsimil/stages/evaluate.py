@@ -119,6 +119,8 @@ def gather(runs: Sequence[Run], cohort_csv: Path, options: EvaluateOptions) -> M
     unit = runs[0].model.bag
     known = read_known(cohort_csv, shared_task([run.model.task for run in runs]), unit, groups=options.groups)
     refuse_other_patients(runs, known, cohort_csv)
+    for run in runs:
+        run.learned.refuse_other_spellings(known.owners.values(), cohort_csv)
     extracted = None if options.features is None else read_extracted(options.features)
     counted = count(runs, known, split=options.split, extracted=extracted)
     if not counted.rows:

@@ -84,6 +84,8 @@ def held_out(runs: Sequence[CheckedRun], ids: Sequence[str], *, cohort_csv: Path
     members, _ = units_of(known, owners if bag == "patient" else None, partial)
     left_out["lacking features of a slide"] = len(partial)
     units = {}
+    for run in runs:
+        run.learned.refuse_other_spellings(patients.values(), cohort_csv or run.folder)
     for unit, slides in members.items():
         owner = patients[slides[0]]
         blind = [run for run in runs if not run.learned.knows(unit, owner)]

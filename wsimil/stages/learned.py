@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wsimil.errors import ConfigError, ModelError, StoreError
+from wsimil.errors import CohortError, ConfigError, ModelError, StoreError
 from wsimil.evaluation.decision import DECISION, load_decision
 from wsimil.files import write_text
 from wsimil.mil.facts import FACTS, BagUnit, ModelFacts, read_facts
@@ -51,6 +51,19 @@ class Learned:
             return self.patients[patient_id]
         split = self.splits.get(slide_id)
         return split if split in ("train", "val") else None
+
+    def refuse_other_spellings(self, patients: Iterable[str], where: Path) -> None:
+        """Raises CohortError where the id of one of `patients`, those in `where`, differs in case alone from that of one whom the
+        model saw."""
+        spelled = {patient.casefold(): patient for patient in self.patients}
+        for patient in patients:
+            seen = spelled.get(patient.casefold(), patient)
+            if patient not in self.patients and patient != seen:
+                raise CohortError(
+                    f"patient {patient!r} of {where} and {seen!r}, whom the model learned from or was chosen on, differ in case"
+                    " alone; spell a patient one way in both cohort files, or name two patients apart, so that none is learned"
+                    " from and tested on"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,6 +98,8 @@ def predict(
     names = _names(options.pseudonyms, source, out)
     patients = _patients(cohort_csv, trained)
     learned = learned_from(run, trained.bag)
+    if cohort_csv is not None:
+        learned.refuse_other_spellings(patients.values(), cohort_csv)
     cohort = labels_of(cohort_csv, trained, names)
     check_writable(out)
     failures: dict[str, str] = {}
