@@ -245,15 +245,18 @@ class Cohort:
         findings = tuple(replace(one, slide_ids=ordered(one.slide_ids)) for one in self.findings)
         return replace(self, slides=tuple(sorted(slides, key=lambda s: s.slide_id)), findings=findings)
 
-    def to_csv(self) -> str:
-        """The cohort table: one line a slide, its split included; of patients also their slides, with semicolons."""
+    def to_csv(self, *, contents: Mapping[str, str] | None = None) -> str:
+        """The cohort table: one line a slide, its split included; of patients also their slides, with semicolons; with
+        `contents`, digests of what slides hold, also these."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         joined = any(s.members for s in self.slides)
-        writer.writerow([*_IDS, *self.task.columns, "site", "split", *(["slides"] if joined else [])])
+        told = [] if contents is None else ["slide_digest"]
+        writer.writerow([*_IDS, *self.task.columns, "site", "split", *(["slides"] if joined else []), *told])
         for s in self.slides:
             row = [s.slide_id, s.patient_id, *self.task.cells(s.label), s.site or "", s.split or ""]
-            writer.writerow([*row, ";".join(s.members)] if joined else row)
+            digest = [] if contents is None else [contents.get(s.slide_id, "")]
+            writer.writerow([*row, *([";".join(s.members)] if joined else []), *digest])
         return text.getvalue()
 
     def counts(self) -> list[tuple[str, str, int, int]]:

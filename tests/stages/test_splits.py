@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -39,8 +40,8 @@ def test_a_study_is_made_checked_and_trained_on(feature_study: Study, tmp_path: 
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))["split"]
     assert (written["digest"], written["round"]) == (digest, "1")
     sides = json.loads(splits.read_text(encoding="utf-8"))["rounds"][1]
-    rows = (tmp_path / "run" / "cohort.csv").read_text(encoding="utf-8").splitlines()[1:]
-    assert {row.split(",")[0] for row in rows if row.endswith("test")} == set(sides["test"])
+    rows = csv.DictReader((tmp_path / "run" / "cohort.csv").read_text(encoding="utf-8").splitlines())
+    assert {row["slide_id"] for row in rows if row["split"] == "test"} == set(sides["test"])
     config = tmp_path / "run" / "config.yaml"
     assert run("train", features, "--cohort", cohort, "-o", tmp_path / "again", "-c", config, "-q")[0] == 0
     assert run("splits", "make", cohort, "-o", splits, "--folds", 3, "--seed", 5, "--overwrite")[0] == 0

@@ -28,13 +28,14 @@ _CODES = frozenset({"batch", "center", "centre", "code", "hospital", "id", "inst
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """The answers of one folder, who gave them, and what that model learned from."""
+    """The answers of one folder, who gave them, and what that model learned from; `alike` as in `Origin`."""
 
     name: str
     folder: Path
     model: ModelFacts
     learned: Learned
     rows: tuple[Row, ...]
+    alike: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +67,8 @@ def read_runs(predictions: Sequence[Path], *, model: Path | None = None) -> tupl
     for name, folder in zip(names, folders, strict=True):
         origin = read_origin(folder, model=model)
         rows = read_table(folder, task=origin.model.task, bag=origin.model.bag)
-        runs.append(Run(name=name, folder=folder, model=origin.model, learned=origin.learned, rows=rows))
+        run = Run(name=name, folder=folder, model=origin.model, learned=origin.learned, rows=rows, alike=origin.alike)
+        runs.append(run)
     first = runs[0].model
     for run in runs[1:]:
         refuse_other_question(first, run.model, runs[0].folder, run.folder)

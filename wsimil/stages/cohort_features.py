@@ -13,6 +13,7 @@ from wsimil.errors import CohortError, StoreError
 from wsimil.evaluation.patient import stacked
 from wsimil.mil.facts import BagUnit
 from wsimil.provenance import sha256_json
+from wsimil.stages.twins import alike, refuse_twins
 from wsimil.store import FeatureStore, StoredHeader
 from wsimil.store.base import InstanceStore, read_headers
 from wsimil.store.places import failed_ids
@@ -60,12 +61,14 @@ class PatientBags:
 class MatchedFeatures:
     """The slides of a cohort that have features, all of one kind and none empty; `header` is one of theirs.
 
-    `contents` is a digest that differs where what is stored of any of them does (see `StoredHeader.content`).
+    `contents` is a digest that differs where what is stored of any of them does (see `StoredHeader.content`); `digests` are
+    those of the slides' own content, by slide, "" where it is not known.
     """
 
     cohort: Cohort
     header: StoredHeader
     contents: str
+    digests: Mapping[str, str]
 
 
 def match(cohort: Cohort, store: FeatureStore, *, where: Path, bag: BagUnit = "slide") -> MatchedFeatures:
@@ -88,29 +91,17 @@ def match(cohort: Cohort, store: FeatureStore, *, where: Path, bag: BagUnit = "s
         what = "slides failed in the last extraction, and are used with the features of an earlier one"
         finding = Finding(what=what, slide_ids=tuple(doubtful))
         matched = replace(matched, findings=(*matched.findings, finding))
-    matched = _with_duplicates(matched, headers)
-    used = {slide.slide_id: headers[slide.slide_id] for slide in matched.slides}
-    contents = sha256_json({slide_id: header.content for slide_id, header in used.items()})
-    return MatchedFeatures(cohort=matched, header=next(iter(used.values())), contents=contents)
-
-
-def _with_duplicates(cohort: Cohort, headers: Mapping[str, StoredHeader]) -> Cohort:
-    """The cohort with a finding for each group of slides that have one content."""
-    same: dict[str, list[CohortSlide]] = {}
-    for slide in cohort.slides:
-        if digest := headers[slide.slide_id].provenance.slide_digest:
-            same.setdefault(digest, []).append(slide)
-    groups = [group for group in same.values() if len(group) > 1]
-    for first, *others in groups:
-        for other in others:
-            if (first.patient_id, first.label) != (other.patient_id, other.label):
-                raise CohortError(
-                    f"slides {first.slide_id!r} (patient {first.patient_id!r}, {first.label!r}) and {other.slide_id!r} (patient"
-                    f" {other.patient_id!r}, {other.label!r}) are one and the same image: it would be learned from and tested"
-                    " on, or bear two labels; drop one of them from the cohort file, or give both one patient_id and label"
-                )
-    found = [Finding(what="slides have one content", slide_ids=tuple(s.slide_id for s in group)) for group in groups]
-    return replace(cohort, findings=(*cohort.findings, *found))
+    used = {slide_id: headers[slide_id] for slide_id in matched.slide_ids}
+    digests = {slide_id: header.provenance.slide_digest for slide_id, header in used.items()}
+    groups = alike(digests)
+    refuse_twins(groups, matched.slides)
+    found = [Finding(what="slides have one content", slide_ids=group) for group in groups]
+    return MatchedFeatures(
+        cohort=replace(matched, findings=(*matched.findings, *found)),
+        header=next(iter(used.values())),
+        contents=sha256_json({slide_id: header.content for slide_id, header in used.items()}),
+        digests=digests,
+    )
 
 
 def _of_whole_patients(cohort: Cohort, *, lacking: Sequence[CohortSlide]) -> Cohort:

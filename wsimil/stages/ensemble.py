@@ -123,7 +123,8 @@ def _joined(tables: Sequence[Sequence[Mapping[str, str]]]) -> list[dict[str, str
 
 def _csv(rows: Sequence[Mapping[str, str]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*rows[0]], lineterminator="\n", extrasaction="ignore")
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, [*columns], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

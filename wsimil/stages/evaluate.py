@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import wsimil
@@ -36,6 +36,7 @@ from wsimil.stages.cohort_flow import Counted, count, read_extracted
 from wsimil.stages.deciding import deciding_of, pooled_thresholds
 from wsimil.stages.learned import ORIGIN
 from wsimil.stages.thumbnails import thumbnail
+from wsimil.stages.twins import refuse_twins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +122,8 @@ def gather(runs: Sequence[Run], cohort_csv: Path, options: EvaluateOptions) -> M
     refuse_other_patients(runs, known, cohort_csv)
     for run in runs:
         run.learned.refuse_other_spellings(known.owners.values(), cohort_csv)
+        refuse_twins(run.alike, known.cohort.slides)
+    runs = [replace(run, learned=run.learned.among(known.owners)) for run in runs]
     extracted = None if options.features is None else read_extracted(options.features)
     counted = count(runs, known, split=options.split, extracted=extracted)
     if not counted.rows:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from wsimil.stages.deciding import frozen_with
 
 ORIGIN = "predictions.json"
 _SCHEMA = "wsimil/predictions/1"
+_SEEN = ("train", "val")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +28,16 @@ class Learned:
     from ("train") or was chosen on ("val").
 
     Not `known` where the table of the cohort did not come with the model, as with one that was imported. `counts` are
-    patients by split.
+    patients by split. `twins` are slides that were answered for and that it saw, in the split named, under another name.
+    `contents` are the digests of slides that it saw, with their split; they stay with the run.
     """
 
     known: bool
     splits: Mapping[str, str]
     patients: Mapping[str, str]
     counts: Mapping[str, int]
+    twins: Mapping[str, str] = field(default_factory=dict)
+    contents: Mapping[str, str] = field(default_factory=dict)
 
     def renamed(self, name: Callable[[str], str]) -> Learned:
         """The same with `name` of every id, in the order of names: that of ids would tell whose they are."""
@@ -50,7 +54,26 @@ class Learned:
         if patient_id is not None and patient_id in self.patients:
             return self.patients[patient_id]
         split = self.splits.get(slide_id)
-        return split if split in ("train", "val") else None
+        return split if split in _SEEN else self.twins.get(slide_id)
+
+    def recognizing(self, contents: Mapping[str, str], owners: Mapping[str, str]) -> Learned:
+        """The same, that also knows by `contents`, a digest by slide, what it saw under other names; `owners` are patients by
+        slide."""
+        twins = {
+            slide_id: self.contents[content]
+            for slide_id, content in contents.items()
+            if content in self.contents and self.seen_in(slide_id, owners.get(slide_id)) is None
+        }
+        return replace(self, twins=twins).among(owners)
+
+    def among(self, owners: Mapping[str, str]) -> Learned:
+        """The same, that also knows the patients one of whose slides it saw, by `owners`, patients by slide."""
+        seen = {
+            patient: split
+            for slide_id, patient in owners.items()
+            if (split := self.seen_in(slide_id, None)) is not None
+        }
+        return replace(self, patients=seen | {**self.patients})
 
     def refuse_other_spellings(self, patients: Iterable[str], where: Path) -> None:
         """Raises CohortError where the id of one of `patients`, those in `where`, differs in case alone from that of one whom the
@@ -68,10 +91,12 @@ class Learned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Who answered: a model by its facts, and what it learned from."""
+    """Who answered: a model by its facts, and what it learned from; `alike` are groups of those answered for whose slides have
+    one content."""
 
     model: ModelFacts
     learned: Learned
+    alike: tuple[tuple[str, ...], ...] = ()
 
 
 def learned_from(run: Path, bag: BagUnit) -> Learned:
@@ -79,20 +104,22 @@ def learned_from(run: Path, bag: BagUnit) -> Learned:
     path = run / "cohort.csv"
     try:
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-        patients = {row["patient_id"]: row["split"] for row in rows if row["split"] in ("train", "val")}
+        seen = [row for row in rows if row["split"] in _SEEN]
+        patients = {row["patient_id"]: row["split"] for row in seen}
+        contents = {digest: row["split"] for row in seen if (digest := row.get("slide_digest"))}
         counts = {
             split: len({row["patient_id"] for row in rows if row["split"] == split})
             for split in sorted({row["split"] for row in rows})
         }
         splits = {row[f"{bag}_id"]: row["split"] for row in rows}
-        return Learned(known=True, splits=splits, patients=patients, counts=counts)
+        return Learned(known=True, splits=splits, patients=patients, counts=counts, contents=contents)
     except FileNotFoundError:
         return Learned(known=False, splits={}, patients={}, counts={})
     except (OSError, UnicodeDecodeError, KeyError, csv.Error) as error:
         raise StoreError(f"{path} cannot be read ({error}); copy the run again, whole") from error
 
 
-def write_origin(out: Path, run: Path, learned: Learned) -> None:
+def write_origin(out: Path, run: Path, learned: Learned, *, alike: Sequence[Sequence[str]] = ()) -> None:
     """Write predictions.json beside answers of the model in `run`, so that they can be judged without it. Raises OutputError."""
     facts = _facts(run)
     if facts["features"] is not None:
@@ -101,7 +128,9 @@ def write_origin(out: Path, run: Path, learned: Learned) -> None:
     tree = {
         "schema": _SCHEMA,
         "model": facts,
-        "learned_from": asdict(learned),
+        # Without digests, which would tell who holds a slide what its pseudonym is.
+        "learned_from": {name: value for name, value in asdict(learned).items() if name != "contents"},
+        "alike": alike,
     }
     write_text(out / ORIGIN, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
 
@@ -160,6 +189,7 @@ def _of_predictions(folder: Path) -> Origin:
         return Origin(
             model=ModelFacts.of(tree["model"], str(path)),
             learned=Learned(**learned),
+            alike=tuple(tuple(group) for group in tree.get("alike", ())),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} cannot be read ({error}); predict again") from error

@@ -40,6 +40,7 @@ from wsimil.stages.learned import ORIGIN, Learned, learned_from, write_origin
 from wsimil.stages.predict_options import PredictOptions
 from wsimil.stages.predict_unit import Desk
 from wsimil.stages.progress import Quiet, Reporter
+from wsimil.stages.twins import alike, at_odds
 from wsimil.store import FeatureStore, open_store
 from wsimil.store.places import failures as failed
 from wsimil.store.renamed import renamed
@@ -127,6 +128,7 @@ def predict(
         trained=trained, store=store, features=features, out=out, options=options, decision=decision, names=names
     )
     answers: list[Answer] = []
+    contents: dict[str, str] = {}
     reporter.begin("slides" if owners is None else "patients", len(units))
     for unit, slide_ids in units.items():
         interrupt.check()
@@ -141,8 +143,10 @@ def predict(
             reporter.finish_item(f"{unit}: FAILED: {failures[unit]}")
             continue
         answers.append(said.answer)
+        contents |= said.contents
         reporter.finish_item(said.line)
-    summary = conclude(answers, failures, trained, run, learned, cohort, out)
+    learned = learned.recognizing(contents, patients)
+    summary = conclude(answers, failures, trained, run, learned, cohort, out, twins=alike(contents, owners))
     if names is not None and cohort_csv is not None and has_columns(cohort_csv, trained.task):
         known = read_cohort(cohort_csv, task=trained.task).renamed(names.name)
         write_text(out / COHORT, known.to_csv())
@@ -353,11 +357,17 @@ def conclude(
     learned: Learned,
     cohort: Cohort | None,
     out: Path,
+    *,
+    twins: Sequence[Sequence[str]] = (),
 ) -> PredictSummary:
-    """Write predictions, who answered, metrics and failures into `out`. Raises OutputError."""
+    """Write predictions, who answered, metrics and failures into `out`; `twins` are groups whose slides have one content.
+
+    Raises OutputError.
+    """
     failed = [Answer(slide_id=unit, values=None, status=f"failed: {reason}") for unit, reason in failures.items()]
     answers = [*given, *failed]
     patients = {} if cohort is None else {slide.slide_id: slide.patient_id for slide in cohort.slides}
+    doubtful = [one for pair in at_odds(twins, () if cohort is None else cohort.slides) for one in pair]
     seen = tuple(a.slide_id for a in answers if learned.knows(a.slide_id, patients.get(a.slide_id)))
     if cohort is None:
         write_answers(out, answers, task=trained.task, splits=learned.splits, bag=trained.bag)
@@ -365,11 +375,11 @@ def conclude(
     else:
         write_answers(out, answers, task=trained.task, cohort=cohort, splits=learned.splits, bag=trained.bag)
         blind = replace(cohort, slides=tuple(replace(s, split=None, fold=None) for s in cohort.slides))
-        metrics = estimate_splits([a for a in answers if a.slide_id not in seen], blind)
+        metrics = estimate_splits([a for a in answers if a.slide_id not in {*seen, *doubtful}], blind)
         about = {"not counted, because the model learned from these patients or was chosen on them": list(seen)}
         values = {split: {n: asdict(e) for n, e in found.items()} for split, found in metrics.items()}
         write_text(out / "metrics.json", json.dumps(values | about, indent=2) + "\n")
-    write_origin(out, run, learned)
+    write_origin(out, run, learned, alike=twins)
     _write_failures(out / "failures.csv", failures, trained)
     return PredictSummary(
         answers=tuple(answers),
@@ -378,7 +388,7 @@ def conclude(
         seen=seen,
         task=trained.task,
         bag=trained.bag,
-        notes=(*_notes(trained), *_unusual(answers)),
+        notes=(*_notes(trained), *_renamed(learned), *_doubtful(doubtful, trained.bag), *_unusual(answers)),
     )
 
 
@@ -389,6 +399,25 @@ def _notes(trained: TrainedModel) -> tuple[str, ...]:
     return (
         "the model was imported without saying on which features it was trained: that these have as many"
         f" ({trained.model.in_dim}) is all that was checked; answers are void unless encoder, tile size and mpp are the same",
+    )
+
+
+def _renamed(learned: Learned) -> tuple[str, ...]:
+    if not learned.twins:
+        return ()
+    return (
+        f"{unit_words('slide', len(learned.twins))} are, under other names, slides that the model learned from or was chosen on,"
+        f" and their patients do not count: {quoted([*learned.twins])}",
+    )
+
+
+def _doubtful(names: Sequence[str], bag: BagUnit) -> tuple[str, ...]:
+    different = list(dict.fromkeys(names))
+    if not different:
+        return ()
+    return (
+        f"{unit_words(bag, len(different))} share one image with another of another patient or label, and do not count in"
+        f" metrics; wsimil evaluate refuses them: {quoted(different)}",
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from wsimil.bags import FeatureBag
 from wsimil.errors import StoreError
@@ -24,10 +24,11 @@ from wsimil.store.base import InstanceStore
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """An answer, and a line for whoever watches."""
+    """An answer, a line for whoever watches, and digests of the content of the slides that were read."""
 
     answer: Answer
     line: str
+    contents: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,7 @@ class Desk(Drawing):
             answer = answer_from(self.trained, self.store, slide_id, decision=self.decision)
             return Said(answer=answer, line=f"{slide_id}: {answer.status}, without scores of tiles")
         bag = self.store.read(slide_id)
+        contents = {slide_id: bag.provenance.slide_digest}
         _refuse_unknown_bounds(bag, self.options)
         prediction = predict_one(
             self.trained,
@@ -53,11 +55,11 @@ class Desk(Drawing):
         )
         if prediction is None:
             answer = Answer(slide_id=slide_id, values=None, status=NO_TILES)
-            return Said(answer=answer, line=f"{slide_id}: {NO_TILES}, no answer")
+            return Said(answer=answer, line=f"{slide_id}: {NO_TILES}, no answer", contents=contents)
         table = self._export(prediction)
         beside = beside_of(self.decision, self.trained, prediction.values, bag.features)
         answer = Answer(slide_id=slide_id, values=prediction.values, beside=beside)
-        return self._said(answer, prediction, f"{len(bag)} tiles", [table])
+        return self._said(answer, prediction, f"{len(bag)} tiles", [table], contents)
 
     def patient(self, patient_id: str, slide_ids: tuple[str, ...]) -> Said:
         """One patient of these slides. Raises WsimilError."""
@@ -66,6 +68,7 @@ class Desk(Drawing):
             answer = answer_of_patient(self.trained, bags, patient_id, decision=self.decision)
             return Said(answer=answer, line=f"{patient_id}: {answer.status}, without scores of tiles")
         slides = [self.store.read(slide_id) for slide_id in slide_ids]
+        contents = {bag.slide_id: bag.provenance.slide_digest for bag in slides}
         for bag in slides:
             _refuse_unknown_bounds(bag, self.options)
         predictions = predict_patient(
@@ -78,18 +81,25 @@ class Desk(Drawing):
         tables = [self._export(prediction) for prediction in predictions]
         if not predictions:
             answer = Answer(slide_id=patient_id, values=None, status=NO_TILES, slides=slide_ids)
-            return Said(answer=answer, line=f"{patient_id}: {NO_TILES}, no answer")
+            return Said(answer=answer, line=f"{patient_id}: {NO_TILES}, no answer", contents=contents)
         tiles = sum(len(bag) for bag in slides)
         values = predictions[0].values
         beside = beside_of(self.decision, self.trained, values, *(bag.features for bag in slides))
         answer = Answer(slide_id=patient_id, values=values, slides=slide_ids, beside=beside)
-        return self._said(answer, predictions[0], f"{tiles} tiles of {len(slides)} slides", tables)
+        return self._said(answer, predictions[0], f"{tiles} tiles of {len(slides)} slides", tables, contents)
 
-    def _said(self, answer: Answer, prediction: Prediction, tiles: str, tables: Sequence[ScoreTable]) -> Said:
+    def _said(
+        self,
+        answer: Answer,
+        prediction: Prediction,
+        tiles: str,
+        tables: Sequence[ScoreTable],
+        contents: Mapping[str, str],
+    ) -> Said:
         line = self._line(answer.slide_id, prediction, tiles, tables)
         if self.options.heatmaps:
             self.add(tables)
-        return Said(answer=answer, line=line)
+        return Said(answer=answer, line=line, contents=contents)
 
     def _line(self, unit: str, prediction: Prediction, tiles: str, tables: Sequence[ScoreTable]) -> str:
         share = self.trained.task.confidence(prediction.values)

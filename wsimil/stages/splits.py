@@ -12,7 +12,6 @@ from wsimil.files import check_writable
 from wsimil.splits import SplitPlan, SplitsConfig, make_plan, read_plan, read_published, write_plan
 from wsimil.stages.cohort_features import match
 from wsimil.stages.features import open_features
-from wsimil.store.base import read_headers
 from wsimil.targets.config import TaskConfig
 
 
@@ -72,7 +71,5 @@ def _cohort(cohort_csv: Path, task: TaskConfig, features: Path | None) -> tuple[
     cohort = read_cohort(cohort_csv, task=task.build())
     if features is None:
         return cohort, {}
-    store = open_features(features)
-    cohort = match(cohort, store, where=features).cohort
-    headers = read_headers(store, list(cohort.slide_ids))
-    return cohort, {slide_id: header.provenance.slide_digest for slide_id, header in headers.items()}
+    matched = match(cohort, open_features(features), where=features)
+    return matched.cohort, dict(matched.digests)

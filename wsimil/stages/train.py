@@ -156,7 +156,7 @@ def _trained(
         update={"method": {"name": name, **resolved}, "fit": options, "split": _recorded(config.split)}
     )
     write_text(out / "config.yaml", whole.to_yaml())
-    write_text(out / "cohort.csv", cohort.to_csv())
+    write_text(out / "cohort.csv", cohort.to_csv(contents=matched.digests))
     write_text(out / "cohort.txt", "\n".join([*cohort_lines(cohort), ""]))
     source = patients if config.bag == "patient" else bags
     save_decision(out, _decide(config.decision, load_model(out, device=device), source, units))
