@@ -375,7 +375,8 @@ def conclude(
     else:
         write_answers(out, answers, task=trained.task, cohort=cohort, splits=learned.splits, bag=trained.bag)
         blind = replace(cohort, slides=tuple(replace(s, split=None, fold=None) for s in cohort.slides))
-        metrics = estimate_splits([a for a in answers if a.slide_id not in {*seen, *doubtful}], blind)
+        uncounted = {*seen, *doubtful}
+        metrics = estimate_splits([a for a in answers if a.slide_id not in uncounted], blind)
         about = {"not counted, because the model learned from these patients or was chosen on them": list(seen)}
         values = {split: {n: asdict(e) for n, e in found.items()} for split, found in metrics.items()}
         write_text(out / "metrics.json", json.dumps(values | about, indent=2) + "\n")
