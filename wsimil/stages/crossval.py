@@ -203,7 +203,7 @@ def _train(item: WorkItem, share: int) -> str | None:
         return f"{type(error).__name__}: {error}"
     if item.contents not in ("", summary.contents):
         return f"features in {item.features} were replaced while the study ran: restore them, or choose another output folder"
-    item.mark_done()
+    item.mark_done(contents=summary.contents)
     return None
 
 

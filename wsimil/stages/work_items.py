@@ -41,27 +41,27 @@ class WorkItem:
         paths = (str(self.features), "--cohort", str(self.cohort), "-o", str(self.out), "-c", str(self.config_file))
         return ["wsimil", "train", *paths]
 
-    def digest(self) -> str:
-        """What a finished run must have been made of to be left as it is."""
-        return sha256_json(
-            {
-                "config": self.config.model_dump(mode="json"),
-                "cohort": sha256(self.cohort.read_bytes()).hexdigest(),
-                "features": self.contents or str(self.features.resolve()),
-            }
-        )
+    def made_of(self) -> dict[str, str]:
+        """What a finished run must have been made of to be left as it is, beside what the features hold."""
+        cohort = sha256(self.cohort.read_bytes()).hexdigest()
+        digest = sha256_json({"config": self.config.model_dump(mode="json"), "cohort": cohort})
+        return {"digest": digest, "features": str(self.features.resolve())}
 
-    def mark_done(self) -> None:
-        """Leave it as it is from now on. Raises OutputError."""
-        write_text(self.out / _DONE, json.dumps({"digest": self.digest()}) + "\n")
+    def mark_done(self, *, contents: str) -> None:
+        """Leave it as it is from now on; `contents` is a digest of what its features held. Raises OutputError."""
+        write_text(self.out / _DONE, json.dumps({**self.made_of(), "contents": contents}) + "\n")
 
     def is_done(self) -> bool:
-        """Whether its folder holds this very run, finished."""
+        """Whether its folder holds this very run, finished; features may have moved where what they hold is known."""
         try:
             said = json.loads((self.out / _DONE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return isinstance(said, dict) and said.get("digest") == self.digest()
+        wanted = self.made_of()
+        if self.contents:
+            del wanted["features"]
+            wanted["contents"] = self.contents
+        return isinstance(said, dict) and all(said.get(name) == value for name, value in wanted.items())
 
 
 def work_items(

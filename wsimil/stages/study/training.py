@@ -51,11 +51,11 @@ class TrainRunner:
             _refuse_another_run(item)
             self._refuse_other_features()
             _go_on(attempt, folder, self._ledger.look(attempt.unit.id).forgiven)
-            train(item.config, item.features, item.cohort, here.out, reporter=self._watch)
+            made = train(item.config, item.features, item.cohort, here.out, reporter=self._watch)
             # At the end, so that whatever it has read before was as planned.
             self._study.refuse_changed_files()
             self._refuse_other_features()
-            here.mark_done()
+            here.mark_done(contents=made.contents)
         except Exception as error:  # noqa: BLE001 - one bad run never stops the others; it is recorded
             return Failed.of(attempt, error)
         return Made(attempt=attempt, folders=(folder,))
