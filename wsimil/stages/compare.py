@@ -18,13 +18,14 @@ from wsimil.evaluation.wrong import said_of
 from wsimil.export.report.card import comparison_card
 from wsimil.export.report.numbers import comparison_tree
 from wsimil.export.report.page import comparison_page
-from wsimil.export.report.report import ComparisonReport, FlowStep, Lost, quoted
+from wsimil.export.report.report import ComparisonReport, FlowStep, Lost
 from wsimil.files import check_writable, write_text
 from wsimil.provenance import Json
 from wsimil.stages.answered import Run, judged, read_runs, refuse_other_question, shared_task
 from wsimil.stages.cohort_flow import Counted
 from wsimil.stages.deciding import pooled_thresholds
 from wsimil.stages.evaluate import EvaluateOptions, card_of, gather, refuse_answers
+from wsimil.stages.words import quoted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

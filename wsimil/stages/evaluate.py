@@ -18,7 +18,7 @@ from wsimil.evaluation.wrong import said_of
 from wsimil.export.report.card import model_card
 from wsimil.export.report.numbers import report_tree
 from wsimil.export.report.page import report_page
-from wsimil.export.report.report import FlowStep, ModelCard, Report, WrongCase, quoted, unit_words
+from wsimil.export.report.report import FlowStep, ModelCard, Report, WrongCase
 from wsimil.files import check_writable, write_text
 from wsimil.mil.facts import FACTS
 from wsimil.provenance import Json, sha256_json
@@ -37,6 +37,7 @@ from wsimil.stages.deciding import deciding_of, pooled_thresholds
 from wsimil.stages.learned import ORIGIN
 from wsimil.stages.thumbnails import thumbnail
 from wsimil.stages.twins import refuse_twins
+from wsimil.stages.words import quoted, unit_words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

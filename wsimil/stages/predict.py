@@ -19,7 +19,6 @@ from wsimil.evaluation.attribution.table import attribute
 from wsimil.evaluation.decision import load_decided
 from wsimil.evaluation.table import inert
 from wsimil.export.formats import FORMATS, HEATMAPS
-from wsimil.export.report.report import quoted, unit_words
 from wsimil.extraction.config import ExtractConfig, config_from_provenance
 from wsimil.extraction.sources import list_sources
 from wsimil.files import check_writable, write_text
@@ -41,6 +40,7 @@ from wsimil.stages.predict_options import PredictOptions
 from wsimil.stages.predict_unit import Desk
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.twins import alike, at_odds
+from wsimil.stages.words import quoted, unit_words
 from wsimil.store import FeatureStore, open_store
 from wsimil.store.places import failures as failed
 from wsimil.store.renamed import renamed

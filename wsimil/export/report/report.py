@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from wsimil.evaluation.judgement import Comparison, Judgement
@@ -100,13 +100,3 @@ class ComparisonReport:
     models: tuple[ModelCard, ...]
     names: tuple[str, str]
     notes: tuple[str, ...]
-
-
-def unit_words(unit: str, count: int) -> str:
-    """ "1 slide", "3 patients"."""
-    return f"{count} {unit}{'' if count == 1 else 's'}"
-
-
-def quoted(names: Sequence[str], most: int = 5) -> str:
-    """The first of several names."""
-    return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
