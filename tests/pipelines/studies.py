@@ -81,7 +81,7 @@ class SmallStudy:
                 for run in runs:
                     to = out / "predictions" / run.relative_to(out / "runs")
                     given = [] if self.predict.get("heatmaps", True) else ["--no-heatmaps"]
-                    wsimil("predict", run, out / "features", *cohort, "-o", to, *given)
+                    wsimil("predict", run, out / "features", *cohort, "-o", to, *given, fails=True)
                 judged = ["--features", out / "features", "--split", "test"]
                 wsimil("evaluate", *runs, *cohort, *judged, "-o", out / "report" / name)
         for path in without:
