@@ -243,12 +243,16 @@ def test_whoever_agreed_has_not_agreed_with_another_answer_of_the_same_weights(
     assert (predictions / "notes" / "s0.geojson").read_bytes() == before
 
 
+def leave_out(path: Path, name: str) -> None:
+    """Write saved notes anew without what they say of themselves by `name`."""
+    tree = json.loads(path.read_text())
+    del tree["wsimil"][name]
+    path.write_text(json.dumps(tree))
+
+
 def test_notes_of_earlier_versions_which_do_not_tell_their_answer_are_read(client: Client, predictions: Path) -> None:
     client.post("cases/0/notes", NOTES)
-    path = predictions / "notes" / "s0.geojson"
-    tree = json.loads(path.read_text())
-    del tree["wsimil"]["answer"]
-    path.write_text(json.dumps(tree))
+    leave_out(predictions / "notes" / "s0.geojson", "answer")
     assert client.get("cases/0/notes").json() == NOTES
 
 
@@ -276,10 +280,7 @@ def test_notes_over_another_tiling_are_neither_shown_beside_these_tiles_nor_repl
 
 def test_notes_that_do_not_name_their_tiling_are_refused(client: Client, predictions: Path) -> None:
     client.post("cases/0/notes", NOTES)
-    path = predictions / "notes" / "s0.geojson"
-    tree = json.loads(path.read_text())
-    del tree["wsimil"]["tiling"]
-    path.write_text(json.dumps(tree))
+    leave_out(predictions / "notes" / "s0.geojson", "tiling")
     assert client.get("cases/0/notes").status == 409
     assert "which it does not name" in client.heard[-1]
 
