@@ -154,7 +154,9 @@ def test_a_study_survives_all_that_can_happen_to_its_workers_at_once(
     cluster.wait(lambda: bool(workers(cluster, "n2")), "a worker on n2", seconds=120)
     told = next(iter(workers(cluster, "n2").values()))
     cluster.run("scancel", "--signal=USR1", "--batch", element_of(cluster, told[0]), check=False)
-    cluster.wait(lambda: not cluster.processes().keys() & set(told), "the end of who was told to make room", seconds=120)
+    cluster.wait(
+        lambda: not cluster.processes().keys() & set(told), "the end of who was told to make room", seconds=120
+    )
 
     until(20)
     cluster.run("sbatch", "-p", "urgent", "-w", "n1", "--gres=gpu:2", "-o", "/dev/null", "--wrap", "true", **jobs)
