@@ -70,6 +70,21 @@ def test_where_a_mask_takes_all_of_a_bag_attention_is_even():
     torch.testing.assert_close(got.vectors[2], h[64:].mean(dim=0).expand(3, -1))
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_mask_takes_the_best_by_the_scores_that_are_told_though_another_bag_is_masked_whole(whole):
+    attention, h = layer(drop=0.3), instances()
+    bags, masking = make_bags(LENGTHS), TopKMasking(k=10, drop=1.0)
+    if not whole:
+        h, bags = h[64:], replace(make_bags((200,)), slide_ids=bags.slide_ids[2:])
+    got = attention(h, bags, step(masking=masking))
+    masked, scores = got.masked[-200:], got.scores[-200:]
+    assert torch.equal(masked, torch.zeros_like(masked).scatter_(0, scores.topk(10, dim=0).indices, True))
+    left = h[-200:].T @ scores.masked_fill(masked, -torch.inf).softmax(dim=0)
+    torch.testing.assert_close(got.vectors[-1], left.T, rtol=1e-11, atol=1e-13)
+    wanted = attention(instances(), make_bags(LENGTHS), step()).scores[-200:]
+    torch.testing.assert_close(scores, wanted, rtol=1e-11, atol=1e-13)
+
+
 @pytest.mark.parametrize("drop", [0.0, 0.3])
 def test_what_a_bag_loses_does_not_depend_on_its_pack(drop):
     attention, h = layer(drop=drop), instances().detach()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from wsimil.mil import registry
 from wsimil.mil.batch import StepContext
+from wsimil.mil.masking import TopKMasking
 from wsimil.ops.segment_sum import segment_sum
 from wsimil.testing.method_laws import CLASSES, DIM, make_bags
 
@@ -28,6 +31,15 @@ def test_what_an_instance_weighs_in_both_tiers_makes_the_bags_vector(config, wei
     assert output.attention.sum().item() == pytest.approx(1)
     vector = segment_sum(output.attention, model.embed_instances(bags, None), bags.cu_seqlens)[:, 0]
     torch.testing.assert_close(vector, output.embedding)
+
+
+@pytest.mark.parametrize("distill", ["maxs", "maxmins"])
+def test_where_a_mask_takes_all_of_a_pseudo_bag_layers_in_bfloat16_learn_too(distill):
+    model = build(distill=distill)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = model.losses(make_bags((3, 63)), replace(step(), masking=TopKMasking(k=10, drop=1.0)))
+    assert terms.output.masked[:3].all()
+    assert terms.total.isfinite()
 
 
 def test_maxmins_hands_on_the_most_and_the_least_probable_of_each_pseudo_bag():

@@ -90,9 +90,10 @@ class GatedAttention(nn.Module):
             with torch.no_grad():
                 masked = masking(self.pool(h, bags.cu_seqlens, rows=rows, draws=draws).scores, bags, step)
             if any(bool(part.all(dim=0).any()) for part in split_bags(masked, bags.cu_seqlens)):
-                # Attention is even then, which the operation does not have.
-                own = _Masked(masked)
-                return self._pool_drawn(h if rows is None else h[rows], bags, step, own=own, gram=gram)
+                # Attention is even then, which the operation does not have; it drops as it did for the scores that chose.
+                scores = self.pool(h, bags.cu_seqlens, rows=rows, draws=draws).scores
+                values = h if rows is None else h[rows]
+                return pool_by_scores(scores, values, bags, step, own=_Masked(masked), gram=gram)
             draws = replace(draws, mask=_named(masked, bags))
         return self.pool(h, bags.cu_seqlens, rows=rows, draws=draws, gram=gram)
 

@@ -160,7 +160,7 @@ class DTFD(MILModel):
         else:
             chosen, ends = self._choose(first)
             second = self.second_attention.pool(first.h[first.rows[chosen]], ends)
-            whole = torch.zeros_like(pooled.scores).index_add_(0, chosen, second.weights)
+            whole = second.weights.new_zeros(pooled.scores.shape).index_add_(0, chosen, second.weights)
         embedding = second.vectors[:, 0]
         return BagOutput(
             logits=row_linear(embedding, self.second_classifier.weight, self.second_classifier.bias),
