@@ -21,6 +21,7 @@ from torch import Tensor
 from wsimil.errors import ModelError
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, BagOutput, LossTerms, StepContext, pack
+from wsimil.mil.masking import RankMasking, TopKMasking
 from wsimil.ops.segment_softmax import segment_softmax
 from wsimil.testing.live_bytes import LiveBytes
 
@@ -221,6 +222,19 @@ def leaving_out_by_formula_is_leaving_out(build: Build) -> None:
         _close(closed.values[row], wanted, 1e-10, f"what leaving out instance {row} takes away", floor=floor)
 
 
+def what_a_step_masks_weighs_nothing(build: Build) -> None:
+    """Where a method takes a step's masking and tells its attention, this is 0 wherever it is masked."""
+    model, bags = build(DIM, CLASSES), make_bags()
+    if not model.takes_masking:
+        return
+    for masking in (TopKMasking(k=10, drop=0.6), RankMasking(random=0.5)):
+        output = model.losses(bags, replace(_step(), masking=masking)).output
+        _hold(output.masked is not None and bool(output.masked.any()), f"nothing is masked by {masking}")
+        if output.attention is not None and output.masked is not None:
+            most = float(output.attention.detach()[output.masked].abs().max())
+            _hold(most == 0, f"an instance that {masking} masked has attention {most:.2e}, 0 wanted")
+
+
 def state_survives_safetensors(build: Build) -> None:
     """All that a model has learned, its standardization included, is in its state; another model takes it to the bit."""
     model, bags = build(DIM, CLASSES), make_bags()
@@ -272,6 +286,7 @@ LAWS: tuple[Law, ...] = (
     contributions_are_complete,
     what_it_is_made_linear_to_is_affine_and_itself,
     leaving_out_by_formula_is_leaving_out,
+    what_a_step_masks_weighs_nothing,
     state_survives_safetensors,
     another_width_is_refused,
     a_bag_of_100k_fits_in_memory,

@@ -34,6 +34,15 @@ def test_what_an_instance_weighs_in_both_tiers_makes_the_bags_vector(config, wei
 
 
 @pytest.mark.parametrize("distill", ["maxs", "maxmins"])
+def test_a_pseudo_bag_hands_on_what_a_mask_left_of_it(distill):
+    masking = TopKMasking(k=15, drop=0.6)
+    output = build(distill=distill, distilled=60).losses(make_bags((60,)), replace(step(), masking=masking)).output
+    assert int(output.masked.sum()) == 4 * 9
+    assert torch.equal(output.attention > 0, ~output.masked)
+    assert output.attention.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("distill", ["maxs", "maxmins"])
 def test_where_a_mask_takes_all_of_a_pseudo_bag_layers_in_bfloat16_learn_too(distill):
     model = build(distill=distill)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -171,15 +171,20 @@ class DTFD(MILModel):
         )
 
     def _choose(self, first: _FirstTier) -> tuple[Int64[Tensor, " V"], CuSeqlens]:
-        """Rows, in the order of the pseudo-bags, that maxs and maxmins hand on, and where those of each bag begin."""
-        pseudo = first.pseudo
+        """Rows, in the order of the pseudo-bags, that maxs and maxmins hand on, and where those of each bag begin.
+
+        None is masked, but where all of a pseudo-bag are.
+        """
+        pseudo, masked = first.pseudo, first.pooled.masked
         with torch.no_grad():
             weighed = first.pooled.weights.to(first.h.dtype) * first.h[first.rows]
             activation = packed_linear(weighed, self.classifier.weight, None, pseudo.cu_seqlens)
             last = activation.softmax(dim=1)[:, -1]
+            seen = torch.ones_like(last, dtype=torch.bool) if masked is None else ~masked[:, 0]
         chosen, begin = [], 0
-        for part in split_bags(last, pseudo.cu_seqlens):
+        for part, visible in zip(split_bags(last, pseudo.cu_seqlens), split_bags(seen, pseudo.cu_seqlens), strict=True):
             order = part.argsort(descending=True, stable=True)
+            order = order[visible[order]] if bool(visible.any()) else order
             found = order[: self.share]
             chosen.append(begin + (found if self.distill == "maxs" else torch.cat([found, order[-self.share :]])))
             begin += len(part)
