@@ -79,7 +79,7 @@ class FitConfig(FrozenConfig):
     "cox_breslow" by how these treat ties. `hazard_alpha`: how much of the loss of censored bags is held back.
     `loss`, `balance`, `label_smoothing` and `monitor` are the task's own where they are null, for classification cross-entropy,
     class weights, 0.1 and AUROC, and refused where they mean nothing.
-    `entropy`: attention entropy maximization (AEM, arXiv:2406.15303), for methods whose attention is a softmax.
+    `entropy`: attention entropy maximization (AEM, arXiv:2406.15303), for methods whose attention is a softmax over the bag.
     `masking`: instances that a step keeps from methods that have attention and bring no masking of their own, by their scores;
     kind "top_k" (STKIM, ACMIL) or "rank" (the masks of MHIM-MIL).
     `clip_norm`: gradients are scaled to at most this norm. `average`: the decay of an exponential moving average of the weights,

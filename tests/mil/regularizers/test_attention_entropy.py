@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
-from wsimil.mil.batch import BagOutput
+from wsimil.mil import registry
+from wsimil.mil.batch import BagOutput, StepContext
 from wsimil.mil.regularizers.attention_entropy import attention_entropy
-from wsimil.testing.method_laws import make_bags
+from wsimil.testing.method_laws import CLASSES, DIM, make_bags
 
 
 def of(scores, bags, **options):
@@ -41,6 +42,16 @@ def test_weights_that_underflow_count_nothing_and_give_no_nan(top_k):
     value.backward()
     assert value.item() == pytest.approx(0, abs=1e-6)
     assert scores.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("config", [{}, {"distill": "maxs"}, {"distill": "maxmins"}])
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_attention_that_is_no_softmax_over_the_bag_has_no_entropy(config, top_k):
+    base, bags = {"hidden_dim": 16, **config}, make_bags((63, 5))
+    for name, options in (("dtfd", base), ("mhim", {"base": {"name": "dtfd", **base}})):
+        model = registry.build(name, options, in_dim=DIM, num_classes=CLASSES)
+        terms = model.losses(bags, StepContext(generator=torch.Generator().manual_seed(0), progress=0.0))
+        assert attention_entropy(terms.output, terms.seen or bags, top_k=top_k) is None
 
 
 def test_a_method_without_attention_has_no_entropy():

@@ -15,7 +15,7 @@ from wsimil.ops.varlen import split_bags
 
 
 def attention_entropy(output: BagOutput, bags: BagBatch, *, top_k: int | None = None) -> Float[Tensor, ""] | None:
-    """Negative entropy of attention, mean over bags and heads, nats; None for a method without such attention.
+    """Negative entropy of attention, mean over bags and heads, nats; None where attention is no softmax over the bag.
 
         a = softmax(attention_logits[bag], 0);  loss = (a * a.log()).sum(0).mean()
 
@@ -23,7 +23,7 @@ def attention_entropy(output: BagOutput, bags: BagBatch, *, top_k: int | None = 
     their sum; a weight that underflows to 0 counts 0, where the official code has NaN. The attention is that of the scores
     before any masking: what a step hides is spread too. As in the official code it is not divided by log n.
     """
-    if output.attention_logits is None:
+    if output.attention_logits is None or output.attention is not None:
         return None
     if top_k is None and output.attention_entropy is not None:
         return -output.attention_entropy.mean()
