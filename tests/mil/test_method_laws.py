@@ -23,6 +23,7 @@ VARIANTS = {
     ],
     "acmil": [
         {"attention": "multihead", "branches": 3, "hidden_dim": 40, "heads": 5},
+        {"attention": "multihead", "branches": 2, "hidden_dim": 33, "heads": 1, "top_k": 0},
         {"branches": 1, "hidden_dim": 33, "top_k": 0},
         {"attention": "multihead", "branches": 1, "hidden_dim": 32, "heads": 4, "top_k": 3, "drop": 1.0},
     ],

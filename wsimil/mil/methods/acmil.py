@@ -81,8 +81,9 @@ class ACMIL(MILModel):
         width, count = config.hidden_dim, config.branches
         self.embed = InstanceEmbedding(in_dim, width, bias=False, activation="relu", drop=config.embed_dropout)
         self.masking = TopKMasking(k=config.top_k, drop=config.drop) if config.top_k else None
+        self.gated = config.attention == "gated"
         idle: set[str] = set()
-        if config.attention == "gated":
+        if self.gated:
             self.attention = GatedAttention(
                 width, config.attention_dim, heads=count, gated=True, activation="tanh", bias=True, drop=0.0
             )
@@ -96,17 +97,17 @@ class ACMIL(MILModel):
         self.classifier = nn.Linear(width, num_classes)
         if count == 1:
             idle |= {f"branch_classifiers.0.{leaf}" for leaf in ("weight", "bias")}
-            if config.attention == "multihead":
+            if not self.gated:
                 parts = ("v_proj", "out_proj", "norm")
                 idle |= {f"branches.0.{part}.{leaf}" for part in parts for leaf in ("weight", "bias")}
         self.without_gradient = frozenset(idle)
-        self.heads = 1 if config.attention == "gated" else config.heads
+        self.heads = 1 if self.gated else config.heads
         self.drop = config.out_dropout
         self.weights = {"branches": config.branch_weight, "diversity": config.diversity_weight}
 
     def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions | None:
         """Gated: instance i adds the mean over branches of its attention, times `w_c · h_i`; multi-head: no exact split."""
-        if self.heads > 1:
+        if not self.gated:
             return None
         pooled = self._pool(h, bags, step)
         values = packed_linear(h, self.classifier.weight, None, bags.cu_seqlens)
@@ -121,7 +122,7 @@ class ACMIL(MILModel):
         """See `MILModel.linearized`: with attention held, and with multi-head attention what the norm divides by."""
         with torch.no_grad():
             pooled = self._pool(at, bags, None)
-        if self.heads == 1:
+        if self.gated:
             whole = pooled.over(x).vectors.mean(dim=1)
         else:
             means = [self._mean_of_branches(one) for one in (pooled.over(x), pooled)]
@@ -132,7 +133,7 @@ class ACMIL(MILModel):
     def left_out(self, h: Float[Tensor, "T L"], bags: BagBatch) -> LeftOut:
         """See `MILModel.left_out`; with multi-head attention the bag's head answers for each pooled vector anew."""
         pooled = self._pool(h, bags, None)
-        if self.heads == 1:
+        if self.gated:
             values = packed_linear(h, self.classifier.weight, None, bags.cu_seqlens)[:, None] / pooled.left.shape[1]
             return left_out_of_sums(pooled.left, values.expand(-1, pooled.left.shape[1], -1), bags)
         logits = self._answer(pooled, None).logits
@@ -152,7 +153,7 @@ class ACMIL(MILModel):
 
     def _pool(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None, *, gram: bool = False) -> Pooled:
         """By raw scores, branch by branch and in each head by head."""
-        if self.heads == 1:
+        if self.gated:
             pooled: Pooled = self.attention(h, bags, step, own=self.masking, gram=gram)
             return pooled
         keys, offsets = fold_queries(self.queries, self._branch_pools())
@@ -165,7 +166,7 @@ class ACMIL(MILModel):
     def _answer(self, pooled: Pooled, step: StepContext | None) -> BagOutput:
         count = len(self.branch_classifiers)
         vectors = pooled.vectors.view(len(pooled.vectors), count, self.heads, -1)  # [B, M, heads, L]
-        if self.heads == 1:
+        if self.gated:
             branches, whole = vectors[:, :, 0], vectors[:, :, 0].mean(dim=1)
         else:
             pools = self._branch_pools()
