@@ -199,6 +199,15 @@ def test_masking_by_config_changes_training_of_attention_methods_and_is_refused_
         run(tmp_path / "d", config=masking, method="pooling")
 
 
+def test_masking_is_refused_for_methods_that_bring_their_own(tmp_path: Path) -> None:
+    masking = QUICK.model_copy(update={"masking": TopKMasking(k=4, drop=0.5)})
+    acmil = {"name": "acmil", "hidden_dim": 16}
+    for method, options in (("acmil", {}), ("mhim", {"base": acmil})):
+        with pytest.raises(ConfigError, match=rf"fit\.masking: method '{method}' .* brings its own, as acmil does"):
+            run(tmp_path / method, config=masking, method=method, method_config=options)
+    assert run(tmp_path / "none", config=masking, method="acmil", method_config={"top_k": 0}).history
+
+
 def test_an_annealed_entropy_weight_falls_to_nothing() -> None:
     constant, falling = (AttentionEntropyConfig(weight=0.2, anneal=kind) for kind in ("none", "cosine"))
     assert [constant.weight_at(p) for p in (0, 0.5, 1)] == [0.2, 0.2, 0.2]

@@ -223,16 +223,19 @@ def leaving_out_by_formula_is_leaving_out(build: Build) -> None:
 
 
 def what_a_step_masks_weighs_nothing(build: Build) -> None:
-    """Where a method takes a step's masking and tells its attention, this is 0 wherever it is masked."""
+    """A method that takes a step's masking masks by it; where it tells its attention, this is 0 wherever it is masked."""
     model, bags = build(DIM, CLASSES), make_bags()
     if not model.takes_masking:
         return
-    for masking in (TopKMasking(k=10, drop=0.6), RankMasking(random=0.5)):
-        output = model.losses(bags, replace(_step(), masking=masking)).output
-        _hold(output.masked is not None and bool(output.masked.any()), f"nothing is masked by {masking}")
-        if output.attention is not None and output.masked is not None:
-            most = float(output.attention.detach()[output.masked].abs().max())
-            _hold(most == 0, f"an instance that {masking} masked has attention {most:.2e}, 0 wanted")
+    maskings = (TopKMasking(k=10, drop=0.6), RankMasking(random=0.5))
+    outputs = [model.losses(bags, replace(_step(), masking=masking)).output for masking in maskings]
+    masks = [output.masked for output in outputs if output.masked is not None]
+    acts = len(masks) == len(maskings) and not torch.equal(masks[0], masks[1])
+    _hold(acts, f"a step's masking does not act: {' and '.join(map(repr, maskings))} mask the same instances, or none")
+    for masking, output, masked in zip(maskings, outputs, masks, strict=True):
+        if output.attention is not None:
+            most = float(output.attention.detach()[masked].abs().max())
+            _hold(most == 0, f"an instance that {masking!r} masked has attention {most:.2e}, 0 wanted")
 
 
 def state_survives_safetensors(build: Build) -> None:

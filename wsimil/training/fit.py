@@ -139,7 +139,10 @@ class _Run:
             self.recipe["warm_start"] = load_model(config.warm_start).digest
         self.criterion, self.val_criterion = criterion_of(config, self.task, self.targets, device=device)
         if config.masking is not None and not self.model.takes_masking:
-            raise ConfigError(f"fit.masking: method {method!r} has no attention that could be masked; leave it out")
+            raise ConfigError(
+                f"fit.masking: method {method!r} has no attention that could be masked, or brings its own, as acmil does unless"
+                " its top_k is 0; leave fit.masking out, or set method.top_k (of mhim's base: method.base.top_k) to 0"
+            )
         self.generator = torch.Generator().manual_seed(config.seed)
         self.good: str | None = None
         self.saved_at = time.monotonic()

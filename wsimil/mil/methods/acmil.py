@@ -72,7 +72,6 @@ class ACMIL(MILModel):
 
     Config = ACMILConfig
     in_training_only = frozenset({"drop", "top_k"})
-    takes_masking = True
     attention: GatedAttention
     bag: MultiHeadPool
 
@@ -81,6 +80,7 @@ class ACMIL(MILModel):
         width, count = config.hidden_dim, config.branches
         self.embed = InstanceEmbedding(in_dim, width, bias=False, activation="relu", drop=config.embed_dropout)
         self.masking = TopKMasking(k=config.top_k, drop=config.drop) if config.top_k else None
+        self.takes_masking = self.masking is None
         self.gated = config.attention == "gated"
         idle: set[str] = set()
         if self.gated:
