@@ -368,6 +368,25 @@ def test_half_scale_adds_the_levels_that_a_jpeg_slide_lacks_and_only_those(tmp_p
         assert slide.info.level_downsamples == (1,)
 
 
+@pytest.mark.parametrize("description", [None, APERIO])
+def test_half_scale_leaves_a_missing_stored_tile_to_the_level_it_is_missing_from(
+    tmp_path: Path, description: str | None
+) -> None:
+    image = texture(1920, 1920)
+    levels = [image, shrunk(image, 4), shrunk(image, 8)]
+    path = write_slide(tmp_path / "slide.svs", levels, description=description)
+    without_tiles(path, 1, [0])
+    with open_slide(path, half_scale_jpeg=True) as slide, open_slide(path, reader="openslide") as reference:
+        assert (slide.reader, slide.info.level_downsamples[:4]) == ("tiff", (1, 2, 4, 8))
+        for mpp in (4 * MPP, 8 * MPP):
+            size = round(1920 * MPP / mpp)
+            ours, theirs = (one.read_region((0.0, 0.0), (size, size), mpp) for one in (slide, reference))
+            assert (ours == theirs).all()
+        for one, level in ((slide, 2), (reference, 1)):
+            tile = one.read_tiles(grid_of(one, side=240, stride=240, level=level), [0])
+            assert (tile == 255).all() == (description is None)
+
+
 def test_half_scale_of_a_jpeg_of_another_size_is_refused() -> None:
     data = imagecodecs.jpeg8_encode(texture(256, 256), level=90)
     decode_jpeg(stream_head("YCbCr"), data, np.empty((128, 128, 3), np.uint8), half=True)

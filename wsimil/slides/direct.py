@@ -15,8 +15,9 @@ from wsimil.slides.stored_tiles import StoredLevel, StoredTiles
 class DirectSlide(PyramidSlide):
     """A `Slide` on top of its stored tiles.
 
-    `reader` is the name in the provenance. Where the file has no tile, `absent` is asked, and white shows where that is None;
-    the ICC profile is that of `absent` too, else `icc_profile`.
+    `reader` is the name in the provenance. Where the file has no tile, `absent` is asked for its level of the same size (no
+    tile is missing from a level that it lacks), and white shows where that is None; the ICC profile is that of `absent` too,
+    else `icc_profile`.
     """
 
     def __init__(
@@ -60,4 +61,5 @@ class DirectSlide(PyramidSlide):
                 if self._absent is None:
                     place[...] = 255
                 else:
-                    self._absent._read_into(place, part.x, part.y, level)
+                    same = self._absent.level_sizes_px.index((width, height))
+                    self._absent._read_into(place, part.x, part.y, same)
