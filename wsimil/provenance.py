@@ -15,6 +15,9 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | Mapping[str, Json] | 
 RECIPE_VERSION = 1
 """Raised by one whenever a change of code changes features that the same config would give."""
 
+HALF_SCALE = "JPEG decoded at half scale, then "
+"""How the resampling of such a tiling begins."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
@@ -50,6 +53,11 @@ class Provenance:
     def feature_digest(self) -> str:
         """SHA-256 over what must agree for two bags to be of one kind: encoder, tiling, recipe version."""
         return sha256_json(self._kind())
+
+    @property
+    def half_scale(self) -> bool:
+        """Whether JPEG was decoded at half scale too: the slide's levels are then not those of its file alone."""
+        return str(self.tiling.get("resampling")).startswith(HALF_SCALE)
 
     def without_slide(self) -> Provenance:
         """The same without what belongs to one slide, or to a file of it: what a model keeps of the features it learned from."""

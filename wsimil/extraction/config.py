@@ -10,14 +10,13 @@ from pydantic import Field, model_validator
 from wsimil.config import FrozenConfig
 from wsimil.errors import ConfigError
 from wsimil.geometry import TileSpec, round_half_up
-from wsimil.provenance import Json, Provenance
+from wsimil.provenance import HALF_SCALE, Json, Provenance
 from wsimil.quality import QualityConfig
 from wsimil.slides import Reader
 from wsimil.tissue import TissueConfig
 
 RESAMPLING = "bilinear, antialiased, on uint8"
 ICC_TO_SRGB = "ICC profile to sRGB, relative colorimetric"
-HALF_SCALE = "JPEG decoded at half scale, then "
 DEFAULT_TILE_UM = 128.0
 
 
@@ -165,7 +164,7 @@ def config_from_provenance(provenance: Provenance) -> ExtractConfig:
             "quality": tiling.get("quality", {}),
             "stain": tiling.get("stain", {}),
             "icc_to_srgb": "color" in tiling,
-            "half_scale_jpeg": str(tiling["resampling"]).startswith(HALF_SCALE),
+            "half_scale_jpeg": provenance.half_scale,
         }
     )
 

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 from wsimil.errors import ConfigError, OutputError, SlideError, StoreError, WsimilError
 from wsimil.extraction.sources import clashes, list_sources
 from wsimil.files import check_writable, output_error, printable, remove_stale, write_text
-from wsimil.provenance import RECIPE_VERSION, Json, sha256_file, sha256_json
+from wsimil.provenance import Json, sha256_file, sha256_json
 from wsimil.slides import open_slide
 from wsimil.stages.features import open_features
 from wsimil.stages.interrupt import interrupt
@@ -34,6 +34,8 @@ TARGETS: tuple[Target, ...] = ("wsimil", "clam", "trident", "stamp", "spatialdat
 SOURCES = ("wsimil", *LAYOUTS)
 
 _LOG = "convert.jsonl"
+_RECIPE_VERSION = 2
+"""Raised by one whenever a change of code changes what a conversion writes."""
 _WRITERS = {"trident": trident.write, "stamp": stamp.write, "spatialdata": anndata.write}
 
 
@@ -175,7 +177,7 @@ class _Conversion:
             files.append(source.path)
         return sha256_json(
             {
-                "version": RECIPE_VERSION,
+                "version": _RECIPE_VERSION,
                 "to": self.options.to,
                 "from": self.layout,
                 "encoder": self.options.encoder,

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from wsimil.cli import app
 from wsimil.errors import ConfigError, StoreError
 from wsimil.files import write_text
+from wsimil.provenance import HALF_SCALE
 from wsimil.stages.convert import TARGETS, ConvertOptions, ConvertSummary, convert
 from wsimil.stages.features import open_features
 from wsimil.store import open_store
@@ -77,6 +79,23 @@ def test_bags_of_ours_come_back_as_they_were(to: str, tmp_path: Path) -> None:
     # TRIDENT and CLAM keep whole px: half of one is what may be lost.
     allowed = 0.5 if to in ("clam", "trident") else 1e-4
     assert back.grid.size0 == pytest.approx(bag.grid.size0, abs=allowed)
+
+
+def test_levels_that_half_scale_adds_are_not_told_as_those_of_the_file(tmp_path: Path) -> None:
+    """CLAM read its level 1 of 1:4, twice as wide, for a level of 1:2 that only half-scale JPEG has."""
+    bag = make_bag("s")
+    slide = replace(bag.grid.slide, level_downsamples=(1.0, 2.0, 4.0))
+    grid = replace(bag.grid, slide=slide, read_level=1, read_px=bag.grid.size0_px // 2)
+    tiling = {**bag.provenance.tiling, "resampling": f"{HALF_SCALE}bilinear"}
+    bag = replace(bag, grid=grid, provenance=replace(bag.provenance, tiling=tiling))
+    open_store(tmp_path / "ours", mode="w").write(bag)
+    for to in ("clam", "spatialdata"):
+        assert not run(tmp_path / "ours", tmp_path / to, to=to).failures
+    with h5py.File(tmp_path / "clam/patches/s.h5") as file:
+        facts = file["coords"].attrs
+        assert (facts["patch_size"], facts["patch_level"], facts["downsample"].tolist()) == (grid.size0_px, 0, [1, 1])
+    properties = json.loads((tmp_path / "spatialdata/s.zarr/zarr.json").read_text())["attributes"]["slide_properties"]
+    assert (properties["n_level"], properties["level_downsample"]) == (1, [1.0])
 
 
 def test_the_files_are_those_of_the_layouts(peers, tmp_path: Path) -> None:

@@ -153,8 +153,12 @@ class PlacedTiles:
 
     @classmethod
     def of(cls, bag: FeatureBag, *, path: Path | None = None, encoder: str | None = None) -> PlacedTiles:
-        """A bag of ours; `path` is its file where that is HDF5, `encoder` its name where the bag has none."""
+        """A bag of ours; `path` is its file where that is HDF5, `encoder` its name where the bag has none.
+
+        Where JPEG was decoded at half scale, other tools find tiles on level 0, as the file has not all levels of the slide.
+        """
         grid, slide, spec = bag.grid, bag.grid.slide, bag.grid.spec
+        half_scale = bag.provenance.half_scale
         name = bag.provenance.encoder.get("name")
         return cls(
             slide_id=bag.slide_id,
@@ -168,9 +172,9 @@ class PlacedTiles:
             mpp_detail=slide.mpp_detail,
             slide_size0_px=slide.size0_px if bag.size_known else None,
             bounds0_px=slide.bounds0_px if bag.bounds_known else None,
-            level_downsamples=slide.level_downsamples,
-            read_level=grid.read_level,
-            read_px=grid.read_px,
+            level_downsamples=(1.0,) if half_scale else slide.level_downsamples,
+            read_level=0 if half_scale else grid.read_level,
+            read_px=max(1, round_half_up(grid.size0)) if half_scale else grid.read_px,
             tissue=None if np.isnan(grid.tissue).any() else grid.tissue,
             encoder=encoder if name is None else str(name),
             info=slide,
