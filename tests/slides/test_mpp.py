@@ -6,17 +6,18 @@ from wsimil.errors import SlideError
 from wsimil.slides.mpp import metadata_mpp, resolve_mpp
 
 SPACING = "dicom.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing"
+SIZE0 = {"openslide.level[0].width": "1000", "openslide.level[0].height": "2000"}
 OME = (
-    '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image><Pixels PhysicalSizeX="{x}"'
-    ' PhysicalSizeY="{x}" {units} SizeX="10"/><Pixels PhysicalSizeX="9" PhysicalSizeY="9"/></Image></OME>'
+    '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+    '<Image><Pixels PhysicalSizeX="9" PhysicalSizeY="9" SizeX="100" SizeY="200"/></Image>'
+    '<Image><Pixels PhysicalSizeX="{x}" PhysicalSizeY="{x}" {units} SizeX="1000" SizeY="2000"/></Image></OME>'
 )
 CHAIN = [
     ("openslide.mpp-x", {"openslide.mpp-x": "0.25", "openslide.mpp-y": "0.25"}),
     (
         "hamamatsu.PhysicalWidth",
         {
-            "hamamatsu.PhysicalWidth": "250000", "hamamatsu.PhysicalHeight": "500000",
-            "openslide.level[0].width": "1000", "openslide.level[0].height": "2000",
+            "hamamatsu.PhysicalWidth": "250000", "hamamatsu.PhysicalHeight": "500000", **SIZE0,
         },
     ),
     ("philips.DICOM_PIXEL_SPACING", {"philips.DICOM_PIXEL_SPACING": '"0.00025" "0.000251"'}),
@@ -24,7 +25,7 @@ CHAIN = [
     (SPACING, {f"{SPACING}[0]": "0.00025", f"{SPACING}[1]": "0.00025"}),
     ("dicom.PixelSpacing", {"dicom.PixelSpacing[0]": "0.00025", "dicom.PixelSpacing[1]": "0.00025"}),
     ("tiff.XResolution", {"tiff.XResolution": "40000", "tiff.YResolution": "40000", "tiff.ResolutionUnit": "centimeter"}),
-    ("OME PhysicalSizeX", {"tiff.ImageDescription": OME.format(x="0.25", units="")}),
+    ("OME PhysicalSizeX", {"tiff.ImageDescription": OME.format(x="0.25", units=""), **SIZE0}),
 ]  # fmt: skip
 
 
@@ -65,16 +66,27 @@ def test_row_spacing_comes_first_in_dicom_and_philips() -> None:
 def test_units_of_ome_xml_are_converted_and_unknown_ones_are_not_guessed(
     units: str, size: str, mpp: float | None
 ) -> None:
-    value = metadata_mpp({"tiff.ImageDescription": OME.format(x=size, units=units)})
+    value = metadata_mpp(SIZE0 | {"tiff.ImageDescription": OME.format(x=size, units=units)})
     assert (None if value is None else value.mean) == (None if mpp is None else pytest.approx(mpp))
 
 
 def test_xml_with_entities_is_refused_before_it_can_grow() -> None:
-    bomb = (
-        '<!DOCTYPE OME [<!ENTITY a "1"><!ENTITY b "&a;&a;">]><OME><Pixels PhysicalSizeX="&b;" PhysicalSizeY="1"/></OME>'
-    )
-    assert metadata_mpp({"tiff.ImageDescription": bomb}) is None
-    assert metadata_mpp({"tiff.ImageDescription": "<OME><Pixels"}) is None
+    text = OME.format(x="&b;", units="")
+    bomb = text.replace("<OME", '<!DOCTYPE OME [<!ENTITY a "1"><!ENTITY b "&a;&a;">]><OME')
+    assert metadata_mpp(SIZE0 | {"tiff.ImageDescription": bomb}) is None
+    assert metadata_mpp(SIZE0 | {"tiff.ImageDescription": "<OME><Pixels"}) is None
+
+
+def test_the_mpp_of_an_ome_xml_is_that_of_the_image_of_level_0() -> None:
+    text = OME.format(x="0.25", units="")
+    assert metadata_mpp({"tiff.ImageDescription": text}) is None
+    assert metadata_mpp(SIZE0 | {"tiff.ImageDescription": text.replace("1000", "999")}) is None
+    # Two images of that size tell nothing where they do not say the same.
+    both = text.replace(' SizeX="100" SizeY="200"', ' SizeX="1000" SizeY="2000"')
+    assert metadata_mpp(SIZE0 | {"tiff.ImageDescription": both}) is None
+    agreed = metadata_mpp(SIZE0 | {"tiff.ImageDescription": both.replace('"9"', '"0.25"')})
+    assert agreed is not None
+    assert agreed.mean == 0.25
 
 
 @pytest.mark.parametrize("text", ["0", "-0.25", "nan", "inf", "", "none", "0.25 um"])
@@ -97,7 +109,7 @@ def test_magnification_is_never_turned_into_mpp() -> None:
 
 def test_a_plausible_value_further_down_beats_a_placeholder() -> None:
     placeholder = {"openslide.mpp-x": "352.778", "openslide.mpp-y": "352.778"}
-    value = metadata_mpp(placeholder | {"tiff.ImageDescription": OME.format(x="0.5", units="")})
+    value = metadata_mpp(placeholder | SIZE0 | {"tiff.ImageDescription": OME.format(x="0.5", units="")})
     assert value is not None
     assert value.prop == "OME PhysicalSizeX"
     alone = metadata_mpp(placeholder)

@@ -222,6 +222,19 @@ def test_thumbnail_label_and_macro_are_no_levels(tmp_path: Path) -> None:
     assert_same_pixels(path, level=1)
 
 
+def test_the_mpp_of_an_ome_tiff_is_that_of_the_image_that_is_read(tmp_path: Path) -> None:
+    """A first image at 0.25 µm per pixel was taken for the slide at 0.5: tiles were half as wide as asked."""
+    path = tmp_path / "slide.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as file:
+        for image, mpp in ((texture(300, 400), 0.25), (texture(1000, 1400), 0.5)):
+            file.write(
+                image, photometric="rgb", tile=(240, 240) if mpp == 0.5 else None, compression="zlib",
+                metadata={"axes": "YXS", "PhysicalSizeX": mpp, "PhysicalSizeY": mpp},
+            )  # fmt: skip
+    with open_slide(path) as slide:
+        assert (slide.info.vendor, slide.info.size0_px, slide.info.mpp) == ("ome-tiff", (1400, 1000), 0.5)
+
+
 def philips(path: Path, image: np.ndarray) -> Path:
     """As Philips' export writes: levels padded to whole tiles, one description in XML, sparse tiles."""
     spacing = [(MPP / 1000) * 2**i for i in range(3)]

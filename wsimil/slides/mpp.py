@@ -8,7 +8,8 @@ The chain, first plausible value wins (`metadata_mpp`):
     4  aperio.MPP                                                         µm
     5  dicom ... PixelSpacing                                             mm, row spacing (y) first
     6  tiff.XResolution, YResolution with tiff.ResolutionUnit             px per inch or cm
-    7  OME-XML PhysicalSizeX, PhysicalSizeY in tiff.ImageDescription      any unit of length
+    7  OME-XML PhysicalSizeX, PhysicalSizeY in tiff.ImageDescription,     any unit of length
+       of the image that is as large as level 0
 
 Property names: https://openslide.org/properties/ and https://openslide.org/formats/; units of OME-XML:
 https://www.openmicroscopy.org/Schemas/OME/2016-06/.
@@ -167,21 +168,23 @@ def _ome(properties: Mapping[str, str]) -> MetadataMpp | None:
     description = properties.get("tiff.ImageDescription", "")
     if "<OME" not in description and ":OME" not in description:
         return None
-    pixels = _first_pixels(description)
-    scales = [_UM_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm")) for axis in "XY"]
-    if scales[0] is None or scales[1] is None:
+    size0 = [_number(properties.get(f"openslide.level[0].{side}")) for side in ("width", "height")]
+    found = {
+        tuple(pixels.get(f"PhysicalSize{name}") for name in ("X", "Y", "XUnit", "YUnit"))
+        for pixels in _pixels(description)
+        if None not in size0 and [_number(pixels.get(f"Size{axis}")) for axis in "XY"] == size0
+    }
+    if len(found) != 1:
         return None
-    return _pair(
-        pixels.get("PhysicalSizeX"),
-        pixels.get("PhysicalSizeY"),
-        "OME PhysicalSizeX",
-        x_scale=scales[0],
-        y_scale=scales[1],
-    )
+    x, y, *units = found.pop()
+    x_scale, y_scale = (_UM_PER_UNIT.get(unit or "µm") for unit in units)
+    if x_scale is None or y_scale is None:
+        return None
+    return _pair(x, y, "OME PhysicalSizeX", x_scale=x_scale, y_scale=y_scale)
 
 
-def _first_pixels(text: str) -> Mapping[str, str]:
-    """Attributes of the first Pixels element; none where the XML is broken or declares a document type.
+def _pixels(text: str) -> list[Mapping[str, str]]:
+    """Attributes of every Pixels element, one an image; none where the XML is broken or declares a document type.
 
     OME-XML has no use for a document type, and refusing it leaves no entity to expand.
     """
@@ -200,8 +203,8 @@ def _first_pixels(text: str) -> Mapping[str, str]:
     try:
         parser.Parse(text.encode(), True)
     except expat.ExpatError:
-        return {}
-    return found[0] if found else {}
+        return []
+    return found
 
 
 def _pair(x: str | None, y: str | None, prop: str, *, x_scale: float = 1.0, y_scale: float = 1.0) -> MetadataMpp | None:

@@ -114,6 +114,8 @@ def read_ome_pyramid(path: Path) -> TiffPyramid:
 def _properties(page: tifffile.TiffPage, description: str) -> dict[str, str]:
     unit = page.tags.get("ResolutionUnit")
     properties = {
+        "openslide.level[0].width": str(page.imagewidth),
+        "openslide.level[0].height": str(page.imagelength),
         "tiff.ImageDescription": description,
         "tiff.ResolutionUnit": "inch" if unit is None else _RESOLUTION_UNITS.get(int(unit.value), "none"),
     }
