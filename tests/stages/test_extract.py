@@ -28,6 +28,7 @@ from wsimil.stages.extract import ExtractSummary, extract
 from wsimil.stages.plan_extraction import plan
 from wsimil.stages.progress import Quiet
 from wsimil.store import open_store
+from wsimil.store.places import failures
 
 Make = Callable[..., Path]
 
@@ -159,6 +160,24 @@ def test_mended_slides_leave_no_failure_behind(slides: Path, make_slide: Make, t
     assert run(tmp_path / "in", tmp_path / "out").count("failed") == 1
     assert run(tmp_path / "in", tmp_path / "out", mpp_override=0.5).count("done") == 1
     assert not (tmp_path / "out/failures.csv").exists()
+
+
+def test_slides_that_failed_stay_listed_when_others_are_extracted(make_slide: Make, tmp_path: Path) -> None:
+    """A second batch erased them, and `predict` and `evaluate` no longer knew of any failure."""
+    out, first, second = tmp_path / "out", tmp_path / "first", tmp_path / "second"
+    make_slide(first / "a.tiff", mpp=None)
+    make_slide(first / "b.tiff", mpp=None)
+    make_slide(second / "c.tiff")
+    reasons = {failure.slide_id: failure.reason for failure in run(first, out).failures}
+    assert set(reasons) == {"a", "b"}
+    for shard in (None, Shard(index=1, count=2), Shard(index=2, count=2), None):
+        assert not run(second, out, shard=shard).failures
+        assert failures(out) == reasons
+    make_slide(second / "b.tiff")
+    run(second, out)
+    assert failures(out) == {"a": reasons["a"]}
+    run(first, out, mpp_override=0.5)
+    assert not list(out.glob("failures*"))
 
 
 def test_shards_together_make_the_whole(slides: Path, features: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.slide_work import Place, SlideOutcome, SlideWork, Status
 from wsimil.store import open_store
+from wsimil.store.places import failure_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +77,10 @@ def extract(
 ) -> ExtractSummary:
     """Write a feature file for each slide of `sources` into `out`, and config.yaml, extract.jsonl, failures.csv beside them.
 
-    A slide whose file carries the same recipe is skipped. `wanted` is the kind of features that a model needs: an encoder or a
-    tiling that would give others raises ModelError before the first slide. `profile` writes profile.json, a trace of all
-    threads for chrome://tracing. Raises ConfigError, EncoderError or OutputError for what concerns all slides; what concerns
-    one slide is in the summary.
+    A slide whose file carries the same recipe is skipped, and one that failed in an earlier run stays in failures.csv until it is
+    among `sources` again. `wanted` is the kind of features that a model needs: an encoder or a tiling that would give others
+    raises ModelError before the first slide. `profile` writes profile.json, a trace of all threads for chrome://tracing. Raises
+    ConfigError, EncoderError or OutputError for what concerns all slides; what concerns one slide is in the summary.
     """
     reporter = reporter or Quiet()
     started = time.perf_counter()
@@ -97,10 +98,20 @@ def extract(
     write_text(out / f"config{suffix}.yaml", config.to_yaml())
     mine = shard.take(list(sources)) if shard else list(sources)
     failures_csv = out / f"failures{suffix}.csv"
-    failures_csv.unlink(missing_ok=True)
-    for old in out.glob("failures.*-of-*.csv"):  # of another division of the work
-        if shard is None or not old.name.endswith(f"-of-{shard.count}.csv"):
-            old.unlink()
+    tables = [  # its own, and those of another division of the work
+        table
+        for table in (out / "failures.csv", *sorted(out.glob("failures.*-of-*.csv")))
+        if table == failures_csv or shard is None or not table.name.endswith(f"-of-{shard.count}.csv")
+    ]
+    earlier = _failed_earlier(tables, sources)
+    if earlier:
+        write_failures(failures_csv, earlier)
+        reporter.note(
+            f"{len(earlier)} slides failed in earlier runs and are not among these: they stay in {failures_csv}"
+        )
+    for table in tables:
+        if table != failures_csv or not earlier:
+            table.unlink(missing_ok=True)
     trace = Trace() if profile else None
     place = Place(store=store, out=out, complete=store)
     work = SlideWork(config, encoders[0], spec, lambda _: place, clashes(sources), trace)
@@ -127,7 +138,9 @@ def extract(
                         outcomes.append(outcome)
                         log(outcome)
                         if outcome.status == "failed":
-                            write_failures(failures_csv, [one for one in outcomes if one.status == "failed"])
+                            write_failures(
+                                failures_csv, [*earlier, *(one for one in outcomes if one.status == "failed")]
+                            )
                         reporter.finish_item(str(outcome))
     if trace is not None:
         trace.write(out / f"profile{suffix}.json")
@@ -192,6 +205,17 @@ def _duplicates(outcomes: Sequence[SlideOutcome]) -> tuple[tuple[str, ...], ...]
         if outcome.digest:
             same.setdefault(outcome.digest, []).append(outcome.slide_id)
     return tuple(tuple(ids) for ids in same.values() if len(ids) > 1)
+
+
+def _failed_earlier(tables: Sequence[Path], sources: Sequence[SlideSource]) -> list[SlideOutcome]:
+    """Slides of these failures.csv that are not among `sources`."""
+    again = {printable(source.slide_id) for source in sources}
+    rows = {(row["slide_id"], row["path"]): row for table in tables for row in failure_rows(table)}
+    return [
+        SlideOutcome(slide_id=slide_id, path=Path(path), status="failed", step=row["step"], reason=row["reason"])
+        for (slide_id, path), row in rows.items()
+        if slide_id not in again
+    ]
 
 
 def write_failures(path: Path, failed: Sequence[SlideOutcome]) -> None:

@@ -47,7 +47,7 @@ def pack_at(path: Path) -> Path | None:
 
 
 def failed_ids(path: Path) -> frozenset[str]:
-    """Slides that the last extraction could not do: those of failures.csv in a folder, or that of a shard, and of a pack."""
+    """Slides that could not be extracted: those of failures.csv in a folder, or that of a shard, and of a pack."""
     found = set(failures(path))
     listed: object = None
     with suppress(StoreError):  # a Zarr group of another tool names no such slides
@@ -57,13 +57,18 @@ def failed_ids(path: Path) -> frozenset[str]:
 
 
 def failures(path: Path) -> dict[str, str]:
-    """Slides that the last extraction into a folder could not do, with the reason; of all its shards."""
-    found: dict[str, str] = {}
-    for table in sorted(path.glob("failures*.csv")):
-        with suppress(OSError, UnicodeDecodeError, csv.Error):
-            rows = csv.DictReader(io.StringIO(table.read_text(encoding="utf-8")))
-            found |= {row["slide_id"]: row.get("reason") or "" for row in rows if row.get("slide_id")}
-    return found
+    """Slides that could not be extracted into a folder, with the reason; of all its shards."""
+    tables = sorted(path.glob("failures*.csv"))
+    return {row["slide_id"]: row["reason"] for table in tables for row in failure_rows(table)}
+
+
+def failure_rows(table: Path) -> list[dict[str, str]]:
+    """slide_id, path, step and reason of each slide in a failures.csv; none where it cannot be read."""
+    with suppress(OSError, UnicodeDecodeError, csv.Error):
+        rows = csv.DictReader(io.StringIO(table.read_text(encoding="utf-8")))
+        names = "slide_id", "path", "step", "reason"
+        return [{name: row.get(name) or "" for name in names} for row in rows if row.get("slide_id")]
+    return []
 
 
 def _entries(folder: Path, *, most: int | None = None) -> list[Path]:
