@@ -169,6 +169,15 @@ def test_a_tile_of_clam_is_as_large_as_its_patches_file_says(peers, tmp_path: Pa
     assert placed(folder).size0 == 512
 
 
+@pytest.mark.parametrize(("size", "stride_px"), [(256, None), (512, 256), (200, None)])
+def test_the_overlap_of_clam_is_that_of_its_tiles(peers, size: int, stride_px: int | None) -> None:
+    """A tile every 256 px: they told no overlap, whatever their size."""
+    folder = peers.clam("s", patches=False)
+    tiles = placed(folder, patches=peers.clam_patches("s", size=size, level=0, downsample=1.0))
+    assert tiles.stride_px == stride_px
+    assert tiles.to_bag().grid.spec.stride_px == (stride_px or size)
+
+
 def test_patches_of_another_level_make_another_kind(peers, tmp_path: Path) -> None:
     folder = peers.clam("s")
     peers.clam("t", patches=False)

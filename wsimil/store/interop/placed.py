@@ -213,7 +213,7 @@ def place(bag: PeerBag, known: KnownSlide | None = None) -> PlacedTiles:
         xy0=xy0,
         size0=size0,
         size_px=header.tile.size_px,
-        stride_px=header.tile.stride_px,
+        stride_px=header.tile.stride_px or _overlapping_stride_px(xy0, size0, header.tile.size_px),
         mpp=mpp,
         mpp_source="metadata" if known.mpp is None else "override",
         mpp_detail=detail,
@@ -279,6 +279,15 @@ def _side(header: PeerHeader, mpp: float | None) -> float:
             f"{header.path}: its tiles are measured in µm, and how many µm a pixel of the slide has is not known; {_GIVE_MPP}"
         )
     return header.tile.size_um / mpp
+
+
+def _overlapping_stride_px(xy0: NDArray[np.int64], size0: float, size_px: int | None) -> int | None:
+    """Where most neighbors in a row overlap, by what step; CLAM states none. `xy0` in raster order."""
+    right, down = np.diff(xy0, axis=0).T
+    steps, counts = np.unique(right[down == 0], return_counts=True)
+    if size_px is None or not len(steps) or steps[counts.argmax()] >= size0:
+        return None
+    return max(1, round_half_up(steps[counts.argmax()] / size0 * size_px))
 
 
 def _frame(
