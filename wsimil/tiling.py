@@ -38,7 +38,8 @@ def plan_read(info: SlideInfo, spec: TileSpec) -> ReadPlan:
     """The coarsest level that a tile can be read from without enlarging it and with its side right within 0.25 %.
 
     Where no level qualifies, level 0, whose side must be right within 0.5 %. Raises SlideError where it is not, and where the
-    slide is coarser than the request by more than 10 %.
+    slide is coarser than the request by more than 10 %. Widths are by the mean mpp of both axes: where these differ, by 1 % at
+    most, an axis is off by up to half of that more.
     """
     coarse = info.mpp / _MAX_ENLARGEMENT
     if coarse > spec.mpp:
