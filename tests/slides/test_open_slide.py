@@ -14,7 +14,7 @@ from PIL import Image
 
 from wsimil.errors import SlideError
 from wsimil.geometry import TileGrid, TileSpec
-from wsimil.slides import Slide, find_slides, open_slide, pyramid
+from wsimil.slides import Slide, content, find_slides, open_slide, pyramid
 from wsimil.slides import openslide as reader
 from wsimil.slides.content import content_digest
 
@@ -254,17 +254,50 @@ def test_slides_are_found_below_a_folder_in_order_and_companions_are_not(tmp_pat
 
 @pytest.mark.parametrize("change", [{"quickhash": "r"}, {"head": b"h"}, {"tail": b"t"}, {"size": 5}])
 def test_each_part_of_a_digest_counts(change: dict[str, Any]) -> None:
-    same = {"quickhash": "q", "head": b"head", "tail": b"tail", "size": 4}
-    assert content_digest(Path("s.svs"), **same) != content_digest(Path("s.svs"), **(same | change))
+    same: dict[str, Any] = {"quickhash": "q", "head": b"head", "tail": b"tail", "size": 4}
+    assert content_digest(Path("s.svs"), "s", **same) != content_digest(Path("s.svs"), "s", **(same | change))
+
+
+def test_a_digest_follows_the_pixels_of_one_uncompressed_level(tmp_path: Path) -> None:
+    # OpenSlide gives a slide no quickhash whose smallest level is of more than 5 MB.
+    digests = []
+    for name, at in (("a", 300), ("b", 600)):
+        pixels = np.full((2048, 2048, 3), 243, np.uint8)
+        pixels[at : at + 250, at : at + 250] = 120
+        facts: dict[str, Any] = {"metadata": None, "resolution": (1e4 / MPP, 1e4 / MPP), "resolutionunit": "CENTIMETER"}
+        tifffile.imwrite(tmp_path / f"{name}.tiff", pixels, tile=(256, 256), photometric="rgb", **facts)
+        digests.append(open_slide(tmp_path / f"{name}.tiff").info.digest)
+    assert digests[0] != digests[1]
+
+
+@pytest.mark.parametrize("rows", [16, 64, 256, 1000])
+def test_a_digest_without_a_quickhash_looks_into_every_column_of_tiles(
+    tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(content, "_BLOCK_BYTES", 64)
+    path, digests = tmp_path / "s.tiff", set()
+    for column in range(8):
+        tiles = np.zeros((rows, 8, 2**19 // rows // 8), np.uint8)
+        tiles[:, column] = 1
+        path.write_bytes(tiles.tobytes())
+        digests.add(content_digest(path, "s", quickhash="", head=b"", tail=b"", size=tiles.nbytes))
+    assert len(digests) == 8
+
+
+@pytest.mark.parametrize("size", [5, 5 * 2**20])
+def test_a_file_that_cannot_be_read_to_its_middle_is_no_slide(tmp_path: Path, size: int) -> None:
+    with pytest.raises(SlideError, match=r"slide 's': .* does not exist; check the path"):
+        content_digest(tmp_path / "s.tiff", "s", quickhash="", head=b"head", tail=b"tail", size=size)
 
 
 def test_an_mrxs_digest_follows_the_files_of_its_data_folder(tmp_path: Path) -> None:
     path = tmp_path / "s.mrxs"
     (tmp_path / "s").mkdir()
-    before = content_digest(path, "q", b"head", b"tail", 4)
-    assert before == content_digest(path, "q", b"head", b"tail", 4)
+    known: dict[str, Any] = {"quickhash": "q", "head": b"head", "tail": b"tail", "size": 4}
+    before = content_digest(path, "s", **known)
+    assert before == content_digest(path, "s", **known)
     (tmp_path / "s" / "Data0001.dat").write_bytes(b"12345")
-    after = content_digest(path, "q", b"head", b"tail", 4)
+    after = content_digest(path, "s", **known)
     assert before != after
 
 

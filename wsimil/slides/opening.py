@@ -125,7 +125,7 @@ def _refused_slide(
         level_downsamples=tuple((width / level.size_px[0] + height / level.size_px[1]) / 2 for level in levels),
         bounds0_px=(0, 0, width, height),
         vendor=vendor,
-        digest=content_digest(path, hashed, head, tail, size),
+        digest=content_digest(path, slide_id, quickhash=hashed, head=head, tail=tail, size=size),
     )
     return _direct(info, levels, name, half_scale_jpeg, icc_profile=icc_profile)
 

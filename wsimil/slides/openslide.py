@@ -47,6 +47,7 @@ class OpenSlideSlide(PyramidSlide):
         try:
             properties = dict(self._handle.properties)
             resolved = resolve_mpp(properties, slide_id=slide_id, override=mpp_override)
+            quickhash = properties.get("openslide.quickhash-1", "")
             info = SlideInfo(
                 slide_id=slide_id,
                 path=path,
@@ -57,7 +58,7 @@ class OpenSlideSlide(PyramidSlide):
                 level_downsamples=tuple(self._handle.level_downsamples),
                 bounds0_px=_bounds0_px(properties, self._handle.dimensions),
                 vendor=properties.get("openslide.vendor", "unknown"),
-                digest=content_digest(path, properties.get("openslide.quickhash-1", ""), head, tail, size),
+                digest=content_digest(path, slide_id, quickhash=quickhash, head=head, tail=tail, size=size),
             )
             super().__init__(info, self._handle.level_dimensions)
             self._handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
