@@ -350,12 +350,16 @@ def write_series(folder: Path) -> dict[str, Path]:
 
 def test_a_slide_is_all_files_of_its_series_whichever_of_them_is_named(tmp_path: Path) -> None:
     files = write_series(tmp_path / "slides")
+    digests = set()
     for name in ("level 0", "level 1", "label"):
         assert_as_openslide(files[name])
         with open_slide(files[name]) as slide:
             assert (slide.info.size0_px, len(slide.info.level_downsamples)) == (SIZE, 2)
+            digests.add(slide.info.digest)
+    assert len(digests) == 1
     with open_slide(files["other"]) as slide:
         assert len(slide.info.level_downsamples) == 1
+        assert slide.info.digest not in digests
 
 
 def test_a_series_that_openslide_refuses_has_its_levels_too(tmp_path: Path) -> None:
@@ -373,6 +377,7 @@ def test_a_series_that_openslide_refuses_has_its_levels_too(tmp_path: Path) -> N
         )
         assert (whole(one, 1)[:101, :150] == small).all()
         assert (whole(other) == IMAGE).all()
+        assert one.info.digest == other.info.digest
 
 
 def concatenation(folder: Path, *, sparse: bool, total: int | None = None) -> list[Path]:
@@ -392,12 +397,15 @@ def concatenation(folder: Path, *, sparse: bool, total: int | None = None) -> li
 
 @pytest.mark.parametrize("sparse", [True, False])
 def test_an_image_in_several_files_is_one_level(tmp_path: Path, sparse: bool) -> None:
+    digests = set()
     for path in concatenation(tmp_path, sparse=sparse):
         with pytest.raises(SlideError, match="Slide contains unexpected image"):
             open_slide(path, reader="openslide")
         with open_slide(path) as slide:
+            digests.add(slide.info.digest)
             assert len(slide.info.level_downsamples) == 1
             assert np.abs(whole(slide).astype(int) - IMAGE).mean() < 3
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize("sparse", [True, False])

@@ -43,7 +43,8 @@ def content_digest(path: Path, slide_id: str, *, quickhash: str, head: bytes, ta
 
     Over OpenSlide's quickhash-1 (which covers the smallest pyramid level and the metadata of most formats), the size, and
     the first and last 64 KiB; for MRXS also names and sizes of the files in its data folder, where the pixels are. Where
-    there is no quickhash, as where the smallest level is large, 4 MiB from all over the file stand for the pixels.
+    there is no quickhash, as where the smallest level is large, 4 MiB from all over the file stand for the pixels. Of a
+    DICOM series it is taken of the file that holds level 0, whichever is named.
     """
     digest = hashlib.sha256(f"wsimil slide digest {1 if quickhash else 2}\n{quickhash}\n{size}\n".encode())
     digest.update(head)

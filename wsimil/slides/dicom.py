@@ -7,7 +7,7 @@ Whole Slide Microscopy Image), C.7.6.16.2.2.4 (concatenations), C.7.6.17.3 (TILE
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from wsimil.slides.dicom_codec import FrameDecoder, Kind, frame_decoder, frame_kind
 from wsimil.slides.dicom_frames import Frames, join_fragments, read_frames
-from wsimil.slides.dicom_header import read_header, read_series_header
+from wsimil.slides.dicom_header import read_header, read_instance_uid, read_series_header
 from wsimil.slides.stored_tiles import NotDirectError, UnreadableError
 
 _FIXED = {"BitsAllocated": 8, "BitsStored": 8, "PixelRepresentation": 0}
@@ -55,9 +55,11 @@ class DicomLevel:
 class DicomPyramid:
     """The levels of a series, the largest first, the series' UID, and its metadata under OpenSlide's names of properties.
 
-    `icc_profile`: of the optical path; None where it states none.
+    `path`: the file that holds the largest level, or its first frames; `icc_profile`: of the optical path; None where it
+    states none.
     """
 
+    path: Path
     levels: tuple[DicomLevel, ...]
     series_uid: str
     properties: Mapping[str, str]
@@ -114,8 +116,9 @@ def read_pyramid(path: Path) -> DicomPyramid:
         # Each side of a level is rounded to a whole px.
         if abs(w * height - h * width) > width + height:
             raise NotDirectError(f"its images of {width} x {height} and {w} x {h} px are not of one shape")
-    largest = images[sizes[0]][0]
+    largest = _first(images[sizes[0]])
     return DicomPyramid(
+        path=largest.path,
         levels=tuple(_level(images[size]) for size in sizes),
         series_uid=read_series_header(path).series_uid,
         properties={f"{_SPACING}[{axis}]": value for axis, value in enumerate(largest.spacing)},
@@ -134,10 +137,14 @@ class DicomImage:
 def read_images(path: Path) -> tuple[DicomImage, ...]:
     """The images in the series of a file that show the slide, the largest first. Raises NotDirectError."""
     images = _images(path)
-    return tuple(
-        DicomImage(size_px=size, path=min(images[size], key=lambda part: part.first).path)
-        for size in sorted(images, reverse=True)
-    )
+    return tuple(DicomImage(size_px=size, path=_first(images[size]).path) for size in sorted(images, reverse=True))
+
+
+def instance_file(path: Path, instance_uid: str) -> Path:
+    """The file of this SOP Instance UID, given one of its folder, which is the answer where there is no such file."""
+    if read_instance_uid(path) == instance_uid:
+        return path
+    return next((file for file in _others(path) if read_instance_uid(file) == instance_uid), path)
 
 
 def _images(path: Path) -> dict[tuple[int, int], list[_Part]]:
@@ -156,20 +163,30 @@ def _images(path: Path) -> dict[tuple[int, int], list[_Part]]:
     return images
 
 
+def _first(parts: Sequence[_Part]) -> _Part:
+    """The file that holds an image, or its first frames."""
+    return min(parts, key=lambda part: part.first)
+
+
 def _siblings(path: Path, series_uid: str) -> list[Path]:
     """The other files of a series."""
 
     def belongs(file: Path) -> bool:
         try:
-            return file.is_file() and read_series_header(file).series_uid == series_uid
+            return read_series_header(file).series_uid == series_uid
         except NotDirectError:
             return False
 
+    return [file for file in _others(path) if belongs(file)]
+
+
+def _others(path: Path) -> Iterator[Path]:
+    """The files beside a file."""
     try:
-        files = sorted(path.parent.iterdir())
+        entries = sorted(path.parent.iterdir())
     except OSError as error:
         raise NotDirectError(f"its folder cannot be searched for the files of its series: {error.strerror}") from error
-    return [file for file in files if file.name != path.name and belongs(file)]
+    return (entry for entry in entries if entry.name != path.name and entry.is_file())
 
 
 def _part(path: Path) -> _Part | None:

@@ -105,6 +105,7 @@ def _refused_slide(
         from wsimil.slides.dicom import read_pyramid
 
         dicom = read_pyramid(path)
+        head, tail, size = file_ends(dicom.path, slide_id)
         levels, properties, icc_profile = dicom.levels, dicom.properties, dicom.icc_profile
         vendor, name, hashed = "dicom", "dicom", dicom.series_uid
     elif is_tiff(head) and reader != "dicom":

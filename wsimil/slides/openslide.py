@@ -48,6 +48,9 @@ class OpenSlideSlide(PyramidSlide):
             properties = dict(self._handle.properties)
             resolved = resolve_mpp(properties, slide_id=slide_id, override=mpp_override)
             quickhash = properties.get("openslide.quickhash-1", "")
+            vendor = properties.get("openslide.vendor", "unknown")
+            if vendor == "dicom":
+                head, tail, size = file_ends(_level0_file(path, properties), slide_id)
             info = SlideInfo(
                 slide_id=slide_id,
                 path=path,
@@ -57,7 +60,7 @@ class OpenSlideSlide(PyramidSlide):
                 mpp_detail=resolved.detail,
                 level_downsamples=tuple(self._handle.level_downsamples),
                 bounds0_px=_bounds0_px(properties, self._handle.dimensions),
-                vendor=properties.get("openslide.vendor", "unknown"),
+                vendor=vendor,
                 digest=content_digest(path, slide_id, quickhash=quickhash, head=head, tail=tail, size=size),
             )
             super().__init__(info, self._handle.level_dimensions)
@@ -118,6 +121,15 @@ def _open(path: Path, slide_id: str, *, head: bytes) -> openslide.OpenSlide:
             f"slide {slide_id!r}: {path} cannot be opened: {error}; if the file is damaged or cut short, copy it again"
             f" from its source; if it is whole, {_CONVERT}"
         ) from error
+
+
+def _level0_file(path: Path, properties: dict[str, str]) -> Path:
+    """The file of a DICOM series that holds level 0, of which OpenSlide tells the properties: whichever file is named, it is
+    the same slide."""
+    # Loads pydicom, which slides of other kinds must not wait for.
+    from wsimil.slides.dicom import instance_file
+
+    return instance_file(path, properties.get("dicom.MediaStorageSOPInstanceUID", ""))
 
 
 def _bounds0_px(properties: dict[str, str], size0_px: tuple[int, int]) -> tuple[int, int, int, int]:
