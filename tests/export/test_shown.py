@@ -11,6 +11,7 @@ from wsimil.evaluation.calibration import Calibration
 from wsimil.evaluation.class_odds import score_of_odds
 from wsimil.export.scores import ScoreTable, score_table
 from wsimil.export.shown import effective_tiles_of, shown
+from wsimil.provenance import Json
 from wsimil.targets import MultiLabel, Ordinal, Regression, Survival, Task
 
 
@@ -237,19 +238,39 @@ def test_effective_tiles_are_of_softmax_attention_alone(table: ScoreTable) -> No
     assert effective_tiles_of(dataclasses.replace(table, score_names=("a", *table.score_names[1:]))) is None
 
 
-def test_effective_tiles_of_a_patient_count_all_its_slides(table: ScoreTable) -> None:
-    uniform = table.scores.copy()
-    uniform[:, 0] = 1 / 126
-    half = dataclasses.replace(table, scores=uniform)
+def of_patient(table: ScoreTable, attention: float, **more: Json) -> ScoreTable:
+    """The table as if of a slide of a patient, each of whose tiles has this attention."""
+    scores = table.scores.copy()
+    scores[:, 0] = attention
+    return dataclasses.replace(table, scores=scores, model={**table.model, "patient": "p", **more})
+
+
+def test_effective_tiles_of_a_patient_count_all_its_slides_and_are_told_of_no_slide_alone(table: ScoreTable) -> None:
+    half = of_patient(table, 1 / 126, patient_tiles=126)
     assert effective_tiles_of(half, half) == pytest.approx(126)
+    assert effective_tiles_of(half) is None
+    ignored, all_of_it = (of_patient(table, value, patient_tiles=126) for value in (0, 1 / 63))
+    assert effective_tiles_of(ignored, all_of_it) == pytest.approx(63)
+    alone = of_patient(table, 1 / 63, patient_tiles=63)
+    assert effective_tiles_of(alone) == pytest.approx(63)
 
 
-def test_a_slide_without_any_of_its_patients_attention_has_no_number_of_effective_tiles(table: ScoreTable) -> None:
-    nothing = table.scores.copy()
-    nothing[:, 0] = 0
-    without = dataclasses.replace(table, scores=nothing)
-    assert effective_tiles_of(without) is None
-    assert effective_tiles_of(without, table) == pytest.approx(effective_tiles_of(table))
+def test_attention_on_a_slide_is_shown_as_a_multiple_of_what_is_uniform_over_its_patient(table: ScoreTable) -> None:
+    """Each slide had a mean of 1, so that one which the model had ignored looked like the one that it had looked at."""
+    for attention, wanted in ((0.0, 0), (1e-9 / 63, 126 * 1e-9 / 63), (1 / 126, 1), (1 / 63, 2)):
+        found = shown(of_patient(table, attention, patient_tiles=126), "attention")
+        np.testing.assert_allclose(found.values, np.full(63, wanted, np.float32), rtol=1e-6)
+        assert found.label == "attention (not evidence), uniform = 1"
+        assert found.reading == "share of the patient's attention x its tiles"
+
+
+def test_attention_on_a_slide_of_a_patient_of_unknown_size_is_shown_as_it_is(table: ScoreTable) -> None:
+    for more in ({}, {"patient_tiles": 62}, {"patient_tiles": "126"}):
+        table_of_earlier = of_patient(table, 0.25 / 63, **more)
+        found = shown(table_of_earlier, "attention")
+        assert np.array_equal(found.values, table_of_earlier.score("attention"))
+        assert (found.label, found.reading) == ("attention (not evidence)", "weights as they are")
+        assert effective_tiles_of(table_of_earlier) is None
 
 
 def test_several_heads_count_by_their_mean(table: ScoreTable) -> None:

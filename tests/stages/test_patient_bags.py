@@ -143,6 +143,7 @@ def test_heatmaps_are_of_slides_and_add_up_with_the_patients_other_slides(place:
     for table in tables:
         assert table.answer("prob_b") == pytest.approx(float(rows["p2"]["prob_b"]), rel=1e-8)
         assert table.model["patient"] == "p2"
+        assert table.bag_tiles == sum(map(len, tables))
         total = table.score("contribution:b").astype(float).sum() + table.bias[1]
         assert total == pytest.approx(table.logits[1], abs=1e-4)
     store = open_store(place / "features", mode="r")

@@ -69,6 +69,14 @@ def test_a_slides_numbers_are_the_tables(study: MadeStudy, serve: Serve) -> None
         np.testing.assert_array_equal(floats(case["whatif"]["logit_parts"]["tumor"]), table.score("contribution:tumor"))
 
 
+def test_effective_tiles_are_told_of_no_slide_of_a_patient_with_others(study: MadeStudy) -> None:
+    table = tables(study)[0]
+    for more, told in ((0, True), (1, False)):
+        model = {**table.model, "patient": "p", "patient_tiles": len(table) + more}
+        case = case_json(0, replace(table, model=model), what_if={})
+        assert bool(case["effective_tiles"]) == told
+
+
 def test_tissue_is_that_of_the_predictions_or_else_of_the_features(study: MadeStudy, serve: Serve) -> None:
     table = tables(study)[0]
     outer = table.tissue[0][0]

@@ -79,7 +79,7 @@ def predict_patient(
                 grid=bag.grid,
                 size_known=bag.size_known,
                 bounds_known=bag.bounds_known,
-                model={**trained.facts, "patient": patient_id},
+                model={**trained.facts, "patient": patient_id, "patient_tiles": len(joined)},
             )
         )
     return found

@@ -118,6 +118,17 @@ class ScoreTable:
         return self.task.decided(self.values)
 
     @property
+    def bag_tiles(self) -> int | None:
+        """How many tiles the answer is of, over which attention sums to 1: where it is a patient's, those of all its slides.
+
+        None where nobody said so, as in tables of patients of earlier versions.
+        """
+        if "patient" not in self.model:
+            return len(self)
+        tiles = self.model.get("patient_tiles")
+        return tiles if isinstance(tiles, int) and tiles >= len(self) else None
+
+    @property
     def tiling(self) -> str:
         """SHA-256 over where the tiles lie and of which spacing they are, 64 hex digits: two tables that agree in it number
         the same places alike.

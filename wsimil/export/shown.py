@@ -41,7 +41,8 @@ class Shown:
 def shown(table: ScoreTable, name: str) -> Shown:
     """The raw score, but of some kinds a number that follows from it whose zero means the same on every slide.
 
-    Attention that is a softmax is shown as a multiple of what uniform attention gives. Scores of a class, a label or a level are
+    Attention that is a softmax is shown as a multiple of what uniform attention over the bag gives, of a patient's slide over all
+    its slides, or as it is where the table does not tell how many tiles these have. Scores of a class, a label or a level are
     shown as what they say of its log-odds, see `class_odds`: of a class against the other classes, whose scores the table must
     hold, too; calibrated as answers are, but not by steps, which have no log-odds, and not the method's own score of a tile, of
     which no answer need be made. Those of a risk, a hazard or a regressed value are shown as they are; `single`, whose zero means
@@ -53,7 +54,7 @@ def shown(table: ScoreTable, name: str) -> Shown:
     if kind in _LABELS:
         return _of_output(table, kind, of, raw)
     if kind == "attention":
-        return _attention(raw, of, table.rule(name))
+        return _attention(table, of, raw, table.rule(name))
     signed = bool((raw < 0).any())
     return Shown(values=raw, kind="signed" if signed else "sequential", label=name, reading="")
 
@@ -78,32 +79,39 @@ def effective_tiles(attention: NDArray[np.float32]) -> float:
 def effective_tiles_of(*tables: ScoreTable) -> float | None:
     """`effective_tiles` of the mean over heads, in all slides of a bag together.
 
-    None without attention that is a softmax, and where none of it is on these slides, as on some of a patient with others.
+    None without attention that is a softmax, and of some slides of a patient without the others.
     """
+    if not tables or sum(map(len, tables)) != tables[0].bag_tiles:
+        return None
     parts = []
     for table in tables:
         heads = [name for name in table.score_names if name.partition(":")[0] == "attention"]
         if not heads or not all(_is_softmax(table.rule(name)) for name in heads):
             return None
         parts.append(np.mean([table.score(name) for name in heads], axis=0, dtype=np.float32))
-    attention = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    attention = np.concatenate(parts)
     return effective_tiles(attention) if np.nansum(attention) > 0 else None
 
 
-def _attention(raw: NDArray[np.float32], head: str, rule: str) -> Shown:
+def _attention(table: ScoreTable, head: str, raw: NDArray[np.float32], rule: str) -> Shown:
     of = f" of {head}" if head else ""
     # Weights that are no softmax may be negative, and of another sum on each slide. All slides show them alike: one range
     # and one legend are for all, so a slide on which no tile has any does not decide.
     other = rule != NOT_RECORDED and not _is_softmax(rule)
-    if other or bool((raw < 0).any()):
+    tiles = table.bag_tiles
+    if other or tiles is None or bool((raw < 0).any()):
         # Never signed: legends of signed scores say "for" and "against".
         return Shown(
             values=raw, kind="sequential", label=f"attention{of} (not evidence)", reading="weights as they are"
         )
-    some = bool(np.nansum(raw, dtype=np.float64) > 0)
-    relative = _share(raw) * np.count_nonzero(~np.isnan(raw)) if some else raw
-    label = f"attention{of} (not evidence), uniform = 1"
-    reading = "share of all attention x tiles"
+    label, reading = f"attention{of} (not evidence), uniform = 1", "share of all attention x tiles"
+    if "patient" in table.model:
+        # It sums to 1 over all slides of the patient: on this one alone to what the slide has of it.
+        relative, reading = raw.astype(np.float64) * tiles, "share of the patient's attention x its tiles"
+    elif np.nansum(raw, dtype=np.float64) > 0:
+        relative = _share(raw) * np.count_nonzero(~np.isnan(raw))
+    else:
+        relative = raw.astype(np.float64)
     return Shown(values=relative.astype(np.float32), kind="sequential", label=label, reading=reading)
 
 

@@ -99,6 +99,8 @@ def case_json(index: int, table: ScoreTable, *, what_if: Mapping[str, Json]) -> 
     """A slide with its tiles, but for its picture and crops, which whoever has the slide adds."""
     names = list(table.score_names)
     values = {name: shown(table, name).values for name in names}
+    # Of one slide of a patient they would not be those of the patient's answer.
+    counted = values if table.bag_tiles == len(table) else {}
     return {
         "index": index,
         "slide_id": table.slide_id,
@@ -115,7 +117,7 @@ def case_json(index: int, table: ScoreTable, *, what_if: Mapping[str, Json]) -> 
         "bias": numbers(table.bias),
         "predicted": table.predicted,
         "effective_tiles": {
-            name: _finite(effective_tiles(np.abs(one))) for name, one in values.items() if np.nansum(np.abs(one)) > 0
+            name: _finite(effective_tiles(np.abs(one))) for name, one in counted.items() if np.nansum(np.abs(one)) > 0
         },
         "whatif": dict(what_if),
         "pyramid": None,
