@@ -267,6 +267,18 @@ def test_a_method_without_a_closed_form_is_recomputed_by_the_server(
     assert client.post("cases/0/what-if", {"without": list(range(len(bag)))}).status == 422
 
 
+def test_a_slide_that_is_answered_for_alone_is_recomputed_from_its_own_features_alone(
+    study: MadeStudy, tmp_path: Path, serve: Serve
+) -> None:
+    """Without a cohort file all slides are of one patient, whose name is empty: one that was missing refused all of them."""
+    run = make_run(tmp_path / "run", study.features, method="transmil", config={"hidden_dim": 64})
+    options = predict_stage.PredictOptions(device="cpu", heatmaps=False)
+    predict_stage.predict(run, study.features, tmp_path / "predictions", options=options)
+    open_store(tmp_path / "own", mode="w").write(open_store(study.features, mode="r").read("s0"))
+    client = serve(tmp_path / "predictions", run=run, features=tmp_path / "own")
+    assert client.post("cases/0/what-if", {"without": [1]}).status == 200
+
+
 @pytest.mark.parametrize("method", ["abmil", "pooling"])
 def test_a_slide_of_a_patient_is_recomputed_with_the_patients_other_slides(
     method: str, study: MadeStudy, tmp_path: Path, serve: Serve

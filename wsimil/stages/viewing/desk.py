@@ -117,7 +117,9 @@ class Desk:
         return notes, self.notebook.write(table, notes, seen=seen)
 
     def _siblings(self, index: int) -> tuple[str, ...]:
-        """All slides of a slide's patient, in the order in which they were predicted."""
+        """All slides of a slide's patient, in the order in which they were predicted; none where answers are of slides."""
+        if self.study.cohort.model.bag == "slide":
+            return ()
         patient = self.study.cohort.cases[index].patient_id
         return tuple(case.slide_id for case in self.study.cohort.cases if case.patient_id == patient)
 
