@@ -92,6 +92,13 @@ def test_every_score_is_an_annotation_that_the_schema_allows(make_prediction, tm
     ]
 
 
+def test_it_is_said_whether_the_answer_is_for_the_slide_or_its_patient(make_prediction, tmp_path: Path) -> None:
+    table = score_table(make_prediction(n=63, slide_id="s"))
+    for model, wanted in ((table.model, "slide s"), ({**table.model, "patient": "p7"}, "patient p7")):
+        found = _write(dataclasses.replace(table, model=model), tmp_path / "a.json")
+        assert {one["attributes"]["answer_of"] for one in found} == {wanted}
+
+
 def test_evidence_for_and_against_add_up_to_what_is_shown_and_unscored_is_neither(make_prediction, tmp_path) -> None:
     table = score_table(make_prediction(n=63))
     scores = table.scores.copy()

@@ -136,6 +136,21 @@ def test_the_slide_itself_carries_its_probabilities(make_prediction) -> None:
     assert slide["metadata"]["wsimil.model.digest"] == "a3f5c0de"
 
 
+def test_the_answer_for_a_patient_is_not_called_the_slides(make_prediction) -> None:
+    table = score_table(make_prediction(n=63))
+    of_patient = dataclasses.replace(table, model={**table.model, "patient": "p7"})
+    tree = _parse(of_patient)
+    slide = _objects(tree, "annotation")[0]["properties"]
+    assert slide["name"].startswith(f"{table.slide_id}: patient p7: {table.predicted} (")
+    assert slide["classification"]["name"] == "wsimil: Slide", "by which scripts find it"
+    assert slide["measurements"]["wsimil: P(tumor) of the patient"] == table.values[1]
+    assert "wsimil: P(tumor)" not in slide["measurements"]
+    assert (tree["wsimil"]["answer_of"], _parse(table)["wsimil"]["answer_of"]) == (
+        "patient p7",
+        f"slide {table.slide_id}",
+    )
+
+
 def test_top_tiles_are_the_highest_of_those_that_speak_for_the_class(make_prediction) -> None:
     table = score_table(make_prediction(n=63))
     values = table.score("contribution:tumor") - table.score("contribution:normal")

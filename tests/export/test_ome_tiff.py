@@ -57,7 +57,7 @@ def test_a_level_is_the_mean_of_the_scored_area_below_it(make_prediction, tmp_pa
 def test_ome_types_reads_sizes_units_channels_and_the_map_annotation(make_prediction, tmp_path: Path) -> None:
     ome_types = pytest.importorskip("ome_types", reason="needs ome-types, which the extra 'dev' brings")
     table = score_table(make_prediction(n=63, mpp=0.2527, bounds0_px=(301, 207, 3000, 2500), slide_id=HOSTILE))
-    write_ome_tiff(tmp_path / "a.ome.tiff", table)
+    write_ome_tiff(tmp_path / "a.ome.tiff", dataclasses.replace(table, model={**table.model, "patient": "p7"}))
     ome = ome_types.from_tiff(tmp_path / "a.ome.tiff", validate=True)
     (image,) = ome.images
     pixels = image.pixels
@@ -70,6 +70,7 @@ def test_ome_types_reads_sizes_units_channels_and_the_map_annotation(make_predic
     facts = {pair.k: pair.value for pair in note.value.ms}
     assert facts["origin_level0_px"] == "301,207"
     assert facts["nodata"] == "NaN"
+    assert facts["answer_of"] == "patient p7"
     assert facts["shown.contribution:tumor"] == "contribution to tumor; log-odds; 0 = adds nothing"
     assert (facts["level0_width"], facts["level0_height"]) == ("4000", "3000")
     assert facts["slide"] == HOSTILE.replace("\n", "\ufffd").replace("\x00", "\ufffd")

@@ -48,6 +48,17 @@ def test_many_classes_fit_on_the_page(make_prediction) -> None:
     assert rows[-20:].min() == 255
 
 
+def test_the_answer_for_a_patient_is_not_called_the_slides(make_prediction, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Page, "text", lambda _self, _x, _y, text, *_style, **_room: said.append(text))
+    table = score_table(make_prediction(n=63))
+    _render(dataclasses.replace(table, model={**table.model, "patient": "p7"}))
+    assert any(text.startswith(f"Predicted for patient p7: {table.predicted}, ") for text in said)
+    assert "Probability of the patient" in said
+    _render(table)
+    assert any(text.startswith(f"Predicted: {table.predicted}, ") for text in said)
+
+
 def test_the_same_table_gives_the_same_bytes(make_prediction) -> None:
     table = score_table(make_prediction(n=63))
     heatmap = rank_heatmap(table, "attention")

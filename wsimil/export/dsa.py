@@ -72,6 +72,7 @@ def _annotation(table: ScoreTable, name: str, cells: Cells, span: tuple[float, f
             "rule": table.rule(name),
             "cell_level0_px": cells.cell0,
             "level0_mpp": table.mpp,
+            "answer_of": table.answer_of,
             "answer": {
                 column.name: value for column, value in zip(table.task.answers, table.values.tolist(), strict=True)
             },

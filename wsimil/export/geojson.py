@@ -44,7 +44,7 @@ def write_geojson(
 def geojson_chunks(
     table: ScoreTable, *, origin: Origin = "bounds", score: str | None = None, top: int = 10
 ) -> Iterator[str]:
-    """The file in pieces: every tile with its scores; the slide's answer, its tissue and the `top` tiles as annotations.
+    """The file in pieces: every tile with its scores; the answer, the slide's tissue and the `top` tiles as annotations.
 
     `origin` "bounds" counts from the top-left of the scanned part, as QuPath shows slides whose vendor declares one; "level0"
     from that of the whole frame. The top tiles are those highest in `score`, the table's main score by default; for a signed
@@ -90,6 +90,7 @@ def _about(
         "origin": origin,
         "offset_level0_px": [int(value) for value in offset],
         "mpp": table.mpp,
+        "answer_of": table.answer_of,
         "answer": {column.name: value for column, value in zip(table.task.answers, table.values.tolist(), strict=True)},
         "scores": {
             _measurement(name): {"shows": one.label, "reading": one.reading, "rule": table.rule(name)}
@@ -113,15 +114,18 @@ def _metadata(table: ScoreTable, origin: Origin, offset: NDArray[np.int64]) -> d
 
 
 def _slide_feature(table: ScoreTable, xy: NDArray[np.int64], metadata: Mapping[str, Json]) -> dict[str, Json]:
-    """One rectangle around all tiles, which carries what is known of the whole slide."""
-    answer = {_answer(column): float(v) for column, v in zip(table.task.answers, table.values, strict=True)}
+    """One rectangle around all tiles, which carries what is known of the whole slide, and the answer, be it its patient's."""
+    patient = table.unit == "patient"
+    of = " of the patient" if patient else ""
+    answer = {f"{_answer(column)}{of}": float(v) for column, v in zip(table.task.answers, table.values, strict=True)}
+    whose = f"{table.slide_id}: {table.answer_of}" if patient else table.slide_id
     share = table.task.confidence(table.values)
     return {
         "type": "Feature",
         "geometry": _rectangle(xy.min(axis=0), xy.max(axis=0) + table.size0_px),
         "properties": {
             "objectType": "annotation",
-            "name": f"{table.slide_id}: {table.predicted}" + ("" if share is None else f" ({share:.2f})"),
+            "name": f"{whose}: {table.predicted}" + ("" if share is None else f" ({share:.2f})"),
             "classification": {"name": "wsimil: Slide", "color": _SLIDE_COLOR},
             "color": _SLIDE_COLOR,
             "isLocked": True,

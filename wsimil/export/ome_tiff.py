@@ -109,6 +109,7 @@ def _metadata(
         "origin": origin,
         "origin_level0_px": f"{cells.origin0[0]:g},{cells.origin0[1]:g}",
         "nodata": "NaN",
+        "answer_of": table.answer_of,
         "answer": ", ".join(f"{c.name}={v:.6g}" for c, v in zip(table.task.answers, table.values, strict=True)),
         "wsimil": __version__,
         "notice": "Research use only",

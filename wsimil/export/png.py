@@ -73,7 +73,8 @@ def render_png(table: ScoreTable, heatmap: Heatmap, *, thumbnail: NDArray[np.uin
     answer = table.predicted if share is None else f"{table.predicted}, probability {share:.3f}"
     inner = page_width - 2 * _MARGIN_PX
     page.text(_MARGIN_PX, 28, table.slide_id, _TITLE, width_px=inner)
-    page.text(_MARGIN_PX, 54, f"Predicted: {answer}", _BODY, width_px=inner)
+    whose = f" for {table.answer_of}" if table.unit == "patient" else ""
+    page.text(_MARGIN_PX, 54, f"Predicted{whose}: {answer}", _BODY, width_px=inner)
     page.picture(frame.x, frame.y, overlay(heatmap, thumbnail, shape=(frame.height, frame.width)))
     page.box(frame.x - 1, frame.y - 1, frame.width + 2, frame.height + 2, _LINE, line_px=1)
     _scale_bar(page, frame, table.mpp, left_px, no_picture=thumbnail is None)
@@ -162,8 +163,8 @@ def _answers(page: Page, x: int, y: int, table: ScoreTable) -> int:
     """The numbers of the answer; probabilities of classes, the highest first, with a bar each."""
     columns = table.task.answers
     exclusive = table.task.kind == "classification"
-    whose = "patient" if "patient" in table.model else "slide"
-    heading = f"Probability of the {whose}" if all(c.probability for c in columns) else f"Answer for the {whose}"
+    unit = table.unit
+    heading = f"Probability of the {unit}" if all(c.probability for c in columns) else f"Answer for the {unit}"
     page.text(x, y, heading, _HEADING, width_px=_PANEL_PX)
     order = np.argsort(-table.values, kind="stable") if exclusive else np.arange(len(columns))
     names_px = 132 if exclusive else 162

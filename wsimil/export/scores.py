@@ -118,12 +118,22 @@ class ScoreTable:
         return self.task.decided(self.values)
 
     @property
+    def unit(self) -> str:
+        """What the answer is of: "slide", or "patient" where it is of all slides of one."""
+        return "patient" if "patient" in self.model else "slide"
+
+    @property
+    def answer_of(self) -> str:
+        """The same with its id."""
+        return f"{self.unit} {self.model.get('patient', self.slide_id)}"
+
+    @property
     def bag_tiles(self) -> int | None:
         """How many tiles the answer is of, over which attention sums to 1: where it is a patient's, those of all its slides.
 
         None where nobody said so, as in tables of patients of earlier versions.
         """
-        if "patient" not in self.model:
+        if self.unit == "slide":
             return len(self)
         tiles = self.model.get("patient_tiles")
         return tiles if isinstance(tiles, int) and tiles >= len(self) else None

@@ -105,7 +105,7 @@ def _attention(table: ScoreTable, head: str, raw: NDArray[np.float32], rule: str
             values=raw, kind="sequential", label=f"attention{of} (not evidence)", reading="weights as they are"
         )
     label, reading = f"attention{of} (not evidence), uniform = 1", "share of all attention x tiles"
-    if "patient" in table.model:
+    if table.unit == "patient":
         # It sums to 1 over all slides of the patient: on this one alone to what the slide has of it.
         relative, reading = raw.astype(np.float64) * tiles, "share of the patient's attention x its tiles"
     elif np.nansum(raw, dtype=np.float64) > 0:
@@ -125,9 +125,8 @@ def _of_output(table: ScoreTable, kind: str, of: str, raw: NDArray[np.float32]) 
         if kind == "single" and not calibrated:
             zero = "a half"
     elif kind == "single":
-        whole = "patient" if "patient" in table.model else "slide"
         values = (raw - table.logits[_index(table, of)]).astype(np.float32)
-        unit, zero = f"logits less the {whole}'s", f"as the whole {whole}"
+        unit, zero = f"logits less the {table.unit}'s", f"as the whole {table.unit}"
     elif kind == "score":
         zero = "no meaning of its own"
     return Shown(values=values, kind="signed", label=label.format(of), reading=f"{unit}; 0 = {zero}")

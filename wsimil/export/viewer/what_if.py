@@ -89,7 +89,7 @@ def closed_form(table: ScoreTable, mix: Mix | None, rule: AnswerRule) -> ClosedF
     rules = {table.rule(name) for name in names} - {EXACT}
     if rules:
         raise NotClosedError(f"contributions of this model are no exact sums ({', '.join(sorted(rules))})")
-    if "patient" in table.model:
+    if table.unit == "patient":
         # `bias` holds what other slides contribute, and attention that they have in all but nothing of is what counts once the
         # tiles that have the rest are left out.
         raise NotClosedError("the answer is of all slides of a patient, of which this table tells one")
