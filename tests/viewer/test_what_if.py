@@ -301,6 +301,11 @@ def test_a_slide_of_a_patient_is_recomputed_with_the_patients_other_slides(
     wanted = predict_patient(load_model(run), "p1", [first, without(second, kept)])[0]
     assert np.abs(wanted.values - client.get("cases/1.json").json()["values"]).max() > 1e-3
     np.testing.assert_allclose(answered["values"], wanted.values, rtol=0, atol=1e-5)
+    whole = client.post("cases/1/what-if", {"without": list(range(len(second)))}).json()
+    of_first = predict_patient(load_model(run), "p1", [first])[0]
+    np.testing.assert_allclose(whole["values"], of_first.values, rtol=0, atol=1e-5)
+    only = len(store.read("s2"))
+    assert client.post("cases/2/what-if", {"without": list(range(only))}).status == 422
 
 
 @pytest.mark.parametrize(

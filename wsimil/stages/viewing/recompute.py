@@ -40,10 +40,8 @@ class Recompute:
     ) -> NDArray[np.float64]:
         """The logits [C] for the tiles `kept`, together with the `others` slides of its patient.
 
-        Raises ValueError where no tile is kept, StoreError or ModelError where features are not those that were predicted.
+        Raises ValueError where none of these has a tile, StoreError or ModelError where features are not those that were predicted.
         """
-        if not kept.any():
-            raise ValueError("nothing is left to judge: keep a tile")
         if table.model.get("digest") != self._trained.digest:
             raise ModelError(f"slide {table.slide_id!r} was predicted by another model than that of --run")
         with self._lock:
@@ -53,6 +51,8 @@ class Recompute:
                     f"slide {table.slide_id!r}: the tiles of --features are not those that were predicted; predict again"
                 )
             bags = {name: bag if name == table.slide_id else self._store.read(name) for name in others}
+            if not kept.any() and not any(len(other) for other in bags.values() if other is not bag):
+                raise ValueError("nothing is left to judge: keep a tile")
             if table.slide_id not in self._same:
                 _refuse_other_logits(table, self._logits(table, bag, bags))
                 self._same.add(table.slide_id)
