@@ -67,7 +67,8 @@ def test_slides_that_were_learned_from_under_another_name_do_not_count(
     assert len(summary.answers) - len(summary.seen) == count
     assert any("under other names, slides that the model learned from" in note for note in summary.notes)
     judged = tmp_path / "out/cohort.csv" if named else table
-    assert evaluate([tmp_path / "out"], judged, tmp_path / "report", options=QUICK).judgement.rows == count
+    for options in (QUICK, replace(QUICK, model=run)):
+        assert evaluate([tmp_path / "out"], judged, tmp_path / "report", options=options).judgement.rows == count
     told = json.loads((tmp_path / "out/predictions.json").read_text(encoding="utf-8"))["learned_from"]
     digests = learned_from(run, "slide").contents
     assert len(digests) == sum(known["split"] != "test")

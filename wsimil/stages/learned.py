@@ -137,7 +137,8 @@ def write_origin(out: Path, run: Path, learned: Learned, *, alike: Sequence[Sequ
 
 def read_origin(folder: Path, *, model: Path | None = None, option: str = "--model") -> Origin:
     """Who made the answers in `folder`, which `wsimil train` or `wsimil predict` wrote; `model` is the run where neither says,
-    as `option` gave it. How answers were calibrated and decided is what was frozen with them, whatever the run says by now.
+    as `option` gave it. How answers were calibrated and decided, and what they know was learned from, is what was frozen with
+    them, whatever the run says by now.
 
     Raises ConfigError where nobody knows, or where `model` is another one; ModelError, StoreError.
     """
@@ -159,7 +160,8 @@ def read_origin(folder: Path, *, model: Path | None = None, option: str = "--mod
         )
     if found is None:
         return given
-    return replace(found, learned=given.learned) if given.learned.known else found
+    # Predictions know more than the run: twins, and pseudonyms for ids.
+    return found if found.learned.known else replace(found, learned=given.learned)
 
 
 def _facts(run: Path) -> dict[str, Any]:
