@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,13 +93,16 @@ def test_every_figure_is_that_of_scikit_survival(whole: bool) -> None:
         util = pytest.importorskip("sksurv.util")
     cases = followed(150, whole=whole)
     ours = cases.values()
-    truth = util.Surv.from_arrays(cases.events, cases.times)
+    # It weighs an event by who is followed after it: tied ones are told a moment before who was censored then.
+    moment = 1e-6 if whole else 0.0
+    times = cases.times - moment * cases.events
+    truth = util.Surv.from_arrays(cases.events, times)
     horizons = np.array(cases.horizons)
     assert ours["harrell_c"] == pytest.approx(
-        metrics.concordance_index_censored(cases.events, cases.times, cases.risks)[0], rel=1e-9
+        metrics.concordance_index_censored(cases.events, times, cases.risks)[0], rel=1e-9
     )
     assert ours["uno_c"] == pytest.approx(
-        metrics.concordance_index_ipcw(truth, truth, cases.risks, tau=20.0)[0], rel=1e-9
+        metrics.concordance_index_ipcw(truth, truth, cases.risks, tau=20.0 - moment)[0], rel=1e-9
     )
     _, brier = metrics.brier_score(truth, truth, cases.survival, horizons)
     assert [ours[f"brier_at_{h:g}"] for h in horizons] == pytest.approx(brier, rel=1e-9)
@@ -107,6 +111,25 @@ def test_every_figure_is_that_of_scikit_survival(whole: bool) -> None:
     )
     auc, _ = metrics.cumulative_dynamic_auc(truth, truth, cases.risks, horizons)
     assert [ours[f"auc_at_{h:g}"] for h in horizons] == pytest.approx(auc, rel=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.booleans())
+def test_a_constant_half_has_a_brier_score_of_a_quarter(seed: int, whole: bool) -> None:
+    """Whatever the follow-up, as every error is a quarter: in whole years it was up to 0.33."""
+    cases = followed(40, seed=seed, whole=whole)
+    found = replace(cases, survival=np.full((40, len(cases.horizons)), 0.5)).values()
+    told = {name: value for name, value in found.items() if "brier" in name and value is not None}
+    assert {"brier_at_2", "brier_at_5", "integrated_brier"} <= set(told)
+    assert told == pytest.approx(dict.fromkeys(told, 0.25), rel=1e-9)
+
+
+def test_an_event_at_the_time_of_the_last_who_is_censored_is_weighed() -> None:
+    times, events = np.array([1, 2, 3, 4, 5, 6, 6.0]), np.array([1, 1, 0, 1, 1, 1, 0], bool)
+    censoring = censoring_curve(times, events)
+    assert (censoring.at(times)[-1], censoring.before(times)[-1]) == pytest.approx((0.0, 0.8))
+    cases = SurvivalCases(times=times, events=events, risks=-np.arange(7.0), censoring=censoring)
+    assert cases.values() == {"harrell_c": 1.0, "uno_c": pytest.approx(1.0)}
 
 
 def test_replicates_equal_a_plain_loop_over_resampled_rows() -> None:
@@ -167,12 +190,8 @@ def test_only_the_order_of_risks_counts_and_reversing_it_mirrors_concordance(see
     ours = SurvivalCases(risks=cases.risks, **settings_).values()
     stretched = SurvivalCases(risks=np.exp(cases.risks) * 7, **settings_).values()
     mirrored = SurvivalCases(risks=-cases.risks, **settings_).values()
-    # Where the last patient is censored at the time of an event, nobody knows the weight of that event.
-    told = {name: value for name, value in ours.items() if value is not None}
-    assert "harrell_c" in told
-    assert {name for name, value in stretched.items() if value is not None} == set(told)
-    assert {name: stretched[name] for name in told} == pytest.approx(told, rel=1e-12)
-    assert all(value + mirrored[name] == pytest.approx(1) for name, value in told.items())
+    assert stretched == pytest.approx(ours, rel=1e-12)
+    assert {name: value + mirrored[name] for name, value in ours.items()} == pytest.approx(dict.fromkeys(ours, 1))
 
 
 def test_times_below_zero_are_refused_and_zero_is_a_time() -> None:

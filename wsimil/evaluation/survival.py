@@ -65,9 +65,15 @@ class CensoringCurve:
     followed: Floats
 
     def at(self, times: Floats) -> Floats:
-        """The probability at `times`, in [0, 1]; of the last time for what lies beyond it."""
-        index = np.searchsorted(self.times, times, side="right")
-        return np.asarray(np.concatenate([[1.0], self.followed])[index], dtype=np.float64)
+        """The probability to be followed beyond `times`, in [0, 1]; of the last time for what lies beyond it."""
+        return self._after(np.searchsorted(self.times, times, side="right"))
+
+    def before(self, times: Floats) -> Floats:
+        """The limit of `at` from the left, the probability to be followed until `times` or longer: that of an event then."""
+        return self._after(np.searchsorted(self.times, times, side="left"))
+
+    def _after(self, steps: NDArray[np.int64]) -> Floats:
+        return np.asarray(np.concatenate([[1.0], self.followed])[steps], dtype=np.float64)
 
 
 def kaplan_meier(times: Floats, events: NDArray[np.bool_], *, level: float = 0.95) -> KaplanMeier:

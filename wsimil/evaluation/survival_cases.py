@@ -35,6 +35,9 @@ class SurvivalCases:
     - brier_at_<h>, integrated_brier (over the span of two or more horizons, trapezoid), in the weighting of Graf et al.
       1999, Stat. Med. 18:2529; only with `survival`. Where no row is followed beyond a horizon the first is undefined, and the
       second ends before it: nobody is left to stand for who was censored, and the events alone would look like a perfect answer.
+
+    An event at T weighs 1 / censoring.before(T), as it precedes who is censored at T. scikit-survival takes `at` there, and
+    differs where the two are tied, as in whole months.
     """
 
     times: Floats
@@ -92,7 +95,7 @@ class SurvivalCases:
 
     def replicates(self, weights: Floats) -> dict[str, Floats]:
         """Every metric for each row of `weights` [R, n]."""
-        followed = self.censoring.at(self.times)
+        followed = self.censoring.before(self.times)
         inverse = np.divide(1.0, followed, out=np.full(len(self), np.nan), where=followed > 0)
         early = self.events & (self.times < (self.horizons[-1] if self.horizons else np.inf))
         result = {
