@@ -7,7 +7,9 @@ import pytest
 from sklearn import metrics as sk
 
 from wsimil.evaluation.bootstrap import estimates
+from wsimil.evaluation.judgement import Judged
 from wsimil.evaluation.task_metrics import cases_of, watched
+from wsimil.evaluation.wrong import said_of
 from wsimil.targets import Classification, MultiLabel, Ordinal, Regression, Survival
 
 
@@ -19,6 +21,21 @@ def test_two_classes_and_more_are_measured_by_their_own_names() -> None:
     more = cases_of(Classification(classes=("a", "b", "c")), np.array([0, 1, 1]), wide).values()
     assert more["accuracy"] == pytest.approx(2 / 3)
     assert more["auroc_macro_ovr"] is None
+
+
+@pytest.mark.parametrize("threshold", [None, 0.3, 0.5])
+def test_two_classes_are_judged_by_what_the_task_decides(threshold: float | None) -> None:
+    """An exact tie, of which isotonic calibration makes many, was told as the first class and judged as the second."""
+    task = Classification(classes=("a", "b"), threshold=threshold)
+    second = np.array([0.2, 0.3, np.nextafter(0.5, 0), 0.5, np.nextafter(0.5, 1), 0.8])
+    values = np.stack([1 - second, second], axis=1)
+    decided = [task.decided(row) for row in values]
+    assert decided[3] == ("a" if threshold is None else "b")
+    for thresholds in (None, task.decides_at, {"run": task.decides_at}):
+        judged = Judged(
+            task=task, slide_ids=("s",) * 6, patients=("p",) * 6, runs=("run",) * 6, labels=("a",) * 6, values=values
+        )  # fmt: skip
+        assert said_of(task, judged.cases(thresholds), values) == decided
 
 
 def test_labels_are_measured_where_they_are_known() -> None:

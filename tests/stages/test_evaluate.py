@@ -235,7 +235,7 @@ def test_what_is_of_one_class_of_two_names_it(tmp_path: Path) -> None:
 
 def test_without_a_chosen_threshold_the_report_says_that_it_was_not_chosen(tmp_path: Path) -> None:
     judged(tmp_path)
-    assert "Threshold not chosen: 0.5" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "Threshold not chosen: above 0.5" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
 
 
 def test_a_threshold_that_was_chosen_on_the_test_split_is_refused(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ NAMES = (
 class BinaryCases:
     """`targets` int64 [n] in {0, 1}, `probabilities` float64 [n] of class 1; decided for class 1 at `threshold` and above.
 
-    The threshold is given, never chosen here: it comes from the validation split (`threshold.Threshold`), or is 0.5;
+    The threshold is given, never chosen here: it comes from the validation split (`threshold.Threshold`), or from the task;
     rows of several models have one each, [n].
 
     Metrics, each None where it is undefined:

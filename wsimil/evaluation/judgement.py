@@ -44,7 +44,7 @@ class Judged:
         return len(self.slide_ids)
 
     def cases(self, thresholds: Thresholds | None = None) -> Cases:
-        """The cases, decided at `thresholds`; at a half without any."""
+        """The cases, decided at `thresholds`; as by the task without any."""
         found = cases_of(self.task, self.task.encode(self.labels), self.values)
         if thresholds is None:
             return found

@@ -28,7 +28,7 @@ _WATCHED = {
 def cases_of(task: Task, targets: Targets, values: NDArray[np.float64]) -> Cases:
     """Answers `values` [n, V] beside `targets` as the task encodes them.
 
-    Two classes are decided at the task's threshold, 0.5 without one, and so is each of several labels.
+    Two classes, and each of several labels, are decided as by the task, at its `decides_at`.
     Survival weighs by how long these slides' patients were followed.
     """
     if isinstance(task, Classification | Ordinal | MultiLabel):

@@ -25,12 +25,12 @@ class Deciding:
 
 
 def deciding_of(model: ModelFacts) -> Deciding:
-    """The thresholds that were frozen with the model, as `frozen_with` puts them into its training facts; else a half.
+    """The thresholds that were frozen with the model, as `frozen_with` puts them into its training facts; else the task's.
 
     Raises ModelError where what stands there is none.
     """
-    halves = model.task.decides_at
-    if not halves:
+    own = model.task.decides_at
+    if not own:
         return Deciding(thresholds=(), origin="not needed: no answer is decided by a threshold")
     stored = model.training.get("threshold")
     if isinstance(model.task, Classification) and isinstance(stored, Mapping):
@@ -40,9 +40,10 @@ def deciding_of(model: ModelFacts) -> Deciding:
     several = model.training.get("thresholds")
     if isinstance(model.task, MultiLabel) and isinstance(several, Mapping) and several:
         return _of_labels(model.task, several)
+    half = "above 0.5" if isinstance(model.task, Classification) else "0.5"
     return Deciding(
-        thresholds=halves,
-        origin="not chosen: 0.5, as the validation split was too small for a threshold, or none was wanted",
+        thresholds=own,
+        origin=f"not chosen: {half}, as the validation split was too small for a threshold, or none was wanted",
     )
 
 

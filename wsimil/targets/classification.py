@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 
 from wsimil.targets.base import MISSING, AnswerColumn, Task, TaskKind, rarest, refuse_alike, sigmoid, softmax, unique
 
+_ABOVE_A_HALF = float(np.nextafter(0.5, 1))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classification(Task):
     """One of two or more classes, by a softmax over as many logits; targets int64 [n]. `classes` are given or `named`.
 
-    `threshold`: two classes are decided for the second where its probability is that or more; None decides for the higher one.
+    `threshold`: two classes are decided for the second where its probability is that or more; None decides for the higher one,
+    the first of equals.
     """
 
     kind: ClassVar[TaskKind] = "classification"
@@ -44,8 +47,8 @@ class Classification(Task):
 
     @property
     def decides_at(self) -> tuple[float, ...]:
-        """See `Task.decides_at`."""
-        return (0.5 if self.threshold is None else self.threshold,) if len(self.classes) == 2 else ()
+        """See `Task.decides_at`; without a threshold the least number above a half, so that equals are decided for the first."""
+        return (_ABOVE_A_HALF if self.threshold is None else self.threshold,) if len(self.classes) == 2 else ()
 
     @property
     def positive(self) -> str:
@@ -119,7 +122,8 @@ class Classification(Task):
         return self.decided(values)
 
     def _chosen(self, values: NDArray[np.float64]) -> int:
-        return int(np.argmax(values)) if self.threshold is None else int(values[1] >= self.threshold)
+        at = self.decides_at
+        return int(values[1] >= at[0]) if at else int(np.argmax(values))
 
     def _strata(self, patients: Sequence[Sequence[str]]) -> list[str]:
         return rarest(patients)
