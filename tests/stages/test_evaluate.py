@@ -153,6 +153,45 @@ def test_folds_are_judged_by_what_each_held_out(tmp_path: Path) -> None:
     assert {row["run"] for row in read_csv(tmp_path / "out/predictions.csv")} == {"", "fold_0", "fold_1", "fold_2"}
 
 
+def test_a_card_of_folds_tells_of_each_run(tmp_path: Path) -> None:
+    """It stated one fold's weights and threshold, at which the sensitivity was another, and that this fold saw no slide."""
+    task, labels, values = answers("two")
+    for fold, value in enumerate((0.2, 0.5, 0.8)):
+        threshold = {
+            "value": value, "rule": "youden", "fitted_on": "val", "rows": 40 + fold, "positive": 20, "sensitivity": 0.9,
+            "specificity": 0.7,
+        }  # fmt: skip
+        splits = [("test", "val", "train")[(i + fold) % 3] for i in range(60)]
+        facts = {"threshold": threshold, "kept_epoch": fold}
+        write_run(
+            tmp_path / f"cv/fold_{fold}", task, labels, values, splits=splits, digest=str(fold) * 64, training=facts
+        )
+    cohort = write_cohort(tmp_path / "c.csv", task, labels)
+    evaluate([tmp_path / "cv"], cohort, tmp_path / "out", options=QUICK)
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    decisions = page[page.index('id="decisions"') : page.index('id="calibration"')]
+    card = (tmp_path / "out/MODEL_CARD.md").read_text(encoding="utf-8").replace("\\", "")
+    assert card.startswith("# Model card: cv, 3 runs\n")
+    assert (
+        "each judged by runs that neither learned from nor were chosen on that slide, cohort c.csv. Numbers pool"
+        in card
+    )
+    assert "that the model neither" not in card
+    assert card.count("| Method | abmil |") == 1
+    for fold, value in enumerate(("0.200", "0.500", "0.800")):
+        chosen = f"{value}; chosen by youden on {40 + fold} rows"
+        for told in (f"`{str(fold) * 64}`", chosen, f"weights of epoch {fold}", "train 28 slides of 28 patients"):
+            assert f"fold_{fold}: {told}" in card
+        assert f"training run fold_{fold}, train" in card
+        assert f'"/models/{fold}/thresholds/0">{value}</span>; chosen by youden on {40 + fold} rows' in decisions
+    for fold in range(3):
+        (tmp_path / f"cv/fold_{fold}/cohort.csv").unlink()
+    evaluate([tmp_path / "cv"], cohort, tmp_path / "blind", options=QUICK)
+    card = (tmp_path / "blind/MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "; whether a run learned from some of them **is not known**" in card
+    assert "neither learned from" not in card
+
+
 def test_runs_that_answer_other_questions_are_refused(tmp_path: Path) -> None:
     for kind in ("two", "three"):
         write_run(tmp_path / kind, *answers(kind))

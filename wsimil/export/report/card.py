@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from wsimil.export.report.cells import Cells, brief, p_text, shown
 from wsimil.export.report.names import headlines, title_of
-from wsimil.export.report.report import ComparisonReport, Report
+from wsimil.export.report.report import ComparisonReport, ModelCard, Report
 from wsimil.provenance import Json
 
 TODO = "**TODO**"
@@ -23,7 +23,7 @@ def inert(name: str, most: int = 80) -> str:
 
 
 def model_card(report: Report, tree: Mapping[str, Json]) -> str:
-    """The card of the first of the models, with the numbers of `tree`, which is metrics.json."""
+    """The card of the model, or of all runs whose answers were pooled, with the numbers of `tree`, which is metrics.json."""
     return "\n".join(_Card(report, tree).lines()) + "\n"
 
 
@@ -75,12 +75,12 @@ def comparison_card(report: ComparisonReport, tree: Mapping[str, Json]) -> str:
 class _Card:
     def __init__(self, report: Report, tree: Mapping[str, Json]) -> None:
         self._report, self._cells = report, Cells(tree=tree)
-        self._found, self._model = report.judgement, report.models[0]
+        self._found, self._models = report.judgement, report.models
 
     def lines(self) -> list[str]:
         """The card, section by section."""
         return [
-            f"# Model card: {inert(self._model.name)}",
+            f"# Model card: {self._name()}",
             "",
             "**For research use only.** Not a medical device; its output must not be used for diagnosis or treatment.",
             "",
@@ -96,17 +96,20 @@ class _Card:
         ]
 
     def _summary(self) -> list[str]:
-        model, task = self._model, self._found.task
+        task = self._found.task
         rows = [
             ("What it answers", f"{task.kind} of {self._report.unit}s: {_names(self._groups())}"),
-            ("Method", inert(model.method)),
-            ("Encoder", inert(str(model.encoder.get("name", ""))) or TODO),
-            ("Tiles", ", ".join(f"{inert(k)} {inert(brief(v))}" for k, v in model.tiling.items()) or TODO),
-            ("Weights", f"`{model.digest}`"),
-            ("Config", f"`{model.config_digest}`"),
-            ("Kind of features", f"`{model.features_digest}`" if model.features_digest else TODO),
-            ("Threshold", self._threshold()),
-            ("Software", f"wsimil {model.version} (training), wsimil {self._report.version} (evaluation)"),
+            ("Method", self._each(_method)),
+            ("Encoder", self._each(_encoder)),
+            ("Tiles", self._each(_tiles)),
+            ("Weights", self._each(_weights)),
+            ("Config", self._each(_config)),
+            ("Kind of features", self._each(_features)),
+            ("Threshold", self._each(_threshold)),
+            (
+                "Software",
+                f"wsimil {self._each(lambda model: model.version)} (training), wsimil {self._report.version} (evaluation)",
+            ),
             ("Intended use", "research on the task above, on slides like those that it was trained on"),
             (
                 "Out of scope",
@@ -129,7 +132,8 @@ class _Card:
             "## Performance",
             "",
             f"On {self._people()}{self._held_out()}, cohort"
-            f" {inert(self._report.cohort)}{f', split {inert(self._report.split)}' if self._report.split else ''}.",
+            f" {inert(self._report.cohort)}{f', split {inert(self._report.split)}' if self._report.split else ''}."
+            f"{' Numbers pool the runs, each of which decides for itself.' if self._several else ''}",
             "",
             "| Metric | Value | 95 % interval over patients |",
             "|---|---:|---:|",
@@ -160,8 +164,10 @@ class _Card:
 
     def _data(self) -> list[str]:
         lines = ["## Data", "", f"| | {self._report.unit}s | patients |", "|---|---:|---:|"]
-        for split, counts in self._model.cohort.items():
-            lines.append(f"| training run, {inert(split)} | {counts['rows']} | {counts['patients']} |")
+        for model in self._models:
+            name = f" {inert(model.name)}" if self._several else ""
+            for split, counts in model.cohort.items():
+                lines.append(f"| training run{name}, {inert(split)} | {counts['rows']} | {counts['patients']} |")
         for i, step in enumerate(self._report.flow):
             lines.append(
                 f"| evaluated: {inert(step.what)} | {self._number('flow', i, 'units')} | {self._number('flow', i, 'patients')} |"
@@ -187,10 +193,10 @@ class _Card:
             "Architecture: intended user": f"researchers; {TODO}",
             "Architecture: how data were split": f"by patient: {self._splits()}",
             "Architecture: how the reference standard was obtained": TODO,
-            "Architecture: class of model": f"multiple-instance learning, {inert(self._model.method)}, on frozen tile features",
-            "Architecture: features": inert(str(self._model.encoder.get("name", ""))) or TODO,
+            "Architecture: class of model": f"multiple-instance learning, {self._each(_method)}, on frozen tile features",
+            "Architecture: features": self._each(_encoder),
             "Architecture: missing data": "slides without a label, tissue or features are left out, and counted under Data",
-            "Evaluation: how the model was chosen": f"by the validation split; {self._kept()}",
+            "Evaluation: how the model was chosen": f"by the validation split; {self._each(_kept)}",
             "Evaluation: internal": self._people(),
             "Evaluation: external": f"{TODO}: say whether the slides judged here come from other places than those trained on",
             "Evaluation: transparency (code and data)": f"code: wsimil {self._report.version}; data: {TODO}",
@@ -206,17 +212,17 @@ class _Card:
             "4 Objectives": f"{TODO}: development, evaluation, or both",
             "5 Data": f"cohort {inert(self._report.cohort)}; sources, dates and representativeness: {TODO}",
             "6 Participants": f"{self._people()}; eligibility, setting and treatments: {TODO}",
-            "7 Data preparation": f"tiles and encoder as in Summary; features `{self._model.features_digest or 'not known'}`",
+            "7 Data preparation": f"tiles and encoder as in Summary; features {self._each(_features)}",
             "8 Outcome": f"column {_names(self._found.task.columns)} of the cohort file; how and by whom it was assessed: {TODO}",
             "9 Predictors": "the slides themselves, as features of tiles; no clinical variables",
             "10 Sample size": f"{self._people()}, {self._counted()}; how it was arrived at: {TODO}",
             "11 Missing data": "left out, and counted under Data",
-            "12 Analytical methods": f"{inert(self._model.method)}; config `{self._model.config_digest}`; splits by"
+            "12 Analytical methods": f"{self._each(_method)}; config {self._each(_config)}; splits by"
             f" patient; intervals by bootstrap over patients ({self._number('intervals', 'replicates')} replicates, BCa);"
             " calibration, decision curves and groups in report.html",
-            "13 Class imbalance": f"training setting: {inert(str(self._recipe('balance') or 'not recorded'))}",
+            "13 Class imbalance": f"training setting: {self._each(_balance)}",
             "14 Fairness": f"groups judged: {_names([g.column for g in self._found.groupings]) or 'none'}; rationale: {TODO}",
-            "15 Model output": f"{_names([c.name for c in self._found.task.answers])}; threshold: {self._threshold()}",
+            "15 Model output": f"{_names([c.name for c in self._found.task.answers])}; threshold: {self._each(_threshold)}",
             "16 Training versus evaluation": f"{TODO}: differences in setting, eligibility, outcome, predictors",
             "17 Ethical approval": TODO,
             "18 Open science (18a funding, 18b conflicts, 18c protocol, 18d registration, 18e data, 18f code)": f"{TODO}; code:"
@@ -224,7 +230,7 @@ class _Card:
             "19 Patient and public involvement": TODO,
             "20 Participants (flow, characteristics)": f"flow: {see} Data; characteristics: {TODO}",
             "21 Model development (numbers in each analysis)": self._splits(),
-            "22 Model specification": f"weights `{self._model.digest}`, model.json beside them",
+            "22 Model specification": f"weights {self._each(_weights)}, model.json beside them",
             "23 Model performance (23a with intervals and in groups, 23b heterogeneity)": f"{see} Performance, and report.html",
             "24 Model updating": "none",
             "25 Interpretation": f"{TODO}: main results, fairness, in the light of earlier studies",
@@ -252,29 +258,47 @@ class _Card:
         told = f"{self._number('counted', unit + 's')} {unit}s"
         return told if unit == "patient" else f"{told} of {self._number('counted', 'patients')} patients"
 
+    @property
+    def _several(self) -> bool:
+        return len(self._models) > 1
+
+    def _name(self) -> str:
+        if self._several:
+            return f"{inert(self._report.title)}, {len(self._models)} runs"
+        return inert(self._models[0].name)
+
+    def _of(self, model: ModelCard) -> str:
+        return f"{inert(model.name)}: " if self._several else ""
+
+    def _each(self, told: Callable[[ModelCard], str]) -> str:
+        """What is told of the model, or alike of all runs; else that of each run by its name."""
+        said = [told(model) for model in self._models]
+        if len(set(said)) == 1:
+            return said[0]
+        return "; ".join(f"{self._of(model)}{one}" for model, one in zip(self._models, said, strict=True))
+
     def _held_out(self) -> str:
-        if all(model.learned_known for model in self._report.models):
-            return " that the model neither learned from nor was chosen on"
-        return "; whether the model learned from some of them **is not known**"
+        known = all(model.learned_known for model in self._models)
+        if not known:
+            return f"; whether {'a run' if self._several else 'the model'} learned from some of them **is not known**"
+        if self._several:
+            return f", each judged by runs that neither learned from nor were chosen on that {self._report.unit}"
+        return " that the model neither learned from nor was chosen on"
 
     def _counted(self) -> str:
         names = self._found.counts
         return ", ".join(f"{self._number('counted', 'of', name)} {inert(name)}" for name in names) or "a number each"
 
-    def _threshold(self) -> str:
-        values = ", ".join(shown(value) for value in self._model.thresholds)
-        return f"{values}{'; ' if values else ''}{inert(self._model.threshold_origin, 300)}"
-
     def _splits(self) -> str:
-        told = [
-            f"{inert(split)} {counts['rows']} {self._report.unit}s of {counts['patients']} patients"
-            for split, counts in self._model.cohort.items()
-        ]
-        return ", ".join(told) or f"not known to the run; {TODO}"
-
-    def _kept(self) -> str:
-        epoch = self._model.training.get("kept_epoch")
-        return f"weights of epoch {inert(str(epoch))}" if epoch is not None else "not recorded"
+        """Those of each run, alike or not: they are of other patients."""
+        told = []
+        for model in self._models:
+            own = [
+                f"{inert(split)} {counts['rows']} {self._report.unit}s of {counts['patients']} patients"
+                for split, counts in model.cohort.items()
+            ]
+            told.append(self._of(model) + (", ".join(own) or f"not known to the run; {TODO}"))
+        return "; ".join(told)
 
     def _grouped(self, column: str) -> str:
         found = next((g for g in self._found.groupings if g.column == column), None)
@@ -283,14 +307,6 @@ class _Card:
             if found is None
             else ", ".join(f"{inert(r.group) or 'not known'}: {r.patients} patients" for r in found.groups)
         )
-
-    def _recipe(self, name: str) -> Json:
-        """A setting of training, wherever in the recipe it stands."""
-        recipe = self._model.training.get("recipe")
-        if not isinstance(recipe, Mapping):
-            return None
-        parts = [recipe, *(part for part in recipe.values() if isinstance(part, Mapping))]
-        return next((part[name] for part in parts if name in part), None)
 
     def _number(self, *path: str | int) -> str:
         return shown(self._cells.get(path))
@@ -301,6 +317,49 @@ class _Card:
     def _interval_at(self, *path: str | int) -> str:
         low, high = self._cells.get([*path, "low"]), self._cells.get([*path, "high"])
         return "–" if low is None or high is None else f"{shown(low)} to {shown(high)}"
+
+
+def _method(model: ModelCard) -> str:
+    return inert(model.method)
+
+
+def _encoder(model: ModelCard) -> str:
+    return inert(str(model.encoder.get("name", ""))) or TODO
+
+
+def _tiles(model: ModelCard) -> str:
+    return ", ".join(f"{inert(k)} {inert(brief(v))}" for k, v in model.tiling.items()) or TODO
+
+
+def _weights(model: ModelCard) -> str:
+    return f"`{model.digest}`"
+
+
+def _config(model: ModelCard) -> str:
+    return f"`{model.config_digest}`"
+
+
+def _features(model: ModelCard) -> str:
+    return f"`{model.features_digest}`" if model.features_digest else TODO
+
+
+def _threshold(model: ModelCard) -> str:
+    values = ", ".join(shown(value) for value in model.thresholds)
+    return f"{values}{'; ' if values else ''}{inert(model.threshold_origin, 300)}"
+
+
+def _kept(model: ModelCard) -> str:
+    epoch = model.training.get("kept_epoch")
+    return f"weights of epoch {inert(str(epoch))}" if epoch is not None else "not recorded"
+
+
+def _balance(model: ModelCard) -> str:
+    """How training balanced classes, wherever in the recipe it stands."""
+    recipe = model.training.get("recipe")
+    if not isinstance(recipe, Mapping):
+        return "not recorded"
+    parts = [recipe, *(part for part in recipe.values() if isinstance(part, Mapping))]
+    return inert(str(next((part["balance"] for part in parts if "balance" in part), None) or "not recorded"))
 
 
 def _table(name: str, source: str, rows: Mapping[str, str]) -> list[str]:
