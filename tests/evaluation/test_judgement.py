@@ -111,12 +111,33 @@ def test_risks_of_two_runs_are_ranked_within_each() -> None:
     assert [one.patients for one in ours.groups] == [20, 20]
 
 
+def test_halves_over_runs_are_halves_of_patients() -> None:
+    """Mean ranks over runs that disagree need not have their middle at a half."""
+    cases = survivors(40)
+    others = np.random.default_rng(6).normal(size=40)
+    both = SurvivalCases(
+        times=np.tile(cases.times, 2),
+        events=np.tile(cases.events, 2),
+        risks=np.concatenate([cases.risks, others]),
+        censoring=cases.censoring,
+    )
+    found = risk_groups(both, [str(i) for i in range(40)] * 2, ["a"] * 40 + ["b"] * 40)
+    assert found is not None
+    assert [one.patients for one in found.groups] == [20, 20]
+
+
 def test_a_patient_with_several_slides_is_one_patient_in_halves() -> None:
     cases = survivors(30)
     twice = cases.take(np.repeat(np.arange(30), 2))
     once = risk_groups(cases, [str(i) for i in range(30)], [""] * 30)
     found = risk_groups(twice, [str(i // 2) for i in range(60)], [""] * 60)
     assert once is not None
+    assert found is not None
+    assert found.groups == once.groups
+    # Nor does it count for more than others with one slide: halves of slides held most patients in one.
+    slides = np.where(cases.risks > np.quantile(cases.risks, 0.7), 8, 1)
+    many = cases.take(np.repeat(np.arange(30), slides))
+    found = risk_groups(many, [str(i) for i in np.repeat(np.arange(30), slides)], [""] * len(many))
     assert found is not None
     assert found.groups == once.groups
     mixed = [str(i // 2) for i in range(30)]

@@ -47,9 +47,10 @@ class RiskGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RiskGroups:
-    """Patients cut in two at the middle of the risks of these patients themselves: it describes them, and is no rule for others.
+    """Patients cut in two at the median of the risks of these patients themselves: it describes them, and is no rule for others.
 
-    A patient's risk is the mean rank of its rows among those of their run, as risks of two runs have no common scale.
+    A patient's risk is the mean of its rows in a run, then its rank among the patients of that run, as risks of two runs have no
+    common scale, and the mean of these ranks.
     """
 
     groups: tuple[RiskGroup, ...]
@@ -66,7 +67,8 @@ def risk_groups(cases: SurvivalCases, patients: Sequence[str], runs: Sequence[st
     times, events = cases.times[first], cases.events[first]
     if not (np.array_equal(times[owner], cases.times) and np.array_equal(events[owner], cases.events)):
         return None
-    high = _mean(_ranks(cases.risks, runs), owner) > 0.5
+    risks = _patient_risks(cases.risks, owner, runs)
+    high = risks > np.median(risks)
     last = float(times.max())
     at_times = _marks(last)
     found = []
@@ -95,16 +97,18 @@ def risk_groups(cases: SurvivalCases, patients: Sequence[str], runs: Sequence[st
     )
 
 
-def _ranks(risks: Floats, runs: Sequence[str]) -> Floats:
-    """Of each row the share of rows of its run with a lower risk, equal ones counted half; in (0, 1)."""
+def _patient_risks(risks: Floats, owner: Ints, runs: Sequence[str]) -> Floats:
+    """Of each patient the share of patients of a run with a lower mean risk, equal ones counted half; the mean over its runs."""
     names = np.asarray(runs, dtype=str)
-    result = np.zeros(len(risks))
+    patients, ranks = [], []
     for name in np.unique(names):
-        rows = np.flatnonzero(names == name)
-        levels, level_of, counts = np.unique(risks[rows], return_inverse=True, return_counts=True)
+        rows = names == name
+        own, own_of = np.unique(owner[rows], return_inverse=True)
+        _, level_of, counts = np.unique(_mean(risks[rows], own_of), return_inverse=True, return_counts=True)
         below = np.concatenate([[0], counts.cumsum()[:-1]])
-        result[rows] = ((below + counts / 2) / len(rows))[level_of] if len(levels) else 0.5
-    return result
+        patients.append(own)
+        ranks.append(((below + counts / 2) / len(own))[level_of])
+    return _mean(np.concatenate(ranks), np.concatenate(patients))
 
 
 def _mean(values: Floats, owner: Ints) -> Floats:
