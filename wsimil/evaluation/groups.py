@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wsimil.evaluation.bootstrap import Estimate, Resampling, estimates, intervals, resampling
 from wsimil.evaluation.cases import Cases, Floats, Ints
+from wsimil.evaluation.multilabel import MultilabelCases
 
 FEWEST_PATIENTS = 5
 """The fewest patients of a stratum (a class, or all where there are none) of which a group shows numbers."""
@@ -19,6 +21,7 @@ class GroupRow:
     """One group: its rows and patients, how many of each class or event (`Cases.counts`), and its metrics with intervals.
 
     Where a class has fewer than 5 patients, `estimates` is empty and `too_few` says what is missing; else it is None.
+    Of several labels, each is counted for itself: metrics of those with too few, and means over labels, are left out.
     """
 
     group: str
@@ -73,9 +76,14 @@ def by_group(
         rows = np.flatnonzero(names == name)
         part, own = cases.take(rows), owners[rows]
         too_few = _missing(cases.strata[rows], own, kinds, fewest)
+        short = _short_labels(part, own, fewest) if isinstance(part, MultilabelCases) else {}
         found: Mapping[str, Estimate] = {}
         if too_few is None:
             found = estimates(part, own.tolist(), replicates=replicates, level=level, seed=seed)
+        if too_few is None and short:
+            too_few = "; ".join(f"label {label}: {missing}" for label, missing in short.items())
+            told = [name for name in found if ":" in name and name.partition(":")[2] not in short]
+            found = {name: found[name] for name in told}
         result.append(
             GroupRow(
                 group=str(name),
@@ -150,7 +158,14 @@ def _within_runs(plan: Resampling, run_of: Ints) -> Resampling:
     return Resampling(owner=plan.owner, stratum=stratum.reshape(-1).astype(np.int64))
 
 
-def _missing(strata: Ints, patients: np.ndarray[tuple[int], np.dtype[np.str_]], kinds: Ints, fewest: int) -> str | None:
+def _short_labels(cases: MultilabelCases, patients: NDArray[np.str_], fewest: int) -> dict[str, str]:
+    """What is missing of each label that too few patients are known to have, or not to have."""
+    kinds = np.array([0, 1])
+    found = {label: _missing(cases.targets[:, i], patients, kinds, fewest) for i, label in enumerate(cases.labels)}
+    return {label: missing for label, missing in found.items() if missing is not None}
+
+
+def _missing(strata: Ints, patients: NDArray[np.str_], kinds: Ints, fewest: int) -> str | None:
     counts = [len(np.unique(patients[strata == kind])) for kind in kinds]
     if min(counts, default=0) >= fewest:
         return None
