@@ -19,6 +19,7 @@ from wsimil.errors import ConfigError, ModelError, TrainingError
 from wsimil.mil import registry
 from wsimil.mil.masking import TopKMasking
 from wsimil.mil.saved import load_model
+from wsimil.targets import Survival
 from wsimil.training.checkpoint import read_checkpoint
 from wsimil.training.config import AttentionEntropyConfig, FitConfig
 from wsimil.training.fit import fit
@@ -363,6 +364,20 @@ def test_bfloat16_learns_with_weights_in_float32(tmp_path: Path) -> None:
     result = run(tmp_path, config=QUICK.model_copy(update={"precision": "bfloat16", "epochs": 10, "lr": 1e-2}))
     assert max(record.val_auroc or 0 for record in result.history) > 0.95
     assert all(value.dtype == torch.float32 for value in weights(tmp_path).values())
+
+
+def test_cox_is_refused_a_budget_that_lets_a_bag_go_alone_and_learns_from_every_other(tmp_path: Path) -> None:
+    slides = tuple(
+        replace(slide, label=f"{1 + index * 3 % 37} {'event' if index % 3 else 'censored'}")
+        for index, slide in enumerate(made_cohort().slides)
+    )
+    cohort = Cohort(slides=slides, task=Survival(model="cox"))
+    config = QUICK.model_copy(update={"batch_bags": 16, "batch_instances": 25})
+    with pytest.raises(ConfigError, match=r"fit\.batch_instances: got 25, .* have 13 \+ 13 .* wanted 26 or more"):
+        run(tmp_path / "low", config=config, cohort=cohort)
+    for name, update in {"high": {"batch_instances": 26}, "drawn": {"max_instances": 12}}.items():
+        result = run(tmp_path / name, config=config.model_copy(update=update), cohort=cohort)
+        assert min(record.train_loss for record in result.history) > 0
 
 
 def test_a_warm_start_begins_with_the_weights_of_a_run(tmp_path: Path) -> None:

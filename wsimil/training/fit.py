@@ -21,6 +21,7 @@ from wsimil.errors import CohortError, ConfigError, ModelError, TrainingError
 from wsimil.files import check_writable, write_text
 from wsimil.mil import registry
 from wsimil.mil.batch import BagBatch, pack
+from wsimil.mil.criterion import compares_bags
 from wsimil.mil.saved import BagUnit, TrainedModel, load_model, save_model
 from wsimil.provenance import Json, Provenance, sha256_json
 from wsimil.targets import Survival, Task
@@ -28,7 +29,7 @@ from wsimil.training.checkpoint import Checkpoint, part, place, read_checkpoint,
 from wsimil.training.config import FitConfig
 from wsimil.training.learner import Learner, StepReport
 from wsimil.training.loading import BagLoader, BagSource, Instances
-from wsimil.training.objective import criterion_of, resolved
+from wsimil.training.objective import check_batch_instances, criterion_of, resolved
 from wsimil.training.records import EpochRecord, FitResult
 from wsimil.training.sampling import draw_instances, epoch_order, steps_of
 from wsimil.training.trackers import check_trackers, tracking
@@ -138,6 +139,8 @@ class _Run:
         if config.warm_start is not None:
             self.recipe["warm_start"] = load_model(config.warm_start).digest
         self.criterion, self.val_criterion = criterion_of(config, self.task, self.targets, device=device)
+        if config.batch_instances is not None and compares_bags(self.criterion):
+            check_batch_instances(config.batch_instances, self._counts)
         if config.masking is not None and not self.model.takes_masking:
             raise ConfigError(
                 f"fit.masking: method {method!r} has no attention that could be masked, or brings its own, as acmil does unless"

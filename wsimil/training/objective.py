@@ -108,6 +108,18 @@ def criterion_of(config: FitConfig, task: Task, targets: Targets, *, device: str
     return made(weights, smoothing), made(weights)
 
 
+def check_batch_instances(budget: int, counts: Sequence[int]) -> None:
+    """Raise ConfigError where a bag may go alone though bags are compared; `counts` are the instances of training bags."""
+    largest = sorted(counts)[-2:]
+    if budget < sum(largest):
+        raise ConfigError(
+            f"fit.batch_instances: got {budget}, but the two largest training bags have"
+            f" {' + '.join(str(count) for count in largest)} instances in a step; Cox's likelihood compares the bags of a"
+            f" step, and learns nothing from one that goes alone: wanted {sum(largest)} or more, better enough for"
+            " fit.batch_bags bags, or smaller bags by fit.max_instances"
+        )
+
+
 def _tensor(values: Sequence[float], device: str) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64, device=device)
 
