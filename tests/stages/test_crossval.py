@@ -19,6 +19,7 @@ from tests.stages.conftest import replace_features
 from wsimil.cli import app
 from wsimil.config import load_config
 from wsimil.errors import ConfigError, OutputError
+from wsimil.evaluation.decision import DecisionConfig
 from wsimil.evaluation.metrics import auroc
 from wsimil.mil.saved import load_model
 from wsimil.stages.crossval import TrainingPool, crossval
@@ -131,6 +132,38 @@ def test_a_changed_cohort_or_config_makes_runs_anew_or_refuses(study: tuple[Path
     other = items_of(study, out, rounds=("0",), configs={"abmil": configured(**{"fit.lr": 1e-2})})
     summary = crossval(other, out)
     assert "holds a run of another recipe" in summary.failures["abmil/0/seed-0"]
+
+
+def test_a_run_that_was_trained_otherwise_since_is_not_summed_up_as_the_old_one(
+    study: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "study"
+    (item,) = items_of(study, out, rounds=("0",))
+    crossval([item], out)
+    assert item.is_done()
+    decided = item.config.model_copy(update={"decision": DecisionConfig(ood="none")})
+    train(decided, item.features, item.cohort, item.out)
+    assert not item.is_done()
+    other = item.config.model_copy(update={"method": {"name": "pooling"}})
+    train(other, item.features, item.cohort, item.out, overwrite=True)
+    again = crossval([item], out)
+    assert again.before == ()
+    assert "holds a run of another recipe" in again.failures[item.name]
+
+
+def test_a_run_whose_model_was_replaced_or_lost_since_is_not_done(
+    study: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    (item,) = items_of(study, tmp_path, rounds=("0",))
+    item.out.mkdir(parents=True)
+    facts = item.out / "model.json"
+    facts.write_text("{}", encoding="utf-8")
+    item.mark_done(contents="")
+    assert item.is_done()
+    facts.write_text("{ }", encoding="utf-8")
+    assert not item.is_done()
+    facts.unlink()
+    assert not item.is_done()
 
 
 def test_runs_of_features_that_were_replaced_since_are_not_summed_up_with_those_of_others(

@@ -39,6 +39,7 @@ from wsimil.stages.interrupt import interrupt
 from wsimil.stages.occupied import LOCK, occupied
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.train_config import SplitConfig, TrainConfig
+from wsimil.stages.work_items import DONE
 from wsimil.store import FeatureStore
 from wsimil.training.fit import fit, fitted_task
 from wsimil.training.loading import BagSource
@@ -105,6 +106,7 @@ def train(
     with occupied(out):
         if overwrite:
             _clear(out)
+        (out / DONE).unlink(missing_ok=True)
         return _trained(config, matched, store, out, reporter or Quiet())
 
 

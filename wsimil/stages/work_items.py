@@ -10,11 +10,13 @@ from pathlib import Path
 
 from wsimil.errors import ConfigError
 from wsimil.files import write_text
+from wsimil.mil.facts import FACTS
 from wsimil.provenance import sha256_json
 from wsimil.splits import read_plan
 from wsimil.stages.train_config import TrainConfig
 
-_DONE = "done.json"
+DONE = "done.json"
+"""In the folder of a run, for as long as it is as the study made it; whoever trains there again removes it first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,15 +51,17 @@ class WorkItem:
 
     def mark_done(self, *, contents: str) -> None:
         """Leave it as it is from now on; `contents` is a digest of what its features held. Raises OutputError."""
-        write_text(self.out / _DONE, json.dumps({**self.made_of(), "contents": contents}) + "\n")
+        said = {**self.made_of(), "contents": contents, "model": _model_digest(self.out)}
+        write_text(self.out / DONE, json.dumps(said) + "\n")
 
     def is_done(self) -> bool:
         """Whether its folder holds this very run, finished; features may have moved where what they hold is known."""
+        wanted = self.made_of()
         try:
-            said = json.loads((self.out / _DONE).read_text(encoding="utf-8"))
+            said = json.loads((self.out / DONE).read_text(encoding="utf-8"))
+            wanted["model"] = _model_digest(self.out)
         except (OSError, ValueError):
             return False
-        wanted = self.made_of()
         if self.contents:
             del wanted["features"]
             wanted["contents"] = self.contents
@@ -109,3 +113,7 @@ def study_text(items: Sequence[WorkItem], out: Path) -> str:
     """What study.json in `out` says: each run with its folder and command."""
     study = [{"name": item.name, "out": str(item.out.relative_to(out)), "command": item.command()} for item in items]
     return json.dumps(study, indent=1) + "\n"
+
+
+def _model_digest(run: Path) -> str:
+    return sha256((run / FACTS).read_bytes()).hexdigest()
