@@ -52,6 +52,23 @@ def test_single_of_a_class_is_zero_where_the_tile_alone_would_be_as_likely_of_it
     )
 
 
+@pytest.mark.parametrize(
+    ("rule", "zero"),
+    [
+        ("from the mean tile, 32 steps, complete to 0.1%", "as the mean tile"),
+        ("gradient x distance from features of zero", "as features of zero"),
+        ("from the mean tile, 32 steps / from features of zero, 32 steps", "as the mean tile or as features of zero"),
+        (None, "as the baseline"),
+    ],
+)
+def test_zero_of_a_gradient_is_the_baseline_that_its_rule_names(table: ScoreTable, rule: str | None, zero: str) -> None:
+    names = tuple(f"integrated_gradients:{name}" for name in table.task.outputs)
+    scores = np.stack([table.score(f"single:{name}") for name in table.task.outputs], axis=1)
+    rules = {} if rule is None else dict.fromkeys(names, rule)
+    made = dataclasses.replace(table, score_names=names, scores=scores, score_rules=rules)
+    assert shown(made, names[1]).reading == f"log-odds; 0 = {zero}"
+
+
 def steps_of_three() -> Calibration:
     curve = ((0.0, 0.0), (1.0, 1.0))
     return Calibration(kind="isotonic", classes=3, fitted_on="val", rows=9, curves=(curve, curve, curve))

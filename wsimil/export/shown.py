@@ -22,8 +22,8 @@ _LABELS = {
     "contribution": ("contribution to {}", "adds nothing"),
     "single": ("{}, were the tile alone", "as likely as not"),
     "leave_one_out": ("what {} loses without the tile", "loses nothing"),
-    "integrated_gradients": ("integrated gradients of {}", "as the mean tile"),
-    "gradient_x_input": ("gradient x input of {}", "as the mean tile"),
+    "integrated_gradients": ("integrated gradients of {}", "as the baseline"),
+    "gradient_x_input": ("gradient x input of {}", "as the baseline"),
     "score": ("{} by the method's own score", "a half"),
 }
 
@@ -117,6 +117,9 @@ def _attention(table: ScoreTable, head: str, raw: NDArray[np.float32], rule: str
 
 def _of_output(table: ScoreTable, kind: str, of: str, raw: NDArray[np.float32]) -> Shown:
     label, zero = _LABELS[kind]
+    if kind in ("integrated_gradients", "gradient_x_input"):
+        rule = table.rule(f"{kind}:{of}")
+        zero = " or ".join(f"as {one}" for one in ("the mean tile", "features of zero") if one in rule) or zero
     values, unit = raw, "logits"
     odds = _odds(table, kind, of)
     if odds is not None:

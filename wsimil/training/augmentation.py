@@ -22,7 +22,7 @@ def augmented(
     scale: Float[Tensor, " D"],
     generator: torch.Generator,
 ) -> BagBatch:
-    """The bags with other features, in float32; `mean` and `scale` are those of the training bags.
+    """The bags with other features, in float32; `mean` and `scale` are those that the model standardizes by.
 
     One number of `generator` seeds draws on the device of the bags, so that they cost no transfer.
     """

@@ -49,7 +49,8 @@ class AugmentationConfig(FrozenConfig):
     """What is done to features in training steps alone, nothing by default.
 
     `noise`: normal noise, in deviations of each feature over the training bags (in its own unit where `fit.standardize` is off).
-    `drop_features`: the share of features that a bag has at their mean for one step, the same ones in all its instances.
+    `drop_features`: the share of features that a bag has at their mean over the training bags for one step (at zero
+    where `fit.standardize` is off), the same ones in all its instances.
     `mix`: each instance becomes `x + mix * u * (y - x)` with another instance y of its bag and u uniform in [0, 1).
     """
 

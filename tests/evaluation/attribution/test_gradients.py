@@ -14,6 +14,8 @@ from wsimil.evaluation.attribution import gradients
 from wsimil.evaluation.attribution.scoring import score
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch
+from wsimil.mil.ensemble import Ensemble
+from wsimil.mil.layers.standardize import Standardize
 from wsimil.testing.method_laws import make_bags
 
 WHOLE = [case for case in ALL if case not in (*PICKING, "ensemble", "rrt", "rrt shortcut")]
@@ -47,6 +49,18 @@ def test_integrated_gradients_that_a_jump_leaves_incomplete_say_so() -> None:
     left = (found.values.sum(dim=0) + begin - end).abs().max() / (end - begin).abs().max()
     assert left > 0.01
     assert found.rule == f"from the mean tile, 128 steps, complete to {float(left):.1%}"
+
+
+@pytest.mark.parametrize("kind", ["gradient_x_input", "integrated_gradients"])
+def test_the_rule_names_the_baseline_which_is_no_mean_tile_where_nothing_is_standardized(kind) -> None:
+    made, bags = build("abmil"), make_bags((5,), dtype=torch.float64)
+    assert "from the mean tile" in score(made, bags, kind).rule
+    plain = build("abmil")
+    plain.standardize.load_state_dict(Standardize(plain.in_dim).double().state_dict())
+    assert "from features of zero" in score(plain, bags, kind).rule
+    joined = score(Ensemble([made, plain], ("abmil", "abmil")), bags, kind).rule
+    assert "from the mean tile" in joined
+    assert "from features of zero" in joined
 
 
 def riemann(model: MILModel, bags: BagBatch, steps: int) -> Tensor:

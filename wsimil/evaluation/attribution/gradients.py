@@ -1,7 +1,7 @@
-"""Gradients of logits by features, and their integral along the way from the mean tile.
+"""Gradients of logits by features, and their integral along the way from a baseline.
 
-Both begin at one baseline: a bag of as many instances at the same places, each of which is the mean tile of training, zero in
-standardized features; of a model that standardizes nothing, features of zero.
+Both have one, which the rule names: a bag of as many instances at the same places, each of which is the mean tile of training,
+zero in standardized features; of a model that standardizes nothing, features of zero.
 
 Integrated gradients: Sundararajan, Taly & Yan 2017, ICML, arXiv:1703.01365.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsimil.evaluation.attribution.inputs_alone import by_inputs_alone
-from wsimil.evaluation.attribution.scored import GRADIENT, Scored
+from wsimil.evaluation.attribution.scored import Scored
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch
 from wsimil.ops.varlen import cu_seqlens_of, split_bags
@@ -32,13 +32,13 @@ _INCOMPLETE = 0.01
 
 
 def gradient_x_input(model: MILModel, bags: BagBatch) -> Scored:
-    """`(x - mean) · d logit / d x`: what a logit would change by along a straight line; its parts do not sum to the logit."""
+    """`(x - base) · d logit / d x`: what a logit would change by along a straight line; its parts do not sum to the logit."""
     parts = [_parts(model, bag, np.ones(1))[0] for bag in _each(bags)]
-    return Scored(values=torch.cat(parts), rule=GRADIENT)
+    return Scored(values=torch.cat(parts), rule=f"gradient x distance from {_named(model)}")
 
 
 def integrated_gradients(model: MILModel, bags: BagBatch) -> Scored:
-    """`(x - mean) · integral of d logit / d x` from the mean tile to x, by Gauss and Legendre; `bias` is the baseline's logit.
+    """`(x - base) · integral of d logit / d x` from the baseline to x, by Gauss and Legendre; `bias` is the baseline's logit.
 
     Steps are doubled from 32 up to 128 until what a bag's parts and bias leave to its logit is below a hundredth of the largest
     change of its logits; the rule tells the most steps that were taken and the most that was left. No number of steps catches a
@@ -46,7 +46,7 @@ def integrated_gradients(model: MILModel, bags: BagBatch) -> Scored:
     """
     values, biases, most, worst = [], [], 0, 0.0
     for bag in _each(bags):
-        base = replace(bag, features=_mean_tile(model).expand_as(bag.features))
+        base = replace(bag, features=_baseline(model).expand_as(bag.features))
         with torch.no_grad():
             begin, end = model(base).logits, model(bag).logits
         change = (end - begin).abs().max().clamp_min(torch.finfo(end.dtype).eps * end.abs().max())
@@ -58,7 +58,7 @@ def integrated_gradients(model: MILModel, bags: BagBatch) -> Scored:
         values.append(found)
         biases.append(begin)
         most, worst = max(most, steps), max(worst, left)
-    rule = f"from the mean tile, {most} steps, complete to {worst:.1%}"
+    rule = f"from {_named(model)}, {most} steps, complete to {worst:.1%}"
     return Scored(values=torch.cat(values), rule=rule, bias=torch.cat(biases))
 
 
@@ -74,10 +74,10 @@ def _integral(model: MILModel, bag: BagBatch, steps: int) -> Float[Tensor, "n C"
 
 
 def _parts(model: MILModel, bag: BagBatch, shares: NDArray[np.float64]) -> Float[Tensor, "S n C"]:
-    """`(x - mean) · gradient` of each logit at `mean + share * (x - mean)` of S shares, which are a pack of as many bags."""
-    mean, count = _mean_tile(model), len(bag.features)
-    way = bag.features.to(mean.dtype) - mean
-    on_the_way = mean + torch.from_numpy(shares).to(mean)[:, None, None] * way
+    """`(x - base) · gradient` of each logit at `base + share * (x - base)` of S shares, which are a pack of as many bags."""
+    base, count = _baseline(model), len(bag.features)
+    way = bag.features.to(base.dtype) - base
+    on_the_way = base + torch.from_numpy(shares).to(base)[:, None, None] * way
     x = on_the_way.flatten(0, 1).requires_grad_()
     with by_inputs_alone(model):
         logits = model(
@@ -96,8 +96,12 @@ def _parts(model: MILModel, bag: BagBatch, shares: NDArray[np.float64]) -> Float
     return torch.stack(columns, dim=2)
 
 
-def _mean_tile(model: MILModel) -> Float[Tensor, " D"]:
+def _baseline(model: MILModel) -> Float[Tensor, " D"]:
     return model.standardize.mean
+
+
+def _named(model: MILModel) -> str:
+    return "features of zero" if model.standardize.is_identity else "the mean tile"
 
 
 def _each(bags: BagBatch) -> Iterator[BagBatch]:

@@ -18,7 +18,6 @@ ALONE: Final = "bags of one tile"
 NO_RULE: Final = "single, as the method has no rule"
 CLOSED: Final = "closed form"
 RECOMPUTED: Final = "recomputed"
-GRADIENT: Final = "gradient x distance from the mean tile"
 SOFTMAX: Final = "softmax over the bag"
 NO_SOFTMAX: Final = "weights of the method, no softmax over the bag"
 

@@ -30,7 +30,7 @@ def score(
     "contribution": what the instance adds to the logit, which is the sum over the bag and `bias`: exact where the method's
     logits are sums over instances, else by LRP with constant attention; where a method has no rule, `single`, as the
     rule says. "single": the logits of a bag of this instance alone. "leave_one_out": the bag's logits less those without
-    the instance. "integrated_gradients" and "gradient_x_input": from a bag of mean tiles, see `gradients`. "attention": how much
+    the instance. "integrated_gradients" and "gradient_x_input": from a baseline, see `gradients`. "attention": how much
     of the bag's vector the instance makes up, which is not what it speaks for.
 
     Of an ensemble all are means over members, as its logits are. Raises ValueError for an unknown kind, ModelError where a method

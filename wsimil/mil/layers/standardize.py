@@ -19,7 +19,7 @@ _HALF_STEP = 2.0**-11
 
 
 class Standardize(nn.Module):
-    """`(x - mean) / scale` for each feature, in the dtype of the model; the identity until fitted or loaded."""
+    """`(x - mean) / scale` for each feature, in the dtype of the model; the identity until fitted or loaded, and says so."""
 
     mean: Tensor
     scale: Tensor
@@ -28,7 +28,7 @@ class Standardize(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(dim))
-        self._is_identity = True
+        self.is_identity = True
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
         """`x` standardized. Raises ModelError where D differs."""
@@ -38,7 +38,7 @@ class Standardize(nn.Module):
                 " give it features of the encoder that it was trained on"
             )
         x = x.to(self.mean.dtype)
-        if self._is_identity:
+        if self.is_identity:
             return x
         # One pass over all instances in place of two. Rounding -mean / scale first costs no more than the rounding of x did.
         factor = self.scale.reciprocal()
@@ -88,8 +88,8 @@ class Standardize(nn.Module):
         flat = deviation <= torch.maximum(_FLAT * typical, _HALF_STEP * mean.abs())
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(flat, typical, deviation))
-        self._is_identity = False
+        self.is_identity = False
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._is_identity = bool((self.mean == 0).all() and (self.scale == 1).all())
+        self.is_identity = bool((self.mean == 0).all() and (self.scale == 1).all())
