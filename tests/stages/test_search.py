@@ -200,6 +200,27 @@ def test_a_key_that_cannot_be_searched_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
+    ("key", "one", "task"),
+    [
+        ("fit.loss", {"choices": ["cross_entropy", "binary_cross_entropy"]}, {"kind": "classification"}),
+        ("fit.balance", {"choices": ["class_weights", "none"]}, {"kind": "classification"}),
+        ("fit.hazard_alpha", {"low": 0.0, "high": 0.5}, {"kind": "survival", "columns": ["time", "event"]}),
+    ],
+)
+def test_losses_of_different_units_are_not_compared(
+    study: Made, key: str, one: dict[str, object], task: dict[str, object]
+) -> None:
+    _, cohort, splits = study("kfold")
+    for monitor in ("loss", None):
+        base = TrainConfig.model_validate({"task": task, "fit": {"monitor": monitor}})
+        if monitor is None:
+            assert plan_search(config({key: one}), base, cohort, splits, outer="0").monitor != "loss"
+        else:
+            with pytest.raises(ConfigError, match=rf"space: {key}: decides in which unit the loss is.*fit\.monitor"):
+                plan_search(config({key: one}), base, cohort, splits, outer="0")
+
+
+@pytest.mark.parametrize(
     "one", [{"low": 2, "high": 1}, {"low": 0.0, "high": 1.0, "log": True}, {"choices": []}, {"low": 1}]
 )
 def test_a_range_that_holds_nothing_is_refused(one: dict[str, object]) -> None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 Value: TypeAlias = bool | int | float | str | None
 _NOT_SEARCHED = ("split", "task", "decision", "bag", "device", "fit.seed", "fit.monitor", "fit.trackers", "method.name")
+_UNIT_OF_LOSS = ("fit.loss", "fit.hazard_alpha", "fit.balance")
 _LOWER_IS_BETTER = ("loss", "mae")
 _FILES = ("trials.journal", "trials.csv", "best.yaml", "search.json", "splits.json", "cohort.csv")
 
@@ -120,11 +121,11 @@ def plan_search(
     """
     if base.split.model_fields_set:
         raise ConfigError(f"the config holds a split section; a search takes its splits from {splits} alone")
-    _check_space(config, base)
+    monitor = str(resolved(base.fit, base.task.build()).monitor)
+    _check_space(config, base, monitor)
     rounds, held_out = _without_test(read_plan(splits), splits, outer)
     text = _rows_without(cohort, set(held_out))
-    monitor = resolved(base.fit, base.task.build()).monitor
-    return SearchPlan(config=config, base=base, rounds=rounds, held_out=held_out, cohort=text, monitor=str(monitor))
+    return SearchPlan(config=config, base=base, rounds=rounds, held_out=held_out, cohort=text, monitor=monitor)
 
 
 def search(
@@ -191,11 +192,16 @@ def _searched(planned: SearchPlan, features: Path, out: Path, workers: int, repo
     return SearchSummary(trials=tuple(trials), before=before, best=best, monitor=planned.monitor, rounds=names)
 
 
-def _check_space(config: SearchConfig, base: TrainConfig) -> None:
+def _check_space(config: SearchConfig, base: TrainConfig, monitor: str) -> None:
     for key, one in config.space.items():
         refused = [name for name in _NOT_SEARCHED if key == name or key.startswith(f"{name}.")]
         if refused:
             raise ConfigError(f"space: {key}: {refused[0]} is not searched; set it in the training config")
+        if monitor == "loss" and key in _UNIT_OF_LOSS:
+            raise ConfigError(
+                f"space: {key}: decides in which unit the loss is, so that losses of trials do not compare; set it in the"
+                " training config, or watch something else with fit.monitor"
+            )
         for value in (one.low, one.high) if isinstance(one, Range) else one.choices:
             try:
                 _configured(base, {key: value})
