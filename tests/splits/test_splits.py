@@ -156,6 +156,15 @@ def test_a_patient_without_a_site_is_named() -> None:
         site_folds({"a": ["x"], "b": [""]}, {"a": "n", "b": "n"}, 2, np.random.default_rng(0))
 
 
+@pytest.mark.parametrize("name", ["sites", "external"])
+def test_sites_that_differ_in_case_alone_are_refused_where_sites_are_kept_apart(name: str) -> None:
+    whole = cohort()
+    shouted = replace(whole.slides[0], patient_id="p99", slide_id="s99", site="Site1")
+    with pytest.raises(CohortError, match=r"sites 'Site1' \(1 slides\) and 'site1' \(\d+ slides\) differ in case"):
+        plan_of(name, replace(whole, slides=(shouted, *whole.slides)))
+    plan_of("kfold", replace(whole, slides=(shouted, *whole.slides)))
+
+
 def test_too_few_sites_are_refused() -> None:
     with pytest.raises(CohortError, match=r"2 sites .* 3 folds"):
         make_plan(cohort(sites=2), SplitsConfig(folds=3, preserve_sites=True))

@@ -15,6 +15,7 @@ from wsimil.drawing import draw_folds, draw_fraction
 from wsimil.errors import CohortError, ConfigError
 from wsimil.splits.plan import Round, SplitPlan
 from wsimil.splits.sites import site_folds
+from wsimil.targets import refuse_alike
 from wsimil.targets.config import TaskConfig
 
 
@@ -118,11 +119,11 @@ def _monte_carlo(cohort: Cohort, config: SplitsConfig) -> Iterator[Round]:
 
 
 def _external(cohort: Cohort, config: SplitsConfig) -> Iterator[Round]:
-    sites = _sites(cohort)
-    unknown = sorted(set(config.external) - {site for names in sites.values() for site in names})
-    if unknown:
-        raise CohortError(f"no slide is of site {unknown[0]!r}, which external names")
     if config.external:
+        sites = _sites(cohort)
+        unknown = sorted(set(config.external) - {site for names in sites.values() for site in names})
+        if unknown:
+            raise CohortError(f"no slide is of site {unknown[0]!r}, which external names")
         test = {patient for patient, names in sites.items() if set(names) & set(config.external)}
     else:
         test = {slide.patient_id for slide in cohort.slides if slide.split == "test"}
@@ -167,6 +168,10 @@ def _refuse_idle_options(config: SplitsConfig) -> None:
 
 
 def _sites(cohort: Cohort) -> dict[str, list[str]]:
+    try:
+        refuse_alike((slide.site for slide in cohort.slides if slide.site), "sites")
+    except ValueError as error:
+        raise CohortError(str(error)) from None
     found: dict[str, list[str]] = defaultdict(list)
     for slide in cohort.slides:
         found[slide.patient_id].append(slide.site or "")
