@@ -70,6 +70,15 @@ def test_test_slides_are_out_of_the_cohort_and_their_features_never_opened(study
     assert not (out / "trials").exists()
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_cohort_file_of_any_delimiter_is_searched_in(study: Made, tmp_path: Path, delimiter: str) -> None:
+    _, cohort, splits = study("kfold")
+    other = tmp_path / "other.csv"
+    other.write_text(cohort.read_text(encoding="utf-8").replace(",", delimiter), encoding="utf-8-sig")
+    wanted = plan_search(config(), BASE, cohort, splits, outer="0").cohort
+    assert plan_search(config(), BASE, other, splits, outer="0").cohort == wanted
+
+
 def test_the_best_setting_is_a_config_that_trains_and_is_judged_by_what_the_run_watched(
     study: Made, tmp_path: Path
 ) -> None:

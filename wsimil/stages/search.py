@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 import yaml
 from pydantic import Field, JsonValue, model_validator
 
+from wsimil.cohort import column_names, read_columns
 from wsimil.config import FrozenConfig, parse_config, put
 from wsimil.errors import CohortError, ConfigError, TrainingError
 from wsimil.files import check_writable, write_text
@@ -252,18 +253,12 @@ def _without_test(whole: SplitPlan, path: Path, outer: str | None) -> tuple[Spli
 
 
 def _rows_without(cohort: Path, slide_ids: set[str]) -> str:
-    """The cohort file without some of its slides."""
-    try:
-        rows = list(csv.reader(io.StringIO(cohort.read_text(encoding="utf-8-sig"), newline="")))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CohortError(f"cohort file {cohort} cannot be read: {error}") from None
-    header = [name.strip() for name in rows[0]] if rows else []
-    if "slide_id" not in header:
-        raise CohortError(f"cohort file {cohort}: it has no column slide_id")
-    place = header.index("slide_id")
+    """The cohort file without some of its slides, with commas."""
+    names = column_names(cohort)
+    cells = read_columns(cohort, names)
     text = io.StringIO()
-    kept = [row for row in rows[1:] if len(row) <= place or row[place].strip() not in slide_ids]
-    csv.writer(text, lineterminator="\n").writerows([rows[0], *kept])
+    kept = [row for slide_id, row in cells.items() if slide_id not in slide_ids]
+    csv.writer(text, lineterminator="\n").writerows([names, *kept])
     return text.getvalue()
 
 
