@@ -86,6 +86,7 @@ READERS: dict[str, Callable[[Path], object]] = {
         ("c,p1,x\nd,p2,y\nc,p9,\n", r"1 occur more than once: 'c' \('c' in lines 4, 6\); keep one row for each slide"),
         ("c,p1,\nc,p1,\n", r"1 occur more than once: 'c' \('c' in lines 4, 5\)"),
         ("c,P2,\n", r"patient ids 'P2' \(1 slides\) and 'p2' \(1 slides\) differ in case alone"),
+        ("c,7,x\nd,7.0,\n", r"patient ids '7' \(1 slides\) and '7\.0' \(1 slides\) differ in a final \.0 alone"),
         ("c,,\n", "line 4: patient_id is empty"),
         (",p1,\n", "line 4: slide_id is empty"),
         ("\n\n,p1,\n", "line 6: slide_id is empty"),
@@ -121,6 +122,10 @@ def test_ids_are_held_to_the_same_by_every_reader_whether_a_row_has_a_label_or_n
         (
             "slide_id,patient_id,label\na,p1,Tumor\nb,p2,tumor\nc,p3,tumor\nd,p4,n\n",
             "classes 'Tumor' (1 slides) and 'tumor' (2 slides) differ in case alone",
+        ),
+        (
+            "slide_id,patient_id,label\na,p1,1\nb,p2,1.0\nc,p3,0\n",
+            "classes '1' (1 slides) and '1.0' (1 slides) differ in a final .0 alone",
         ),
         ("slide_id,patient_id,label\na,p1,x;y\nb,p2,x\n", "class 'x;y' holds a semicolon"),
         (

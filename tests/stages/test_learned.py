@@ -15,7 +15,7 @@ from wsimil.config import load_config
 from wsimil.errors import CohortError
 from wsimil.stages.ensemble import ensemble
 from wsimil.stages.evaluate import EvaluateOptions, evaluate
-from wsimil.stages.learned import learned_from, read_origin
+from wsimil.stages.learned import Learned, learned_from, read_origin
 from wsimil.stages.predict import PredictSummary, predict
 from wsimil.stages.predict_options import PredictOptions
 from wsimil.stages.train import train
@@ -144,12 +144,21 @@ def test_a_patient_whose_id_differs_in_case_alone_from_one_that_was_seen_is_refu
     shouted.write_text(
         cohort.read_text(encoding="utf-8").replace(",p", ",P").replace(",Patient_id", ",patient_id"), encoding="utf-8"
     )
-    words = r"patient 'P\d+' of .*shouted.csv and 'p\d+', whom the model learned from or was chosen on, differ in case alone"
+    words = (
+        r"patient 'P\d+' of .*shouted.csv and 'p\d+', whom the model learned from or was chosen on, differ in case or"
+    )
     with pytest.raises(CohortError, match=words):
         ask(run, features, tmp_path / "out", shouted, tmp_path / "names.json")
     assert not (tmp_path / "out/predictions.csv").exists()
     with pytest.raises(CohortError, match=words):
         evaluate([tmp_path / "before"], shouted, tmp_path / "report", options=QUICK)
+
+
+def test_a_patient_whose_number_a_spreadsheet_wrote_with_a_final_0_is_refused() -> None:
+    learned = Learned(known=True, splits={}, patients={"7": "train"}, counts={"train": 1})
+    learned.refuse_other_spellings(["7", "8.0", "7.5"], Path("cohort.csv"))
+    with pytest.raises(CohortError, match=r"patient '7\.0' of cohort\.csv and '7', .* or a final \.0 alone"):
+        learned.refuse_other_spellings(["8", "7.0"], Path("cohort.csv"))
 
 
 def test_a_slide_whose_extraction_failed_stands_as_failed_without_its_reason_under_a_pseudonym(

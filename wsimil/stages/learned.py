@@ -16,6 +16,7 @@ from wsimil.files import write_text
 from wsimil.mil.facts import FACTS, BagUnit, ModelFacts, read_facts
 from wsimil.provenance import Provenance
 from wsimil.stages.deciding import frozen_with
+from wsimil.targets import respelled
 
 ORIGIN = "predictions.json"
 _SCHEMA = "wsimil/predictions/1"
@@ -76,16 +77,16 @@ class Learned:
         return replace(self, patients=seen | {**self.patients})
 
     def refuse_other_spellings(self, patients: Iterable[str], where: Path) -> None:
-        """Raises CohortError where the id of one of `patients`, those in `where`, differs in case alone from that of one whom the
-        model saw."""
-        spelled = {patient.casefold(): patient for patient in self.patients}
+        """Raises CohortError where the id of one of `patients`, those in `where`, differs in case or a final .0 alone from that
+        of one whom the model saw."""
+        spelled = {respelled(patient): patient for patient in self.patients}
         for patient in patients:
-            seen = spelled.get(patient.casefold(), patient)
+            seen = spelled.get(respelled(patient), patient)
             if patient not in self.patients and patient != seen:
                 raise CohortError(
                     f"patient {patient!r} of {where} and {seen!r}, whom the model learned from or was chosen on, differ in case"
-                    " alone; spell a patient one way in both cohort files, or name two patients apart, so that none is learned"
-                    " from and tested on"
+                    " or a final .0 alone; spell a patient one way in both cohort files, or name two patients apart, so that none"
+                    " is learned from and tested on"
                 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from wsimil.provenance import Json
-from wsimil.targets.base import MISSING, AnswerColumn, Targets, Task, TaskKind, number, refuse_alike
+from wsimil.targets.base import MISSING, AnswerColumn, Targets, Task, TaskKind, number, refuse_alike, respelled
 from wsimil.targets.classification import Classification, Ordinal
 from wsimil.targets.multilabel import MultiLabel
 from wsimil.targets.regression import Regression
@@ -25,6 +25,7 @@ __all__ = [
     "from_json",
     "number",
     "refuse_alike",
+    "respelled",
 ]
 
 _KINDS: Mapping[str, type[Task]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -200,18 +201,24 @@ def softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def refuse_alike(names: Iterable[str], what: str) -> None:
-    """Raises ValueError where names, each as often as slides have it, differ in case alone."""
+    """Raises ValueError where names, each as often as slides have it, differ in case alone or, as numbers, in a final .0."""
     counts = Counter(names)
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in sorted(counts):
-        spellings[name.casefold()].append(name)
+        spellings[respelled(name)].append(name)
     alike = [own for own in spellings.values() if len(own) > 1]
     if alike:
         first = " and ".join(f"{name!r} ({counts[name]} slides)" for name in alike[0])
         more = f", and so do {len(alike) - 1} more" if len(alike) > 1 else ""
+        where = "case" if len({name.casefold() for name in alike[0]}) == 1 else "a final .0"
         raise ValueError(
-            f"{what} {first} differ in case alone{more}; where they are one, spell it one way, else name them apart"
+            f"{what} {first} differ in {where} alone{more}; where they are one, spell it one way, else name them apart"
         )
+
+
+def respelled(name: str) -> str:
+    """What a name has in common with those that differ from it in case alone or, as whole numbers do, in a final .0."""
+    return re.sub(r"^([+-]?[0-9]+)\.0+$", r"\1", name).casefold()
 
 
 def unique(names: Sequence[str], what: str) -> None:
