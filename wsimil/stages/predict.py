@@ -145,8 +145,7 @@ def predict(
         answers.append(said.answer)
         contents |= said.contents
         reporter.finish_item(said.line)
-    learned = learned.recognizing(contents, patients)
-    summary = conclude(answers, failures, trained, run, learned, cohort, out, twins=alike(contents, owners))
+    summary = conclude(answers, failures, trained, run, learned, cohort, out, contents=contents, patients=patients)
     if names is not None and cohort_csv is not None and has_columns(cohort_csv, trained.task):
         known = read_cohort(cohort_csv, task=trained.task).renamed(names.name)
         write_text(out / COHORT, known.to_csv())
@@ -358,17 +357,21 @@ def conclude(
     cohort: Cohort | None,
     out: Path,
     *,
-    twins: Sequence[Sequence[str]] = (),
+    contents: Mapping[str, str],
+    patients: Mapping[str, str],
 ) -> PredictSummary:
-    """Write predictions, who answered, metrics and failures into `out`; `twins` are groups whose slides have one content.
+    """Write predictions, who answered, metrics and failures into `out`; `contents` are digests of the slides that were read, and
+    `patients` whose slides are, both by slide.
 
     Raises OutputError.
     """
+    twins = alike(contents, patients if trained.bag == "patient" else None)
+    learned = learned.recognizing(contents, patients)
     failed = [Answer(slide_id=unit, values=None, status=f"failed: {reason}") for unit, reason in failures.items()]
     answers = [*given, *failed]
-    patients = {} if cohort is None else {slide.slide_id: slide.patient_id for slide in cohort.slides}
+    owners = {} if cohort is None else {unit.slide_id: unit.patient_id for unit in cohort.slides}
     doubtful = [one for pair in at_odds(twins, () if cohort is None else cohort.slides) for one in pair]
-    seen = tuple(a.slide_id for a in answers if learned.knows(a.slide_id, patients.get(a.slide_id)))
+    seen = tuple(a.slide_id for a in answers if learned.knows(a.slide_id, owners.get(a.slide_id)))
     if cohort is None:
         write_answers(out, answers, task=trained.task, splits=learned.splits, bag=trained.bag)
         metrics: Mapping[str, Mapping[str, Estimate]] = {}

@@ -76,6 +76,12 @@ def test_models_and_answers_are_those_of_crossval_and_predict_to_the_byte(
     material: Material, tmp_path: Path, bag: str
 ) -> None:
     settings = {**QUICK, "bag": bag}
+    store = open_store(material.features, mode="w")
+    seen = store.read(read_splits(material.splits).round("1").train[0])
+    slide = replace(seen.grid.slide, slide_id="twin")
+    store.write(replace(seen, grid=replace(seen.grid, slide=slide)))
+    if bag == "patient":  # without labels it is in no split, and known to be somebody's
+        material.cohort.write_text(material.cohort.read_text("utf-8") + "twin,px,,\n", encoding="utf-8")
     plan = planned(
         tmp_path / "study",
         **material.settings(),
@@ -96,8 +102,11 @@ def test_models_and_answers_are_those_of_crossval_and_predict_to_the_byte(
         alone = tmp_path / "answers" / item.name
         predict(item.out, material.features, alone, options=PredictOptions(), cohort_csv=material.cohort)
         ours = bytes_below(tmp_path / "study/predictions" / item.name)
-        assert sum(name.startswith("overlays/") for name in ours) == 36
+        assert sum(name.startswith("overlays/") for name in ours) == 37
         assert ours == bytes_below(alone)
+        told = json.loads(ours["predictions.json"])
+        assert told["learned_from"]["twins"] == {"twin": "train"}
+        assert len(told["alike"]) == 1
     report = tmp_path / "report"
     options = EvaluateOptions(features=material.features, split="test")
     evaluate([tmp_path / "study/runs" / item.name for item in items], material.cohort, report, options=options)

@@ -92,7 +92,7 @@ class PredictRunner(OneByOne):
         said = desk.patient(unit, tuple(slides)) if by_patient else desk.slide(unit)
         # At the end, so that what was read is what was planned.
         self._study.refuse_replaced_features(self._store, self._ledger, slides)
-        return Made(attempt=attempt, summary=_to_json(said.answer))
+        return Made(attempt=attempt, summary={**_to_json(said.answer), "contents": {**said.contents}})
 
     def _why_lost(self, slide: str) -> str:
         for unit in self._study.plan.stage(EXTRACT).units if self._study.config.features is None else ():
@@ -109,6 +109,7 @@ class PredictRunner(OneByOne):
         scanned = self._ledger.scan()
         answers: list[Answer] = []
         failures: dict[str, str] = {}
+        contents: dict[str, str] = {}
         for unit in self._study.plan.stage(PREDICT).units:
             if unit.last or unit.task["run"] != run:
                 continue
@@ -120,15 +121,20 @@ class PredictRunner(OneByOne):
                 failures[str(unit.task["unit"])] = str(said["failed"])
             else:
                 answers.append(_from_json(said))
+                contents |= cast("Mapping[str, str]", said["contents"])
         model, folder = self._model(run), self._study.folder / RUNS / run
         out = attempt.scratch / PREDICTIONS / run
         out.mkdir(parents=True, exist_ok=True)
         for form in (FORMATS[name] for name in HEATMAPS if self._options.heatmaps):
             if form.once is not None:
                 form.once(out / form.folder)
-        cohort = labels_of(self._study.config.cohort, model.trained, None)
+        known = self._study.config.cohort
+        cohort = labels_of(known, model.trained, None)
+        patients = {} if known is None else read_patients(known)
         learned = learned_from(folder, model.trained.bag)
-        summary = conclude(answers, failures, model.trained, folder, learned, cohort, out)
+        summary = conclude(
+            answers, failures, model.trained, folder, learned, cohort, out, contents=contents, patients=patients
+        )
         for note in (*summary.notes, *self._left_out(model.trained)):
             self._watch.note(f"{run}: {note}")
         return Made(attempt=attempt, summary={"ranges": self._ranges(run)})
