@@ -105,7 +105,11 @@ def test_what_cannot_be_joined_is_refused(
     train(load_config(TrainConfig, given=given), features, cohort, tmp_path / "other")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="do not answer one question"):
         ensemble([folders[0], tmp_path / "other"], tmp_path / "mixed")
-    (folders[1] / "cohort.csv").unlink()
+    table = folders[1] / "cohort.csv"
+    table.write_text(table.read_text(encoding="utf-8").replace("s3,p3,", "s3,q3,"), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"slide 's3' is of patient 'p3' in .*run0 and of 'q3' in .*run1"):
+        ensemble(folders, tmp_path / "blind")
+    table.unlink()
     with pytest.raises(ModelError, match="nobody can tell which patients"):
         ensemble(folders, tmp_path / "blind")
     assert not (tmp_path / "blind").exists()

@@ -51,7 +51,8 @@ def ensemble(
 
     Its logits are the mean of theirs. Its cohort.csv calls train whatever one member learned from or was chosen on, so nothing of
     that counts as a test. With `features`, calibration and threshold are fitted on what each member says of its own validation
-    slides, which it did not learn from. Raises ModelError where the runs do not answer one question on one kind of features.
+    slides, which it did not learn from. Raises ModelError where the runs do not answer one question on one kind of features, or
+    name two patients for one slide.
     """
     if (out / FACTS).exists() and not overwrite:
         raise ConfigError(f"{out} holds a model already; choose another folder, or replace it with --overwrite")
@@ -63,6 +64,7 @@ def ensemble(
     decision = decision or DecisionConfig()
     check_decision(decision, members[0].task)
     tables = [_read_cohort(run) for run in runs]
+    joined = _joined(runs, tables)
     model = Ensemble([member.model for member in members], [member.method for member in members])
     first = members[0]
     check_writable(out)
@@ -76,7 +78,6 @@ def ensemble(
         features=first.features,
         training={"members": [*said]},
     )
-    joined = _joined(tables)
     write_text(out / "cohort.csv", _csv(joined))
     whole = load_model(out)
     fitted = Decision(model=whole.digest, notes=("not calibrated, decided at the higher probability: give --features",))
@@ -111,13 +112,22 @@ def _read_cohort(run: Path) -> list[dict[str, str]]:
         ) from error
 
 
-def _joined(tables: Sequence[Sequence[Mapping[str, str]]]) -> list[dict[str, str]]:
+def _joined(runs: Sequence[Path], tables: Sequence[Sequence[Mapping[str, str]]]) -> list[dict[str, str]]:
+    """Each slide once, in "train" where a member saw its patient. Raises ModelError where nobody can tell whose it is."""
     seen = {row["patient_id"] for table in tables for row in table if row["split"] in ("train", "val")}
-    rows: dict[tuple[str, str], dict[str, str]] = {}
-    for table in tables:
+    rows: dict[str, dict[str, str]] = {}
+    told: dict[str, Path] = {}
+    for run, table in zip(runs, tables, strict=True):
         for row in table:
-            split = "train" if row["patient_id"] in seen else "test"
-            rows.setdefault((row["slide_id"], row["patient_id"]), {**row, "split": split})
+            slide_id, patient = row["slide_id"], row["patient_id"]
+            first = rows.setdefault(slide_id, {**row, "split": "train" if patient in seen else "test"})
+            if first["patient_id"] != patient:
+                raise ModelError(
+                    f"slide {slide_id!r} is of patient {first['patient_id']!r} in {told[slide_id]} and of {patient!r} in {run},"
+                    " so nobody can tell which patients the ensemble has seen; give the slide one patient_id in the cohort files"
+                    " of both, and train again"
+                )
+            told.setdefault(slide_id, run)
     return [*rows.values()]
 
 
