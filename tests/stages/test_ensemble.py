@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from wsimil.stages.predict import predict
 from wsimil.stages.predict_options import PredictOptions
 from wsimil.stages.train import train
 from wsimil.stages.train_config import TrainConfig
+from wsimil.store import open_store
 
 Study = Callable[..., tuple[Path, Path]]
 
@@ -91,6 +93,17 @@ def test_calibration_is_fitted_on_what_each_member_did_not_learn_from(
     assert decision.threshold is not None
     assert decision.threshold.rows == sum(counts)
     assert again.seen_patients > 0
+
+
+def test_nothing_is_fitted_on_features_of_another_kind(runs: tuple[Path, Path, list[Path]], tmp_path: Path) -> None:
+    features, _, folders = runs
+    store = open_store(features, mode="w")
+    bag = store.read("s5")
+    encoder = {**bag.provenance.encoder, "weights": "others"}
+    store.write(replace(bag, provenance=replace(bag.provenance, encoder=encoder)))
+    with pytest.raises(ModelError, match=r"--features: slide 's5': these features do not fit the model"):
+        ensemble(folders, tmp_path / "joined", features=features)
+    assert not (tmp_path / "joined").exists()
 
 
 def test_what_cannot_be_joined_is_refused(

@@ -27,6 +27,8 @@ from wsimil.mil.ensemble import ENSEMBLE, Ensemble
 from wsimil.mil.saved import FACTS, TrainedModel, load_model, save_model
 from wsimil.stages.cohort_features import PatientBags, StoredBags
 from wsimil.stages.features import open_features
+from wsimil.store import FeatureStore
+from wsimil.store.base import read_headers
 from wsimil.training.loading import BagSource
 
 
@@ -51,8 +53,8 @@ def ensemble(
 
     Its logits are the mean of theirs. Its cohort.csv calls train whatever one member learned from or was chosen on, so nothing of
     that counts as a test. With `features`, calibration and threshold are fitted on what each member says of its own validation
-    slides, which it did not learn from. Raises ModelError where the runs do not answer one question on one kind of features, or
-    name two patients for one slide.
+    slides, which it did not learn from. Raises ModelError where the runs do not answer one question on one kind of features, name
+    two patients for one slide, or learned from features of another kind than `features`.
     """
     if (out / FACTS).exists() and not overwrite:
         raise ConfigError(f"{out} holds a model already; choose another folder, or replace it with --overwrite")
@@ -65,6 +67,9 @@ def ensemble(
     check_decision(decision, members[0].task)
     tables = [_read_cohort(run) for run in runs]
     joined = _joined(runs, tables)
+    store = None if features is None else open_features(features)
+    if store is not None:
+        _refuse_other_kind(decision, members[0], tables, store)
     model = Ensemble([member.model for member in members], [member.method for member in members])
     first = members[0]
     check_writable(out)
@@ -81,8 +86,8 @@ def ensemble(
     write_text(out / "cohort.csv", _csv(joined))
     whole = load_model(out)
     fitted = Decision(model=whole.digest, notes=("not calibrated, decided at the higher probability: give --features",))
-    if features is not None:
-        fitted = _fitted(decision, whole, members, tables, features)
+    if store is not None:
+        fitted = _fitted(decision, whole, members, tables, StoredBags(store=store))
     save_decision(out, fitted)
     seen = {row["patient_id"] for row in joined if row["split"] == "train"}
     return EnsembleSummary(members=tuple(str(run) for run in runs), seen_patients=len(seen), decision=fitted)
@@ -140,14 +145,26 @@ def _csv(rows: Sequence[Mapping[str, str]]) -> str:
     return text.getvalue()
 
 
+def _refuse_other_kind(
+    config: DecisionConfig,
+    member: TrainedModel,
+    tables: Sequence[Sequence[Mapping[str, str]]],
+    store: FeatureStore,
+) -> None:
+    """Raises ModelError where features that a decision would be fitted on are of another kind than those of members."""
+    splits = ("val",) if config.ood == "none" else ("train", "val")
+    used = {row["slide_id"] for table in tables for row in table if row["split"] in splits}
+    for slide_id, header in read_headers(store, sorted(used)).items():
+        member.check_features(header.provenance, f"--features: slide {slide_id!r}")
+
+
 def _fitted(
     config: DecisionConfig,
     whole: TrainedModel,
     members: Sequence[TrainedModel],
     tables: Sequence[Sequence[Mapping[str, str]]],
-    features: Path,
+    store: StoredBags,
 ) -> Decision:
-    store = StoredBags(store=open_features(features))
     logits, labels, owners = [], [], []
     means: dict[str, tuple[str, np.ndarray[tuple[int], np.dtype[np.float64]]]] = {}
     for member, table in zip(members, tables, strict=True):
