@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -155,6 +156,24 @@ def test_patients_as_bags_are_joined_too(feature_study: Study, tmp_path: Path) -
     options = PredictOptions(device="cpu", heatmaps=False)
     answered = predict(tmp_path / "joined", features, tmp_path / "out", options=options, cohort_csv=cohort)
     assert len(answered.answers) == 40
+
+
+def test_a_run_and_an_ensemble_do_not_mix_in_one_folder(runs: tuple[Path, Path, list[Path]], tmp_path: Path) -> None:
+    features, cohort, folders = runs
+    taken = tmp_path / "taken"
+    shutil.copytree(folders[0], taken)
+    (taken / "done.json").write_text("{}", encoding="utf-8")
+    (taken / "model.json").unlink()
+    with pytest.raises(ConfigError, match="holds a model already"):  # of a run that can go on
+        ensemble(folders, taken)
+    ensemble(folders, taken, overwrite=True)
+    names = {entry.name for entry in taken.iterdir()}
+    assert names == {"cohort.csv", "decision.json", "model.json", "model.safetensors"}
+    before = (taken / "model.json").read_bytes()
+    config = load_config(TrainConfig, given={"device": "cpu", "fit.epochs": 1})
+    with pytest.raises(ConfigError, match=r"holds model\.json and no checkpoint"):
+        train(config, features, cohort, taken)
+    assert (taken / "model.json").read_bytes() == before
 
 
 def test_an_ensemble_does_not_learn(runs: tuple[Path, Path, list[Path]], tmp_path: Path) -> None:

@@ -182,7 +182,9 @@ def test_wrong_names_and_taken_folders_are_refused(shared_dir, tmp_path):
     bring(path, "xmil", tmp_path / "run", classes=("normal", "tumor"))
     with pytest.raises(ConfigError, match="holds a model already"):
         bring(path, "xmil", tmp_path / "run")
+    (tmp_path / "run/predictions.csv").write_text("answers of what lay here", encoding="utf-8")
     bring(path, "xmil", tmp_path / "run", overwrite=True)
+    assert {entry.name for entry in (tmp_path / "run").iterdir()} == {"model.json", "model.safetensors"}
     assert load_model(tmp_path / "run").task.classes == ("negative", "positive")
 
 

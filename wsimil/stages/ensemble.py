@@ -24,9 +24,11 @@ from wsimil.evaluation.decision import (
 from wsimil.evaluation.predictor import answer_logits
 from wsimil.files import check_writable, write_text
 from wsimil.mil.ensemble import ENSEMBLE, Ensemble
-from wsimil.mil.saved import FACTS, TrainedModel, load_model, save_model
+from wsimil.mil.saved import TrainedModel, load_model, save_model
 from wsimil.stages.cohort_features import PatientBags, StoredBags
 from wsimil.stages.features import open_features
+from wsimil.stages.occupied import occupied
+from wsimil.stages.run_folder import clear_run, refuse_taken
 from wsimil.store import FeatureStore
 from wsimil.store.base import read_headers
 from wsimil.training.loading import BagSource
@@ -56,8 +58,8 @@ def ensemble(
     slides, which it did not learn from. Raises ModelError where the runs do not answer one question on one kind of features, name
     two patients for one slide, or learned from features of another kind than `features`.
     """
-    if (out / FACTS).exists() and not overwrite:
-        raise ConfigError(f"{out} holds a model already; choose another folder, or replace it with --overwrite")
+    if not overwrite:
+        refuse_taken(out)
     if len({run.resolve() for run in runs}) < max(len(runs), 2):
         raise ConfigError("an ensemble takes two runs or more, each once")
     members = [load_model(run) for run in runs]
@@ -73,6 +75,9 @@ def ensemble(
     model = Ensemble([member.model for member in members], [member.method for member in members])
     first = members[0]
     check_writable(out)
+    if overwrite:
+        with occupied(out):
+            clear_run(out)
     said = [{"run": run.name, "method": m.method, "digest": m.digest} for run, m in zip(runs, members, strict=True)]
     save_model(
         out,

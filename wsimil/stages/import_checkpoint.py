@@ -13,9 +13,11 @@ from wsimil.errors import ConfigError, ModelError
 from wsimil.files import check_writable
 from wsimil.mil.checkpoints import base
 from wsimil.mil.checkpoints.file import read_state
-from wsimil.mil.saved import FACTS, save_model
+from wsimil.mil.saved import save_model
 from wsimil.provenance import Json, Provenance, sha256_file
 from wsimil.stages.features import open_features
+from wsimil.stages.occupied import occupied
+from wsimil.stages.run_folder import clear_run, refuse_taken
 from wsimil.targets import Classification
 
 
@@ -57,8 +59,8 @@ def import_checkpoint(
     features are that the checkpoint was trained on; without it a prediction can only check their number.
     Raises ModelError for a checkpoint that is not whole, ConfigError for what does not fit it.
     """
-    if (out / FACTS).exists() and not overwrite:
-        raise ConfigError(f"{out} holds a model already; choose another folder, or replace it with --overwrite")
+    if not overwrite:
+        refuse_taken(out)
     state = read_state(file)
     official, state = base.with_two_classes(base.describe(source, state), state)
     model = base.build(official, state, config=config.method).float()
@@ -66,6 +68,9 @@ def import_checkpoint(
     provenance = None if features is None else _provenance(features, official.in_dim)
     assumed = _assumed(official, model.config, config.method)
     check_writable(out)
+    if overwrite:
+        with occupied(out):
+            clear_run(out)
     save_model(
         out,
         model,

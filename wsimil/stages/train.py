@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,8 +14,6 @@ from pydantic import JsonValue
 from wsimil.cohort import Cohort, read_cohort
 from wsimil.errors import ConfigError
 from wsimil.evaluation.decision import (
-    DECISION,
-    REFERENCE,
     Decision,
     DecisionConfig,
     ValidationAnswers,
@@ -29,15 +26,16 @@ from wsimil.evaluation.decision import (
 from wsimil.evaluation.predictor import answer_logits
 from wsimil.files import check_writable, write_text
 from wsimil.mil import registry
-from wsimil.mil.saved import FACTS, TrainedModel, load_model
+from wsimil.mil.saved import TrainedModel, load_model
 from wsimil.splits import read_plan
 from wsimil.stages.answers import answer_from, answer_of_patient, estimate_splits, write_answers
 from wsimil.stages.cohort_features import MatchedFeatures, PatientBags, StoredBags, match
 from wsimil.stages.device import resolve_device
 from wsimil.stages.features import open_features
 from wsimil.stages.interrupt import interrupt
-from wsimil.stages.occupied import LOCK, occupied
+from wsimil.stages.occupied import occupied
 from wsimil.stages.progress import Quiet, Reporter
+from wsimil.stages.run_folder import clear_run, refuse_untrained
 from wsimil.stages.train_config import SplitConfig, TrainConfig
 from wsimil.stages.work_items import DONE
 from wsimil.store import FeatureStore
@@ -48,19 +46,6 @@ from wsimil.training.records import EpochRecord, FitResult
 
 if TYPE_CHECKING:
     from wsimil.evaluation.bootstrap import Estimate
-
-_OURS = (
-    "config.yaml",
-    "cohort.csv",
-    "cohort.txt",
-    "metrics.jsonl",
-    "metrics.json",
-    "predictions.csv",
-    "predictions.parquet",
-    DECISION,
-    REFERENCE,
-)
-
 
 _SPELLED = {"auroc": "AUROC", "mae": "MAE", "c_index": "C-index", "kappa": "quadratic kappa"}
 
@@ -100,12 +85,14 @@ def train(
 
     Writes config.yaml, cohort.csv and cohort.txt, model.safetensors and model.json, metrics.jsonl, tensorboard/, checkpoint/,
     predictions.csv and .parquet of the val and test split, metrics.json. Raises WsimilError; also where another process is at
-    work in `out`.
+    work in `out`, and where it holds a model that was not trained there.
     """
     matched, store = _matched(config, features, cohort_csv)
     with occupied(out):
         if overwrite:
-            _clear(out)
+            clear_run(out)
+        else:
+            refuse_untrained(out)
         (out / DONE).unlink(missing_ok=True)
         return _trained(config, matched, store, out, reporter or Quiet())
 
@@ -241,17 +228,6 @@ def _recorded(split: SplitConfig) -> SplitConfig:
         return split
     plan = read_plan(split.file)
     return split.model_copy(update={"digest": plan.digest, "round": plan.round(split.round).name})
-
-
-def _clear(out: Path) -> None:
-    """Remove an earlier run, and nothing that is not ours."""
-    there = [entry for entry in out.iterdir() if entry.name != LOCK]
-    if there and not ((out / FACTS).is_file() or (out / "checkpoint").is_dir()):
-        raise ConfigError(f"--overwrite: {out} holds files but no run of wsimil train; choose another output folder")
-    for name in (*_OURS, FACTS, "model.safetensors"):
-        (out / name).unlink(missing_ok=True)
-    for folder in ("checkpoint", "tensorboard"):
-        shutil.rmtree(out / folder, ignore_errors=True)
 
 
 def _line(record: EpochRecord) -> str:
