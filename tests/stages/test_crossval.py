@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from tests.stages.conftest import replace_features
 from wsimil.cli import app
 from wsimil.config import load_config
-from wsimil.errors import ConfigError, OutputError
+from wsimil.errors import ConfigError, ModelError, OutputError
 from wsimil.evaluation.decision import DecisionConfig
 from wsimil.evaluation.metrics import auroc
 from wsimil.mil.saved import load_model
@@ -181,6 +181,25 @@ def test_runs_of_features_that_were_replaced_since_are_not_summed_up_with_those_
     moved = (tmp_path / "first", *study[1:])
     again = crossval(items_of(moved, out, rounds=("0",)), out)
     assert again.before == ("abmil/0/seed-0",)
+
+
+def test_a_run_is_not_left_as_it_is_once_the_model_it_began_with_is_another(
+    study: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    first = tmp_path / "first"
+    first.mkdir()
+    configs = {"warm": configured(**{"fit.warm_start": str(first)})}
+    item = items_of(study, tmp_path / "study", configs=configs, rounds=("0",))[0]
+    made = []
+    for digest in ("a", "b", "a"):
+        facts = json.dumps({"format_version": 2, "weights_digest": digest})
+        (first / "model.json").write_text(facts, encoding="utf-8")
+        made.append(item.made_of())
+    assert made[0] != made[1]
+    assert made[0] == made[2]
+    (first / "model.json").unlink()
+    with pytest.raises(ModelError, match=r"holds no model\.json"):
+        item.made_of()
 
 
 def test_what_cannot_train_is_refused_before_any_run(study: tuple[Path, Path, Path], tmp_path: Path) -> None:

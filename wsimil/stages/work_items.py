@@ -10,8 +10,8 @@ from pathlib import Path
 
 from wsimil.errors import ConfigError
 from wsimil.files import write_text
-from wsimil.mil.facts import FACTS
-from wsimil.provenance import sha256_json
+from wsimil.mil.facts import FACTS, read_facts
+from wsimil.provenance import Json, sha256_json
 from wsimil.splits import read_plan
 from wsimil.stages.train_config import TrainConfig
 
@@ -44,9 +44,15 @@ class WorkItem:
         return ["wsimil", "train", *paths]
 
     def made_of(self) -> dict[str, str]:
-        """What a finished run must have been made of to be left as it is, beside what the features hold."""
+        """What a finished run must have been made of to be left as it is, beside what the features hold.
+
+        Raises ModelError where the model that it begins with is not there.
+        """
         cohort = sha256(self.cohort.read_bytes()).hexdigest()
-        digest = sha256_json({"config": self.config.model_dump(mode="json"), "cohort": cohort})
+        made: dict[str, Json] = {"config": self.config.model_dump(mode="json"), "cohort": cohort}
+        if self.config.fit.warm_start is not None:
+            made["warm_start"] = read_facts(self.config.fit.warm_start)["weights_digest"]
+        digest = sha256_json(made)
         return {"digest": digest, "features": str(self.features.resolve())}
 
     def mark_done(self, *, contents: str) -> None:
