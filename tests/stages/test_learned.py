@@ -169,10 +169,15 @@ def test_a_slide_whose_extraction_failed_stands_as_failed_without_its_reason_und
     fewer = shutil.copytree(features, tmp_path / "fewer")
     for name in ("s0", "s1"):
         (fewer / f"{name}.h5").unlink()
-    (fewer / "failures.csv").write_text("slide_id,step,reason\ns0,open,/scans/Doe.svs is damaged\n", encoding="utf-8")
+    reasons = "slide_id,step,reason\ns0,open,/scans/Doe.svs is damaged\ns2,open,it is there with earlier features\n"
+    (fewer / "failures.csv").write_text(reasons, encoding="utf-8")
     plain = ask(run, fewer, tmp_path / "plain", cohort)
     assert plain.failures == {"s0": "/scans/Doe.svs is damaged"}
     assert any(note.startswith("1 of 36 slides in the cohort file have no features here") for note in plain.notes)
+    used = "1 slides failed in the last extraction, and are used with the features of an earlier one: "
+    assert f"{used}'s2'" in plain.notes
     named = ask(run, fewer, tmp_path / "named", cohort, tmp_path / "names.json")
+    (told,) = (note for note in named.notes if note.startswith(used))
+    assert "s2" not in told
     assert [*named.failures.values()] == ["extraction failed"]
     assert "Doe" not in (tmp_path / "named/predictions.csv").read_text(encoding="utf-8")

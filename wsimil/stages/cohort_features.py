@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,22 +86,25 @@ def match(cohort: Cohort, store: FeatureStore, *, where: Path, bag: BagUnit = "s
     matched = cohort.matched(ids, empty_ids=empty)
     if bag == "patient":
         matched = _of_whole_patients(matched, lacking=[s for s in cohort.slides if s.slide_id not in headers])
-    doubtful = sorted(failed_ids(where) & {slide.slide_id for slide in matched.slides})
-    if doubtful:
-        what = "slides failed in the last extraction, and are used with the features of an earlier one"
-        finding = Finding(what=what, slide_ids=tuple(doubtful))
-        matched = replace(matched, findings=(*matched.findings, finding))
     used = {slide_id: headers[slide_id] for slide_id in matched.slide_ids}
     digests = {slide_id: header.provenance.slide_digest for slide_id, header in used.items()}
     groups = alike(digests)
     refuse_twins(groups, matched.slides)
-    found = [Finding(what="slides have one content", slide_ids=group) for group in groups]
+    found = [*used_though_failed(failed_ids(where), used)]
+    found += [Finding(what="slides have one content", slide_ids=group) for group in groups]
     return MatchedFeatures(
         cohort=replace(matched, findings=(*matched.findings, *found)),
         header=next(iter(used.values())),
         contents=sha256_json({slide_id: header.content for slide_id, header in used.items()}),
         digests=digests,
     )
+
+
+def used_though_failed(failed: Collection[str], used: Iterable[str]) -> tuple[Finding, ...]:
+    """What is to be said where slides that `failed` in their last extraction are among the `used` ones."""
+    doubtful = tuple(sorted({*failed} & {*used}))
+    what = "slides failed in the last extraction, and are used with the features of an earlier one"
+    return (Finding(what=what, slide_ids=doubtful),) if doubtful else ()
 
 
 def _of_whole_patients(cohort: Cohort, *, lacking: Sequence[CohortSlide]) -> Cohort:

@@ -31,6 +31,7 @@ from wsimil.stages.answers import (
     estimate_splits,
     write_answers,
 )
+from wsimil.stages.cohort_features import used_though_failed
 from wsimil.stages.device import resolve_device
 from wsimil.stages.export import remove_exports
 from wsimil.stages.features import is_feature_folder, open_features
@@ -42,6 +43,7 @@ from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.twins import alike, at_odds
 from wsimil.stages.words import quoted, unit_words
 from wsimil.store import FeatureStore, open_store
+from wsimil.store.places import failed_ids
 from wsimil.store.places import failures as failed
 from wsimil.store.renamed import renamed
 from wsimil.targets import Task
@@ -106,10 +108,12 @@ def predict(
     failures: dict[str, str] = {}
     refuse_unknown_score(trained, options)
     features, store, ids = _features(source, out, trained, options, reporter, failures)
+    doubtful = failed_ids(source) & {*ids} if is_feature_folder(source) else frozenset()
     if names is not None and options.pseudonyms is not None:
         store, learned = renamed(store, names), learned.renamed(names.name)
         ids = store.ids()
         patients = {names.name(slide): names.name(patient) for slide, patient in patients.items()}
+        doubtful = frozenset(map(names.name, doubtful))
         # The reason may name the file of the slide.
         failures = {names.name(slide_id): "extraction failed" for slide_id in failures}
         save_pseudonyms(options.pseudonyms, names)
@@ -117,7 +121,8 @@ def predict(
     _remove_earlier_results(out)
     owners = patients if trained.bag == "patient" else None
     units, unknown = units_of(ids, owners, failures)
-    notes = _absent(patients, {*units, *failures}, learned, trained.bag)
+    used = used_though_failed(doubtful, [slide_id for slide_ids in units.values() for slide_id in slide_ids])
+    notes = [*_absent(patients, {*units, *failures}, learned, trained.bag), *map(str, used)]
     if names is not None:
         # The order of a patient's slides counts for some methods: answers are those under ids.
         units = {unit: tuple(sorted(slides, key=names.identity)) for unit, slides in units.items()}
