@@ -41,8 +41,8 @@ class Shown:
 def shown(table: ScoreTable, name: str) -> Shown:
     """The raw score, but of some kinds a number that follows from it whose zero means the same on every slide.
 
-    Attention that is a softmax is shown as a multiple of what uniform attention over the bag gives, of a patient's slide over all
-    its slides, or as it is where the table does not tell how many tiles these have. Scores of a class, a label or a level are
+    Attention that is a softmax is shown as a multiple of what uniform attention over the bag gives, a patient's over all slides,
+    or as it is where the table does not tell how many tiles these have. Scores of a class, a label or a level are
     shown as what they say of its log-odds, see `class_odds`: of a class against the other classes, whose scores the table must
     hold, too; calibrated as answers are, but not by steps, which have no log-odds, and not the method's own score of a tile, of
     which no answer need be made. Those of a risk, a hazard or a regressed value are shown as they are; `single`, whose zero means

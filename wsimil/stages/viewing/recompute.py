@@ -40,7 +40,7 @@ class Recompute:
     ) -> NDArray[np.float64]:
         """The logits [C] for the tiles `kept`, together with the `others` slides of its patient.
 
-        Raises ValueError where none of these has a tile, StoreError or ModelError where features are not those that were predicted.
+        Raises ValueError where none has a tile, StoreError or ModelError where features are not those that were predicted.
         """
         if table.model.get("digest") != self._trained.digest:
             raise ModelError(f"slide {table.slide_id!r} was predicted by another model than that of --run")
