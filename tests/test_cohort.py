@@ -48,6 +48,21 @@ def test_a_bom_semicolons_and_stray_spaces_are_understood_and_counted(tmp_path: 
     assert [str(f) for f in got.findings] == ["2 rows had spaces around values, which were removed: 'a', 'b'"]
 
 
+def test_a_slide_without_label_is_in_the_bag_of_its_patient_where_he_has_one(tmp_path: Path) -> None:
+    text = "slide_id,patient_id,label\na,p1,\nb,p1,tumor\nc,p2,normal\nd,p2,none\ne,p3,\n"
+    path = write(tmp_path, text)
+    got = read_cohort(path, bag="patient")
+    assert {s.slide_id: s.label for s in got.slides} == {"a": "tumor", "b": "tumor", "c": "normal", "d": "normal"}
+    assert [row.members for row in got.by_patient().slides] == [("a", "b"), ("c", "d")]
+    assert [str(f) for f in got.findings] == [
+        "1 slides have no label and are in the bags of their patients: 'a'",
+        "1 slides say 'none', read as missing, and are in the bags of their patients; where it is a class, name all of them in"
+        " task.classes: 'd'",
+        "1 slides have no label and are left out: 'e'",
+    ]
+    assert read_cohort(path).slide_ids == ("b", "c")
+
+
 def test_a_slide_without_label_is_left_out_and_counted_by_what_its_cell_says(tmp_path: Path) -> None:
     text = "slide_id,patient_id,label\na,p1,tumor\nb,p2,normal\nc,p3,\nd,p4,NA\ne,p5,none\nf,p6,none\n"
     got = read_cohort(write(tmp_path, text))

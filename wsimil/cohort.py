@@ -20,6 +20,8 @@ from wsimil.targets import MISSING, Classification, Targets, Task, refuse_alike
 Split: TypeAlias = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+BagUnit: TypeAlias = Literal["slide", "patient"]
+
 _IDS = ("slide_id", "patient_id")
 _BY_CLASS = Classification()
 
@@ -208,17 +210,12 @@ class Cohort:
 
         Raises CohortError for a patient whose slides have different labels.
         """
+        _labels_of_patients((slide.patient_id, slide.label) for slide in self.slides)
         owned: dict[str, list[CohortSlide]] = defaultdict(list)
         for slide in self.slides:
             owned[slide.patient_id].append(slide)
         rows = []
         for patient, slides in owned.items():
-            labels = sorted({slide.label for slide in slides})
-            if len(labels) > 1:
-                raise CohortError(
-                    f"patient {patient!r} has slides of different labels, {', '.join(map(repr, labels))}, and is to be one bag;"
-                    " give all slides of a patient one label, or train with bag: slide"
-                )
             sites = {slide.site for slide in slides}
             rows.append(
                 replace(
@@ -308,13 +305,13 @@ class Cohort:
         return sorted(set(self.classes) - here) if here else []
 
 
-def read_cohort(path: Path, *, task: Task = _BY_CLASS) -> Cohort:
+def read_cohort(path: Path, *, task: Task = _BY_CLASS, bag: BagUnit = "slide") -> Cohort:
     """Read a CSV: slide_id, patient_id, the columns of `task`, optionally site, split (train, val, test) or fold (0, 1, ...).
 
     The task is by default a classification by the column "label". UTF-8 with or without a BOM; comma, semicolon or tab; more
     columns are ignored. Spaces around values are removed and counted. A slide without a label is left out and counted, by the
-    words that were read as missing. A task that knows its names, such as a trained model's, takes no other label. Raises
-    CohortError.
+    words that were read as missing; where a `bag` is a patient, it has the label of his others, which must agree. A task that
+    knows its names, such as a trained model's, takes no other label. Raises CohortError.
     """
     rows, columns = _read_rows(path)
     required = (*_IDS, *task.columns)
@@ -325,24 +322,31 @@ def read_cohort(path: Path, *, task: Task = _BY_CLASS) -> Cohort:
             f"{path}: column {', '.join(map(repr, missing))} is missing; it has {', '.join(map(repr, columns)) or 'none'}"
             + (f"; did you mean {' '.join(hints)}" if hints else "")
         )
-    slides: list[CohortSlide] = []
-    unlabelled: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for row in rows:
-        slide_id, cells = row.cells["slide_id"], [row.cells[name] for name in task.columns]
+    labels = [_label(path, row, task) for row in rows]
+    known: dict[str, str] = {}
+    if bag == "patient":
+        told = [(row.cells["patient_id"], label) for row, label in zip(rows, labels, strict=True) if label is not None]
         try:
-            label = task.read(cells)
-        except ValueError as error:
-            raise CohortError(f"{path}: line {row.line}: slide {slide_id!r}: {error}") from None
-        if label is None:
-            unlabelled[tuple(sorted({cell for cell in cells if cell and cell.lower() in MISSING}))].append(slide_id)
-        else:
+            known = _labels_of_patients(told)
+        except CohortError as error:
+            raise CohortError(f"{path}: {error}") from None
+    slides: list[CohortSlide] = []
+    unlabelled: dict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
+    for row, own in zip(rows, labels, strict=True):
+        label = known.get(row.cells["patient_id"]) if own is None else own
+        if own is None:
+            cells = (row.cells[name] for name in task.columns)
+            words = tuple(sorted({cell for cell in cells if cell and cell.lower() in MISSING}))
+            fate = "are left out" if label is None else "are in the bags of their patients"
+            unlabelled[fate, words].append(row.cells["slide_id"])
+        if label is not None:
             slides.append(_slide(path, row, label))
-    left_out = {words: _left_out(task, words, own) for words, own in sorted(unlabelled.items())}
-    said = "".join(f"; {finding}" for words, finding in left_out.items() if words)
+    without = {(fate, words): _without(task, words, ids, fate) for (fate, words), ids in sorted(unlabelled.items())}
+    said = "".join(f"; {finding}" for (_, words), finding in without.items() if words)
     if not slides:
         raise CohortError(f"{path}: no slide has a label{said}")
     spaced = [row.cells["slide_id"] for row in rows if any(name in required for name in row.spaced)]
-    findings = (*left_out.values(), *_finding("rows had spaces around values, which were removed", spaced))
+    findings = (*without.values(), *_finding("rows had spaces around values, which were removed", spaced))
     try:
         return Cohort(slides=tuple(slides), task=task.named([s.label for s in slides]), findings=findings)
     except (CohortError, ValueError) as error:
@@ -432,6 +436,27 @@ def _refuse_ids(path: Path, rows: Sequence[_Row], columns: Sequence[str]) -> Non
         raise CohortError(f"{path}: {error}") from None
 
 
+def _label(path: Path, row: _Row, task: Task) -> str | None:
+    try:
+        return task.read([row.cells[name] for name in task.columns])
+    except ValueError as error:
+        raise CohortError(f"{path}: line {row.line}: slide {row.cells['slide_id']!r}: {error}") from None
+
+
+def _labels_of_patients(told: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Patient -> the label that slides of his have, by (patient, label) of slides. Raises CohortError where they differ."""
+    labels: dict[str, set[str]] = defaultdict(set)
+    for patient, label in told:
+        labels[patient].add(label)
+    for patient, own in labels.items():
+        if len(own) > 1:
+            raise CohortError(
+                f"patient {patient!r} has slides of different labels, {', '.join(map(repr, sorted(own)))}, and is to be one bag;"
+                " give all slides of a patient one label, or train with bag: slide"
+            )
+    return {patient: next(iter(own)) for patient, own in labels.items()}
+
+
 def _slide(path: Path, row: _Row, label: str) -> CohortSlide:
     split, fold = row.cells.get("split", "").lower(), row.cells.get("fold", "")
     if split and split not in SPLITS:
@@ -474,11 +499,11 @@ def _refuse_shared_patients(slides: Iterable[CohortSlide]) -> None:
             )
 
 
-def _left_out(task: Task, words: Sequence[str], slide_ids: Sequence[str]) -> Finding:
+def _without(task: Task, words: Sequence[str], slide_ids: Sequence[str], fate: str) -> Finding:
     """Slides without a label, whose cells hold nothing or `words`, which are read as missing and may have been meant."""
-    what = "slides have no label and are left out"
+    what = f"slides have no label and {fate}"
     if words:
-        what = f"slides say {' and '.join(map(repr, words))}, read as missing, and are left out"
+        what = f"slides say {' and '.join(map(repr, words))}, read as missing, and {fate}"
         what += f"; {task.rather}" if task.rather else ""
     return Finding(what=what, slide_ids=tuple(slide_ids))
 

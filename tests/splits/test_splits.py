@@ -242,6 +242,28 @@ def test_a_cohort_that_changed_since_is_refused_by_name() -> None:
         plan.in_round(changed(whole, slide_id="new"), "0")
 
 
+def test_other_slides_of_a_patient_are_taken_where_he_is_a_bag() -> None:
+    whole = cohort(sites=3)
+    firsts = replace(whole, slides=tuple(slide for slide in whole.slides if slide.slide_id.endswith("-0")))
+    plan = plan_of("kfold", firsts)
+    with pytest.raises(CohortError, match="are not in the splits"):
+        plan.in_round(whole, "0")
+    found = plan.in_round(whole, "0", bag="patient")
+    split_of = {slide.patient_id: slide.split for slide in plan.in_round(firsts, "0").slides}
+    assert [(s.slide_id, s.split) for s in found.slides] == [(s.slide_id, split_of[s.patient_id]) for s in whole.slides]
+    others = len(whole.slides) - len(firsts.slides)
+    assert [str(f).partition(":")[0] for f in found.findings] == [
+        f"{others} slides are not in round 0 and follow their patients"
+    ]
+    stranger = CohortSlide(slide_id="new", patient_id="p999", label="n")
+    with pytest.raises(CohortError, match="are not in the splits: 'new'"):
+        plan.in_round(replace(whole, slides=(*whole.slides, stranger)), "0", bag="patient")
+    last = next(slide for slide in whole.slides if not slide.slide_id.endswith("-0"))
+    relabelled = replace(last, label="t" if last.label == "n" else "n")
+    with pytest.raises(CohortError, match=f"another patient or target now: '{last.slide_id}'"):
+        plan.in_round(replace(whole, slides=(relabelled,), task=whole.task), "0", bag="patient")
+
+
 def test_a_split_column_that_tests_on_others_is_refused() -> None:
     whole, plan = cohort(), plan_of("kfold")
     trained = next(s for s in whole.slides if s.slide_id in plan.rounds[0].train)

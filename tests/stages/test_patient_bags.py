@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,17 @@ from wsimil.evaluation.patient import predict_patient, stacked
 from wsimil.export.scores import read_scores
 from wsimil.mil.batch import pack
 from wsimil.mil.saved import load_model
+from wsimil.splits import SplitsConfig
+from wsimil.stages.answered import read_known
 from wsimil.stages.answers import Answer
 from wsimil.stages.predict import PredictSummary, predict
 from wsimil.stages.predict_options import PredictOptions
+from wsimil.stages.splits import make as make_splits
+from wsimil.stages.study.possible import refuse_impossible
 from wsimil.stages.text import show_prediction
 from wsimil.stages.train import TrainSummary, plan, train
 from wsimil.stages.train_config import TrainConfig
+from wsimil.stages.work_items import WorkItem
 from wsimil.store import open_store
 from wsimil.testing.store_laws import make_bag
 
@@ -62,9 +68,32 @@ def write(store, name: str, *, seed: int, shift: float, n: int = 9) -> None:
     store.write(replace(bag, features=features, provenance=replace(bag.provenance, slide_digest=f"{seed:064x}")))
 
 
-def learn(root: Path, out: Path, **given: object) -> TrainSummary:
+def learn(root: Path, out: Path, *, cohort: Path | None = None, **given: object) -> TrainSummary:
     options = {"device": "cpu", "bag": "patient", "fit.epochs": 30, "fit.lr": 5e-3, **given}
-    return train(load_config(TrainConfig, given=options), root / "features", root / "cohort.csv", out)  # type: ignore[arg-type]
+    config = load_config(TrainConfig, given=options)  # type: ignore[arg-type]
+    return train(config, root / "features", cohort or root / "cohort.csv", out)
+
+
+def one_label_each(place: Path, folder: Path, *, columns: int = 4, labelled: str = "0") -> Path:
+    """The cohort file without the empty slide, and without labels of slides but those whose name ends in one of `labelled`."""
+    rows = [row.split(",") for row in (place / "cohort.csv").read_text(encoding="utf-8").splitlines()]
+    for row in rows[1:]:
+        row[2] = row[2] if row[0][-1] in labelled else ""
+    path = folder / "one_label_each.csv"
+    lines = [",".join(row[:columns]) for row in rows if row[0] != "p7_empty"]
+    path.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    return path
+
+
+def refuse_other_answers(run: Path, place: Path, cohort: Path, out: Path) -> None:
+    """What a run said of its val and test split is what it says when it predicts with the same cohort file."""
+    options = PredictOptions(device="cpu", heatmaps=False)
+    predict(run, place / "features", out, options=options, cohort_csv=cohort)
+    trained, rows = read_csv(run / "predictions.csv"), read_csv(out / "predictions.csv")
+    assert trained
+    for patient, row in trained.items():
+        assert row == rows[patient]
+        assert len(row["slides"].split(";")) == slides_of(int(patient[1:]))
 
 
 def ask(root: Path, out: Path, cohort: Path | None, **options: object) -> PredictSummary:
@@ -220,6 +249,57 @@ def test_a_patient_who_lacks_a_slide_is_not_learned_from_by_the_rest(place: Path
         plan(configs["patient"], features, place / "cohort.csv")
 
 
+def test_slides_without_a_label_are_in_the_bags_of_their_patients(place: Path, tmp_path: Path) -> None:
+    cohort = one_label_each(place, tmp_path)
+    summary = learn(place, tmp_path / "run", cohort=cohort)
+    unlabelled = sum(slides_of(patient) - 1 for patient in range(PATIENTS))
+    (told,) = [str(one) for one in summary.cohort.findings if "no label" in one.what and "slides have" in one.what]
+    assert told.startswith(f"{unlabelled} slides have no label and are in the bags of their patients: 'p1_1', ")
+    refuse_other_answers(tmp_path / "run", place, cohort, tmp_path / "out")
+    labelled = read_csv(place / "run/predictions.csv")
+    got = read_csv(tmp_path / "run/predictions.csv")
+    assert {name: row["prob_b"] for name, row in got.items()} == {n: row["prob_b"] for n, row in labelled.items()}
+    known = read_known(cohort, load_model(tmp_path / "run").task, "patient", groups=None)
+    assert {row.slide_id: row.members for row in known.cohort.slides}["p2"] == ("p2_0", "p2_1", "p2_2")
+
+
+def test_a_patient_who_lacks_a_slide_without_a_label_is_not_learned_from(place: Path, tmp_path: Path) -> None:
+    features = shutil.copytree(place / "features", tmp_path / "features")
+    (features / "p2_1.h5").unlink()
+    config = load_config(TrainConfig, given={"device": "cpu", "bag": "patient"})
+    found = plan(config, features, one_label_each(place, tmp_path)).cohort
+    assert "p2" not in found.patients
+    assert "1 patients lack the features of one of their slides and are left out: 'p2'" in map(str, found.findings)
+
+
+@pytest.mark.parametrize("labelled", ["0", "012"])
+def test_all_slides_of_a_patient_are_where_a_round_lists_one(labelled: str, place: Path, tmp_path: Path) -> None:
+    sides = [[f"p{p}_0" for p in range(PATIENTS) if p // 2 % 4 in part] for part in ((0, 2), (1,), (3,))]
+    rows = [",".join(("", *names)) for names in zip_longest(*sides, fillvalue="")]
+    (tmp_path / "clam.csv").write_text("\n".join([",train,val,test", *rows, ""]), encoding="utf-8")
+    cohort, splits = one_label_each(place, tmp_path, columns=3, labelled=labelled), tmp_path / "splits.json"
+    make_splits(SplitsConfig(), cohort, splits, published=[tmp_path / "clam.csv"])
+    summary = learn(place, tmp_path / "run", cohort=cohort, **{"split.file": str(splits), "fit.epochs": 2})
+    told = [finding.what for finding in summary.cohort.findings if "round" in finding.what]
+    assert told == ["slides are not in round 0 and follow their patients"]
+    refuse_other_answers(tmp_path / "run", place, cohort, tmp_path / "out")
+
+
+def test_splits_of_labelled_slides_are_those_of_their_patients(place: Path, tmp_path: Path) -> None:
+    cohort = one_label_each(place, tmp_path, columns=3)
+    make_splits(SplitsConfig(folds=3), cohort, tmp_path / "splits.json", features=place / "features")
+    given = {"device": "cpu", "split.file": str(tmp_path / "splits.json"), "split.round": "1"}
+    configs = {bag: load_config(TrainConfig, given={**given, "bag": bag}) for bag in ("patient", "slide")}
+    of = {bag: plan(config, place / "features", cohort).cohort for bag, config in configs.items()}
+    split_of = {slide.patient_id: slide.split for slide in of["slide"].slides}
+    assert len(of["slide"].slides) == PATIENTS
+    assert {slide.slide_id: slide.split for slide in of["patient"].slides} == {
+        f"p{p}_{number}": split_of[f"p{p}"] for p in range(PATIENTS) for number in range(slides_of(p))
+    }
+    item = WorkItem(name="a/1", config=configs["patient"], features=tmp_path, cohort=cohort, out=tmp_path / "out")
+    refuse_impossible(item, frozenset(of["patient"].slide_ids), there=False, asked=None)
+
+
 def test_whose_slides_are_must_be_told_and_labels_need_not(place: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="this model answers for patients"):
         ask(place, tmp_path / "a", None)
@@ -235,6 +315,8 @@ def test_labels_of_a_patient_that_differ_are_refused(place: Path, tmp_path: Path
     assert read_cohort(tmp_path / "cohort.csv")
     with pytest.raises(CohortError, match="patient 'p2' has slides of different labels, 'a', 'b'"):
         read_cohort(tmp_path / "cohort.csv").by_patient()
+    with pytest.raises(CohortError, match=r"cohort.csv: patient 'p2' has slides of different labels, 'a', 'b'"):
+        read_cohort(tmp_path / "cohort.csv", bag="patient")
 
 
 def test_a_warm_start_from_slides_is_refused(place: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tests.stages.conftest import replace_features
 from wsimil.cli import app
 from wsimil.config import load_config
 from wsimil.errors import ConfigError, OutputError, TrainingError
-from wsimil.splits import read_plan
+from wsimil.splits import read_plan, write_plan
 from wsimil.stages import crossval
 from wsimil.stages.occupied import occupied
 from wsimil.stages.search import SearchConfig, plan_search, search
@@ -77,6 +78,26 @@ def test_a_cohort_file_of_any_delimiter_is_searched_in(study: Made, tmp_path: Pa
     other.write_text(cohort.read_text(encoding="utf-8").replace(",", delimiter), encoding="utf-8-sig")
     wanted = plan_search(config(), BASE, cohort, splits, outer="0").cohort
     assert plan_search(config(), BASE, other, splits, outer="0").cohort == wanted
+
+
+def test_slides_that_no_round_lists_stay_with_patients_who_are_learned_from(study: Made, tmp_path: Path) -> None:
+    _, cohort, splits = study("kfold")
+    table = rows(cohort)
+    whole = read_plan(splits)
+    one = whole.round("0")
+    twice = {row["patient_id"]: row["slide_id"] for row in table if row["slide_id"] in (*one.train, *one.test)}
+    more = [f"{slide_id}b" for slide_id in twice.values()]
+    added = {f"{slide_id}b": whole.slides[slide_id] for slide_id in twice.values()}
+    write_plan(splits, replace(whole, slides={**whole.slides, **added}))
+    lines = cohort.read_text(encoding="utf-8").splitlines()
+    copies = [line.replace(s, f"{s}b", 1) for s in twice.values() for line in lines if line.startswith(f"{s},")]
+    cohort.write_text("\n".join([*lines, *copies, ""]), encoding="utf-8")
+    planned = plan_search(config(), BASE, cohort, splits, outer="0")
+    kept = {row["slide_id"] for row in csv.DictReader(planned.cohort.splitlines())}
+    of_tested = {f"{slide_id}b" for slide_id in one.test}
+    assert of_tested & {*more}
+    assert kept == {*one.train, *one.val, *more} - of_tested
+    assert {*planned.held_out} == {*one.test} | (of_tested & {*more})
 
 
 def test_the_best_setting_is_a_config_that_trains_and_is_judged_by_what_the_run_watched(

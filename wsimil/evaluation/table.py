@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from wsimil.cohort import BagUnit
 from wsimil.errors import StoreError
 from wsimil.files import atomic_path, write_text
-from wsimil.mil.facts import BagUnit
 from wsimil.targets import Task
 
 

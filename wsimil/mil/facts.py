@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Self
 
+from wsimil.cohort import BagUnit
 from wsimil.errors import ModelError
 from wsimil.provenance import Json, Provenance
 from wsimil.targets import Classification, Task, from_json
 
 WEIGHTS, FACTS = "model.safetensors", "model.json"
-BagUnit: TypeAlias = Literal["slide", "patient"]
 
 FORMAT_VERSION = 2
 _READ_VERSIONS = (1, 2)

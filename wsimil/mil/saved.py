@@ -16,15 +16,16 @@ import torch
 from numpy.typing import NDArray
 
 import wsimil
+from wsimil.cohort import BagUnit
 from wsimil.errors import ConfigError, ModelError
 from wsimil.files import atomic_path, write_text
 from wsimil.mil.base import MILModel
 from wsimil.mil.ensemble import build_saved
-from wsimil.mil.facts import FACTS, FORMAT_VERSION, WEIGHTS, BagUnit, read_facts, task_of
+from wsimil.mil.facts import FACTS, FORMAT_VERSION, WEIGHTS, read_facts, task_of
 from wsimil.provenance import Json, Provenance, sha256_json
 from wsimil.targets import Task
 
-__all__ = ["FACTS", "FORMAT_VERSION", "WEIGHTS", "BagUnit", "TrainedModel", "load_model", "save_model"]
+__all__ = ["FACTS", "FORMAT_VERSION", "WEIGHTS", "TrainedModel", "load_model", "save_model"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wsimil.cohort import SPLITS, Cohort, Finding, Split
+from wsimil.cohort import SPLITS, BagUnit, Cohort, Finding, Split
 from wsimil.errors import CohortError, ConfigError
 from wsimil.files import write_text
 from wsimil.provenance import Json, sha256_json
@@ -64,15 +64,22 @@ class SplitPlan:
         shown = ", ".join(names[:12]) + (f", ... ({len(names)} in all)" if len(names) > 12 else "")
         raise ConfigError(f"round {name!r}: wanted one of {shown}; give it with --round")
 
-    def in_round(self, cohort: Cohort, name: str | None) -> Cohort:
-        """The slides of `cohort` that are in a round, with their split; what is left out becomes a finding.
+    def in_round(self, cohort: Cohort, name: str | None, *, bag: BagUnit = "slide") -> Cohort:
+        """The slides of `cohort` that are in a round, with their split; what is left out becomes a finding. Where a `bag` is a
+        patient, all slides of his are where those are that the round lists.
 
         Raises CohortError where the cohort is not the one that the plan was made for: another patient or target of a slide,
         slides that the plan does not know, or a split column that tests on others.
         """
         chosen = self.round(name)
-        self.refuse_changes(cohort)
+        self.refuse_changes(cohort, bag=bag)
         split_of: dict[str, Split] = {slide_id: split for split, ids in chosen.sides() for slide_id in ids}
+        followed: dict[str, Split] = {}
+        if bag == "patient":
+            sides = {self.slides[slide_id][0]: split for slide_id, split in split_of.items()}
+            others = [slide for slide in cohort.slides if slide.slide_id not in split_of]
+            followed = {slide.slide_id: sides[slide.patient_id] for slide in others if slide.patient_id in sides}
+            split_of |= followed
         for slide in cohort.slides:
             if slide.split is not None and (slide.split == "test") != (split_of.get(slide.slide_id) == "test"):
                 raise CohortError(
@@ -90,6 +97,7 @@ class SplitPlan:
         here = {slide.slide_id for slide in cohort.slides}
         absent = tuple(sorted(set(split_of) - here))
         found = [
+            Finding(what=f"slides are not in round {chosen.name} and follow their patients", slide_ids=tuple(followed)),
             Finding(what=f"slides are on no side of round {chosen.name} and are left out", slide_ids=left_out),
             Finding(
                 what=f"slides of round {chosen.name} have no label or no features and are left out", slide_ids=absent
@@ -98,14 +106,20 @@ class SplitPlan:
         findings = (*cohort.findings, *(finding for finding in found if finding.slide_ids))
         return replace(cohort, slides=kept, findings=findings).checked_splits()
 
-    def refuse_changes(self, cohort: Cohort) -> None:
-        """Raises CohortError where a slide has another patient or target than the plan says, or is not in it."""
+    def refuse_changes(self, cohort: Cohort, *, bag: BagUnit = "slide") -> None:
+        """Raises CohortError where a slide has another patient or target than the plan says, or is not in it; where a `bag` is a
+        patient, where no slide of his is in it.
+        """
+        known = dict(self.slides)
+        if bag == "patient":
+            patients = {patient: (patient, label) for patient, label in known.values()}
+            known = {s.slide_id: patients[s.patient_id] for s in cohort.slides if s.patient_id in patients} | known
         changed = [
             f"{slide.slide_id!r} ({was[0]}, {was[1]} -> {slide.patient_id}, {slide.label})"
             for slide in cohort.slides
-            if (was := self.slides.get(slide.slide_id)) is not None and was != (slide.patient_id, slide.label)
+            if (was := known.get(slide.slide_id)) is not None and was != (slide.patient_id, slide.label)
         ]
-        new = [repr(slide.slide_id) for slide in cohort.slides if slide.slide_id not in self.slides]
+        new = [repr(slide.slide_id) for slide in cohort.slides if slide.slide_id not in known]
         for what, names in (("have another patient or target now", changed), ("are not in the splits", new)):
             if names:
                 raise CohortError(

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from wsimil.cohort import Cohort, column_names, read_cohort, read_columns, read_patients
+from wsimil.cohort import BagUnit, Cohort, column_names, read_cohort, read_columns, read_patients
 from wsimil.errors import CohortError, ConfigError, StoreError
 from wsimil.evaluation.judgement import Judged
 from wsimil.evaluation.table import Row, read_table
-from wsimil.mil.facts import BagUnit, ModelFacts
+from wsimil.mil.facts import ModelFacts
 from wsimil.stages.learned import Learned, read_origin
 from wsimil.targets import Survival, Task, number
 
@@ -93,7 +93,7 @@ def read_known(path: Path, task: Task, bag: BagUnit, *, groups: Sequence[str] | 
     A column of more than 12 numbers is cut in thirds, but for one whose name says that they are codes, such as a site's. Raises
     CohortError.
     """
-    cohort = read_cohort(path, task=task)
+    cohort = read_cohort(path, task=task, bag=bag)
     there = column_names(path)
     columns = [name for name in USUAL_GROUPS if name in there] if groups is None else [*groups]
     cells = read_columns(path, columns)

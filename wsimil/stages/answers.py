@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsimil.bags import FeatureBag
-from wsimil.cohort import Cohort
+from wsimil.cohort import BagUnit, Cohort
 from wsimil.evaluation.attribution import LEAVE_ONE_OUT_TILES, ScoreKind
 from wsimil.evaluation.decision import Decision, mean_feature
 from wsimil.evaluation.prediction import Prediction
 from wsimil.evaluation.predictor import answer_values, predict
 from wsimil.evaluation.table import Row, write_table
-from wsimil.mil.saved import BagUnit, TrainedModel
+from wsimil.mil.saved import TrainedModel
 from wsimil.stages.cohort_features import PatientBags
 from wsimil.store import FeatureStore
 from wsimil.store.base import InstanceStore

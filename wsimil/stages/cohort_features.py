@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from wsimil.cohort import Cohort, CohortSlide, Finding
+from wsimil.cohort import BagUnit, Cohort, CohortSlide, Finding
 from wsimil.errors import CohortError, StoreError
 from wsimil.evaluation.patient import stacked
-from wsimil.mil.facts import BagUnit
 from wsimil.provenance import sha256_json
 from wsimil.stages.twins import alike, refuse_twins
 from wsimil.store import FeatureStore, StoredHeader

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsimil.cohort import read_patients
+from wsimil.cohort import BagUnit, read_patients
 from wsimil.errors import CohortError, ConfigError, StoreError
 from wsimil.evaluation.decision import load_decided
-from wsimil.mil.saved import BagUnit, TrainedModel
+from wsimil.mil.saved import TrainedModel
 from wsimil.provenance import sha256_json
 from wsimil.stages.learned import Learned, learned_from
 from wsimil.stages.predict import units_of

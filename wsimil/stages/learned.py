@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from wsimil.cohort import BagUnit
 from wsimil.errors import CohortError, ConfigError, ModelError, StoreError
 from wsimil.evaluation.decision import DECISION, load_decision
 from wsimil.files import write_text
-from wsimil.mil.facts import FACTS, BagUnit, ModelFacts, read_facts
+from wsimil.mil.facts import FACTS, ModelFacts, read_facts
 from wsimil.provenance import Provenance
 from wsimil.stages.deciding import frozen_with
 from wsimil.targets import respelled

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wsimil.cohort import Cohort, has_columns, read_cohort, read_patients
+from wsimil.cohort import BagUnit, Cohort, has_columns, read_cohort, read_patients
 from wsimil.config import parse_config
 from wsimil.errors import ConfigError, OutputError, StoreError, WsimilError
 from wsimil.evaluation.attribution.table import attribute
@@ -23,7 +23,6 @@ from wsimil.extraction.config import ExtractConfig, config_from_provenance
 from wsimil.extraction.sources import list_sources
 from wsimil.files import check_writable, write_text
 from wsimil.mil.batch import pack
-from wsimil.mil.facts import BagUnit
 from wsimil.mil.saved import FACTS, TrainedModel
 from wsimil.pseudonyms import Pseudonyms, open_pseudonyms, refuse_beside_results, save_pseudonyms
 from wsimil.stages.answers import (
@@ -225,7 +224,7 @@ def labels_of(cohort_csv: Path | None, trained: TrainedModel, names: Pseudonyms 
     """What is known of the units that a model answers for, None where a cohort file only says whose slides are whose."""
     if cohort_csv is None or (trained.bag == "patient" and not has_columns(cohort_csv, trained.task)):
         return None
-    cohort = read_cohort(cohort_csv, task=trained.task)
+    cohort = read_cohort(cohort_csv, task=trained.task, bag=trained.bag)
     if names is not None:
         cohort = cohort.renamed(names.name)
     return cohort.by_patient() if trained.bag == "patient" else cohort

@@ -245,10 +245,10 @@ def _without_test(whole: SplitPlan, path: Path, outer: str | None) -> tuple[Spli
             raise CohortError(
                 f"{path}: round {one.name} learns from {min(seen)!r}, whose patient is held out for the test"
             )
-    used = {slide_id for one in rounds for slide_id in (*one.train, *one.val)}
-    held_out |= whole.slides.keys() - used
+    used = {whole.slides[slide_id][0] for one in rounds for slide_id in (*one.train, *one.val)}
+    held_out |= {slide_id for slide_id, (patient, _) in whole.slides.items() if patient not in used}
     kept = tuple(Round(name=one.name, train=one.train, val=one.val) for one in rounds)
-    slides = {slide_id: known for slide_id, known in whole.slides.items() if slide_id in used}
+    slides = {slide_id: known for slide_id, known in whole.slides.items() if slide_id not in held_out}
     return replace(whole, rounds=kept, slides=slides), tuple(sorted(held_out))
 
 

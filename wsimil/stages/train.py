@@ -192,14 +192,15 @@ def _method(config: TrainConfig) -> tuple[str, dict[str, JsonValue]]:
 
 def _matched(config: TrainConfig, features: Path, cohort_csv: Path) -> tuple[MatchedFeatures, FeatureStore]:
     """What to train on, with its splits. Raises WsimilError, also for a decision that means nothing for the cohort's task."""
-    cohort = read_cohort(cohort_csv, task=config.task.build())
+    cohort = read_cohort(cohort_csv, task=config.task.build(), bag=config.bag)
     store = open_features(features)
     matched = match(cohort, store, where=features, bag=config.bag)
     check_decision(config.decision, matched.cohort.task)
-    return replace(matched, cohort=_with_splits(matched.cohort, config.split)), store
+    return replace(matched, cohort=_with_splits(matched.cohort, config)), store
 
 
-def _with_splits(cohort: Cohort, split: SplitConfig) -> Cohort:
+def _with_splits(cohort: Cohort, config: TrainConfig) -> Cohort:
+    split = config.split
     if split.file is None:
         if split.round is not None or split.digest is not None:
             raise ConfigError("split.round and split.digest are of a splits file; give split.file too")
@@ -220,7 +221,7 @@ def _with_splits(cohort: Cohort, split: SplitConfig) -> Cohort:
             f"split.digest: {split.digest} was written by an earlier run, {split.file} has {plan.digest} now: other splits;"
             " restore the file, or drop split.digest to train on these"
         )
-    return plan.in_round(cohort, split.round)
+    return plan.in_round(cohort, split.round, bag=config.bag)
 
 
 def _recorded(split: SplitConfig) -> SplitConfig:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import Field, JsonValue, field_validator
 
+from wsimil.cohort import BagUnit
 from wsimil.config import FrozenConfig
 from wsimil.evaluation.decision import DecisionConfig
-from wsimil.mil.facts import BagUnit
 from wsimil.targets.config import TaskConfig
 from wsimil.training.config import FitConfig
 
@@ -45,9 +45,9 @@ class TrainConfig(FrozenConfig):
     """Everything about a training run but the features, the cohort and the output folder.
 
     `task`: what is to be learned, and from which columns of the cohort. `bag`: "slide", or "patient", all slides of a patient
-    one after another in the order of their ids, so that answers are of patients; their labels must agree. `method`: its name,
-    and hyperparameters of its own (`wsimil list methods`). `decision`: what is fitted on the validation split
-    afterwards. `device`: "auto" takes CUDA where there is one.
+    one after another in the order of their ids, so that answers are of patients; their labels must agree, and one of them
+    suffices. `method`: its name, and hyperparameters of its own (`wsimil list methods`). `decision`: what is fitted on the
+    validation split afterwards. `device`: "auto" takes CUDA where there is one.
     """
 
     task: TaskConfig = TaskConfig()

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from wsimil.cohort import Cohort, CohortSlide
+from wsimil.cohort import BagUnit, Cohort, CohortSlide
 from wsimil.errors import CohortError, ConfigError, ModelError, TrainingError
 from wsimil.files import check_writable, write_text
 from wsimil.mil import registry
 from wsimil.mil.batch import BagBatch, pack
 from wsimil.mil.criterion import compares_bags
-from wsimil.mil.saved import BagUnit, TrainedModel, load_model, save_model
+from wsimil.mil.saved import TrainedModel, load_model, save_model
 from wsimil.provenance import Json, Provenance, sha256_json
 from wsimil.targets import Survival, Task
 from wsimil.training.checkpoint import Checkpoint, part, place, read_checkpoint, write_checkpoint

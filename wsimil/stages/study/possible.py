@@ -67,6 +67,6 @@ def refuse_untested(config: StudyConfig, items: Sequence[WorkItem]) -> None:
 
 def _expected(item: WorkItem, slides: frozenset[str]) -> Cohort:
     """The cohort of a round, were features of all its slides there."""
-    cohort = read_cohort(item.cohort, task=item.config.task.build()).matched(sorted(slides), empty_ids=[])
-    split = item.config.split
-    return cohort if split.file is None else read_splits(split.file).in_round(cohort, split.round)
+    config, split = item.config, item.config.split
+    cohort = read_cohort(item.cohort, task=config.task.build(), bag=config.bag).matched(sorted(slides), empty_ids=[])
+    return cohort if split.file is None else read_splits(split.file).in_round(cohort, split.round, bag=config.bag)

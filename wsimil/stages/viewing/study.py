@@ -143,7 +143,7 @@ def _labels(cohort_csv: Path | None, model: ModelFacts) -> dict[str, tuple[str, 
     """Patient and label of each unit."""
     if cohort_csv is None:
         return None
-    cohort = read_cohort(cohort_csv, task=model.task)
+    cohort = read_cohort(cohort_csv, task=model.task, bag=model.bag)
     units = cohort.by_patient() if model.bag == "patient" else cohort
     return {unit.slide_id: (unit.patient_id, unit.label) for unit in units.slides}
 
