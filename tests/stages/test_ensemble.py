@@ -166,6 +166,8 @@ def test_a_run_and_an_ensemble_do_not_mix_in_one_folder(runs: tuple[Path, Path, 
     (taken / "model.json").unlink()
     with pytest.raises(ConfigError, match="holds a model already"):  # of a run that can go on
         ensemble(folders, taken)
+    with pytest.raises(ConfigError, match="is one of the runs"):
+        ensemble([*folders, taken], taken, overwrite=True)
     ensemble(folders, taken, overwrite=True)
     names = {entry.name for entry in taken.iterdir()}
     assert names == {"cohort.csv", "decision.json", "model.json", "model.safetensors"}

@@ -62,6 +62,8 @@ def ensemble(
         refuse_taken(out)
     if len({run.resolve() for run in runs}) < max(len(runs), 2):
         raise ConfigError("an ensemble takes two runs or more, each once")
+    if out.resolve() in {run.resolve() for run in runs}:
+        raise ConfigError(f"{out} is one of the runs, and would go for the ensemble; choose another output folder")
     members = [load_model(run) for run in runs]
     for run, member in zip(runs[1:], members[1:], strict=True):
         _refuse_other(runs[0], members[0], run, member)
