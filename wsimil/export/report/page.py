@@ -156,7 +156,7 @@ def _group_bar(report: Report, cells: Cells, column: str, row: int, name: str) -
     """A group's estimate on the axis of its table, beside the value of all rows."""
     found = report.judgement
     rows = next(grouping.groups for grouping in found.groupings if grouping.column == column)
-    known = [one.estimates[name] for one in rows if one.estimates]
+    known = [one.estimates[name] for one in rows if name in one.estimates]
     ends = [end for one in (*known, found.estimates[name]) for end in (one.low, one.high, one.value) if end is not None]
     scale = Scale.around("", ends)
     return cells.bar(["groups", column, row, "estimates", name], scale, mark=found.estimates[name].value)
