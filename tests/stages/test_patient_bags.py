@@ -261,6 +261,9 @@ def test_slides_without_a_label_are_in_the_bags_of_their_patients(place: Path, t
     assert {name: row["prob_b"] for name, row in got.items()} == {n: row["prob_b"] for n, row in labelled.items()}
     known = read_known(cohort, load_model(tmp_path / "run").task, "patient", groups=None)
     assert {row.slide_id: row.members for row in known.cohort.slides}["p2"] == ("p2_0", "p2_1", "p2_2")
+    options = PredictOptions(device="cpu", heatmaps=False, pseudonyms=tmp_path / "names.json")
+    predict(tmp_path / "run", place / "features", tmp_path / "named", options=options, cohort_csv=cohort)
+    assert len(read_cohort(tmp_path / "named/cohort.csv").slides) == sum(map(slides_of, range(PATIENTS)))
 
 
 def test_a_patient_who_lacks_a_slide_without_a_label_is_not_learned_from(place: Path, tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_masking_is_refused_for_methods_that_bring_their_own(tmp_path: Path) -> 
     masking = QUICK.model_copy(update={"masking": TopKMasking(k=4, drop=0.5)})
     acmil = {"name": "acmil", "hidden_dim": 16}
     for method, options in (("acmil", {}), ("mhim", {"base": acmil})):
-        with pytest.raises(ConfigError, match=rf"fit\.masking: method '{method}' .* brings its own, as acmil does"):
+        with pytest.raises(ConfigError, match=rf"fit\.masking: method '{method}' .* masks by itself"):
             run(tmp_path / method, config=masking, method=method, method_config=options)
     assert run(tmp_path / "none", config=masking, method="acmil", method_config={"top_k": 0}).history
 

@@ -234,10 +234,10 @@ def test_another_run_than_the_one_that_answered_is_refused_by_the_option_that_na
         open_study(study.predictions, run=other)
 
 
-def test_a_page_gets_a_threshold_only_where_one_was_chosen(study: MadeStudy) -> None:
-    """Isotonic calibration ties at a half; the first of equals is decided for then, and at a threshold of 0.5 the second."""
+def test_a_page_decides_for_the_first_of_equals_unless_a_threshold_was_chosen(study: MadeStudy) -> None:
+    """Isotonic calibration ties at a half."""
     cohort = open_study(study.predictions).cohort
-    assert index_json(cohort)["thresholds"] == []
+    assert index_json(cohort)["thresholds"] == [math.nextafter(0.5, 1)]
     task = Classification(classes=("normal", "tumor"), threshold=0.3)
     chosen = replace(cohort, rule=AnswerRule(task=task), thresholds=(0.3,))
     assert index_json(chosen)["thresholds"] == [0.3]

@@ -20,8 +20,8 @@ FEWEST_PATIENTS = 5
 class GroupRow:
     """One group: its rows and patients, how many of each class or event (`Cases.counts`), and its metrics with intervals.
 
-    Where a class has fewer than 5 patients, `estimates` is empty and `too_few` says what is missing; else it is None.
-    Of several labels, each is counted for itself: metrics of those with too few, and means over labels, are left out.
+    Where a class has fewer than 5 patients, `too_few` says what is missing, else it is None, and `estimates` is empty; of
+    several labels, each counted for itself, it lacks those with too few and the means over labels alone.
     """
 
     group: str
@@ -82,8 +82,8 @@ def by_group(
             found = estimates(part, own.tolist(), replicates=replicates, level=level, seed=seed)
         if too_few is None and short:
             too_few = "; ".join(f"label {label}: {missing}" for label, missing in short.items())
-            told = [name for name in found if ":" in name and name.partition(":")[2] not in short]
-            found = {name: found[name] for name in told}
+            parts = {metric: metric.partition(":") for metric in found}
+            found = {metric: found[metric] for metric, (_, colon, of) in parts.items() if colon and of not in short}
         result.append(
             GroupRow(
                 group=str(name),

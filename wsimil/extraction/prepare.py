@@ -149,7 +149,7 @@ def _recipe(
             "dtype": config.dtype,
             **({"compiled": True} if encoder.compiled else {}),
             # 1, which no file states, drew stored tiles that are missing from another level: a rerun makes those anew.
-            **({"half_scale": 2} if config.half_scale_jpeg else {}),
+            **({"half_scale_version": 2} if config.half_scale_jpeg else {}),
         },
         slide=about,
         slide_digest=slide.info.digest,

@@ -48,7 +48,8 @@ class MILModel(nn.Module, ABC):
     """Names of parameters whose gradient is always zero, such as a bias before a softmax; every other one must learn."""
 
     takes_masking: bool = False
-    """Whether a training step's `masking` acts on the scores of this method; a run that asks others for it is refused."""
+    """Whether a training step's `masking` acts on the scores of this method; a run that asks others for it is
+    refused, also those that mask by themselves."""
 
     in_training_only: ClassVar[frozenset[str]] = frozenset({"init"})
     """Hyperparameters that change no answer, beside all dropouts and weights of losses."""

@@ -39,12 +39,12 @@ def file_ends(path: Path, slide_id: str) -> tuple[bytes, bytes, int]:
 
 
 def content_digest(path: Path, slide_id: str, *, quickhash: str, head: bytes, tail: bytes, size: int) -> str:
-    """Identity of a slide's content at the price of 128 KiB: SHA-256, 64 hex digits, the same wherever the file lies.
+    """Identity of a slide's content: SHA-256, 64 hex digits, the same wherever the file lies. Reads what is needed of 4 MiB at
+    most.
 
     Over OpenSlide's quickhash-1 (which covers the smallest pyramid level and the metadata of most formats), the size, and
     the first and last 64 KiB; for MRXS also names and sizes of the files in its data folder, where the pixels are. Where
-    there is no quickhash, as where the smallest level is large, 4 MiB from all over the file stand for the pixels. Of a
-    DICOM series it is taken of the file that holds level 0, whichever is named.
+    there is no quickhash, as where the smallest level is large, 4 MiB from all over the file stand for the pixels.
     """
     digest = hashlib.sha256(f"wsimil slide digest {1 if quickhash else 2}\n{quickhash}\n{size}\n".encode())
     digest.update(head)

@@ -141,7 +141,7 @@ def read_images(path: Path) -> tuple[DicomImage, ...]:
 
 
 def instance_file(path: Path, instance_uid: str) -> Path:
-    """The file of this SOP Instance UID, given one of its folder, which is the answer where there is no such file."""
+    """The file of this SOP Instance UID in the folder of `path`; `path` where there is none."""
     if read_instance_uid(path) == instance_uid:
         return path
     return next((file for file in _others(path) if read_instance_uid(file) == instance_uid), path)

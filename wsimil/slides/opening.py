@@ -100,12 +100,15 @@ def _refused_slide(
     """A slide that OpenSlide does not open."""
     head, tail, size = file_ends(path, slide_id)
     levels: Sequence[JpegLevel]
+    file = path
     if is_dicom(head) and reader != "tiff":
         # As above.
         from wsimil.slides.dicom import read_pyramid
 
         dicom = read_pyramid(path)
-        head, tail, size = file_ends(dicom.path, slide_id)
+        file = dicom.path
+        if file != path:
+            head, tail, size = file_ends(file, slide_id)
         levels, properties, icc_profile = dicom.levels, dicom.properties, dicom.icc_profile
         vendor, name, hashed = "dicom", "dicom", dicom.series_uid
     elif is_tiff(head) and reader != "dicom":
@@ -126,7 +129,7 @@ def _refused_slide(
         level_downsamples=tuple((width / level.size_px[0] + height / level.size_px[1]) / 2 for level in levels),
         bounds0_px=(0, 0, width, height),
         vendor=vendor,
-        digest=content_digest(path, slide_id, quickhash=hashed, head=head, tail=tail, size=size),
+        digest=content_digest(file, slide_id, quickhash=hashed, head=head, tail=tail, size=size),
     )
     return _direct(info, levels, name, half_scale_jpeg, icc_profile=icc_profile)
 

@@ -49,8 +49,9 @@ class OpenSlideSlide(PyramidSlide):
             resolved = resolve_mpp(properties, slide_id=slide_id, override=mpp_override)
             quickhash = properties.get("openslide.quickhash-1", "")
             vendor = properties.get("openslide.vendor", "unknown")
-            if vendor == "dicom":
-                head, tail, size = file_ends(_level0_file(path, properties), slide_id)
+            file = _level0_file(path, properties) if vendor == "dicom" else path
+            if file != path:
+                head, tail, size = file_ends(file, slide_id)
             info = SlideInfo(
                 slide_id=slide_id,
                 path=path,
@@ -61,7 +62,7 @@ class OpenSlideSlide(PyramidSlide):
                 level_downsamples=tuple(self._handle.level_downsamples),
                 bounds0_px=_bounds0_px(properties, self._handle.dimensions),
                 vendor=vendor,
-                digest=content_digest(path, slide_id, quickhash=quickhash, head=head, tail=tail, size=size),
+                digest=content_digest(file, slide_id, quickhash=quickhash, head=head, tail=tail, size=size),
             )
             super().__init__(info, self._handle.level_dimensions)
             self._handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
@@ -124,8 +125,7 @@ def _open(path: Path, slide_id: str, *, head: bytes) -> openslide.OpenSlide:
 
 
 def _level0_file(path: Path, properties: dict[str, str]) -> Path:
-    """The file of a DICOM series that holds level 0, of which OpenSlide tells the properties: whichever file is named, it is
-    the same slide."""
+    """The file that holds level 0 of a DICOM series, so that each of its files is the same slide."""
     # Loads pydicom, which slides of other kinds must not wait for.
     from wsimil.slides.dicom import instance_file
 

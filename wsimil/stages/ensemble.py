@@ -77,25 +77,27 @@ def ensemble(
     model = Ensemble([member.model for member in members], [member.method for member in members])
     first = members[0]
     check_writable(out)
-    if overwrite:
-        with occupied(out):
-            clear_run(out)
     said = [{"run": run.name, "method": m.method, "digest": m.digest} for run, m in zip(runs, members, strict=True)]
-    save_model(
-        out,
-        model,
-        method=ENSEMBLE,
-        task=first.task,
-        bag=first.bag,
-        features=first.features,
-        training={"members": [*said]},
-    )
-    write_text(out / "cohort.csv", _csv(joined))
-    whole = load_model(out)
-    fitted = Decision(model=whole.digest, notes=("not calibrated, decided at the higher probability: give --features",))
-    if store is not None:
-        fitted = _fitted(decision, whole, members, tables, StoredBags(store=store))
-    save_decision(out, fitted)
+    with occupied(out):
+        if overwrite:
+            clear_run(out)
+        save_model(
+            out,
+            model,
+            method=ENSEMBLE,
+            task=first.task,
+            bag=first.bag,
+            features=first.features,
+            training={"members": [*said]},
+        )
+        write_text(out / "cohort.csv", _csv(joined))
+        whole = load_model(out)
+        fitted = Decision(
+            model=whole.digest, notes=("not calibrated, decided at the higher probability: give --features",)
+        )
+        if store is not None:
+            fitted = _fitted(decision, whole, members, tables, StoredBags(store=store))
+        save_decision(out, fitted)
     seen = {row["patient_id"] for row in joined if row["split"] == "train"}
     return EnsembleSummary(members=tuple(str(run) for run in runs), seen_patients=len(seen), decision=fitted)
 

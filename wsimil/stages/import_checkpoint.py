@@ -68,17 +68,18 @@ def import_checkpoint(
     provenance = None if features is None else _provenance(features, official.in_dim)
     assumed = _assumed(official, model.config, config.method)
     check_writable(out)
-    if overwrite:
-        with occupied(out):
+    imported: dict[str, Json] = {"file": file.name, "source": source, "sha256": sha256_file(file), "assumed": assumed}
+    with occupied(out):
+        if overwrite:
             clear_run(out)
-    save_model(
-        out,
-        model,
-        method=official.method,
-        task=Classification(classes=names),
-        features=provenance,
-        training={"imported": {"file": file.name, "source": source, "sha256": sha256_file(file), "assumed": assumed}},
-    )
+        save_model(
+            out,
+            model,
+            method=official.method,
+            task=Classification(classes=names),
+            features=provenance,
+            training={"imported": imported},
+        )
     return ImportSummary(
         method=official.method,
         config=model.config,

@@ -151,7 +151,7 @@ def predict(
         reporter.finish_item(said.line)
     summary = conclude(answers, failures, trained, run, learned, cohort, out, contents=contents, patients=patients)
     if names is not None and cohort_csv is not None and has_columns(cohort_csv, trained.task):
-        known = read_cohort(cohort_csv, task=trained.task).renamed(names.name)
+        known = read_cohort(cohort_csv, task=trained.task, bag=trained.bag).renamed(names.name)
         write_text(out / COHORT, known.to_csv())
     told = [*summary.notes, *notes]
     if unknown:

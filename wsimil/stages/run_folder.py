@@ -52,7 +52,7 @@ def clear_run(out: Path) -> None:
     """Remove an earlier run, and nothing that is not ours. Raises ConfigError where files are and no run."""
     there = [entry for entry in out.iterdir() if entry.name != LOCK]
     if there and not ((out / FACTS).is_file() or (out / CHECKPOINT).is_dir()):
-        raise ConfigError(f"--overwrite: {out} holds files but no run of wsimil train; choose another output folder")
+        raise ConfigError(f"--overwrite: {out} holds files but no run; choose another output folder")
     for name in _FILES:
         (out / name).unlink(missing_ok=True)
     for folder in (CHECKPOINT, "tensorboard"):

@@ -36,7 +36,9 @@ def show_evaluation(summary: EvaluateSummary, out: Path, *, as_json: bool) -> No
     for grouping in found.groupings:
         few = [row for row in grouping.groups if row.too_few]
         if few:
-            say(f"by {grouping.column}: {len(few)} of {len(grouping.groups)} groups have too few patients to be judged")
+            say(
+                f"by {grouping.column}: {len(few)} of {len(grouping.groups)} groups have too few patients to be judged in full"
+            )
     say(
         f"report: {out / 'report.html'}; all numbers: {out / 'metrics.json'}; {out / 'MODEL_CARD.md'} awaits its author"
     )

@@ -122,4 +122,5 @@ def study_text(items: Sequence[WorkItem], out: Path) -> str:
 
 
 def _model_digest(run: Path) -> str:
+    """Of what names the weights in a run's folder, which may have been lost or replaced by hand."""
     return sha256((run / FACTS).read_bytes()).hexdigest()

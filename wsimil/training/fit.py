@@ -143,8 +143,8 @@ class _Run:
             check_batch_instances(config.batch_instances, self._counts)
         if config.masking is not None and not self.model.takes_masking:
             raise ConfigError(
-                f"fit.masking: method {method!r} has no attention that could be masked, or brings its own, as acmil does unless"
-                " its top_k is 0; leave fit.masking out, or set method.top_k (of mhim's base: method.base.top_k) to 0"
+                f"fit.masking: method {method!r} has no attention that could be masked, or masks by itself; leave fit.masking"
+                " out, or turn the method's own masking off"
             )
         self.generator = torch.Generator().manual_seed(config.seed)
         self.good: str | None = None

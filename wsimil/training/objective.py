@@ -109,7 +109,7 @@ def criterion_of(config: FitConfig, task: Task, targets: Targets, *, device: str
 
 
 def check_batch_instances(budget: int, counts: Sequence[int]) -> None:
-    """Raise ConfigError where a bag may go alone though bags are compared; `counts` are the instances of training bags."""
+    """Raise ConfigError where a budget keeps two bags apart that are to be compared; `counts` are instances of training bags."""
     largest = sorted(counts)[-2:]
     if budget < sum(largest):
         raise ConfigError(

@@ -375,4 +375,4 @@ def _names(names: Sequence[str], most: int = 12) -> str:
 
 def _limits(report: Report) -> str:
     flagged = sum(row.too_few is not None for grouping in report.judgement.groupings for row in grouping.groups)
-    return f"{flagged} groups have too few patients to be judged" if flagged else "see the intervals"
+    return f"{flagged} groups have too few patients to be judged in full" if flagged else "see the intervals"

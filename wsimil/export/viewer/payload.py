@@ -22,7 +22,7 @@ from wsimil.export.viewer.ranges import CohortScore
 from wsimil.export.viewer.what_if import Mix, NotCalibratedError, NotClosedError, closed_form
 from wsimil.mil.facts import ModelFacts
 from wsimil.provenance import Json
-from wsimil.targets import Classification, MultiLabel, Task
+from wsimil.targets import MultiLabel, Task
 
 NOTICE = "Research use only. Not for diagnosis."
 NO_SCORES = "no tile scores"
@@ -76,8 +76,7 @@ def index_json(cohort: Cohort) -> dict[str, Json]:
             "outputs": list(task.outputs),
             "raises": list(task.raises),
         },
-        # Where none was chosen the higher class is decided for, and of equals the first one; 0.5 would take the second.
-        "thresholds": [] if isinstance(task, Classification) and task.threshold is None else list(cohort.thresholds),
+        "thresholds": list(cohort.thresholds),
         "scores": [
             {
                 "name": one.name,

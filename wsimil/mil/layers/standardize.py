@@ -19,7 +19,7 @@ _HALF_STEP = 2.0**-11
 
 
 class Standardize(nn.Module):
-    """`(x - mean) / scale` for each feature, in the dtype of the model; the identity until fitted or loaded, and says so."""
+    """`(x - mean) / scale` for each feature, in the dtype of the model; `is_identity` until fitted or loaded with others."""
 
     mean: Tensor
     scale: Tensor
