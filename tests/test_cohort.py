@@ -63,6 +63,19 @@ def test_a_slide_without_label_is_in_the_bag_of_its_patient_where_he_has_one(tmp
     assert read_cohort(path).slide_ids == ("b", "c")
 
 
+@pytest.mark.parametrize(("column", "cells"), [("split", ("train", "test")), ("fold", ("1", "0"))])
+def test_a_slide_without_label_is_where_its_patient_is(tmp_path: Path, column: str, cells: tuple[str, str]) -> None:
+    rows = ["a,p1,,,", f"b,p1,tumor,S,{cells[0]}", "c,p2,,T,", f"d,p2,normal,S,{cells[1]}"]
+    text = "\n".join([f"slide_id,patient_id,label,site,{column}", *rows, ""])
+    got = read_cohort(write(tmp_path, text), bag="patient")
+    assert [str(getattr(slide, column)) for slide in got.slides] == [cells[0]] * 2 + [cells[1]] * 2
+    assert [slide.site for slide in got.slides] == ["S", "S", "T", "S"]
+    assert [(row.site, str(getattr(row, column))) for row in got.by_patient().slides] == [
+        ("S", cells[0]),
+        (None, cells[1]),
+    ]
+
+
 def test_a_slide_without_label_is_left_out_and_counted_by_what_its_cell_says(tmp_path: Path) -> None:
     text = "slide_id,patient_id,label\na,p1,tumor\nb,p2,normal\nc,p3,\nd,p4,NA\ne,p5,none\nf,p6,none\n"
     got = read_cohort(write(tmp_path, text))

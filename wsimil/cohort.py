@@ -210,7 +210,7 @@ class Cohort:
 
         Raises CohortError for a patient whose slides have different labels.
         """
-        _labels_of_patients((slide.patient_id, slide.label) for slide in self.slides)
+        _refuse_different_labels(self.slides)
         owned: dict[str, list[CohortSlide]] = defaultdict(list)
         for slide in self.slides:
             owned[slide.patient_id].append(slide)
@@ -310,8 +310,9 @@ def read_cohort(path: Path, *, task: Task = _BY_CLASS, bag: BagUnit = "slide") -
 
     The task is by default a classification by the column "label". UTF-8 with or without a BOM; comma, semicolon or tab; more
     columns are ignored. Spaces around values are removed and counted. A slide without a label is left out and counted, by the
-    words that were read as missing; where a `bag` is a patient, it has the label of his others, which must agree. A task that
-    knows its names, such as a trained model's, takes no other label. Raises CohortError.
+    words that were read as missing; where a `bag` is a patient, it has the label of his others, which must agree, and the split,
+    fold and site of the first of them where it has none. A task that knows its names, such as a trained model's, takes no other
+    label. Raises CohortError.
     """
     rows, columns = _read_rows(path)
     required = (*_IDS, *task.columns)
@@ -323,24 +324,28 @@ def read_cohort(path: Path, *, task: Task = _BY_CLASS, bag: BagUnit = "slide") -
             + (f"; did you mean {' '.join(hints)}" if hints else "")
         )
     labels = [_label(path, row, task) for row in rows]
-    known: dict[str, str] = {}
+    labelled = [None if label is None else _slide(path, row, label) for row, label in zip(rows, labels, strict=True)]
+    mates: dict[str, CohortSlide] = {}
     if bag == "patient":
-        told = [(row.cells["patient_id"], label) for row, label in zip(rows, labels, strict=True) if label is not None]
+        known = [slide for slide in labelled if slide is not None]
         try:
-            known = _labels_of_patients(told)
+            _refuse_different_labels(known)
         except CohortError as error:
             raise CohortError(f"{path}: {error}") from None
+        mates = {slide.patient_id: slide for slide in reversed(known)}
     slides: list[CohortSlide] = []
     unlabelled: dict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
-    for row, own in zip(rows, labels, strict=True):
-        label = known.get(row.cells["patient_id"]) if own is None else own
-        if own is None:
-            cells = (row.cells[name] for name in task.columns)
-            words = tuple(sorted({cell for cell in cells if cell and cell.lower() in MISSING}))
-            fate = "are left out" if label is None else "are in the bags of their patients"
-            unlabelled[fate, words].append(row.cells["slide_id"])
-        if label is not None:
-            slides.append(_slide(path, row, label))
+    for row, slide in zip(rows, labelled, strict=True):
+        if slide is not None:
+            slides.append(slide)
+            continue
+        mate = mates.get(row.cells["patient_id"])
+        if mate is not None:
+            slides.append(_beside(mate, _slide(path, row, mate.label)))
+        cells = (row.cells[name] for name in task.columns)
+        words = tuple(sorted({cell for cell in cells if cell and cell.lower() in MISSING}))
+        fate = "are left out" if mate is None else "are in the bags of their patients"
+        unlabelled[fate, words].append(row.cells["slide_id"])
     without = {(fate, words): _without(task, words, ids, fate) for (fate, words), ids in sorted(unlabelled.items())}
     said = "".join(f"; {finding}" for (_, words), finding in without.items() if words)
     if not slides:
@@ -443,18 +448,22 @@ def _label(path: Path, row: _Row, task: Task) -> str | None:
         raise CohortError(f"{path}: line {row.line}: slide {row.cells['slide_id']!r}: {error}") from None
 
 
-def _labels_of_patients(told: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Patient -> the label that slides of his have, by (patient, label) of slides. Raises CohortError where they differ."""
+def _beside(mate: CohortSlide, slide: CohortSlide) -> CohortSlide:
+    """A slide with what its cells leave open of a labelled one of its patient."""
+    fold = mate.fold if slide.fold is None else slide.fold
+    return replace(slide, split=slide.split or mate.split, fold=fold, site=slide.site or mate.site)
+
+
+def _refuse_different_labels(slides: Iterable[CohortSlide]) -> None:
     labels: dict[str, set[str]] = defaultdict(set)
-    for patient, label in told:
-        labels[patient].add(label)
+    for slide in slides:
+        labels[slide.patient_id].add(slide.label)
     for patient, own in labels.items():
         if len(own) > 1:
             raise CohortError(
                 f"patient {patient!r} has slides of different labels, {', '.join(map(repr, sorted(own)))}, and is to be one bag;"
                 " give all slides of a patient one label, or train with bag: slide"
             )
-    return {patient: next(iter(own)) for patient, own in labels.items()}
 
 
 def _slide(path: Path, row: _Row, label: str) -> CohortSlide:
