@@ -29,7 +29,7 @@ Monitor: TypeAlias = Literal["auroc", "loss", "kappa", "mae", "spearman", "c_ind
 
 
 class AttentionEntropyConfig(FrozenConfig):
-    """How much of AEM a run has, for any method whose attention is a softmax.
+    """How much of AEM a run has, for any method whose attention is a softmax over the bag; it means nothing to others.
 
     `weight` of the term, 0 for none. `top_k`: over the k largest weights of a bag alone, brought to a sum of 1 (null: all), as
     the authors do since 2025 with k = 100. `anneal`: "cosine" lets the weight fall to 0 over training, as the abstract of the
