@@ -9,8 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -30,7 +31,9 @@ from wsimil.stages.progress import Quiet
 from wsimil.stages.study import extracting, training
 from wsimil.stages.study.config import StudyConfig
 from wsimil.stages.study.extracting import ExtractRunner
+from wsimil.stages.study.looking import retry
 from wsimil.stages.study.planning import open_study, plan_study, refuse_other_plan
+from wsimil.stages.study.predicting import PredictRunner
 from wsimil.stages.study.training import TrainRunner
 from wsimil.stages.train import train
 from wsimil.store import Backend, open_store
@@ -333,6 +336,77 @@ def test_a_run_whose_worker_died_before_it_could_say_so_is_told_of_with_its_conf
     assert work(plan) is Left.FINISHED
     assert (tmp_path / "study/runs" / RUN / "model.safetensors").stat().st_mtime_ns == before
     assert (tmp_path / f"study/runs/{RUN}.yaml").is_file()
+    receipt = Ledger(plan, worker="looker", host="h").receipt("t000000")
+    assert f"runs/{RUN}/model.json" in cast("Mapping[str, str]", receipt["products"])
+
+
+def train_anew(plan: WorkPlan, *, epochs: int | None = None) -> None:
+    """As somebody who gives the folder of a study's run to `wsimil train --overwrite`, with epochs of his own or the run's."""
+    item = open_study(plan).items()[RUN]
+    fit = item.config.fit if epochs is None else item.config.fit.model_copy(update={"epochs": epochs})
+    train(item.config.model_copy(update={"fit": fit}), item.features, item.cohort, item.out, overwrite=True)
+
+
+def one_run(folder: Path, material: Material) -> WorkPlan:
+    """A study of one run."""
+    return planned(
+        folder, **material.settings(), train={"abmil": QUICK}, rounds=["0"], predict={"heatmaps": False}, max_bad=1.0
+    )
+
+
+ANOTHER_RUN = r"is not the run that the study trained: model\.json was replaced since"
+
+
+@pytest.mark.parametrize("stage", ["predict", "report"])
+def test_a_run_that_was_trained_anew_in_its_folder_neither_answers_nor_is_reported_until_it_is_restored(
+    material: Material, tmp_path: Path, stage: str
+) -> None:
+    plan = one_run(tmp_path / "study", material)
+    before = ["train"] if stage == "predict" else ["train", "predict"]
+    assert work(plan, stages=before) is Left.FINISHED
+    train_anew(plan, epochs=1)
+    assert [work(plan, name=name, stages=[stage]) for name in ("a", "b", "c")][-1] is Left.FINISHED
+    told = [reason for reason in troubles(plan) if re.search(ANOTHER_RUN, reason)]
+    assert len(told) == len(plan.stage(stage).units)
+    if stage == "report":
+        train_anew(plan)  # to the byte what it was
+        assert retry(plan, stages=[stage], units=()) == ["r000000"]
+        assert work(plan, name="d", stages=[stage]) is Left.FINISHED
+        assert (tmp_path / "study/report/abmil/metrics.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("runner", "stage", "tables"),
+    [(TrainRunner, "train", "runs/summary.*"), (PredictRunner, "predict", "predictions/**/predictions.*")],
+)
+def test_tables_are_not_made_of_a_run_that_was_trained_anew_before_them(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    runner: type[TrainRunner | PredictRunner], stage: str, tables: str,
+) -> None:  # fmt: skip
+    plan = one_run(tmp_path / "study", material)
+    assert stage == "train" or work(plan, name="before", stages=["train"]) is Left.FINISHED
+    end = runner._end
+
+    def trained_before(self: TrainRunner | PredictRunner, attempt: Attempt) -> Outcome:
+        train_anew(plan, epochs=1)
+        return end(self, attempt)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runner, "_end", trained_before)
+    assert [work(plan, name=name, stages=[stage]) for name in ("a", "b")] == [Left.RENEW, Left.FINISHED]
+    [reason] = troubles(plan)
+    assert re.search(ANOTHER_RUN, reason)
+    assert not list((tmp_path / "study").glob(tables))
+
+
+def test_a_report_leaves_out_a_run_that_was_set_aside_whatever_lies_in_its_folder(
+    material: Material, tmp_path: Path
+) -> None:
+    plan = one_run(tmp_path / "study", material)
+    train_anew(plan)
+    set_aside(plan, "t000000", "it was so")
+    assert work(plan, name="one") is Left.RENEW
+    assert work(plan, name="two") is Left.FINISHED
+    assert "none of the 1 runs of abmil is there to report on" in troubles(plan)[-1]
 
 
 def test_a_model_to_start_from_that_changed_after_planning_is_refused(

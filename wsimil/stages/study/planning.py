@@ -13,9 +13,11 @@ import wsimil
 from wsimil.cohort import read_cohort, read_patients
 from wsimil.config import parse_config
 from wsimil.errors import CohortError, ConfigError, OutputError
+from wsimil.evaluation.decision import DECISION, REFERENCE
 from wsimil.extraction.config import refuse_lost_masks
 from wsimil.extraction.sources import SlideSource, clashes, list_sources
 from wsimil.files import check_writable
+from wsimil.mil.facts import FACTS
 from wsimil.provenance import Json
 from wsimil.splits import read_plan as read_splits
 from wsimil.stages.features import open_features
@@ -23,6 +25,7 @@ from wsimil.stages.study.config import StudyConfig, StudyPredict
 from wsimil.stages.study.contents import Contents
 from wsimil.stages.study.unchanged import (
     FeaturesPin,
+    content,
     features_pin,
     files_pin,
     kind_of,
@@ -37,6 +40,8 @@ from wsimil.worklist.plan import PLAN
 
 EXTRACT, TRAIN, PREDICT, OVERLAYS, REPORT = "extract", "train", "predict", "overlays", "report"
 FEATURES, RUNS, PREDICTIONS, REPORTS = "features", "runs", "predictions", "report"
+_READ = (FACTS, DECISION, REFERENCE, "cohort.csv", "predictions.parquet")
+"""Of a run, by answers, tables and reports; its weights are named in its facts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +122,26 @@ class Study:
         else:
             wanted = self._contents_told(ledger)
         self._contents.refuse_others(store, wanted, wanted if slide_ids is None else slide_ids)
+
+    def was_trained(self, run: str, ledger: Ledger) -> bool:
+        """False for a run that was set aside. Raises OutputError where one is done and not seen, ConfigError where its folder
+        holds another by now."""
+        unit = next(unit for unit in self.plan.stage(TRAIN).units if unit.name == run)
+        if not ledger.look(unit.id).done:
+            return False
+        folder = self.folder / RUNS / run
+        if not (folder / FACTS).is_file():
+            raise OutputError(f"{folder} is done and not there: it was removed, or this machine does not see it")
+        made = cast("Mapping[str, str]", ledger.receipt(unit.id)["products"])
+        for name in _READ:
+            found = content(folder / name) if (folder / name).is_file() else "none"
+            wanted = made.get(f"{RUNS}/{run}/{name}", "none")
+            if found != wanted:
+                raise ConfigError(
+                    f"{folder} is not the run that the study trained: {name} was replaced since (got {found[:16]}, wanted"
+                    f" {wanted[:16]}); a study is of the models that it trained: restore it, or plan anew into another folder"
+                )
+        return True
 
     def extracted(self, ledger: Ledger) -> frozenset[str]:
         """Ids of the slides that features were made of, as the tables of the features say. Raises OutputError."""

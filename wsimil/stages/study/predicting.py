@@ -11,12 +11,11 @@ from typing import cast
 import numpy as np
 
 from wsimil.cohort import read_patients
-from wsimil.errors import OutputError
 from wsimil.evaluation.decision import Decision, load_decided
 from wsimil.export.cohort_range import CohortRange
 from wsimil.export.formats import FORMATS, HEATMAPS
 from wsimil.export.scores import read_scores
-from wsimil.mil.saved import FACTS, TrainedModel
+from wsimil.mil.saved import TrainedModel
 from wsimil.provenance import Json
 from wsimil.stages.answers import Answer
 from wsimil.stages.device import resolve_device
@@ -25,7 +24,7 @@ from wsimil.stages.predict import NO_FEATURES, conclude, labels_of, refuse_unkno
 from wsimil.stages.predict_unit import Desk
 from wsimil.stages.progress import Reporter
 from wsimil.stages.study.one_by_one import WARM, OneByOne
-from wsimil.stages.study.planning import EXTRACT, PREDICT, PREDICTIONS, RUNS, TRAIN, Study
+from wsimil.stages.study.planning import EXTRACT, PREDICT, PREDICTIONS, RUNS, Study
 from wsimil.stages.study.reasons import failure_of, reason_of
 from wsimil.worklist import Ledger
 from wsimil.worklist.ledger import Attempt
@@ -46,29 +45,17 @@ class PredictRunner(OneByOne):
     def __init__(self, study: Study, ledger: Ledger, watch: Reporter) -> None:
         super().__init__(study, ledger, watch)
         self._device = resolve_device("auto")
-        self._runs = {unit.name: unit.id for unit in study.plan.stage(TRAIN).units if not unit.last}
-        self._seen: set[str] = set()
         self._model = lru_cache(WARM)(self._load)
 
-    def _load(self, run: str) -> _Model:
+    def _load(self, run: str) -> _Model | None:
+        """None for a run that was set aside."""
+        if not self._study.was_trained(run, self._ledger):
+            return None
         trained, decision = load_decided(self._study.folder / RUNS / run, device=self._device)
         refuse_unknown_score(trained, self._options)
         return _Model(trained=trained, decision=decision)
 
-    def _was_trained(self, run: str) -> bool:
-        """False for a run that was set aside. Raises OutputError where one is done and not seen."""
-        if run in self._seen:
-            return True
-        if not self._ledger.look(self._runs[run]).done:
-            return False
-        folder = self._study.folder / RUNS / run
-        if not (folder / FACTS).is_file():
-            raise OutputError(f"{folder} is done and not there: it was removed, or this machine does not see it")
-        self._seen.add(run)
-        return True
-
-    def _desk(self, run: str, out: Path) -> Desk:
-        model = self._model(run)
+    def _desk(self, model: _Model, out: Path) -> Desk:
         return Desk(
             trained=model.trained, store=self._store, features=self._features, out=out, options=self._options,
             decision=model.decision,
@@ -80,9 +67,10 @@ class PredictRunner(OneByOne):
     def _answer(self, attempt: Attempt) -> Outcome:
         task = attempt.unit.task
         run, unit, slides = str(task["run"]), str(task["unit"]), cast("Sequence[str]", task["slides"])
-        if not self._was_trained(run):
+        model = self._model(run)
+        if model is None:
             return Made(attempt=attempt, summary=None)  # which is told where runs are; there is nobody to answer
-        desk = self._desk(run, attempt.scratch / PREDICTIONS / run)
+        desk = self._desk(model, attempt.scratch / PREDICTIONS / run)
         by_patient = desk.trained.bag == "patient"
         lost = [slide for slide in slides if slide not in self._ids]
         if lost:
@@ -103,7 +91,9 @@ class PredictRunner(OneByOne):
     def _end(self, attempt: Attempt) -> Outcome:
         """The tables of a model's answers, and the range of colors of all its overlays."""
         run = str(attempt.unit.task["run"])
-        if not self._was_trained(run):
+        model = self._model(run)
+        # Looked at anew: somebody may have trained there since it was loaded.
+        if model is None or not self._study.was_trained(run, self._ledger):
             return Made(attempt=attempt, summary={"ranges": {}})
         self._study.refuse_changed_files()
         scanned = self._ledger.scan()
@@ -122,7 +112,7 @@ class PredictRunner(OneByOne):
             else:
                 answers.append(_from_json(said))
                 contents |= cast("Mapping[str, str]", said["contents"])
-        model, folder = self._model(run), self._study.folder / RUNS / run
+        folder = self._study.folder / RUNS / run
         out = attempt.scratch / PREDICTIONS / run
         out.mkdir(parents=True, exist_ok=True)
         for form in (FORMATS[name] for name in HEATMAPS if self._options.heatmaps):
@@ -137,7 +127,7 @@ class PredictRunner(OneByOne):
         )
         for note in (*summary.notes, *self._left_out(model.trained)):
             self._watch.note(f"{run}: {note}")
-        return Made(attempt=attempt, summary={"ranges": self._ranges(run)})
+        return Made(attempt=attempt, summary={"ranges": self._ranges(run, model)})
 
     def _left_out(self, trained: TrainedModel) -> list[str]:
         config = self._study.config
@@ -150,10 +140,10 @@ class PredictRunner(OneByOne):
             f"{len(unknown)} slides are left out, as the cohort file does not tell whose they are: {', '.join(unknown[:5])}"
         ]
 
-    def _ranges(self, run: str) -> dict[str, Json]:
+    def _ranges(self, run: str, model: _Model) -> dict[str, Json]:
         if not (self._options.heatmaps and self._options.range == "cohort"):
             return {}
-        desk = self._desk(run, self._study.folder / PREDICTIONS / run)
+        desk = self._desk(model, self._study.folder / PREDICTIONS / run)
         span = CohortRange()
         for path in sorted((desk.out / "scores").glob("*.parquet")):
             table = read_scores(path)

@@ -20,14 +20,14 @@ class ReportRunner:
         self._study, self._ledger, self._watch = study, ledger, watch
 
     def run(self, attempts: Iterator[Attempt]) -> Generator[Outcome, None, None]:
-        """As `wsimil evaluate` of the runs of a config that are there, on what each of them held out."""
+        """As `wsimil evaluate` of the runs of a config that were trained, on what each of them held out."""
         items = self._study.items().values()
         for attempt in attempts:
             config = attempt.unit.name
             own = [item for item in items if item.name.split("/")[0] == config]
-            runs = [item.out for item in own if item.out.is_dir()]
             try:
                 self._study.refuse_changed_files()
+                runs = [item.out for item in own if self._study.was_trained(item.name, self._ledger)]
                 if not runs:
                     raise ConfigError(
                         f"none of the {len(own)} runs of {config} is there to report on; all were set aside, see"

@@ -47,7 +47,8 @@ class TrainRunner:
         try:
             write_text(here.config_file, item.config.to_yaml())
             if item.is_done():  # by a try that died before it could say so
-                return Made(attempt=attempt)
+                here.out.mkdir()  # nothing, which leaves what is there and has the receipt name it
+                return Made(attempt=attempt, folders=(folder,))
             _refuse_another_run(item)
             self._refuse_other_features()
             _go_on(attempt, folder, self._ledger.look(attempt.unit.id).forgiven)
@@ -71,7 +72,7 @@ class TrainRunner:
         failures = {
             unit.name: reason_of(self._ledger, unit.id, scanned[unit.id])
             for unit in self._study.plan.stage(TRAIN).units
-            if not unit.last and not scanned[unit.id].done
+            if not unit.last and not self._study.was_trained(unit.name, self._ledger)
         }
         out = attempt.scratch / RUNS
         out.mkdir(parents=True, exist_ok=True)
