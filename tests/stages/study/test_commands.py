@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from tests.stages.study.conftest import Material
 from tests.stages.study.study_of import QUICK, bytes_below
 from wsimil.cli import app
+from wsimil.splits import read_plan as read_splits
 from wsimil.worklist import Ledger, read_plan
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
@@ -224,6 +225,21 @@ def test_slides_that_are_nobodys_are_told_of(material: Material, tmp_path: Path)
     _, told = worker.communicate(timeout=LIMIT_S)
     assert worker.returncode == 0, told
     assert "abmil/0/seed-0: 1 slides are left out, as the cohort file does not tell whose they are: s35" in told
+
+
+def test_slides_that_failed_and_are_answered_for_with_earlier_features_are_told_of(
+    material: Material, tmp_path: Path
+) -> None:
+    one = read_splits(material.splits).round("0")
+    rows = "".join(f"{slide},/s.tiff,open,torn\n" for slide in (one.test[0], one.train[0], "lost"))
+    (material.features / "failures.csv").write_text(f"slide_id,path,step,reason\n{rows}", encoding="utf-8")
+    settings = {**material.settings(), "train": {"abmil": QUICK}, "rounds": ["0"], "report": False}
+    study = make_plan(tmp_path, {**settings, "predict": {"heatmaps": False}})
+    worker = start("worker", study, "--gpus", "none")
+    _, told = worker.communicate(timeout=LIMIT_S)
+    assert worker.returncode == 0, told
+    used = "1 slides failed in the last extraction, and are used with the features of an earlier one"
+    assert f"abmil/0/seed-0: {used}: {one.test[0]!r}" in told
 
 
 def test_a_patient_who_lacks_a_slide_is_failed_in_the_tables(material: Material, tmp_path: Path) -> None:

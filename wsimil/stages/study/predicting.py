@@ -18,6 +18,7 @@ from wsimil.export.scores import read_scores
 from wsimil.mil.saved import TrainedModel
 from wsimil.provenance import Json
 from wsimil.stages.answers import Answer
+from wsimil.stages.cohort_features import used_though_failed
 from wsimil.stages.device import resolve_device
 from wsimil.stages.learned import learned_from
 from wsimil.stages.predict import NO_FEATURES, conclude, labels_of, refuse_unknown_score
@@ -26,6 +27,7 @@ from wsimil.stages.progress import Reporter
 from wsimil.stages.study.one_by_one import WARM, OneByOne
 from wsimil.stages.study.planning import EXTRACT, PREDICT, PREDICTIONS, RUNS, Study
 from wsimil.stages.study.reasons import failure_of, reason_of
+from wsimil.store.places import failed_ids
 from wsimil.worklist import Ledger
 from wsimil.worklist.ledger import Attempt
 from wsimil.worklist.worker import Made, Outcome
@@ -100,6 +102,7 @@ class PredictRunner(OneByOne):
         answers: list[Answer] = []
         failures: dict[str, str] = {}
         contents: dict[str, str] = {}
+        asked: list[str] = []
         for unit in self._study.plan.stage(PREDICT).units:
             if unit.last or unit.task["run"] != run:
                 continue
@@ -111,6 +114,7 @@ class PredictRunner(OneByOne):
                 failures[str(unit.task["unit"])] = str(said["failed"])
             else:
                 answers.append(_from_json(said))
+                asked += cast("list[str]", unit.task["slides"])
                 contents |= cast("Mapping[str, str]", said["contents"])
         folder = self._study.folder / RUNS / run
         out = attempt.scratch / PREDICTIONS / run
@@ -125,7 +129,8 @@ class PredictRunner(OneByOne):
         summary = conclude(
             answers, failures, model.trained, folder, learned, cohort, out, contents=contents, patients=patients
         )
-        for note in (*summary.notes, *self._left_out(model.trained)):
+        used = used_though_failed(failed_ids(self._study.features), asked)
+        for note in (*summary.notes, *map(str, used), *self._left_out(model.trained)):
             self._watch.note(f"{run}: {note}")
         return Made(attempt=attempt, summary={"ranges": self._ranges(run, model)})
 
