@@ -188,6 +188,18 @@ def test_wrong_names_and_taken_folders_are_refused(shared_dir, tmp_path):
     assert load_model(tmp_path / "run").task.classes == ("negative", "positive")
 
 
+@pytest.mark.parametrize("name", ["predictions.json", "predictions.parquet", "cohort.csv", "model.safetensors"])
+def test_a_folder_with_parts_of_another_model_is_refused(shared_dir, tmp_path, name):
+    (tmp_path / name).write_text("of another model", encoding="utf-8")
+    for overwrite, said in (
+        (False, f"holds {name} and no model.json,.*choose another output folder$"),
+        (True, "no run"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            bring(shared_dir / "data/mil_checkpoints/xMIL_camelyon16_attnmil.pt", "xmil", tmp_path, overwrite=overwrite)
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
 def test_what_tensors_do_not_tell_is_said_and_can_be_set(shared_dir, tmp_path):
     state = state_of(recorded(shared_dir, "rrt/epeg21_k5_N37"))
     torch.save(state, tmp_path / "rrt.pth")

@@ -31,10 +31,16 @@ _FILES = (
 
 
 def refuse_taken(out: Path) -> None:
-    """Raises ConfigError where a model lies, or training of one was begun."""
-    if (out / FACTS).exists() or (out / CHECKPOINT).is_dir():
+    """Raises ConfigError where a model lies, training of one was begun, or files lie that would pass for parts of this one."""
+    if _is_run(out):
         raise ConfigError(
             f"{out} holds a model already, or one in training; choose another folder, or replace it with --overwrite"
+        )
+    other = next((name for name in _FILES if (out / name).exists()), None)
+    if other is not None:
+        raise ConfigError(
+            f"{out} holds {other} and no {FACTS}, so it is of another model, and would pass for a part of this one; choose another"
+            " output folder"
         )
 
 
@@ -51,9 +57,13 @@ def refuse_untrained(out: Path) -> None:
 def clear_run(out: Path) -> None:
     """Remove an earlier run, and nothing that is not ours. Raises ConfigError where files are and no run."""
     there = [entry for entry in out.iterdir() if entry.name != LOCK]
-    if there and not ((out / FACTS).is_file() or (out / CHECKPOINT).is_dir()):
+    if there and not _is_run(out):
         raise ConfigError(f"--overwrite: {out} holds files but no run; choose another output folder")
     for name in _FILES:
         (out / name).unlink(missing_ok=True)
     for folder in (CHECKPOINT, "tensorboard"):
         shutil.rmtree(out / folder, ignore_errors=True)
+
+
+def _is_run(out: Path) -> bool:
+    return (out / FACTS).is_file() or (out / CHECKPOINT).is_dir()
