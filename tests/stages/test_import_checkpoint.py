@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from wsimil.errors import ConfigError, ModelError
 from wsimil.mil.batch import pack
@@ -198,6 +200,31 @@ def test_a_folder_with_parts_of_another_model_is_refused(shared_dir, tmp_path, n
         with pytest.raises(ConfigError, match=said):
             bring(shared_dir / "data/mil_checkpoints/xMIL_camelyon16_attnmil.pt", "xmil", tmp_path, overwrite=overwrite)
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+def test_overwrite_spares_weights_that_wsimil_did_not_write(shared_dir, tmp_path):
+    out = tmp_path / "out"
+    mine = out / "checkpoint/clam.pt"
+    mine.parent.mkdir(parents=True)
+    shutil.copy(shared_dir / "data/mil_checkpoints/xMIL_camelyon16_attnmil.pt", mine)
+    (out / "notes.txt").write_text("years of work", encoding="utf-8")
+    with pytest.raises(ConfigError, match="holds files but no run"):
+        bring(mine, "xmil", out, overwrite=True)
+    bring(mine, "xmil", out)
+    (out / "checkpoint/last.safetensors").write_bytes(b"of an earlier run")
+    bring(mine, "xmil", out, overwrite=True)
+    assert [entry.name for entry in mine.parent.iterdir()] == ["clam.pt"]
+    assert (out / "notes.txt").is_file()
+
+
+def test_overwrite_does_not_remove_the_checkpoint_that_it_imports(shared_dir, tmp_path):
+    out = tmp_path / "out"
+    mine = out / "checkpoint/last.safetensors"
+    mine.parent.mkdir(parents=True)
+    save_file(state_of(recorded(shared_dir, "clam/sb_b8_N37")), mine)
+    with pytest.raises(ConfigError, match=r"last\.safetensors is of the run in .*out, and would go"):
+        bring(mine, "clam", out, overwrite=True)
+    assert mine.is_file()
 
 
 def test_what_tensors_do_not_tell_is_said_and_can_be_set(shared_dir, tmp_path):

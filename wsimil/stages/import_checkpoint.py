@@ -71,7 +71,7 @@ def import_checkpoint(
     imported: dict[str, Json] = {"file": file.name, "source": source, "sha256": sha256_file(file), "assumed": assumed}
     with occupied(out):
         if overwrite:
-            clear_run(out)
+            clear_run(out, needed=file)
         save_model(
             out,
             model,

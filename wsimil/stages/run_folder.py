@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from wsimil.errors import ConfigError
 from wsimil.evaluation.decision import DECISION, REFERENCE
+from wsimil.files import remove_stale
 from wsimil.mil.facts import FACTS, WEIGHTS
 from wsimil.stages.learned import ORIGIN
 from wsimil.stages.occupied import LOCK
 from wsimil.stages.work_items import DONE
-from wsimil.training.checkpoint import FOLDER as CHECKPOINT
+from wsimil.training.checkpoint import FILE as CHECKPOINT
+from wsimil.training.checkpoint import FOLDER
 
+_TENSORBOARD = "tensorboard"
 _FILES = (
     "config.yaml",
     "cohort.csv",
@@ -27,7 +30,10 @@ _FILES = (
     DONE,
     FACTS,
     WEIGHTS,
+    CHECKPOINT,
+    f"{_TENSORBOARD}/events.out.tfevents.*",
 )
+"""Patterns of what is written into the folder of a run."""
 
 
 def refuse_taken(out: Path) -> None:
@@ -36,34 +42,43 @@ def refuse_taken(out: Path) -> None:
         raise ConfigError(
             f"{out} holds a model already, or one in training; choose another folder, or replace it with --overwrite"
         )
-    other = next((name for name in _FILES if (out / name).exists()), None)
-    if other is not None:
+    for other in _files(out):
         raise ConfigError(
-            f"{out} holds {other} and no {FACTS}, so it is of another model, and would pass for a part of this one; choose another"
-            " output folder"
+            f"{out} holds {other.relative_to(out)} and no {FACTS}, so it is of another model, and would pass for a part of this"
+            " one; choose another output folder"
         )
 
 
 def refuse_untrained(out: Path) -> None:
     """Raises ConfigError where a model or answers lie that no training in this folder has made."""
     made = next((name for name in (FACTS, ORIGIN) if (out / name).exists()), None)
-    if made is not None and not (out / CHECKPOINT).is_dir():
+    if made is not None and not (out / CHECKPOINT).is_file():
         raise ConfigError(
             f"{out} holds {made} and no checkpoint to go on from, so it is no run of wsimil train, or not a whole one; choose"
             " another output folder, or replace a model with --overwrite"
         )
 
 
-def clear_run(out: Path) -> None:
-    """Remove an earlier run, and nothing that is not ours. Raises ConfigError where files are and no run."""
+def clear_run(out: Path, *, needed: Path | None = None) -> None:
+    """Remove an earlier run, and nothing that is not ours. Raises ConfigError where files are and no run, or where `needed`, a
+    file that the next one is made of, would go."""
     there = [entry for entry in out.iterdir() if entry.name != LOCK]
     if there and not _is_run(out):
         raise ConfigError(f"--overwrite: {out} holds files but no run; choose another output folder")
-    for name in _FILES:
-        (out / name).unlink(missing_ok=True)
-    for folder in (CHECKPOINT, "tensorboard"):
-        shutil.rmtree(out / folder, ignore_errors=True)
+    files = _files(out)
+    if needed is not None and needed.resolve() in {file.resolve() for file in files}:
+        raise ConfigError(f"--overwrite: {needed} is of the run in {out}, and would go; choose another output folder")
+    for file in files:
+        file.unlink()
+    for folder in (out / FOLDER, out / _TENSORBOARD):
+        remove_stale(folder)
+        with suppress(OSError):  # not there, or files of others are in it
+            folder.rmdir()
 
 
 def _is_run(out: Path) -> bool:
-    return (out / FACTS).is_file() or (out / CHECKPOINT).is_dir()
+    return (out / FACTS).is_file() or (out / CHECKPOINT).is_file()
+
+
+def _files(out: Path) -> list[Path]:
+    return [file for pattern in _FILES for file in out.glob(pattern)]

@@ -17,6 +17,7 @@ from wsimil.files import atomic_path
 from wsimil.provenance import canonical_json
 
 FOLDER = "checkpoint"
+FILE = f"{FOLDER}/last.safetensors"
 _KEY = "wsimil"
 
 
@@ -31,14 +32,14 @@ class Checkpoint:
 def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     """Replace the run's checkpoint, atomically: one file, the facts in its header. Raises OutputError."""
     tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in checkpoint.tensors.items()}
-    with atomic_path(run / FOLDER / "last.safetensors") as temporary:
+    with atomic_path(run / FILE) as temporary:
         facts = {_KEY: canonical_json(dict(checkpoint.facts))}
         temporary.write_bytes(safetensors.torch.save(tensors, metadata=facts))  # save_file: for its owner alone
 
 
 def read_checkpoint(run: Path) -> Checkpoint | None:
     """The run's checkpoint, None where there is none. Raises TrainingError where it is broken."""
-    path = run / FOLDER / "last.safetensors"
+    path = run / FILE
     if not path.is_file():
         return None
     try:
