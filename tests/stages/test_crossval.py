@@ -22,7 +22,7 @@ from wsimil.errors import ConfigError, ModelError, OutputError
 from wsimil.evaluation.decision import DecisionConfig
 from wsimil.evaluation.metrics import auroc
 from wsimil.mil.saved import load_model
-from wsimil.stages.crossval import TrainingPool, crossval
+from wsimil.stages.crossval import TrainingPool, _train, crossval
 from wsimil.stages.occupied import occupied
 from wsimil.stages.train import train
 from wsimil.stages.train_config import TrainConfig
@@ -158,7 +158,7 @@ def test_a_run_whose_model_was_replaced_or_lost_since_is_not_done(
     item.out.mkdir(parents=True)
     facts = item.out / "model.json"
     facts.write_text("{}", encoding="utf-8")
-    item.mark_done(contents="")
+    item.mark_done(item.made_of(), contents="")
     assert item.is_done()
     facts.write_text("{ }", encoding="utf-8")
     assert not item.is_done()
@@ -200,6 +200,34 @@ def test_a_run_is_not_left_as_it_is_once_the_model_it_began_with_is_another(
     (first / "model.json").unlink()
     with pytest.raises(ModelError, match=r"holds no model\.json"):
         item.made_of()
+
+
+def test_runs_that_began_with_a_model_that_was_replaced_meanwhile_are_not_summed_up(
+    study: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first,) = items_of(study, tmp_path / "first", rounds=("0",))
+    train(first.config, first.features, first.cohort, first.out)
+    configs = {"warm": configured(**{"fit.warm_start": str(first.out)})}
+    items = items_of(study, tmp_path / "study", configs=configs, rounds=("0",), seeds=(0, 1))
+    facts = first.out / "model.json"
+    before = facts.read_text(encoding="utf-8")
+
+    def outcomes(_: TrainingPool, items: list[WorkItem]) -> Iterator[tuple[WorkItem, str | None]]:
+        for item in items:
+            yield item, _train(item, 1)
+
+    def replaced(*given: object) -> object:
+        made = train(*given)  # type: ignore[arg-type]
+        facts.write_text(before.replace('"weights_digest": "', '"weights_digest": "other'), encoding="utf-8")
+        return made
+
+    monkeypatch.setattr(TrainingPool, "outcomes", outcomes)
+    monkeypatch.setattr("wsimil.stages.crossval.train", replaced)
+    summary = crossval(items[:1], tmp_path / "study")
+    assert "fit.warm_start was replaced while the study ran" in summary.failures[items[0].name]
+    assert (summary.done, summary.configs) == ((), {})
+    facts.write_text(before, encoding="utf-8")
+    assert crossval(items, tmp_path / "study").before == ("warm/0/seed-0",)
 
 
 def test_what_cannot_train_is_refused_before_any_run(study: tuple[Path, Path, Path], tmp_path: Path) -> None:

@@ -28,6 +28,10 @@ from wsimil.stages.train import plan, train
 from wsimil.stages.work_items import WorkItem, study_text
 
 _INTERRUPTED = "interrupted"
+_REPLACED = (
+    "the cohort file or the model of fit.warm_start was replaced while the study ran: restore it, or choose another output"
+    " folder"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,10 +78,12 @@ def crossval(
                 if reason is not None:
                     failures[item.name] = reason
                 reporter.finish_item(f"{item.name}: {'done' if reason is None else 'failed: ' + reason}")
+        replaced = [item.name for item in items if item.name not in failures and not item.is_done()]
+        failures |= dict.fromkeys(replaced, _REPLACED)
         configs = sum_up(items, failures, out)
     return StudySummary(
         done=tuple(item.name for item in open_items if item.name not in failures),
-        before=tuple(item.name for item in before),
+        before=tuple(item.name for item in before if item.name not in failures),
         failures=failures,
         configs=configs,
     )
@@ -193,6 +199,7 @@ def _train(item: WorkItem, share: int) -> str | None:
     fit = item.config.fit
     config = item.config.model_copy(update={"fit": fit.model_copy(update={"cache_gb": fit.cache_gb / share})})
     try:
+        made = item.made_of()
         with interrupt.remembered():
             summary = train(config, item.features, item.cohort, item.out)
     except KeyboardInterrupt:
@@ -203,7 +210,7 @@ def _train(item: WorkItem, share: int) -> str | None:
         return f"{type(error).__name__}: {error}"
     if item.contents not in ("", summary.contents):
         return f"features in {item.features} were replaced while the study ran: restore them, or choose another output folder"
-    item.mark_done(contents=summary.contents)
+    item.mark_done(made, contents=summary.contents)
     return None
 
 

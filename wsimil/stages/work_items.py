@@ -55,9 +55,10 @@ class WorkItem:
         digest = sha256_json(made)
         return {"digest": digest, "features": str(self.features.resolve())}
 
-    def mark_done(self, *, contents: str) -> None:
-        """Leave it as it is from now on; `contents` is a digest of what its features held. Raises OutputError."""
-        said = {**self.made_of(), "contents": contents, "model": _model_digest(self.out)}
+    def mark_done(self, made: Mapping[str, str], *, contents: str) -> None:
+        """Leave it as it is from now on; `made` is what it was made of before it began, and `contents` a digest of what its
+        features held. Raises OutputError."""
+        said = {**made, "contents": contents, "model": _model_digest(self.out)}
         write_text(self.out / DONE, json.dumps(said) + "\n")
 
     def is_done(self) -> bool:

@@ -52,11 +52,12 @@ class TrainRunner:
             _refuse_another_run(item)
             self._refuse_other_features()
             _go_on(attempt, folder, self._ledger.look(attempt.unit.id).forgiven)
+            made_of = here.made_of()
             made = train(item.config, item.features, item.cohort, here.out, reporter=self._watch)
             # At the end, so that whatever it has read before was as planned.
             self._study.refuse_changed_files()
             self._refuse_other_features()
-            here.mark_done(contents=made.contents)
+            here.mark_done(made_of, contents=made.contents)
         except Exception as error:  # noqa: BLE001 - one bad run never stops the others; it is recorded
             return Failed.of(attempt, error)
         return Made(attempt=attempt, folders=(folder,))
