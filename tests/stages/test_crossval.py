@@ -166,6 +166,23 @@ def test_a_run_whose_model_was_replaced_or_lost_since_is_not_done(
     assert not item.is_done()
 
 
+def test_a_run_that_an_earlier_version_marked_done_is_done_also_without_its_checkpoint(
+    study: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "study"
+    (item,) = items_of(study, out, rounds=("0",))
+    crossval([item], out)
+    done = item.out / "done.json"
+    said = json.loads(done.read_text(encoding="utf-8"))
+    del said["model"]
+    done.write_text(json.dumps(said), encoding="utf-8")
+    shutil.rmtree(item.out / "checkpoint")
+    assert crossval([item], out).before == (item.name,)
+    done.write_text(json.dumps({**said, "digest": "other"}), encoding="utf-8")
+    again = crossval([item], out)
+    assert f"remove the folder {item.out} to train it anew" in again.failures[item.name]
+
+
 def test_runs_of_features_that_were_replaced_since_are_not_summed_up_with_those_of_others(
     study: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:

@@ -55,7 +55,7 @@ def refuse_untrained(out: Path) -> None:
     if made is not None and not (out / CHECKPOINT).is_file():
         raise ConfigError(
             f"{out} holds {made} and no checkpoint to go on from, so it is no run of wsimil train, or not a whole one; choose"
-            " another output folder, or replace a model with --overwrite"
+            f" another output folder, or, where nothing in it is needed, remove the folder {out} to train it anew"
         )
 
 

@@ -66,13 +66,16 @@ class WorkItem:
         wanted = self.made_of()
         try:
             said = json.loads((self.out / DONE).read_text(encoding="utf-8"))
-            wanted["model"] = _model_digest(self.out)
+            model = _model_digest(self.out)
         except (OSError, ValueError):
             return False
         if self.contents:
             del wanted["features"]
             wanted["contents"] = self.contents
-        return isinstance(said, dict) and all(said.get(name) == value for name, value in wanted.items())
+        if not isinstance(said, dict):
+            return False
+        # Earlier versions did not say which model it was.
+        return said.get("model", model) == model and all(said.get(name) == value for name, value in wanted.items())
 
 
 def work_items(
