@@ -93,7 +93,6 @@ def train(
             clear_run(out)
         else:
             refuse_untrained(out)
-        (out / DONE).unlink(missing_ok=True)
         return _trained(config, matched, store, out, reporter or Quiet())
 
 
@@ -139,6 +138,7 @@ def _trained(
             config=config.fit, features=matched.header.provenance, contents=matched.contents, in_dim=matched.header.dim,
             run=out, device=device, bag=config.bag, on_epoch=on_epoch, pause=lambda: interrupt.pressed,
         )  # fmt: skip
+    (out / DONE).unlink(missing_ok=True)  # not before: a run of another recipe was refused, and is as it was
     resolved = registry.config_class(name).model_validate(hyperparameters).model_dump(mode="json")
     options = resolve_fit(config.fit, cohort.task)
     whole = config.model_copy(
