@@ -98,6 +98,9 @@ def test_a_changed_config_needs_overwrite_and_gets_it(place: Path) -> None:
     with pytest.raises(TrainingError, match=r"fit\.seed: 0 -> 5"):
         run_train(place, "again", **{"fit.seed": 5})
     assert run_train(place, "again", overwrite=True, **{"fit.seed": 5}).fit.kept_epoch > 0
+    with pytest.raises(ConfigError, match=r"model\.safetensors is of the run in .* and would go"):
+        run_train(place, "again", overwrite=True, **{"fit.warm_start": str(place / "again")})
+    assert (place / "again/model.safetensors").is_file()
 
 
 def test_overwrite_spares_a_folder_that_is_no_run(place: Path, tmp_path: Path) -> None:

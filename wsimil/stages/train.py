@@ -26,7 +26,7 @@ from wsimil.evaluation.decision import (
 from wsimil.evaluation.predictor import answer_logits
 from wsimil.files import check_writable, write_text
 from wsimil.mil import registry
-from wsimil.mil.saved import TrainedModel, load_model
+from wsimil.mil.saved import WEIGHTS, TrainedModel, load_model
 from wsimil.splits import read_plan
 from wsimil.stages.answers import answer_from, answer_of_patient, estimate_splits, write_answers
 from wsimil.stages.cohort_features import MatchedFeatures, PatientBags, StoredBags, match
@@ -90,7 +90,8 @@ def train(
     matched, store = _matched(config, features, cohort_csv)
     with occupied(out):
         if overwrite:
-            clear_run(out)
+            start = config.fit.warm_start
+            clear_run(out, needed=None if start is None else start / WEIGHTS)
         else:
             refuse_untrained(out)
         return _trained(config, matched, store, out, reporter or Quiet())

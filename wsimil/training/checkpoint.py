@@ -1,4 +1,4 @@
-"""Checkpoints: the whole state of a run after an epoch, in two files that are written as one folder; no pickle."""
+"""Checkpoints: the whole state of a run after an epoch, in one file; no pickle."""
 
 from __future__ import annotations
 
