@@ -240,11 +240,13 @@ def test_runs_that_began_with_a_model_that_was_replaced_meanwhile_are_not_summed
 
     monkeypatch.setattr(TrainingPool, "outcomes", outcomes)
     monkeypatch.setattr("wsimil.stages.crossval.train", replaced)
-    summary = crossval(items[:1], tmp_path / "study")
-    assert "fit.warm_start was replaced while the study ran" in summary.failures[items[0].name]
-    assert (summary.done, summary.configs) == ((), {})
-    facts.write_text(before, encoding="utf-8")
-    assert crossval(items, tmp_path / "study").before == ("warm/0/seed-0",)
+    for some in (items[:1], items):
+        summary = crossval(some, tmp_path / "study")
+        assert [*summary.failures] == [item.name for item in some]
+        assert "fit.warm_start was replaced while the study ran" in summary.failures[items[0].name]
+        assert (summary.before, summary.done, summary.configs) == ((), (), {})
+        facts.write_text(before, encoding="utf-8")
+    assert len(crossval(items, tmp_path / "study").before) == 2
 
 
 def test_what_cannot_train_is_refused_before_any_run(study: tuple[Path, Path, Path], tmp_path: Path) -> None:
