@@ -323,8 +323,7 @@ def read_cohort(path: Path, *, task: Task = _BY_CLASS, bag: BagUnit = "slide") -
             f"{path}: column {', '.join(map(repr, missing))} is missing; it has {', '.join(map(repr, columns)) or 'none'}"
             + (f"; did you mean {' '.join(hints)}" if hints else "")
         )
-    labels = [_label(path, row, task) for row in rows]
-    labelled = [None if label is None else _slide(path, row, label) for row, label in zip(rows, labels, strict=True)]
+    labelled = [None if (label := _label(path, row, task)) is None else _slide(path, row, label) for row in rows]
     mates: dict[str, CohortSlide] = {}
     if bag == "patient":
         known = [slide for slide in labelled if slide is not None]

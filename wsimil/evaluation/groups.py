@@ -76,14 +76,14 @@ def by_group(
         rows = np.flatnonzero(names == name)
         part, own = cases.take(rows), owners[rows]
         too_few = _missing(cases.strata[rows], own, kinds, fewest)
-        short = _short_labels(part, own, fewest) if isinstance(part, MultilabelCases) else {}
         found: Mapping[str, Estimate] = {}
         if too_few is None:
             found = estimates(part, own.tolist(), replicates=replicates, level=level, seed=seed)
-        if too_few is None and short:
-            too_few = "; ".join(f"label {label}: {missing}" for label, missing in short.items())
-            parts = {metric: metric.partition(":") for metric in found}
-            found = {metric: found[metric] for metric, (_, colon, of) in parts.items() if colon and of not in short}
+            short = _short_labels(part, own, fewest) if isinstance(part, MultilabelCases) else {}
+            if short:
+                too_few = "; ".join(f"label {label}: {missing}" for label, missing in short.items())
+                parts = {metric: metric.partition(":") for metric in found}
+                found = {metric: found[metric] for metric, (_, colon, of) in parts.items() if colon and of not in short}
         result.append(
             GroupRow(
                 group=str(name),

@@ -99,15 +99,15 @@ def risk_groups(cases: SurvivalCases, patients: Sequence[str], runs: Sequence[st
 
 def _patient_risks(risks: Floats, owner: Ints, runs: Sequence[str]) -> Floats:
     """Of each patient the share of patients of a run with a lower mean risk, equal ones counted half; the mean over its runs."""
+    from scipy.stats import rankdata
+
     names = np.asarray(runs, dtype=str)
     patients, ranks = [], []
     for name in np.unique(names):
         rows = names == name
         own, own_of = np.unique(owner[rows], return_inverse=True)
-        _, level_of, counts = np.unique(_mean(risks[rows], own_of), return_inverse=True, return_counts=True)
-        below = np.concatenate([[0], counts.cumsum()[:-1]])
         patients.append(own)
-        ranks.append(((below + counts / 2) / len(own))[level_of])
+        ranks.append((rankdata(_mean(risks[rows], own_of)) - 0.5) / len(own))
     return _mean(np.concatenate(ranks), np.concatenate(patients))
 
 

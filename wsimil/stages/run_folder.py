@@ -42,10 +42,10 @@ def refuse_taken(out: Path) -> None:
         raise ConfigError(
             f"{out} holds a model already, or one in training; choose another folder, or replace it with --overwrite"
         )
-    for other in _files(out):
+    if files := _files(out):
         raise ConfigError(
-            f"{out} holds {other.relative_to(out)} and no {FACTS}, so it is of another model, and would pass for a part of this"
-            " one; choose another output folder"
+            f"{out} holds {files[0].relative_to(out)} and no {FACTS}, so it is of another model, and would pass for a part of"
+            " this one; choose another output folder"
         )
 
 
