@@ -12,6 +12,7 @@ from wsimil.cohort import BagUnit, Cohort, CohortSlide, Finding
 from wsimil.errors import CohortError, StoreError
 from wsimil.evaluation.patient import stacked
 from wsimil.provenance import sha256_json
+from wsimil.stages.contents import content_of
 from wsimil.stages.twins import alike, refuse_twins
 from wsimil.store import FeatureStore, StoredHeader
 from wsimil.store.base import InstanceStore, read_headers
@@ -60,13 +61,14 @@ class PatientBags:
 class MatchedFeatures:
     """The slides of a cohort that have features, all of one kind and none empty; `header` is one of theirs.
 
-    `contents` is a digest that differs where what is stored of any of them does (see `StoredHeader.content`); `digests` are
-    those of the slides' own content, by slide, "" where it is not known.
+    `contents` is a digest that differs where what is stored of any of them does (see `StoredHeader.content`), `stored` tells it
+    by slide (see `Contents`); `digests` are those of the slides' own content, by slide, "" where it is not known.
     """
 
     cohort: Cohort
     header: StoredHeader
     contents: str
+    stored: Mapping[str, str]
     digests: Mapping[str, str]
 
 
@@ -95,6 +97,7 @@ def match(cohort: Cohort, store: FeatureStore, *, where: Path, bag: BagUnit = "s
         cohort=replace(matched, findings=(*matched.findings, *found)),
         header=next(iter(used.values())),
         contents=sha256_json({slide_id: header.content for slide_id, header in used.items()}),
+        stored={slide_id: content_of(header) for slide_id, header in used.items()},
         digests=digests,
     )
 

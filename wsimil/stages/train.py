@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from wsimil.cohort import Cohort, read_cohort
-from wsimil.errors import ConfigError
+from wsimil.errors import ConfigError, TrainingError
 from wsimil.evaluation.decision import (
     Decision,
     DecisionConfig,
@@ -30,6 +30,7 @@ from wsimil.mil.saved import WEIGHTS, TrainedModel, load_model
 from wsimil.splits import read_plan
 from wsimil.stages.answers import answer_from, answer_of_patient, estimate_splits, write_answers
 from wsimil.stages.cohort_features import MatchedFeatures, PatientBags, StoredBags, match
+from wsimil.stages.contents import Contents
 from wsimil.stages.device import resolve_device
 from wsimil.stages.features import open_features
 from wsimil.stages.interrupt import interrupt
@@ -131,6 +132,15 @@ def _trained(
         interrupt.check()
 
     bags = StoredBags(store=store)
+    seen = Contents()
+
+    def verify() -> None:
+        if told := seen.replaced(store, matched.stored, matched.stored):
+            raise TrainingError(
+                f"features were replaced while {out} was trained, {told}; restore these to go on from the last checkpoint, or"
+                " begin with the new ones by wsimil train --overwrite"
+            )
+
     units = cohort.by_patient() if config.bag == "patient" else cohort
     patients = PatientBags(bags=bags, members={row.slide_id: row.members for row in units.slides})
     with interrupt.held():
@@ -138,6 +148,7 @@ def _trained(
             patients if config.bag == "patient" else bags, units, method=name, method_config=hyperparameters,
             config=config.fit, features=matched.header.provenance, contents=matched.contents, in_dim=matched.header.dim,
             run=out, device=device, bag=config.bag, on_epoch=on_epoch, pause=lambda: interrupt.pressed,
+            verify=verify,
         )  # fmt: skip
     (out / DONE).unlink(missing_ok=True)  # not before: a run of another recipe was refused, and is as it was
     resolved = registry.config_class(name).model_validate(hyperparameters).model_dump(mode="json")
@@ -157,6 +168,7 @@ def _trained(
         answers = [answer_of_patient(trained, patients, patient_id, decision=decision) for patient_id in held_out]
     else:
         answers = [answer_from(trained, store, slide_id, decision=decision) for slide_id in held_out]
+    verify()
     metrics = estimate_splits(answers, units)
     write_answers(out, answers, cohort=units, task=trained.task, bag=config.bag)
     write_text(

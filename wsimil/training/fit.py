@@ -60,17 +60,19 @@ def fit(
     bag: BagUnit = "slide",
     on_epoch: Callable[[EpochRecord], None] = lambda _: None,
     pause: Callable[[], bool] = lambda: False,
+    verify: Callable[[], None] = lambda: None,
 ) -> FitResult:
     """Train for the cohort's task on its train split, watch its val split, and write the model into `run`.
 
     `bag` says what a row of the cohort and a bag of `source` is, for whoever predicts; `contents` is a text that differs where
-    what the bags hold does, so that a run goes on with no others than it was begun with. `run` also gets metrics.jsonl,
+    what the bags hold does, so that a run goes on with no others than it was begun with; `verify` raises where they hold
+    something else by now, and is asked before anything that was learned from them is kept. `run` also gets metrics.jsonl,
     tensorboard/ and checkpoint/. Where `pause` says so between two moves of the weights, a checkpoint is written and
-    KeyboardInterrupt raised. Raises TrainingError where the loss is not finite or `run`
-    holds a run of another recipe, CohortError where a split is missing or nothing can be learned from its targets, ConfigError
-    for a wrong method, or one or an option that means nothing for the task.
+    KeyboardInterrupt raised. Raises TrainingError where the loss is not finite or `run` holds a run of another recipe,
+    CohortError where a split is missing or nothing can be learned from its targets, ConfigError for a wrong method, or one or
+    an option that means nothing for the task.
     """
-    trainer = _Run(source, cohort, method, method_config, config, features, contents, in_dim, run, device, bag)
+    trainer = _Run(source, cohort, method, method_config, config, features, contents, in_dim, run, device, bag, verify)
     with trainer.loader:
         return trainer.go(on_epoch, pause)
 
@@ -111,6 +113,7 @@ class _Run:
         run: Path,
         device: str,
         bag: BagUnit,
+        verify: Callable[[], None],
     ) -> None:
         self.config = config = resolved(config, cohort.task)
         self.bag: BagUnit = bag
@@ -122,7 +125,7 @@ class _Run:
             )
         check_writable(run)
         check_trackers(config.trackers)
-        self.source = source
+        self.source, self.verify = source, verify
         self.loader = BagLoader(source, ahead=config.prefetch, cache_gb=config.cache_gb)
         self.task = fitted_task(cohort)
         self.targets, self.val_targets = cohort.targets(self.train), cohort.targets(self.val)
@@ -345,6 +348,7 @@ class _Run:
         return so_far
 
     def _checkpoint(self, so_far: _Progress) -> None:
+        self.verify()
         tensors = {
             **self.learner.tensors(),
             **{f"best.{name}": tensor for name, tensor in so_far.best.items()},
@@ -384,6 +388,7 @@ class _Run:
             )
 
     def _save(self, record: EpochRecord, kept: int) -> None:
+        self.verify()
         training: dict[str, Json] = {
             "kept_epoch": kept,
             "val_loss": record.val_loss,

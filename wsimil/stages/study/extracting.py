@@ -17,13 +17,14 @@ from wsimil.extraction.sources import SlideSource
 from wsimil.extraction.stain import with_stain_target
 from wsimil.files import printable, publish, write_text
 from wsimil.provenance import Json, canonical_json
+from wsimil.stages.contents import Contents, content_of
 from wsimil.stages.extract import encoders_and_spec, tell_mpp, write_failures
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Reporter
 from wsimil.stages.slide_work import Place, SlideOutcome, SlideWork
-from wsimil.stages.study.contents import Contents, content_of
 from wsimil.stages.study.planning import EXTRACT, FEATURES, Study, source_of
 from wsimil.stages.study.reasons import failure_of
+from wsimil.stages.study.unchanged import refuse_replaced
 from wsimil.store import StoredHeader, open_store
 from wsimil.worklist import Ledger
 from wsimil.worklist.disk import read_json
@@ -190,7 +191,7 @@ class ExtractRunner:
         if not slides:
             return {}
         store = open_store(self._study.features, mode="r")
-        reader.refuse_others(store, made, made)
+        refuse_replaced(reader, store, made, made)
         return {slide_id: content for slide_id, content in reader.of(store, slides).items() if content} | made
 
 

@@ -20,9 +20,9 @@ from wsimil.files import check_writable
 from wsimil.mil.facts import FACTS
 from wsimil.provenance import Json
 from wsimil.splits import read_plan as read_splits
+from wsimil.stages.contents import Contents
 from wsimil.stages.features import open_features
 from wsimil.stages.study.config import StudyConfig, StudyPredict
-from wsimil.stages.study.contents import Contents
 from wsimil.stages.study.unchanged import (
     FeaturesPin,
     content,
@@ -31,6 +31,7 @@ from wsimil.stages.study.unchanged import (
     kind_of,
     refuse_changed_features,
     refuse_changed_files,
+    refuse_replaced,
     weights_pin,
 )
 from wsimil.stages.work_items import WorkItem, work_items
@@ -121,7 +122,7 @@ class Study:
             wanted: Mapping[str, str] = planned["contents"]
         else:
             wanted = self._contents_told(ledger)
-        self._contents.refuse_others(store, wanted, wanted if slide_ids is None else slide_ids)
+        refuse_replaced(self._contents, store, wanted, wanted if slide_ids is None else slide_ids)
 
     def was_trained(self, run: str, ledger: Ledger) -> bool:
         """False for a run that was set aside. Raises OutputError where one is done and not seen, ConfigError where its folder

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
 from wsimil.errors import ConfigError, StoreError
 from wsimil.mil.facts import FACTS, WEIGHTS
 from wsimil.provenance import sha256_file
+from wsimil.stages.contents import Contents
 from wsimil.stages.study.config import StudyConfig
-from wsimil.stages.study.contents import Contents
 from wsimil.store.base import FeatureStore
 
 
@@ -52,6 +52,17 @@ def refuse_changed_features(where: Path, ids: Sequence[str], planned: FeaturesPi
         raise ConfigError(
             f"features {where} had {len(planned['contents'])} slides when the study was planned and has {len(ids)} now, or"
             " others; a study is of the slides that it was planned with: restore them, or plan anew into another folder"
+        )
+
+
+def refuse_replaced(
+    contents: Contents, store: FeatureStore, wanted: Mapping[str, str], slide_ids: Iterable[str]
+) -> None:
+    """Raises ConfigError where features of `slide_ids` are not `wanted`, those that the study was begun with."""
+    if told := contents.replaced(store, wanted, slide_ids):
+        raise ConfigError(
+            f"features were replaced since the study was planned or made them, {told}; a study is of one set of features: restore"
+            " these, or plan anew into another folder"
         )
 
 

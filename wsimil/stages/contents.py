@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
 
-from wsimil.errors import ConfigError, StoreError
+from wsimil.errors import StoreError
 from wsimil.provenance import sha256_json
 from wsimil.store.base import FeatureStore, StoredHeader
 from wsimil.store.interop.peer_store import PeerStore
@@ -29,23 +29,21 @@ class Contents:
         with ThreadPoolExecutor(_THREADS) as pool:
             return dict(zip(wanted, pool.map(lambda slide_id: self._of(store, slide_id), wanted), strict=True))
 
-    def refuse_others(self, store: FeatureStore, wanted: Mapping[str, str], slide_ids: Iterable[str]) -> None:
-        """Raise ConfigError where features of `slide_ids` are not `wanted`, those that the study was begun with.
+    def replaced(self, store: FeatureStore, wanted: Mapping[str, str], slide_ids: Iterable[str]) -> str:
+        """Which features of `slide_ids` are not `wanted`, in words for a message; empty where all are.
 
         Of those that cannot be read nothing is said: whoever needs them says so.
         """
         found = self.of(store, [slide_id for slide_id in slide_ids if slide_id in wanted])
-        other = [slide_id for slide_id, content in found.items() if content and content != wanted[slide_id]]
-        if other:
-            told = ", ".join(
-                f"{slide_id!a} (got {found[slide_id]}, wanted {wanted[slide_id] or 'one that cannot be read'})"
-                for slide_id in sorted(other)[:_NAMED]
-            )
-            more = f" and {len(other) - _NAMED} more" if len(other) > _NAMED else ""
-            raise ConfigError(
-                f"features in {store.path(other[0]).parent} were replaced since the study was planned or made them: slide"
-                f" {told}{more}; a study is of one set of features: restore these, or plan anew into another folder"
-            )
+        other = sorted(slide_id for slide_id, content in found.items() if content and content != wanted[slide_id])
+        if not other:
+            return ""
+        told = ", ".join(
+            f"{slide_id!a} (got {found[slide_id]}, wanted {wanted[slide_id] or 'one that cannot be read'})"
+            for slide_id in other[:_NAMED]
+        )
+        more = f" and {len(other) - _NAMED} more" if len(other) > _NAMED else ""
+        return f"in {store.path(other[0]).parent}: slide {told}{more}"
 
     def _of(self, store: FeatureStore, slide_id: str) -> str:
         try:
