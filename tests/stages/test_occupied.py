@@ -16,6 +16,8 @@ import pytest
 from wsimil.config import load_config
 from wsimil.errors import OutputError
 from wsimil.stages.occupied import LOCK, occupied
+from wsimil.stages.predict import predict
+from wsimil.stages.predict_options import PredictOptions
 from wsimil.stages.train import train
 from wsimil.stages.train_config import TrainConfig
 
@@ -67,3 +69,18 @@ def test_a_folder_in_which_another_process_trains_is_left_as_it_is(
     with occupied(out), pytest.raises(OutputError, match="in use by process"):
         train(config, features, cohort, out, overwrite=overwrite)
     assert {entry.name for entry in out.iterdir()} == {"checkpoint", "model.json"}
+
+
+def test_a_folder_in_which_another_process_predicts_is_left_as_it_is(
+    feature_study: Callable[..., tuple[Path, Path]], tmp_path: Path
+) -> None:
+    features, cohort = feature_study()
+    run, out = tmp_path / "run", tmp_path / "predictions"
+    train(load_config(TrainConfig, given={"device": "cpu", "fit.epochs": 1}), features, cohort, run)
+    (out / "scores").mkdir(parents=True)
+    (out / "scores" / "s1.parquet").write_text("of the other one")
+    with occupied(out), pytest.raises(OutputError, match="in use by process"):
+        predict(run, features, out, options=PredictOptions(device="cpu"))
+    assert (out / "scores" / "s1.parquet").read_text() == "of the other one"
+    predict(run, features, out, options=PredictOptions(device="cpu"))
+    assert not (out / LOCK).exists()

@@ -36,6 +36,7 @@ from wsimil.stages.export import remove_exports
 from wsimil.stages.features import is_feature_folder, open_features
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.learned import ORIGIN, Learned, learned_from, write_origin
+from wsimil.stages.occupied import occupied
 from wsimil.stages.predict_options import PredictOptions
 from wsimil.stages.predict_unit import Desk
 from wsimil.stages.progress import Quiet, Reporter
@@ -91,10 +92,16 @@ def predict(
     unless `options` say otherwise; with pseudonyms also cohort.csv, by which these answers can be judged;
     metrics.json where `cohort_csv` gives labels; a model of patients needs it to know whose a slide is, and answers for each
     patient, with scores and heatmaps for each slide. A slide that fails stands in failures.csv and the rest goes on.
-    Raises WsimilError for what concerns all slides.
+    Raises WsimilError for what concerns all slides; also where another process is at work in `out`.
     """
-    reporter = reporter or Quiet()
     _refuse_foreign_folder(source, out)
+    with occupied(out):
+        return _predicted(run, source, out, options, cohort_csv, reporter or Quiet())
+
+
+def _predicted(
+    run: Path, source: Path, out: Path, options: PredictOptions, cohort_csv: Path | None, reporter: Reporter
+) -> PredictSummary:
     device = resolve_device(options.device)
     trained, decision = load_decided(run, device=device)
     names = _names(options.pseudonyms, source, out)
