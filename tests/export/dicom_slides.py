@@ -94,6 +94,11 @@ def _header(size_px: tuple[int, ...], spacing_mm: float, number: int, uids: tupl
     image.TotalPixelMatrixOriginSequence = [origin]
     image.DimensionOrganizationType = "TILED_FULL"
     image.ContainerIdentifier = "C1"
+    specimen = Dataset()
+    specimen.SpecimenIdentifier, specimen.SpecimenUID = "C1-A", "2.25.17"
+    specimen.IssuerOfTheSpecimenIdentifierSequence = specimen.SpecimenPreparationSequence = []
+    image.IssuerOfTheContainerIdentifierSequence = image.ContainerTypeCodeSequence = []
+    image.SpecimenDescriptionSequence = [specimen]
     measures, shared = Dataset(), Dataset()
     measures.PixelSpacing, measures.SliceThickness = [spacing_mm, spacing_mm], 0.001
     shared.PixelMeasuresSequence = [measures]

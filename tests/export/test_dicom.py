@@ -65,7 +65,7 @@ def test_a_map_shares_the_study_and_the_geometry_of_the_image_near_64(make_predi
     for made in _maps(tmp_path / "maps"):
         for name in (
             "StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "TotalPixelMatrixColumns", "TotalPixelMatrixRows",
-            "TotalPixelMatrixOriginSequence", "ImageOrientationSlide",
+            "TotalPixelMatrixOriginSequence", "ImageOrientationSlide", "ContainerIdentifier",
         ):  # fmt: skip
             assert made[name].value == image[name].value
         groups, theirs = made.SharedFunctionalGroupsSequence[0], image.SharedFunctionalGroupsSequence[0]
@@ -79,6 +79,23 @@ def test_a_map_shares_the_study_and_the_geometry_of_the_image_near_64(make_predi
     series = {made.SeriesInstanceUID for made in _maps(tmp_path / "maps")}
     assert len(series) == 1
     assert series != {image.SeriesInstanceUID}
+
+
+def test_a_map_names_the_glass_and_its_specimens_or_leaves_both_out(make_prediction, tmp_path: Path) -> None:
+    """Slim skips a map whose container is not that of the slide; the standard has no container without its specimens."""
+    for name, specimens in (("named", None), ("bare", [])):
+        source = write_dicom_slide(tmp_path / name, [SIZE, (64, 48)], mpp=0.5)
+        image = pydicom.dcmread(source.with_name("level-1.dcm"))
+        if specimens is not None:
+            image.SpecimenDescriptionSequence = specimens
+            image.save_as(source.with_name("level-1.dcm"))
+        maps = tmp_path / f"maps-{name}"
+        write_parametric_maps(maps, score_table(make_prediction(size0_px=SIZE)), source, now=NOW, scores=("attention",))
+        (made,) = _maps(maps)
+        assert made.get("ContainerIdentifier") == (None if name == "bare" else "C1")
+        found = [(one.SpecimenIdentifier, one.SpecimenUID) for one in made.get("SpecimenDescriptionSequence", ())]
+        assert found == ([] if name == "bare" else [("C1-A", "2.25.17")])
+        assert dicom_errors(maps / "01.dcm") == []
 
 
 def test_a_px_is_what_is_shown_of_the_tile_on_its_middle_and_nan_elsewhere(make_prediction, slide, tmp_path) -> None:

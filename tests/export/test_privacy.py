@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset
 
 from tests.export.dicom_slides import dicom_errors, write_dicom_slide
 from wsimil.errors import SlideError
@@ -48,16 +49,25 @@ def _dicom_slide(folder: Path, **attributes: object) -> Path:
         name: PLANTED.decode()
         for name in (
             "InstitutionName", "StudyDescription", "PatientComments", "OperatorsName", "PerformingPhysicianName",
-            "SeriesDescription", "ProtocolName", "BarcodeValue", "LabelText", "ContainerIdentifier",
+            "SeriesDescription", "ProtocolName", "BarcodeValue", "LabelText", "ContainerDescription",
             "ImageComments", "RequestingPhysician",
         )
     }  # fmt: skip
+    issuer, specimen = Dataset(), Dataset()
+    issuer.LocalNamespaceEntityID = PLANTED.decode()
+    specimen.SpecimenIdentifier, specimen.SpecimenUID = "C1-A", "2.25.17"
+    specimen.SpecimenShortDescription = specimen.SpecimenDetailedDescription = PLANTED.decode()
+    specimen.IssuerOfTheSpecimenIdentifierSequence = [issuer]
+    specimen.SpecimenPreparationSequence = []
+    attributes |= {"IssuerOfTheContainerIdentifierSequence": [issuer], "SpecimenDescriptionSequence": [specimen]}
     white = np.full((1536, 2048, 3), 255, np.uint8)
     levels = [white, np.ascontiguousarray(white[::16, ::16])]
     return write_dicom_slide(folder / PLANTED.decode(), levels, mpp=0.5, **planted, **attributes)
 
 
-def test_a_dicom_map_takes_of_its_slide_only_who_it_is_and_which_study(make_prediction, tmp_path: Path) -> None:
+def test_a_dicom_map_takes_of_its_slide_only_who_it_is_which_study_and_which_glass(
+    make_prediction, tmp_path: Path
+) -> None:
     pytest.importorskip("highdicom", reason="needs highdicom, which the extra 'dicom' brings")
     import pydicom
 
@@ -71,6 +81,8 @@ def test_a_dicom_map_takes_of_its_slide_only_who_it_is_and_which_study(make_pred
     slide, made = pydicom.dcmread(source), pydicom.dcmread(tmp_path / "maps/01.dcm")
     for name in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "AccessionNumber"):
         assert made[name].value == slide[name].value
+    assert made.ContainerIdentifier == slide.ContainerIdentifier
+    assert made.SpecimenDescriptionSequence[0].SpecimenIdentifier == "C1-A"
 
 
 def test_under_a_pseudonym_a_dicom_map_is_made_on_a_de_identified_slide_alone(make_prediction, tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ are not scored are NaN. Px hold what pictures show of a score; the window ends w
 (Parametric Map) and C.7.6.17.3. Written with highdicom, Bridge et al. 2022, doi:10.1007/s10278-022-00683-y.
 
 A map must name the patient of its study as the slide does, so name, id, birth date and sex are copied, and what else identifies
-the study; nothing else of the slide's header is. Where that says that the slide was de-identified, the map leaves out the
-slide's id, too, unless it is a pseudonym. A table under a pseudonym therefore gets a map on a slide alone whose header
-says that it was de-identified. A map of such a table with ids of its own would be of no use: no viewer would find the slide
-that it lies on, which is found by study and frame of reference.
+the study, the glass and its specimens; nothing else of the slide's header is. Where that says that the slide was de-identified,
+the map leaves out the slide's id, too, unless it is a pseudonym. A table under a pseudonym therefore gets a map on a slide alone
+whose header says that it was de-identified. A map of such a table with ids of its own would be of no use: no viewer would find
+the slide that it lies on, which is found by study and frame of reference.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _KEPT = frozenset(
         "PerFrameFunctionalGroupsSequence",
     }
 )  # fmt: skip
-"""All that a map may hold; whatever else was copied of the slide is dropped."""
+"""All that a map may hold, besides which glass it is of; whatever else was copied of the slide is dropped."""
 
 
 _SHARED = (
@@ -264,6 +264,28 @@ def _complete(made: Dataset, table: ScoreTable, image: Dataset, name: str, now: 
     for element in list(made):
         if element.keyword not in _KEPT:
             del made[element.tag]
+    _name_glass(made, image)
+
+
+def _name_glass(made: Dataset, image: Dataset) -> None:
+    """Ids of the container and its specimens, or neither: Slim draws a map on the slide of the same container alone.
+
+    Who gave the ids, where a specimen is from and how it was prepared is left out.
+    """
+    from pydicom import Dataset
+
+    specimens = [one for one in image.get("SpecimenDescriptionSequence") or () if one.get("SpecimenIdentifier")]
+    if not image.get("ContainerIdentifier") or not specimens or not all(one.get("SpecimenUID") for one in specimens):
+        return
+    named = [Dataset() for _ in specimens]
+    for ours, theirs in zip(named, specimens, strict=True):
+        ours.SpecimenIdentifier, ours.SpecimenUID = theirs.SpecimenIdentifier, theirs.SpecimenUID
+        ours.IssuerOfTheSpecimenIdentifierSequence = ours.SpecimenPreparationSequence = []
+    made.ContainerIdentifier = image.ContainerIdentifier
+    made.IssuerOfTheContainerIdentifierSequence = made.ContainerTypeCodeSequence = []
+    made.SpecimenDescriptionSequence = named
+    # Of an image that names its specimens it may not be said.
+    del made.Laterality
 
 
 def _frames(matrix: NDArray[np.float32]) -> tuple[NDArray[np.float32], list[tuple[int, int]]]:
