@@ -76,9 +76,15 @@ def test_a_map_shares_the_study_and_the_geometry_of_the_image_near_64(make_predi
         assert made.SourceImageSequence[0].ReferencedSOPInstanceUID == image.SOPInstanceUID
         assert (made.ContentLabel, made.ContentQualification) == ("HEATMAP", "RESEARCH")
         assert made.DimensionOrganizationType == "TILED_SPARSE"
-    series = {made.SeriesInstanceUID for made in _maps(tmp_path / "maps")}
-    assert len(series) == 1
-    assert series != {image.SeriesInstanceUID}
+
+
+def test_each_map_is_a_series_of_its_own(make_prediction, slide, tmp_path: Path) -> None:
+    """Slim refused a series of several maps, for it takes instances of one size for parts of one image."""
+    write_parametric_maps(tmp_path / "maps", score_table(make_prediction(size0_px=SIZE)), slide, now=NOW)
+    maps, image = _maps(tmp_path / "maps"), pydicom.dcmread(slide)
+    for name in ("SeriesInstanceUID", "SeriesNumber", "SeriesDescription"):
+        assert len({made[name].value for made in maps} | {image.get(name)}) == 4
+    assert maps[0].SeriesDescription == "wsimil attention of slide-001"
 
 
 def test_a_map_names_the_glass_and_its_specimens_or_leaves_both_out(make_prediction, tmp_path: Path) -> None:
@@ -200,7 +206,7 @@ def test_text_of_any_script_is_kept_also_that_of_the_slide(make_prediction, tmp_
     write_parametric_maps(tmp_path / "maps", table, source, now=NOW, scores=("attention",))
     (made,) = _maps(tmp_path / "maps")
     assert made.PatientName == "Müller^Jörg"
-    assert made.SeriesDescription == "wsimil scores of 日本語"
+    assert made.SeriesDescription == "wsimil attention of 日本語"
 
 
 def test_a_slide_whose_header_lacks_what_a_map_must_share_is_refused_by_name(make_prediction, tmp_path: Path) -> None:

@@ -90,8 +90,9 @@ def write_parametric_maps(
     scores: tuple[str, ...] = (),
     spans: Mapping[str, tuple[float, float]] = _OWN,
 ) -> None:
-    """Write a folder with one map for each of `scores` (all of the table if none is named), atomically.
+    """Write a folder with one map, a series of its own, for each of `scores` (all of the table if none is named), atomically.
 
+    Viewers take the instances of one series for the parts of one map, and refuse two that are as large.
     Values are those that `shown` makes of a score. Windows end where `spans` says of it, the same on every slide of a cohort, and
     at this slide's own range where it says nothing.
     `slide` is a file of the DICOM series that was scored. Raises SlideError where it is none, or another slide, or has no image
@@ -102,10 +103,9 @@ def write_parametric_maps(
     values = [shown(table, name) for name in names]
     image, size_px = _image(table, slide)
     with atomic_directory(folder) as temporary:
-        series = _uid(table, image, "")
         for number, (name, one) in enumerate(zip(names, values, strict=True), start=1):
             window = _window(one, spans.get(name))
-            made = _map(table, name, one, window, image, size_px, series=series, number=number, now=now)
+            made = _map(table, name, one, window, image, size_px, number=number, now=now)
             made.save_as(temporary / f"{number:02}.dcm", enforce_file_format=True)
 
 
@@ -192,7 +192,6 @@ def _map(
     image: Dataset,
     size_px: tuple[int, int],
     *,
-    series: str,
     number: int,
     now: datetime,
 ) -> Dataset:
@@ -215,8 +214,8 @@ def _map(
     made = hd.pm.ParametricMap(
         source_images=[image],
         pixel_array=frames,
-        series_instance_uid=series,
-        series_number=_series_number(image),
+        series_instance_uid=_uid(table, image, f"{name} series of"),
+        series_number=_series_number(image) + number,
         sop_instance_uid=_uid(table, image, name, one.values),
         instance_number=number,
         manufacturer="wsimil",
@@ -241,7 +240,7 @@ def _map(
         plane_positions=_positions(image, corners),
         dimension_organization_type="TILED_SPARSE",
         specific_character_set="ISO_IR 192",
-        series_description=_text(_series(table, image), 64),
+        series_description=_text(_series(table, image, name), 64),
     )
     _complete(made, table, image, name, now)
     return made
@@ -358,10 +357,10 @@ def _uid(table: ScoreTable, image: Dataset, name: str, *values: NDArray[np.float
     return f"2.25.{uuid.UUID(bytes=digest.digest()[:16], version=5).int}"
 
 
-def _series(table: ScoreTable, image: Dataset) -> str:
+def _series(table: ScoreTable, image: Dataset, name: str) -> str:
     """What the series is called: an id is often that of a patient, which has no place in a study without identities."""
     named = is_pseudonym(table.slide_id) or image.get("PatientIdentityRemoved") != "YES"
-    return f"wsimil scores of {table.slide_id}" if named else "wsimil scores"
+    return f"wsimil {name} of {table.slide_id}" if named else f"wsimil {name}"
 
 
 def _series_number(image: Dataset) -> int:
