@@ -139,6 +139,28 @@ def test_windows_end_where_the_colors_of_pictures_do(make_prediction, slide, tmp
         assert dicom_errors(tmp_path / "maps" / f"{made.InstanceNumber:02}.dcm") == []
 
 
+def test_a_legend_shows_which_score_it_is_of_and_no_narrower_range_than_the_colors(
+    make_prediction, slide, tmp_path
+) -> None:
+    """Slim writes the label and the ends of the mapping on the bar of colors, and no more; every map was a "score"."""
+    names = ("normal", "a\\b of 日本語", "x" * 99)
+    table = score_table(make_prediction(size0_px=SIZE, classes=names))
+    spans = {"attention": (0.0, 99.0), "contribution:normal": (-1e-3, 1e-3)}
+    write_parametric_maps(tmp_path / "maps", table, slide, now=NOW, spans=spans)
+    labels = []
+    for made, name in zip(_maps(tmp_path / "maps"), table.score_names, strict=True):
+        groups = made.SharedFunctionalGroupsSequence[0]
+        window, (meaning,) = groups.FrameVOILUTSequence[0], groups.RealWorldValueMappingSequence
+        low, high = (window.WindowCenter + half * window.WindowWidth / 2 for half in (-1, 1))
+        values = shown(table, name).values
+        ends = meaning.DoubleFloatRealWorldValueFirstValueMapped, meaning.DoubleFloatRealWorldValueLastValueMapped
+        assert ends == pytest.approx((min(low, values.min()), max(high, values.max())))
+        labels.append(meaning.LUTLabel)
+        assert dicom_errors(tmp_path / "maps" / f"{made.InstanceNumber:02}.dcm") == []
+    assert labels[:2] == ["attention", "contribut:normal"]
+    assert labels[2:] == ["contr:a b of ...", "con:xxxxxxxxx..."]
+
+
 def test_frames_without_a_scored_px_are_left_out_and_the_others_lie_where_they_belong(
     make_prediction, tmp_path
 ) -> None:

@@ -198,14 +198,13 @@ def _map(
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
-    scored = one.values[~np.isnan(one.values)]
     frames, corners = _frames(_on_image(table, one.values, size_px))
     if not corners:
         raise SlideError(f"slide {table.slide_id!r}: no tile has the score {name!r}, so there is no map of it")
     meaning = hd.pm.RealWorldValueMapping(
-        lut_label="score",
+        lut_label=_label(name),
         lut_explanation=_text(_explained(one), 64),
-        value_range=(float(scored.min()), float(scored.max())),
+        value_range=_range(one.values, window),
         slope=1.0,
         intercept=0.0,
         unit=codes.UCUM.NoUnits,
@@ -346,6 +345,21 @@ def _window(one: Shown, span: tuple[float, float] | None) -> _Window:
     low, high = span or display_range(one.values, one.kind)
     whose = "this slide's own range" if span is None else "one range for all slides"
     return _Window(center=(low + high) / 2, width=high - low, explanation=whose)
+
+
+def _range(values: NDArray[np.float32], window: _Window) -> tuple[float, float]:
+    """Of all values and the whole window: viewers write its ends beside the colors, which end where the window does."""
+    low, high = window.center - window.width / 2, window.center + window.width / 2
+    return min(low, float(np.nanmin(values))), max(high, float(np.nanmax(values)))
+
+
+def _label(name: str) -> str:
+    """A score's name in 16 bytes, whose kind is cut before the output that it is of: legends show no more."""
+    kind, _, of = name.partition(":")
+    if not of:
+        return _text(kind, 16)
+    of = _text(of, 12)
+    return f"{_text(kind, 64)[: 15 - len(of.encode())]}:{of}"
 
 
 def _uid(table: ScoreTable, image: Dataset, name: str, *values: NDArray[np.float32]) -> str:
