@@ -128,6 +128,8 @@ def _trained(
     reporter.begin("epochs", config.fit.epochs)
 
     def on_epoch(record: EpochRecord) -> None:
+        if record.epoch == 1 and config.fit.entropy.weight and "attention_entropy" not in record.terms:
+            reporter.note(f"fit.entropy has no effect: {name!r} has no attention that is a softmax over the bag")
         reporter.finish_item(_line(record))
         interrupt.check()
 

@@ -1,4 +1,4 @@
-"""Features that are replaced while a model learns from them: nothing that was learned from both is kept."""
+"""What a run notices while it trains: features that are replaced, of which nothing is kept, and options without effect."""
 
 from __future__ import annotations
 
@@ -48,3 +48,31 @@ def test_nothing_learned_of_replaced_features_is_kept_and_restored_ones_give_the
     shutil.copytree(tmp_path / "first", features)
     train(config, features, cohort, run)
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+class Notes(Quiet):
+    """Keeps what is said of the whole run."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize(
+    ("method", "weight", "wanted"), [("abmil", 0.04, 0), ("pooling", 0.04, 1), ("pooling", 0.0, 0)]
+)
+def test_an_entropy_that_does_nothing_is_told(
+    feature_study: Callable[..., tuple[Path, Path]], tmp_path: Path, method: str, weight: float, wanted: int
+) -> None:
+    features, cohort = feature_study()
+    given = {
+        "device": "cpu",
+        "fit.epochs": 2,
+        "fit.entropy.weight": weight,
+        "method": {"name": method, "hidden_dim": 8},
+    }
+    notes = Notes()
+    train(load_config(TrainConfig, given=given), features, cohort, tmp_path / "run", reporter=notes)
+    assert [text.partition(":")[0] for text in notes.said] == ["fit.entropy has no effect"] * wanted
