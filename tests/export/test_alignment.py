@@ -80,6 +80,8 @@ def test_csv_lies_on_the_slide(case, tmp_path: Path) -> None:
     places = [tuple(int(row[name]) for name in "xywh") for row in rows]
     boxes = [(x, y, x + w, y + h) for x, y, w, h in places]
     _boxes_are_aligned(boxes, [float(row[SCORE]) for row in rows], board, 1e-12)
+    middles = [(float(row["x_center"]), float(row["y_center"])) for row in rows]
+    assert middles == [((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in boxes]
 
 
 def _boxes_are_aligned(boxes, values: list[float], board: NDArray[np.float64], slack: float) -> None:

@@ -48,4 +48,14 @@ def test_no_text_begins_as_a_formula(start: str, make_prediction, tmp_path: Path
 
 def test_one_score_can_be_asked_for(make_prediction, tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", score_table(make_prediction(n=63)), scores=("attention",))
-    assert list(_rows(tmp_path / "a.csv")[0]) == ["slide_id", "tile_id", "x", "y", "w", "h", "attention"]
+    assert list(_rows(tmp_path / "a.csv")[0]) == [
+        "slide_id",
+        "tile_id",
+        "x",
+        "y",
+        "w",
+        "h",
+        "x_center",
+        "y_center",
+        "attention",
+    ]
