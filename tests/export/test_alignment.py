@@ -127,7 +127,7 @@ def test_ome_tiff_lies_on_the_slide(case, origin, tmp_path: Path) -> None:
 
 def test_annotations_for_the_digital_slide_archive_lie_on_the_slide(case, tmp_path: Path) -> None:
     board, table = case
-    write_dsa(tmp_path / "a.json", table)
+    write_dsa(tmp_path / "a.json", table, spans={SCORE: (-1.0, 1.0)})
     found = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
     (speaking_for, _) = next(one["elements"] for one in found if one["attributes"]["score"] == SCORE)
     values = np.array(speaking_for["values"])

@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from wsimil.export.dsa import UNSCORED, write_dsa
 from wsimil.export.heatmap import display_range
@@ -104,7 +105,7 @@ def test_evidence_for_and_against_add_up_to_what_is_shown_and_unscored_is_neithe
     scores = table.scores.copy()
     scores[7] = np.nan
     table = dataclasses.replace(table, scores=scores)
-    found = _write(table, tmp_path / "a.json")
+    found = _write(table, tmp_path / "a.json", spans=dict.fromkeys(table.score_names, (-100.0, 100.0)))
     for annotation, name in zip(found, table.score_names, strict=True):
         parts = [np.array(element["values"]) for element in annotation["elements"]]
         assert len(parts) == (1 if name == "attention" else 2)
@@ -132,12 +133,52 @@ def test_colors_end_at_the_range_of_all_slides_where_it_is_given(make_prediction
     assert "this slide's own range" in own["description"]
 
 
+def _drawn(element: dict[str, Any], value: float) -> NDArray[np.float64]:
+    """The color (red, green, blue, alpha) that large_image 1.35 gives a value at or above 0.
+
+    `convertGridToContour` passes on neither `rangeValues` nor `colorRange`: it runs from transparent black at 0 to `maxColor`
+    at the greatest of the values.
+    """
+    end = np.array([float(part) for part in element["maxColor"][len("rgba(") : -1].split(",")])
+    return end * min(max(value, 0.0) / max(element["values"]), 1.0)
+
+
+def test_a_color_means_the_same_score_on_every_slide_and_for_as_much_as_against(make_prediction, tmp_path) -> None:
+    """It was the greatest value of each element that had the full color: an outlier dimmed all other tiles of its slide."""
+    made = score_table(make_prediction(n=63))
+    name, end = "contribution:tumor", 0.5
+    at = made.score_names.index(name)
+    column, row = (made.xy0 // 224 + 1).T
+    for greatest, least in ((0.3, -0.01), (0.5, -0.5), (40.0, -0.2)):
+        scores = np.zeros_like(made.scores)
+        scores[:, at] = np.linspace(-0.005, 0.25, 63)
+        scores[7, at], scores[8, at] = greatest, least
+        table = dataclasses.replace(made, scores=scores)
+        (annotation,) = _write(table, tmp_path / "a.json", scores=(name,), spans={name: (-end, end)})
+        for element, sign, full in zip(annotation["elements"], (1, -1), ((230, 97, 1), (33, 102, 172)), strict=True):
+            values = np.array(element["values"])[row * element["gridWidth"] + column]
+            for value, score in zip(values, sign * scores[:, at].astype(np.float64), strict=True):
+                share = min(max(score, 0.0), end) / end
+                # A share of 8-bit colors is rounded.
+                np.testing.assert_allclose(_drawn(element, value)[:3], share * np.array(full), atol=0.51)
+                np.testing.assert_allclose(_drawn(element, value)[3], share * 0.7, atol=1e-3)
+
+
+def test_nothing_for_a_class_is_drawn_in_no_color(make_prediction, tmp_path: Path) -> None:
+    made = score_table(make_prediction(n=63))
+    scores = np.zeros_like(made.scores)
+    scores[:, made.score_names.index("contribution:tumor")] = -1
+    table = dataclasses.replace(made, scores=scores)
+    (annotation,) = _write(table, tmp_path / "a.json", scores=("contribution:tumor",))
+    assert annotation["elements"][0]["maxColor"] == "rgba(0, 0, 0, 0.0000)"
+
+
 def test_single_is_for_a_class_where_the_tile_alone_would_rather_be_of_it(make_prediction, tmp_path: Path) -> None:
     """Both raw logits are above 0 on every tile: by them all would be for both classes."""
     single = np.stack([np.linspace(3, 2, 63), np.linspace(1, 2.5, 63)], axis=1).astype(np.float32)
     made = score_table(make_prediction(n=63))
     table = dataclasses.replace(made, score_names=("single:normal", "single:tumor"), scores=single)
-    (annotation,) = _write(table, tmp_path / "a.json", scores=("single:tumor",))
+    (annotation,) = _write(table, tmp_path / "a.json", scores=("single:tumor",), spans={"single:tumor": (-3.0, 3.0)})
     pro, contra = (np.array(element["values"]) for element in annotation["elements"])
     column, row = (table.xy0 // 224 + 1).T
     at = row * annotation["elements"][0]["gridWidth"] + column

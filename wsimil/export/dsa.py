@@ -3,7 +3,8 @@
 One `griddata` element draws what would be 100,000 rectangles otherwise. Its values are points, each in the middle of a cell. Of
 its three interpretations HistomicsUI draws "contour" and "heatmap", not "choropleth"; "contour" runs from `minColor` over
 transparent at 0 to `maxColor`. So evidence for and against are two elements, both of values at or above 0, and -1 is what was not
-scored: grey, not transparent as 0 is.
+scored: grey, not transparent as 0 is. It has `maxColor` at the greatest value of an element, whatever `rangeValues` says; so
+values end where colors do, and `maxColor` is what the greatest of them has on the way there.
 https://girder.github.io/large_image/annotations.html
 """
 
@@ -27,10 +28,10 @@ from wsimil.provenance import Json
 
 UNSCORED = -1.0
 
-_FOR = "rgba(230, 97, 1, 0.7)"
-_AGAINST = "rgba(33, 102, 172, 0.7)"
-_AMOUNT = "rgba(253, 231, 37, 0.7)"
-_NOTHING = "rgba(0, 0, 0, 0)"
+_FOR = (230, 97, 1)
+_AGAINST = (33, 102, 172)
+_AMOUNT = (253, 231, 37)
+_ALPHA = 0.7
 _UNSCORED_COLOR = "rgba(128, 128, 128, 0.3)"
 _BLOCK = 4096
 _OWN: Mapping[str, tuple[float, float]] = MappingProxyType({})
@@ -45,9 +46,9 @@ def write_dsa(
 ) -> None:
     """Write a list of annotations, one for each of `scores` (all of the table if none is named), atomically.
 
-    Values are those that `shown` makes of a score. Colors end where `spans` says of it, the same on every slide of a cohort,
-    and at this slide's own range where it says nothing. Coordinates are level-0 px of the whole frame, as large_image shows
-    every slide. Raises KeyError where the table has no such score, OutputError.
+    Values are those that `shown` makes of a score, up to where colors end. These end where `spans` says of it, the same on every
+    slide of a cohort, and at this slide's own range where it says nothing. Coordinates are level-0 px of the whole frame, as
+    large_image shows every slide. Raises KeyError where the table has no such score, OutputError.
     """
     cells = cells_of_tiles(table)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
@@ -92,8 +93,11 @@ def _annotation(table: ScoreTable, name: str, cells: Cells, span: tuple[float, f
     yield "\n]}"
 
 
-def _element(cells: Cells, values: NDArray[np.float32], color: str, end: float, label: str) -> Iterator[str]:
+def _element(
+    cells: Cells, values: NDArray[np.float32], color: tuple[int, int, int], end: float, label: str
+) -> Iterator[str]:
     middle = [edge - cells.cell0 / 2 for edge in cells.origin0]
+    shown = np.where(np.isnan(values), np.float32(UNSCORED), np.clip(values, 0, end)).ravel()
     about: dict[str, Json] = {
         "type": "griddata",
         "interpretation": "contour",
@@ -104,13 +108,18 @@ def _element(cells: Cells, values: NDArray[np.float32], color: str, end: float, 
         "dy": cells.cell0,
         "normalizeRange": False,
         "rangeValues": [UNSCORED, 0, end],
-        "colorRange": [_UNSCORED_COLOR, _NOTHING, color],
+        "colorRange": [_UNSCORED_COLOR, _rgba(color, 0), _rgba(color, 1)],
         "minColor": _UNSCORED_COLOR,
-        "maxColor": color,
+        "maxColor": _rgba(color, max(float(shown.max()), 0) / end),
     }
-    shown = np.where(np.isnan(values), np.float32(UNSCORED), np.maximum(values, 0)).ravel()
     yield json.dumps(about, allow_nan=False)[:-1] + ', "values": ['
     for first in range(0, len(shown), _BLOCK):
         block = ",".join([f"{value:.6g}" for value in shown[first : first + _BLOCK].tolist()])
         yield ("," if first else "") + block
     yield "]}"
+
+
+def _rgba(color: tuple[int, int, int], share: float) -> str:
+    """The color at this share of the way from transparent black to `color`."""
+    red, green, blue = (round(part * share) for part in color)
+    return f"rgba({red}, {green}, {blue}, {_ALPHA * share:.4f})"
