@@ -129,7 +129,7 @@ def test_annotations_for_the_digital_slide_archive_lie_on_the_slide(case, tmp_pa
     board, table = case
     write_dsa(tmp_path / "a.json", table, spans={SCORE: (-1.0, 1.0)})
     found = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
-    (speaking_for, _) = next(one["elements"] for one in found if one["attributes"]["score"] == SCORE)
+    speaking_for, _ = (one["elements"][0] for one in found if one["attributes"]["score"] == SCORE)
     values = np.array(speaking_for["values"])
     index = np.arange(len(values))
     x = speaking_for["origin"][0] + speaking_for["dx"] * (index % speaking_for["gridWidth"])

@@ -86,10 +86,23 @@ def _write(table: ScoreTable, path: Path, **options: Any) -> list[dict[str, Any]
 def test_every_score_is_an_annotation_that_the_schema_allows(make_prediction, tmp_path: Path) -> None:
     table = score_table(make_prediction(n=63, classes=("normal", HOSTILE), slide_id=HOSTILE))
     found = _write(table, tmp_path / "a.json")
-    assert [one["attributes"]["score"] for one in found] == list(table.score_names)
+    assert list(dict.fromkeys(one["attributes"]["score"] for one in found)) == list(table.score_names)
     assert {one["attributes"]["slide"] for one in found} == {HOSTILE}
     assert [one["attributes"]["score"] for one in _write(table, tmp_path / "b.json", scores=("attention",))] == [
         "attention"
+    ]
+
+
+def test_an_annotation_has_one_element_and_a_name_of_its_own(make_prediction, tmp_path: Path) -> None:
+    """The viewer of large_image 1.35 remembers one griddata feature of an annotation: a second one stays when all is hidden."""
+    found = _write(score_table(make_prediction(n=63)), tmp_path / "a.json")
+    assert {len(one["elements"]) for one in found} == {1}
+    assert [one["name"] for one in found] == [
+        "wsimil: attention",
+        "wsimil: contribution:normal, for",
+        "wsimil: contribution:normal, against",
+        "wsimil: contribution:tumor, for",
+        "wsimil: contribution:tumor, against",
     ]
 
 
@@ -106,10 +119,11 @@ def test_evidence_for_and_against_add_up_to_what_is_shown_and_unscored_is_neithe
     scores[7] = np.nan
     table = dataclasses.replace(table, scores=scores)
     found = _write(table, tmp_path / "a.json", spans=dict.fromkeys(table.score_names, (-100.0, 100.0)))
-    for annotation, name in zip(found, table.score_names, strict=True):
-        parts = [np.array(element["values"]) for element in annotation["elements"]]
-        assert len(parts) == (1 if name == "attention" else 2)
-        width = annotation["elements"][0]["gridWidth"]
+    for name in table.score_names:
+        of = [one for one in found if one["attributes"]["score"] == name]
+        assert [one["attributes"]["evidence"] for one in of] == ([None] if name == "attention" else ["for", "against"])
+        parts = [np.array(one["elements"][0]["values"]) for one in of]
+        width = of[0]["elements"][0]["gridWidth"]
         column, row = (table.xy0 // 224 + 1).T
         for part in parts:
             assert part[(row * width + column)[7]] == UNSCORED
@@ -122,15 +136,15 @@ def test_evidence_for_and_against_add_up_to_what_is_shown_and_unscored_is_neithe
 def test_colors_end_at_the_range_of_all_slides_where_it_is_given(make_prediction, tmp_path: Path) -> None:
     table = score_table(make_prediction(n=63))
     name = table.main_score
-    (own,), (given,) = (
+    own, given = (
         _write(table, tmp_path / "a.json", scores=(name,), spans=spans) for spans in ({}, {name: (-7.5, 7.5)})
     )
-    assert {element["rangeValues"][-1] for element in given["elements"]} == {7.5}
-    assert {element["rangeValues"][-1] for element in own["elements"]} == {
+    assert {one["elements"][0]["rangeValues"][-1] for one in given} == {7.5}
+    assert {one["elements"][0]["rangeValues"][-1] for one in own} == {
         display_range(shown(table, name).values, "signed")[1]
     }
-    assert "one range for all slides" in given["description"]
-    assert "this slide's own range" in own["description"]
+    assert "one range for all slides" in given[0]["description"]
+    assert "this slide's own range" in own[0]["description"]
 
 
 def _drawn(element: dict[str, Any], value: float) -> NDArray[np.float64]:
@@ -154,8 +168,9 @@ def test_a_color_means_the_same_score_on_every_slide_and_for_as_much_as_against(
         scores[:, at] = np.linspace(-0.005, 0.25, 63)
         scores[7, at], scores[8, at] = greatest, least
         table = dataclasses.replace(made, scores=scores)
-        (annotation,) = _write(table, tmp_path / "a.json", scores=(name,), spans={name: (-end, end)})
-        for element, sign, full in zip(annotation["elements"], (1, -1), ((230, 97, 1), (33, 102, 172)), strict=True):
+        found = _write(table, tmp_path / "a.json", scores=(name,), spans={name: (-end, end)})
+        for one, sign, full in zip(found, (1, -1), ((230, 97, 1), (33, 102, 172)), strict=True):
+            (element,) = one["elements"]
             values = np.array(element["values"])[row * element["gridWidth"] + column]
             for value, score in zip(values, sign * scores[:, at].astype(np.float64), strict=True):
                 share = min(max(score, 0.0), end) / end
@@ -169,8 +184,8 @@ def test_nothing_for_a_class_is_drawn_in_no_color(make_prediction, tmp_path: Pat
     scores = np.zeros_like(made.scores)
     scores[:, made.score_names.index("contribution:tumor")] = -1
     table = dataclasses.replace(made, scores=scores)
-    (annotation,) = _write(table, tmp_path / "a.json", scores=("contribution:tumor",))
-    assert annotation["elements"][0]["maxColor"] == "rgba(0, 0, 0, 0.0000)"
+    pro, _ = _write(table, tmp_path / "a.json", scores=("contribution:tumor",))
+    assert pro["elements"][0]["maxColor"] == "rgba(0, 0, 0, 0.0000)"
 
 
 def test_single_is_for_a_class_where_the_tile_alone_would_rather_be_of_it(make_prediction, tmp_path: Path) -> None:
@@ -178,12 +193,12 @@ def test_single_is_for_a_class_where_the_tile_alone_would_rather_be_of_it(make_p
     single = np.stack([np.linspace(3, 2, 63), np.linspace(1, 2.5, 63)], axis=1).astype(np.float32)
     made = score_table(make_prediction(n=63))
     table = dataclasses.replace(made, score_names=("single:normal", "single:tumor"), scores=single)
-    (annotation,) = _write(table, tmp_path / "a.json", scores=("single:tumor",), spans={"single:tumor": (-3.0, 3.0)})
-    pro, contra = (np.array(element["values"]) for element in annotation["elements"])
+    found = _write(table, tmp_path / "a.json", scores=("single:tumor",), spans={"single:tumor": (-3.0, 3.0)})
+    pro, contra = (np.array(one["elements"][0]["values"]) for one in found)
     column, row = (table.xy0 // 224 + 1).T
-    at = row * annotation["elements"][0]["gridWidth"] + column
+    at = row * found[0]["elements"][0]["gridWidth"] + column
     np.testing.assert_allclose((pro - contra)[at], single[:, 1] - single[:, 0], rtol=1e-4, atol=1e-5)
-    assert "log-odds; 0 = as likely as not" in annotation["description"]
+    assert "log-odds; 0 = as likely as not" in found[0]["description"]
 
 
 def test_a_table_without_scores_gives_an_empty_list(make_prediction, tmp_path: Path) -> None:

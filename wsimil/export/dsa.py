@@ -2,9 +2,10 @@
 
 One `griddata` element draws what would be 100,000 rectangles otherwise. Its values are points, each in the middle of a cell. Of
 its three interpretations HistomicsUI draws "contour" and "heatmap", not "choropleth"; "contour" runs from `minColor` over
-transparent at 0 to `maxColor`. So evidence for and against are two elements, both of values at or above 0, and -1 is what was not
+transparent at 0 to `maxColor`. So evidence for and against are two grids, both of values at or above 0, and -1 is what was not
 scored: grey, not transparent as 0 is. It has `maxColor` at the greatest value of an element, whatever `rangeValues` says; so
-values end where colors do, and `maxColor` is what the greatest of them has on the way there.
+values end where colors do, and `maxColor` is what the greatest of them has on the way there. Each grid is an annotation of its
+own: of several in one the viewer forgets all but the first, and leaves them on the slide when the annotation is hidden.
 https://girder.github.io/large_image/annotations.html
 """
 
@@ -44,7 +45,7 @@ def write_dsa(
     scores: tuple[str, ...] = (),
     spans: Mapping[str, tuple[float, float]] = _OWN,
 ) -> None:
-    """Write a list of annotations, one for each of `scores` (all of the table if none is named), atomically.
+    """Write a list of annotations, atomically: one of each of `scores` (all of the table if none is named), two of a signed one.
 
     Values are those that `shown` makes of a score, up to where colors end. These end where `spans` says of it, the same on every
     slide of a cohort, and at this slide's own range where it says nothing. Coordinates are level-0 px of the whole frame, as
@@ -52,44 +53,54 @@ def write_dsa(
     """
     cells = cells_of_tiles(table)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        for number, name in enumerate(scores or table.score_names):
-            file.write(",\n" if number else "[\n")
-            file.writelines(_annotation(table, name, cells, spans.get(name)))
+        before = "[\n"
+        for name in scores or table.score_names:
+            for annotation in _annotations(table, name, cells, spans.get(name)):
+                file.write(before)
+                file.writelines(annotation)
+                before = ",\n"
         file.write("\n]\n" if scores or table.score_names else "[]\n")
 
 
-def _annotation(table: ScoreTable, name: str, cells: Cells, span: tuple[float, float] | None) -> Iterator[str]:
+def _annotations(
+    table: ScoreTable, name: str, cells: Cells, span: tuple[float, float] | None
+) -> Iterator[Iterator[str]]:
     one = shown(table, name)
     _, end = span or display_range(one.values, one.kind)
-    colors = "this slide's own range" if span is None else "one range for all slides"
-    reading = f", {one.reading}" if one.reading else ""
-    about: dict[str, Json] = {
-        "name": f"wsimil: {name}",
-        "description": f"{one.label} ({table.rule(name)}){reading}; colors end at {end:.4g}, {colors}; {UNSCORED:g} where no tile"
-        " was scored. Research use only.",
-        "attributes": {
-            "slide": table.slide_id,
-            "score": name,
-            "rule": table.rule(name),
-            "cell_level0_px": cells.cell0,
-            "level0_mpp": table.mpp,
-            "answer_of": table.answer_of,
-            "answer": {
-                column.name: value for column, value in zip(table.task.answers, table.values.tolist(), strict=True)
-            },
-            "model": dict(table.model),
-            "version": __version__,
-        },
-    }
-    yield json.dumps(about, allow_nan=False)[:-1] + ', "elements": [\n'
     # A margin that is not scored: what lies beyond the last point is not drawn, and that would be half of a tile at the edge.
     raster = np.pad(cells.raster(one.values), 1, constant_values=np.nan)
-    parts = [("", raster, _AMOUNT)]
+    grids: list[tuple[str | None, NDArray[np.float32], tuple[int, int, int]]] = [(None, raster, _AMOUNT)]
     if one.kind == "signed":
-        parts = [("for", raster, _FOR), ("against", -raster, _AGAINST)]
-    for number, (group, part, color) in enumerate(parts):
-        yield ",\n" if number else ""
-        yield from _element(cells, part, color, end, f"{name} {group}".rstrip())
+        grids = [("for", raster, _FOR), ("against", -raster, _AGAINST)]
+    colors = "this slide's own range" if span is None else "one range for all slides"
+    reading = f", {one.reading}" if one.reading else ""
+    for evidence, values, color in grids:
+        about: dict[str, Json] = {
+            "name": f"wsimil: {name}, {evidence}" if evidence else f"wsimil: {name}",
+            "description": f"{one.label} ({table.rule(name)}){reading}; colors end at {end:.4g}, {colors}; {UNSCORED:g} where no"
+            " tile was scored. Research use only.",
+            "attributes": {
+                "slide": table.slide_id,
+                "score": name,
+                "evidence": evidence,
+                "rule": table.rule(name),
+                "cell_level0_px": cells.cell0,
+                "level0_mpp": table.mpp,
+                "answer_of": table.answer_of,
+                "answer": {
+                    column.name: value for column, value in zip(table.task.answers, table.values.tolist(), strict=True)
+                },
+                "model": dict(table.model),
+                "version": __version__,
+            },
+        }
+        label = f"{name} {evidence}" if evidence else name
+        yield _annotation(about, _element(cells, values, color, end, label))
+
+
+def _annotation(about: dict[str, Json], element: Iterator[str]) -> Iterator[str]:
+    yield json.dumps(about, allow_nan=False)[:-1] + ', "elements": [\n'
+    yield from element
     yield "\n]}"
 
 
