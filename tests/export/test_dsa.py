@@ -217,3 +217,16 @@ def test_the_values_are_points_in_the_middle_of_tiles_with_a_margin_that_is_not_
     assert (values[[0, -1]] == UNSCORED).all()
     assert (values[:, [0, -1]] == UNSCORED).all()
     assert values[1, 1] == pytest.approx(float(shown(table, "attention").values[0]), rel=1e-5)
+
+
+@pytest.mark.parametrize(("size_px", "n"), [(8, 1), (60, 1), (64, 2), (90, 1), (120, 1), (179, 1), (224, 1)])
+def test_a_grid_is_never_taken_for_longitudes(make_prediction, tmp_path: Path, size_px: int, n: int) -> None:
+    """geojs 1.19 takes x for degrees where a grid is that small, and wraps it: a tile at 500 px was drawn at 140."""
+    made = make_prediction(n=n, size_px=size_px, bounds0_px=(500, 400, 500, 400))
+    (annotation,) = _write(score_table(made), tmp_path / "a.json", scores=("attention",))
+    (element,) = annotation["elements"]
+    assert element["dx"] >= 180 or element["dx"] * (element["gridWidth"] - 1) > 360.0001
+    values = np.array(element["values"]).reshape(-1, element["gridWidth"])
+    assert (values[1, 1 : n + 1] != UNSCORED).all()
+    assert (values != UNSCORED).sum() == n
+    assert size_px < 180 or values.shape == (3, 3)

@@ -67,8 +67,7 @@ def _annotations(
 ) -> Iterator[Iterator[str]]:
     one = shown(table, name)
     _, end = span or display_range(one.values, one.kind)
-    # A margin that is not scored: what lies beyond the last point is not drawn, and that would be half of a tile at the edge.
-    raster = np.pad(cells.raster(one.values), 1, constant_values=np.nan)
+    raster = np.pad(cells.raster(one.values), ((1, 1), (1, _right_margin(cells))), constant_values=np.nan)
     grids: list[tuple[str | None, NDArray[np.float32], tuple[int, int, int]]] = [(None, raster, _AMOUNT)]
     if one.kind == "signed":
         grids = [("for", raster, _FOR), ("against", -raster, _AGAINST)]
@@ -96,6 +95,17 @@ def _annotations(
         }
         label = f"{name} {evidence}" if evidence else name
         yield _annotation(about, _element(cells, values, color, end, label))
+
+
+def _right_margin(cells: Cells) -> int:
+    """How many cells that are not scored stand behind each row.
+
+    One stands all around: what lies beyond the last point is not drawn, and that would be half of a tile at the edge. geojs
+    takes x for longitudes, which it wraps, where points are less than 180 px apart and all within 360.
+    """
+    if cells.cell0 >= 180:
+        return 1
+    return max(1, int(361 / cells.cell0) + 1 - cells.shape[1])
 
 
 def _annotation(about: dict[str, Json], element: Iterator[str]) -> Iterator[str]:
