@@ -6,7 +6,7 @@ import struct
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import imagecodecs
 import numpy as np
@@ -145,6 +145,37 @@ def test_aperio_jpeg_of_rgb_without_a_marker_is_not_taken_for_ycbcr(tmp_path: Pa
     guessed = imagecodecs.jpeg8_decode(unmarked, tables=tables, colorspace="YCBCR", outcolorspace="RGB")
     assert np.abs(guessed.astype(int) - image[:240, :240]).mean() > 40
     assert_same_pixels(path)
+
+
+def write_jfif(path: Path, image: np.ndarray, *, byteorder: Literal["<", ">"]) -> Path:
+    """As Bio-Formats 6 writes: the page says RGB, each of its tiles is a JFIF and so YCbCr."""
+    starts = [(y, x) for y in range(0, image.shape[0], 240) for x in range(0, image.shape[1], 240)]
+    tiles = (imagecodecs.jpeg8_encode(image[y : y + 240, x : x + 240].copy(), level=95) for y, x in starts)
+    write = {"photometric": "rgb", "compression": "jpeg", "tile": (240, 240), "dtype": np.uint8, "shape": image.shape}
+    with tifffile.TiffWriter(path, ome=True, byteorder=byteorder) as file:
+        file.write(tiles, metadata={"axes": "YXS", "PhysicalSizeX": MPP, "PhysicalSizeY": MPP}, **write)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["PhotometricInterpretation"].overwrite(int(tifffile.PHOTOMETRIC.RGB))
+    return path
+
+
+@pytest.mark.parametrize(("byteorder", "vendor"), [("<", "generic-tiff"), (">", "ome-tiff")])
+def test_a_jfif_in_a_page_that_says_rgb_is_shown_in_its_own_colors(
+    tmp_path: Path, byteorder: Literal["<", ">"], vendor: str
+) -> None:
+    image = texture(480, 720)
+    with open_slide(write_jfif(tmp_path / "slide.ome.tif", image, byteorder=byteorder)) as slide:
+        assert (slide.reader, slide.info.vendor) == ("tiff-jfif", vendor)
+        read = slide.read_region((0.0, 0.0), (720, 480), slide.info.mpp)
+    assert np.abs(read.astype(int) - image).mean() < 8
+
+
+def test_recorded_slides_of_bio_formats_are_pink_and_blue(shared_dir: Path) -> None:
+    for name in ("OS-1-detail.ome.tif", "OS-2-ndpi.ome.tif"):
+        path = shared_dir / "data" / "slides" / name
+        with open_slide(path) as slide:
+            read = slide.read_region((200.0, 100.0), (300, 200), slide.info.mpp)
+        assert np.abs(read.astype(int) - tifffile.imread(path)[100:300, 200:500]).max() <= 3
 
 
 def test_a_level_with_a_fractional_downsample_is_read_without_blur(tmp_path: Path) -> None:

@@ -71,15 +71,16 @@ def _read_straight(slide: OpenSlideSlide, reader: Reader, half_scale_jpeg: bool)
     if info.vendor != "dicom":
         if reader == "dicom":
             raise NotDirectError(_NO_DICOM)
-        return _direct(info, _tiff_levels(slide), "tiff", half_scale_jpeg, absent=slide)
+        levels = _tiff_levels(slide)
+        return _direct(info, levels, _tiff_reader(levels), half_scale_jpeg, absent=slide)
     if reader == "tiff":
         raise NotDirectError(_NO_TIFF)
     # Loads pydicom, which slides of other kinds must not wait for.
     from wsimil.slides.dicom import read_levels as read_dicom_levels
 
-    levels, icc_profile = read_dicom_levels(info.path, slide.level_sizes_px), slide.icc_profile
+    dicom_levels, icc_profile = read_dicom_levels(info.path, slide.level_sizes_px), slide.icc_profile
     slide.close()
-    return _direct(info, levels, "dicom", half_scale_jpeg, icc_profile=icc_profile)
+    return _direct(info, dicom_levels, "dicom", half_scale_jpeg, icc_profile=icc_profile)
 
 
 def _tiff_levels(slide: OpenSlideSlide) -> tuple[TiffLevel, ...]:
@@ -92,6 +93,11 @@ def _tiff_levels(slide: OpenSlideSlide) -> tuple[TiffLevel, ...]:
         # those from the level before, which a count of 0 leaves to it.
         return levels[0], *(replace(level, counts=(0,) * len(level.counts)) for level in levels[1:])
     return levels
+
+
+def _tiff_reader(levels: Sequence[TiffLevel]) -> str:
+    # Earlier versions showed JFIF in pages of RGB in false colors: with this name a rerun makes such features anew.
+    return "tiff-jfif" if any(level.is_belied for level in levels) else "tiff"
 
 
 def _refused_slide(
@@ -114,7 +120,7 @@ def _refused_slide(
     elif is_tiff(head) and reader != "dicom":
         ome = read_ome_pyramid(path)
         levels, properties, icc_profile = ome.levels, ome.properties, ome.icc_profile
-        vendor, name, hashed = "ome-tiff", "tiff", ""
+        vendor, name, hashed = "ome-tiff", _tiff_reader(ome.levels), ""
     else:
         raise NotDirectError(_NO_DICOM if reader == "dicom" else _NO_TIFF)
     resolved = resolve_mpp(properties, slide_id=slide_id, override=mpp_override)

@@ -15,20 +15,21 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from wsimil.slides.jpeg import Space, decode_jpeg, stream_head
+from wsimil.slides.jpeg import Space, decode_jpeg, stated_space, stream_head
 from wsimil.slides.stored_tiles import NotDirectError
 
 _JPEG = 7
 _JPEG_2000 = {33005, 34712}
 _LOSSLESS = {1, 5, 8, 32946, 50000}
 """Nothing, LZW, deflate by both its numbers, ZSTD."""
-_SPACES: dict[int, Space] = {2: "RGB", 6: "YCbCr"}
+_RGB = 2
+_SPACES: dict[int, Space] = {_RGB: "RGB", 6: "YCbCr"}
 _RESOLUTION_UNITS = {2: "inch", 3: "centimeter"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TiffLevel:
-    """A `StoredLevel` of a TIFF: one page (IFD)."""
+    """A `StoredLevel` of a TIFF: one page (IFD). `is_belied`: its JPEGs are YCbCr, and the page says RGB."""
 
     size_px: tuple[int, int]
     tile_px: tuple[int, int]
@@ -37,6 +38,7 @@ class TiffLevel:
     counts: Sequence[int]
     page: tifffile.TiffPage
     jpeg_head: bytes | None
+    is_belied: bool = False
 
     @property
     def is_jpeg(self) -> bool:
@@ -154,6 +156,7 @@ def _level(page: tifffile.TiffPage, size_px: tuple[int, int]) -> TiffLevel:
         raise NotDirectError(f"an image lists {len(page.dataoffsets)} tiles, wanted {columns * rows}")
     if -(-size_px[0] // page.tilewidth) != columns:
         raise NotDirectError(f"an image has {columns} columns of tiles for {size_px[0]} px")
+    stored = _jpeg_space(page) or space if page.compression == _JPEG else space
     return TiffLevel(
         size_px=size_px,
         tile_px=(page.tilewidth, page.tilelength),
@@ -161,5 +164,19 @@ def _level(page: tifffile.TiffPage, size_px: tuple[int, int]) -> TiffLevel:
         offsets=page.dataoffsets,
         counts=page.databytecounts,
         page=page,
-        jpeg_head=stream_head(space, page.jpegtables) if page.compression == _JPEG else None,
+        jpeg_head=stream_head(stored, page.jpegtables) if page.compression == _JPEG else None,
+        is_belied=stored != space,
     )
+
+
+def _jpeg_space(page: tifffile.TiffPage) -> Space | None:
+    """What the JPEGs of a page that says RGB state of themselves.
+
+    Bio-Formats 6, and so QuPath, wrote JFIF, which is YCbCr, into such pages.
+    """
+    place = next((place for place, count in enumerate(page.databytecounts) if count), None)
+    if page.photometric != _RGB or place is None:
+        return None
+    file = page.parent.filehandle
+    file.seek(page.dataoffsets[place])
+    return stated_space(file.read(page.databytecounts[place]))
