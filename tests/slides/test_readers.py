@@ -266,6 +266,81 @@ def test_the_mpp_of_an_ome_tiff_is_that_of_the_image_that_is_read(tmp_path: Path
         assert (slide.info.vendor, slide.info.size0_px, slide.info.mpp) == ("ome-tiff", (1400, 1000), 0.5)
 
 
+SPACING = {"PhysicalSizeX": MPP, "PhysicalSizeY": MPP}
+TILED = {"tile": (240, 240), "compression": "zlib", "byteorder": "<"}
+
+
+@pytest.mark.parametrize("suffix", [".ome.tif", ".tif"])
+@pytest.mark.parametrize(
+    ("image", "axes", "photometric"),
+    [
+        (np.moveaxis(texture(300, 400), -1, 0), "CYX", "minisblack"),
+        (np.stack([texture(300, 400), texture(300, 400, seed=1)]), "ZYXS", "rgb"),
+        (np.stack([texture(300, 400), texture(300, 400, seed=1)]), "TYXS", "rgb"),
+    ],
+    ids=["channels", "focus", "times"],
+)
+def test_a_tiff_of_several_planes_is_not_taken_for_the_first(
+    tmp_path: Path, image: np.ndarray, axes: str, photometric: str, suffix: str
+) -> None:
+    """Colors in a plane each were read as the red one in grey, which holds no tissue."""
+    path = tmp_path / f"slide{suffix}"
+    tifffile.imwrite(path, image, photometric=photometric, metadata={"axes": axes, **SPACING}, **TILED)
+    for reader in ("auto", "openslide"):
+        with pytest.raises(SlideError, match=rf"slide 'x': .*there are {len(image)} of 400 x 300 px .*drop it"):
+            open_slide(path, slide_id="x", mpp_override=MPP, reader=reader)
+
+
+def test_channels_in_a_file_each_are_not_taken_for_slides(tmp_path: Path) -> None:
+    planes = np.moveaxis(texture(300, 400), -1, 0)
+    files = "".join(
+        f'<TiffData FirstC="{c}" IFD="0" PlaneCount="1"><UUID FileName="c{c}.ome.tif">urn:uuid:{c}</UUID></TiffData>'
+        for c in range(3)
+    )
+    xml = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0"'
+        ' DimensionOrder="XYCZT" Type="uint8" SizeX="400" SizeY="300" SizeC="3" SizeZ="1" SizeT="1" PhysicalSizeX="0.5"'
+        f' PhysicalSizeY="0.5">{files}</Pixels></Image></OME>'
+    )
+    for c, plane in enumerate(planes):
+        tifffile.imwrite(
+            tmp_path / f"c{c}.ome.tif", plane, photometric="minisblack", description=xml, metadata=None, **TILED
+        )
+    for c in range(3):
+        with pytest.raises(SlideError, match="there are 3 of 400 x 300 px"):
+            open_slide(tmp_path / f"c{c}.ome.tif", mpp_override=MPP)
+
+
+def write_macro_first(path: Path, slide: np.ndarray, **options: Any) -> Path:
+    with tifffile.TiffWriter(path, byteorder="<") as file:
+        for image in (texture(300, 400), slide):
+            file.write(
+                image,
+                photometric="rgb",
+                tile=(240, 240),
+                compression="zlib",
+                metadata={"axes": "YXS", **SPACING},
+                **options,
+            )
+    return path
+
+
+def test_the_slide_is_the_largest_image_of_an_ome_tiff_whichever_comes_first(tmp_path: Path) -> None:
+    """The macro, or the label with the patient's name, was cut into tiles."""
+    image = texture(1000, 1400, seed=1)
+    with open_slide(write_macro_first(tmp_path / "slide.ome.tif", image)) as slide:
+        assert (slide.info.vendor, slide.reader, slide.info.size0_px) == ("ome-tiff", "tiff", (1400, 1000))
+        assert np.array_equal(slide.read_region((0.0, 0.0), (1400, 1000), MPP), image)
+
+
+def test_a_slide_that_comes_after_another_image_is_refused_where_nothing_says_which_it_is(tmp_path: Path) -> None:
+    path = write_macro_first(tmp_path / "slide.tif", texture(1000, 1400))
+    with pytest.raises(
+        SlideError, match=r"alone, and that is 400 x 300 px, a later one 1400 x 1000 px; wanted the slide"
+    ):
+        open_slide(path, mpp_override=MPP)
+
+
 def philips(path: Path, image: np.ndarray) -> Path:
     """As Philips' export writes: levels padded to whole tiles, one description in XML, sparse tiles."""
     spacing = [(MPP / 1000) * 2**i for i in range(3)]

@@ -98,6 +98,30 @@ def metadata_mpp(properties: Mapping[str, str]) -> MetadataMpp | None:
     return next((value for value in stated if MIN_MPP < value.mean < MAX_MPP), stated[0] if stated else None)
 
 
+def ome_pixels(text: str) -> list[Mapping[str, str]]:
+    """Attributes of every Pixels element of an OME-XML, one an image; none where the XML is broken or declares a document type.
+
+    OME-XML has no use for a document type, and refusing it leaves no entity to expand.
+    """
+    found: list[Mapping[str, str]] = []
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        if name.rpartition(":")[2] == "Pixels":
+            found.append(attributes)
+
+    def refuse(*_: object) -> None:
+        raise expat.ExpatError("a document type is not part of OME-XML")
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = start
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(text.encode(), True)
+    except expat.ExpatError:
+        return []
+    return found
+
+
 def _overridden(override: float, stated: MetadataMpp | None, slide_id: str) -> ResolvedMpp:
     if not (math.isfinite(override) and override > 0):
         raise SlideError(
@@ -171,7 +195,7 @@ def _ome(properties: Mapping[str, str]) -> MetadataMpp | None:
     size0 = [_number(properties.get(f"openslide.level[0].{side}")) for side in ("width", "height")]
     found = {
         tuple(pixels.get(f"PhysicalSize{name}") for name in ("X", "Y", "XUnit", "YUnit"))
-        for pixels in _pixels(description)
+        for pixels in ome_pixels(description)
         if None not in size0 and [_number(pixels.get(f"Size{axis}")) for axis in "XY"] == size0
     }
     if len(found) != 1:
@@ -181,30 +205,6 @@ def _ome(properties: Mapping[str, str]) -> MetadataMpp | None:
     if x_scale is None or y_scale is None:
         return None
     return _pair(x, y, "OME PhysicalSizeX", x_scale=x_scale, y_scale=y_scale)
-
-
-def _pixels(text: str) -> list[Mapping[str, str]]:
-    """Attributes of every Pixels element, one an image; none where the XML is broken or declares a document type.
-
-    OME-XML has no use for a document type, and refusing it leaves no entity to expand.
-    """
-    found: list[Mapping[str, str]] = []
-
-    def start(name: str, attributes: dict[str, str]) -> None:
-        if name.rpartition(":")[2] == "Pixels":
-            found.append(attributes)
-
-    def refuse(*_: object) -> None:
-        raise expat.ExpatError("a document type is not part of OME-XML")
-
-    parser = expat.ParserCreate()
-    parser.StartElementHandler = start
-    parser.StartDoctypeDeclHandler = refuse
-    try:
-        parser.Parse(text.encode(), True)
-    except expat.ExpatError:
-        return []
-    return found
 
 
 def _pair(x: str | None, y: str | None, prop: str, *, x_scale: float = 1.0, y_scale: float = 1.0) -> MetadataMpp | None:

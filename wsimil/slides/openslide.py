@@ -20,11 +20,12 @@ from wsimil.geometry import SlideInfo, round_half_up
 from wsimil.slides.content import content_digest, file_ends, is_tiff
 from wsimil.slides.mpp import resolve_mpp
 from wsimil.slides.pyramid import PyramidSlide
+from wsimil.slides.tiff import why_not_first
 
 _CACHE_BYTES = 64 * 2**20
 _MAYBE_CUT_SHORT = "it is a TIFF, so the copy may be cut short: compare its size with the source's; if it is whole, "
 _CONVERT = (
-    "convert it to a pyramidal TIFF or SVS (bioformats2raw with raw2ometiff, vips tiffsave --tile --pyramid, or QuPath's"
+    "convert it to a pyramidal TIFF or SVS (bioformats2raw with raw2ometiff --rgb, vips tiffsave --tile --pyramid, or QuPath's"
     " export), or drop it"
 )
 
@@ -35,7 +36,7 @@ def library_version() -> str:
 
 
 class RefusedError(SlideError):
-    """A file that OpenSlide does not open; another reader may."""
+    """A file that OpenSlide does not open, or shows another image of than the slide; another reader may."""
 
 
 class OpenSlideSlide(PyramidSlide):
@@ -46,6 +47,8 @@ class OpenSlideSlide(PyramidSlide):
         self._handle = _open(path, slide_id, head=head)
         try:
             properties = dict(self._handle.properties)
+            if properties.get("openslide.vendor") == "generic-tiff":
+                _refuse_if_not_first(path, slide_id)
             resolved = resolve_mpp(properties, slide_id=slide_id, override=mpp_override)
             quickhash = properties.get("openslide.quickhash-1", "")
             vendor = properties.get("openslide.vendor", "unknown")
@@ -122,6 +125,15 @@ def _open(path: Path, slide_id: str, *, head: bytes) -> openslide.OpenSlide:
             f"slide {slide_id!r}: {path} cannot be opened: {error}; if the file is damaged or cut short, copy it again"
             f" from its source; if it is whole, {_CONVERT}"
         ) from error
+
+
+def _refuse_if_not_first(path: Path, slide_id: str) -> None:
+    reason = why_not_first(path)
+    if reason is not None:
+        raise RefusedError(
+            f"slide {slide_id!r}: of {path} OpenSlide shows the first image alone, and {reason}; wanted the slide as the"
+            f" first and only one of its size, in color: {_CONVERT}"
+        )
 
 
 def _level0_file(path: Path, properties: dict[str, str]) -> Path:

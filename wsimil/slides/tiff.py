@@ -6,6 +6,8 @@ OpenSlide composes every region in floating point, which costs several times the
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from wsimil.slides.jpeg import Space, decode_jpeg, stated_space, stream_head
+from wsimil.slides.mpp import ome_pixels
 from wsimil.slides.stored_tiles import NotDirectError
 
 _JPEG = 7
@@ -104,6 +107,8 @@ def read_ome_pyramid(path: Path) -> TiffPyramid:
             raise NotDirectError(f"its main image has the axes {main.axes}, wanted one plane of RGB")
         if len(images) > 1 and max(images[1].keyframe.shape) * 2 > max(main.keyframe.shape):
             raise NotDirectError("it holds several images of about one size")
+        if main.keyframe.parent is not file:
+            raise NotDirectError(f"its main image is in another file, {main.keyframe.parent.filename}")
         pages = [level.keyframe for level in main.levels]
         levels = tuple(_level(page, (page.imagewidth, page.imagelength)) for page in pages)
         return TiffPyramid(
@@ -111,6 +116,35 @@ def read_ome_pyramid(path: Path) -> TiffPyramid:
             properties=_properties(main.keyframe, file.ome_metadata or ""),
             icc_profile=main.keyframe.iccprofile,
         )
+
+
+def why_not_first(path: Path) -> str | None:
+    """Why a TIFF is not its first image, which is all that OpenSlide shows of one of no known vendor; None where it is.
+
+    Half a sentence: a larger image comes later, as where the macro goes first, or further ones of the same size, as where
+    color channels, planes of focus or times are an image each, in this file or in others of its OME-TIFF.
+    """
+    try:
+        file = _opened(path)
+    except NotDirectError:
+        return None
+    with file:
+        first, *others = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
+        size = first.imagewidth, first.imagelength
+        later = [(page.imagewidth, page.imagelength) for page in others if not page.is_reduced and not page.is_mask]
+        count = 1 + later.count(size)
+        if len(set(re.findall(r'FileName="([^"]*)"', file.ome_metadata or ""))) > 1:
+            for pixels in ome_pixels(file.ome_metadata or ""):
+                x, y, z, c, t = (int(pixels.get(f"Size{axis}", "1")) for axis in "XYZCT")
+                later.append((x, y))
+                if (x, y) == size:
+                    count = max(count, z * t * -(-c // first.samplesperpixel))
+    width, height = max(later, key=math.prod, default=size)
+    if width * height > math.prod(size):
+        return f"that is {size[0]} x {size[1]} px, a later one {width} x {height} px"
+    if count > 1:
+        return f"there are {count} of {size[0]} x {size[1]} px (channels, planes of focus or times)"
+    return None
 
 
 def _properties(page: tifffile.TiffPage, description: str) -> dict[str, str]:
