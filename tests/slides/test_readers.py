@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -339,6 +340,45 @@ def test_a_slide_that_comes_after_another_image_is_refused_where_nothing_says_wh
         SlideError, match=r"alone, and that is 400 x 300 px, a later one 1400 x 1000 px; wanted the slide"
     ):
         open_slide(path, mpp_override=MPP)
+
+
+NOT_READ = pytest.raises(SlideError, match=r"slide 'slide.ome': .*drop it")
+
+
+@pytest.mark.parametrize(
+    ("byteorder", "whole", "broken", "outcome"),
+    [
+        ("<", b'SizeC="3"', b'SizeV="3"', nullcontext()),
+        (">", b'SizeC="3"', b'SizeV="3"', NOT_READ),
+        (">", b'SizeX="400"', b'SizeX="4W0"', NOT_READ),
+        ("<", b'encoding="UTF-8"', b'encoding="UgF-8"', nullcontext()),
+        (">", b'encoding="UTF-8"', b'encoding="UgF-8"', nullcontext()),
+    ],
+    ids=str,
+)
+def test_broken_ome_xml_ends_in_words_or_does_no_harm(
+    tmp_path: Path, byteorder: str, whole: bytes, broken: bytes, outcome: AbstractContextManager[object]
+) -> None:
+    """It ended in KeyError, ValueError or LookupError where OpenSlide does not open the file, as with this byte order."""
+    path = tmp_path / "slide.ome.tif"
+    options = {**TILED, "byteorder": byteorder}
+    tifffile.imwrite(path, texture(300, 400), photometric="rgb", metadata={"axes": "YXS", **SPACING}, **options)
+    data = path.read_bytes()
+    assert whole in data
+    path.write_bytes(data.replace(whole, broken))
+    with outcome, open_slide(path, mpp_override=MPP) as slide:
+        assert slide.info.size0_px == (400, 300)
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_a_header_without_a_tile_length_ends_in_words(tmp_path: Path, byteorder: Literal["<", ">"]) -> None:
+    path = tmp_path / "slide.ome.tif"
+    options = {**TILED, "byteorder": byteorder}
+    tifffile.imwrite(path, texture(300, 400), photometric="rgb", metadata={"axes": "YXS", **SPACING}, **options)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["TileLength"].overwrite(0)
+    with pytest.raises(SlideError, match=r"slide 'slide.ome'"), open_slide(path) as slide:
+        slide.read_region((0.0, 0.0), (64, 64), MPP)
 
 
 def philips(path: Path, image: np.ndarray) -> Path:

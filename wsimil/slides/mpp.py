@@ -117,7 +117,7 @@ def ome_pixels(text: str) -> list[Mapping[str, str]]:
     parser.StartDoctypeDeclHandler = refuse
     try:
         parser.Parse(text.encode(), True)
-    except expat.ExpatError:
+    except (expat.ExpatError, LookupError):  # the latter for an encoding that nobody knows
         return []
     return found
 

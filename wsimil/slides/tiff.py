@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,16 @@ _LOSSLESS = {1, 5, 8, 32946, 50000}
 """Nothing, LZW, deflate by both its numbers, ZSTD."""
 _RGB = 2
 _SPACES: dict[int, Space] = {_RGB: "RGB", 6: "YCbCr"}
+_BROKEN = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    TypeError,
+    ValueError,
+    struct.error,
+    tifffile.TiffFileError,
+)
 _RESOLUTION_UNITS = {2: "inch", 3: "centimeter"}
 
 
@@ -124,11 +136,7 @@ def why_not_first(path: Path) -> str | None:
     Half a sentence: a larger image comes later, as where the macro goes first, or further ones of the same size, as where
     color channels, planes of focus or times are an image each, in this file or in others of its OME-TIFF.
     """
-    try:
-        file = _opened(path)
-    except NotDirectError:
-        return None
-    with file:
+    with suppress(NotDirectError), _opened(path) as file:
         first, *others = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
         size = first.imagewidth, first.imagelength
         later = [(page.imagewidth, page.imagelength) for page in others if not page.is_reduced and not page.is_mask]
@@ -139,11 +147,11 @@ def why_not_first(path: Path) -> str | None:
                 later.append((x, y))
                 if (x, y) == size:
                     count = max(count, z * t * -(-c // first.samplesperpixel))
-    width, height = max(later, key=math.prod, default=size)
-    if width * height > math.prod(size):
-        return f"that is {size[0]} x {size[1]} px, a later one {width} x {height} px"
-    if count > 1:
-        return f"there are {count} of {size[0]} x {size[1]} px (channels, planes of focus or times)"
+        width, height = max(later, key=math.prod, default=size)
+        if width * height > math.prod(size):
+            return f"that is {size[0]} x {size[1]} px, a later one {width} x {height} px"
+        if count > 1:
+            return f"there are {count} of {size[0]} x {size[1]} px (channels, planes of focus or times)"
     return None
 
 
@@ -162,10 +170,15 @@ def _properties(page: tifffile.TiffPage, description: str) -> dict[str, str]:
     return properties
 
 
-def _opened(path: Path) -> tifffile.TiffFile:
+@contextmanager
+def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
+    """A file whose tags and OME-XML may be broken wherever they are read. Raises NotDirectError."""
     try:
-        return tifffile.TiffFile(path)
-    except (tifffile.TiffFileError, OSError, ValueError) as error:
+        with tifffile.TiffFile(path) as file:
+            yield file
+    except NotDirectError:
+        raise
+    except _BROKEN as error:
         raise NotDirectError(f"it cannot be read as a TIFF: {error}") from error
 
 
