@@ -312,6 +312,27 @@ def test_channels_in_a_file_each_are_not_taken_for_slides(tmp_path: Path) -> Non
             open_slide(tmp_path / f"c{c}.ome.tif", mpp_override=MPP)
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"data": texture(300, 400).astype(np.uint16) * 16, "photometric": "rgb"}, "have 16 bits, wanted 8"),
+        ({"data": texture(300, 400)[..., 0].astype(np.float32), "photometric": "minisblack"}, "have 32 bits, wanted 8"),
+        (
+            {"data": np.moveaxis(texture(300, 400), -1, 0), "photometric": "ycbcr", "planarconfig": "separate"},
+            "Y, Cb and Cr are stored apart",
+        ),
+    ],
+    ids=["12 of 16 bits", "float", "YCbCr apart"],
+)
+def test_samples_that_openslide_does_not_show_as_they_are_are_refused_at_once(
+    tmp_path: Path, options: dict[str, Any], reason: str
+) -> None:
+    """12 of 16 bits were nearly black, and the others called damaged."""
+    tifffile.imwrite(tmp_path / "slide.tif", metadata=None, **options, **TILED)
+    with pytest.raises(SlideError, match=rf"slide 'slide': .*{reason}.*; wanted the slide in color.*drop it"):
+        open_slide(tmp_path / "slide.tif", mpp_override=MPP)
+
+
 def write_macro_first(path: Path, slide: np.ndarray, **options: Any) -> Path:
     with tifffile.TiffWriter(path, byteorder="<") as file:
         for image in (texture(300, 400), slide):

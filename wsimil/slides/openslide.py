@@ -20,7 +20,7 @@ from wsimil.geometry import SlideInfo, round_half_up
 from wsimil.slides.content import content_digest, file_ends, is_tiff
 from wsimil.slides.mpp import resolve_mpp
 from wsimil.slides.pyramid import PyramidSlide
-from wsimil.slides.tiff import why_not_first
+from wsimil.slides.tiff import why_not_shown
 
 _CACHE_BYTES = 64 * 2**20
 _MAYBE_CUT_SHORT = "it is a TIFF, so the copy may be cut short: compare its size with the source's; if it is whole, "
@@ -36,7 +36,7 @@ def library_version() -> str:
 
 
 class RefusedError(SlideError):
-    """A file that OpenSlide does not open, or shows another image of than the slide; another reader may."""
+    """A file that OpenSlide does not open, or does not show as it is; another reader may."""
 
 
 class OpenSlideSlide(PyramidSlide):
@@ -48,7 +48,7 @@ class OpenSlideSlide(PyramidSlide):
         try:
             properties = dict(self._handle.properties)
             if properties.get("openslide.vendor") == "generic-tiff":
-                _refuse_if_not_first(path, slide_id)
+                _refuse_if_not_shown(path, slide_id)
             resolved = resolve_mpp(properties, slide_id=slide_id, override=mpp_override)
             quickhash = properties.get("openslide.quickhash-1", "")
             vendor = properties.get("openslide.vendor", "unknown")
@@ -127,12 +127,12 @@ def _open(path: Path, slide_id: str, *, head: bytes) -> openslide.OpenSlide:
         ) from error
 
 
-def _refuse_if_not_first(path: Path, slide_id: str) -> None:
-    reason = why_not_first(path)
+def _refuse_if_not_shown(path: Path, slide_id: str) -> None:
+    reason = why_not_shown(path)
     if reason is not None:
         raise RefusedError(
-            f"slide {slide_id!r}: of {path} OpenSlide shows the first image alone, and {reason}; wanted the slide as the"
-            f" first and only one of its size, in color: {_CONVERT}"
+            f"slide {slide_id!r}: OpenSlide does not show {path} as it is: {reason}; wanted the slide in color, as the first"
+            f" and only image of its size, with samples of 8 bits: {_CONVERT}"
         )
 
 

@@ -27,8 +27,10 @@ _JPEG = 7
 _JPEG_2000 = {33005, 34712}
 _LOSSLESS = {1, 5, 8, 32946, 50000}
 """Nothing, LZW, deflate by both its numbers, ZSTD."""
-_RGB = 2
-_SPACES: dict[int, Space] = {_RGB: "RGB", 6: "YCbCr"}
+_RGB, _YCBCR = 2, 6
+_SPACES: dict[int, Space] = {_RGB: "RGB", _YCBCR: "YCbCr"}
+_BITS, _APART = 8, 2
+_FIRST = "it shows the first image alone"
 _BROKEN = (
     ArithmeticError,
     AttributeError,
@@ -130,11 +132,12 @@ def read_ome_pyramid(path: Path) -> TiffPyramid:
         )
 
 
-def why_not_first(path: Path) -> str | None:
-    """Why a TIFF is not its first image, which is all that OpenSlide shows of one of no known vendor; None where it is.
+def why_not_shown(path: Path) -> str | None:
+    """Why OpenSlide does not show a TIFF of no known vendor as it is, half a sentence; None where it does.
 
-    Half a sentence: a larger image comes later, as where the macro goes first, or further ones of the same size, as where
-    color channels, planes of focus or times are an image each, in this file or in others of its OME-TIFF.
+    It shows the first image alone: a larger one may come later, as where the macro goes first, or further ones of the same
+    size, as where color channels, planes of focus or times are an image each, in this file or in others of its OME-TIFF. Of
+    more than 8 bits it shows the highest, which are 0 in what a camera of 12 recorded.
     """
     with suppress(NotDirectError), _opened(path) as file:
         first, *others = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
@@ -149,9 +152,13 @@ def why_not_first(path: Path) -> str | None:
                     count = max(count, z * t * -(-c // first.samplesperpixel))
         width, height = max(later, key=math.prod, default=size)
         if width * height > math.prod(size):
-            return f"that is {size[0]} x {size[1]} px, a later one {width} x {height} px"
+            return f"{_FIRST}, and that is {size[0]} x {size[1]} px, a later one {width} x {height} px"
         if count > 1:
-            return f"there are {count} of {size[0]} x {size[1]} px (channels, planes of focus or times)"
+            return f"{_FIRST}, and there are {count} of {size[0]} x {size[1]} px (channels, planes of focus or times)"
+        if first.bitspersample != _BITS:
+            return f"its samples have {first.bitspersample} bits, wanted {_BITS}"
+        if first.planarconfig == _APART and first.photometric == _YCBCR:
+            return "Y, Cb and Cr are stored apart, wanted interleaved"
     return None
 
 
@@ -191,8 +198,8 @@ def _padded_level(page: tifffile.TiffPage, size_px: tuple[int, int]) -> TiffLeve
 
 
 def _level(page: tifffile.TiffPage, size_px: tuple[int, int]) -> TiffLevel:
-    tiled = page.is_tiled and page.imagedepth == 1 and page.planarconfig == 1
-    if not tiled or page.bitspersample != 8 or page.samplesperpixel != 3 or page.photometric not in _SPACES:
+    tiled = page.is_tiled and page.imagedepth == 1 and page.planarconfig != _APART
+    if not tiled or page.bitspersample != _BITS or page.samplesperpixel != 3 or page.photometric not in _SPACES:
         raise NotDirectError("an image is not tiled RGB of 8 bits")
     space = _SPACES[page.photometric]
     if page.compression != _JPEG and (page.compression not in _LOSSLESS | _JPEG_2000 or space != "RGB"):
