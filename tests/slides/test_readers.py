@@ -56,6 +56,7 @@ def write_slide(path: Path, levels: list[np.ndarray], *, description: str | None
     return path
 
 
+TILED = {"tile": (240, 240), "compression": "zlib", "byteorder": "<"}
 APERIO = "Aperio Image Library v11.2.1 \r\n1000x1000 [0,0 1000x1000] (240x240) JPEG/RGB Q=70|AppMag = 20|MPP = 0.5"
 
 
@@ -267,8 +268,29 @@ def test_the_mpp_of_an_ome_tiff_is_that_of_the_image_that_is_read(tmp_path: Path
         assert (slide.info.vendor, slide.info.size0_px, slide.info.mpp) == ("ome-tiff", (1400, 1000), 0.5)
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (
+            {"planarconfig": "separate", "metadata": {"axes": "SYX"}},
+            "has the axes SYX, wanted one plane of interleaved RGB",
+        ),
+        ({"tile": None, "metadata": {"axes": "YXS"}}, "an image is not tiled RGB of 8 bits"),
+    ],
+    ids=["planes", "strips"],
+)
+def test_an_ome_tiff_that_no_reader_reads_says_what_was_wanted(
+    tmp_path: Path, options: dict[str, Any], reason: str
+) -> None:
+    """It was said to be cut short, or to need the conversion that had made it."""
+    image = texture(300, 400)
+    data = np.moveaxis(image, -1, 0) if "planarconfig" in options else image
+    tifffile.imwrite(tmp_path / "s.ome.tif", data, photometric="rgb", **{**TILED, "byteorder": ">", **options})
+    with pytest.raises(SlideError, match=f"drop it; nor is it read straight: .*{reason}"):
+        open_slide(tmp_path / "s.ome.tif", mpp_override=MPP)
+
+
 SPACING = {"PhysicalSizeX": MPP, "PhysicalSizeY": MPP}
-TILED = {"tile": (240, 240), "compression": "zlib", "byteorder": "<"}
 
 
 @pytest.mark.parametrize("suffix", [".ome.tif", ".tif"])
@@ -315,8 +337,8 @@ def test_channels_in_a_file_each_are_not_taken_for_slides(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"data": texture(300, 400).astype(np.uint16) * 16, "photometric": "rgb"}, "have 16 bits, wanted 8"),
-        ({"data": texture(300, 400)[..., 0].astype(np.float32), "photometric": "minisblack"}, "have 32 bits, wanted 8"),
+        ({"data": texture(300, 400).astype(np.uint16) * 16, "photometric": "rgb"}, "have 16 bits; wanted"),
+        ({"data": texture(300, 400)[..., 0].astype(np.float32), "photometric": "minisblack"}, "have 32 bits; wanted"),
         (
             {"data": np.moveaxis(texture(300, 400), -1, 0), "photometric": "ycbcr", "planarconfig": "separate"},
             "Y, Cb and Cr are stored apart",
@@ -329,7 +351,7 @@ def test_samples_that_openslide_does_not_show_as_they_are_are_refused_at_once(
 ) -> None:
     """12 of 16 bits were nearly black, and the others called damaged."""
     tifffile.imwrite(tmp_path / "slide.tif", metadata=None, **options, **TILED)
-    with pytest.raises(SlideError, match=rf"slide 'slide': .*{reason}.*; wanted the slide in color.*drop it"):
+    with pytest.raises(SlideError, match=rf"slide 'slide': .*{reason}.*the slide in color.*drop it"):
         open_slide(tmp_path / "slide.tif", mpp_override=MPP)
 
 

@@ -15,7 +15,7 @@ from wsimil.slides.half_scale import JpegLevel, with_half_levels
 from wsimil.slides.mpp import resolve_mpp
 from wsimil.slides.openslide import OpenSlideSlide, RefusedError
 from wsimil.slides.stored_tiles import NotDirectError, UnreadableError
-from wsimil.slides.tiff import TiffLevel, read_levels, read_ome_pyramid
+from wsimil.slides.tiff import NO_OME_TIFF, TiffLevel, read_levels, read_ome_pyramid
 
 _ONE_GRID_VENDORS = {"aperio", "generic-tiff", "philips"}
 """Vendors of TIFFs whose levels are one image each; others put images beside and over one another."""
@@ -38,8 +38,8 @@ def open_with(path: Path, *, slide_id: str, mpp_override: float | None, reader: 
         except UnreadableError as reason:
             raise _unreadable(path, slide_id, reason) from None
         except NotDirectError as reason:
-            # Of files that are not DICOM OpenSlide says more than a reader of a few kinds of them.
-            said_all = reader == "auto" and not is_dicom(file_ends(path, slide_id)[0])
+            # Of files that are of neither kind OpenSlide says more than a reader that was not asked for.
+            said_all = reader == "auto" and f"{reason}" in (_NO_TIFF, NO_OME_TIFF)
             raise SlideError(f"{refusal}" if said_all else f"{refusal}; nor is it read straight: {reason}") from None
     if reader == "openslide":
         return slide

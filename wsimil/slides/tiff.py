@@ -23,6 +23,8 @@ from wsimil.slides.jpeg import Space, decode_jpeg, stated_space, stream_head
 from wsimil.slides.mpp import ome_pixels
 from wsimil.slides.stored_tiles import NotDirectError
 
+NO_OME_TIFF = "it is no OME-TIFF"
+
 _JPEG = 7
 _JPEG_2000 = {33005, 34712}
 _LOSSLESS = {1, 5, 8, 32946, 50000}
@@ -114,11 +116,11 @@ def read_ome_pyramid(path: Path) -> TiffPyramid:
     """The main image of an OME-TIFF. Raises NotDirectError where there is none, or more than one of its size."""
     with _opened(path) as file:
         if not file.is_ome:
-            raise NotDirectError("it is no OME-TIFF")
+            raise NotDirectError(NO_OME_TIFF)
         images = sorted(file.series, key=lambda series: -max(series.keyframe.shape))
         main = images[0]
         if main.axes != "YXS":
-            raise NotDirectError(f"its main image has the axes {main.axes}, wanted one plane of RGB")
+            raise NotDirectError(f"its main image has the axes {main.axes}, wanted one plane of interleaved RGB, YXS")
         if len(images) > 1 and max(images[1].keyframe.shape) * 2 > max(main.keyframe.shape):
             raise NotDirectError("it holds several images of about one size")
         if main.keyframe.parent is not file:
@@ -156,9 +158,9 @@ def why_not_shown(path: Path) -> str | None:
         if count > 1:
             return f"{_FIRST}, and there are {count} of {size[0]} x {size[1]} px (channels, planes of focus or times)"
         if first.bitspersample != _BITS:
-            return f"its samples have {first.bitspersample} bits, wanted {_BITS}"
+            return f"its samples have {first.bitspersample} bits"
         if first.planarconfig == _APART and first.photometric == _YCBCR:
-            return "Y, Cb and Cr are stored apart, wanted interleaved"
+            return "Y, Cb and Cr are stored apart"
     return None
 
 
