@@ -377,6 +377,12 @@ def test_the_slide_is_the_largest_image_of_an_ome_tiff_whichever_comes_first(tmp
         assert np.array_equal(slide.read_region((0.0, 0.0), (1400, 1000), MPP), image)
 
 
+def test_a_region_that_is_smaller_than_the_macro_after_it_is_not_taken_for_the_macro(tmp_path: Path) -> None:
+    path = write_macro_first(tmp_path / "slide.ome.tif", texture(431, 1280))
+    with pytest.raises(SlideError, match="several images of about one size"):
+        open_slide(path, mpp_override=MPP)
+
+
 def test_a_slide_that_comes_after_another_image_is_refused_where_nothing_says_which_it_is(tmp_path: Path) -> None:
     path = write_macro_first(tmp_path / "slide.tif", texture(1000, 1400))
     with pytest.raises(

@@ -121,7 +121,12 @@ def read_ome_pyramid(path: Path) -> TiffPyramid:
         main = images[0]
         if main.axes != "YXS":
             raise NotDirectError(f"its main image has the axes {main.axes}, wanted one plane of interleaved RGB, YXS")
-        if len(images) > 1 and max(images[1].keyframe.shape) * 2 > max(main.keyframe.shape):
+        first = file.series[0].keyframe.shape[:2]
+        # A macro may be wider than a small region that goes before it.
+        overtakes = main is not file.series[0] and any(
+            2 * side > most for side, most in zip(first, main.keyframe.shape[:2], strict=True)
+        )
+        if overtakes or (len(images) > 1 and max(images[1].keyframe.shape) * 2 > max(main.keyframe.shape)):
             raise NotDirectError("it holds several images of about one size")
         if main.keyframe.parent is not file:
             raise NotDirectError(f"its main image is in another file, {main.keyframe.parent.filename}")
