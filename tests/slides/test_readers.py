@@ -419,13 +419,16 @@ def test_broken_ome_xml_ends_in_words_or_does_no_harm(
         assert slide.info.size0_px == (400, 300)
 
 
+@pytest.mark.parametrize("length", [0, 2**30])
 @pytest.mark.parametrize("byteorder", ["<", ">"])
-def test_a_header_without_a_tile_length_ends_in_words(tmp_path: Path, byteorder: Literal["<", ">"]) -> None:
+def test_a_header_with_a_broken_tile_length_ends_in_words(
+    tmp_path: Path, byteorder: Literal["<", ">"], length: int
+) -> None:
     path = tmp_path / "slide.ome.tif"
     options = {**TILED, "byteorder": byteorder}
     tifffile.imwrite(path, texture(300, 400), photometric="rgb", metadata={"axes": "YXS", **SPACING}, **options)
     with tifffile.TiffFile(path, mode="r+") as file:
-        file.pages[0].tags["TileLength"].overwrite(0)
+        file.pages[0].tags["TileLength"].overwrite(length, dtype="I")
     with pytest.raises(SlideError, match=r"slide 'slide.ome'"), open_slide(path) as slide:
         slide.read_region((0.0, 0.0), (64, 64), MPP)
 

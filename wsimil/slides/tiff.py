@@ -32,6 +32,8 @@ _LOSSLESS = {1, 5, 8, 32946, 50000}
 _RGB, _YCBCR = 2, 6
 _SPACES: dict[int, Space] = {_RGB: "RGB", _YCBCR: "YCbCr"}
 _BITS, _APART = 8, 2
+_MOST_TILE_PX = 2**28
+"""Of one stored tile: where a damaged header says more, OpenSlide ends the process for want of memory."""
 _FIRST = "it shows the first image alone"
 _BROKEN = (
     ArithmeticError,
@@ -147,7 +149,11 @@ def why_not_shown(path: Path) -> str | None:
     more than 8 bits it shows the highest, which are 0 in what a camera of 12 recorded.
     """
     with suppress(NotDirectError), _opened(path) as file:
-        first, *others = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
+        pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
+        for page in pages:
+            if page.tilewidth * page.tilelength > _MOST_TILE_PX:
+                return f"it has stored tiles of {page.tilewidth} x {page.tilelength} px, so it is damaged"
+        first, *others = pages
         size = first.imagewidth, first.imagelength
         later = [(page.imagewidth, page.imagelength) for page in others if not page.is_reduced and not page.is_mask]
         count = 1 + later.count(size)
@@ -212,6 +218,8 @@ def _level(page: tifffile.TiffPage, size_px: tuple[int, int]) -> TiffLevel:
     if page.compression != _JPEG and (page.compression not in _LOSSLESS | _JPEG_2000 or space != "RGB"):
         name = getattr(page.compression, "name", page.compression)
         raise NotDirectError(f"an image is compressed as {name}, {space}")
+    if page.tilewidth * page.tilelength > _MOST_TILE_PX:
+        raise NotDirectError(f"an image has stored tiles of {page.tilewidth} x {page.tilelength} px")
     columns, rows = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
     if not len(page.dataoffsets) == len(page.databytecounts) == columns * rows:
         raise NotDirectError(f"an image lists {len(page.dataoffsets)} tiles, wanted {columns * rows}")
