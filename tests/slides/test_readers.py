@@ -172,6 +172,18 @@ def test_a_jfif_in_a_page_that_says_rgb_is_shown_in_its_own_colors(
     assert np.abs(read.astype(int) - image).mean() < 8
 
 
+def test_openslide_is_not_left_to_show_them_in_false_colors(tmp_path: Path) -> None:
+    path = write_jfif(tmp_path / "slide.ome.tif", texture(480, 720), byteorder="<")
+    with pytest.raises(
+        SlideError, match=r"slide 'slide.ome': OpenSlide would read .* \(it was asked to\).* false colors"
+    ):
+        open_slide(path, reader="openslide")
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["SamplesPerPixel"].overwrite(1)
+    with pytest.raises(SlideError, match=r"\(an image is not tiled RGB of 8 bits\).* false colors"):
+        open_slide(path)
+
+
 def test_recorded_slides_of_bio_formats_are_pink_and_blue(shared_dir: Path) -> None:
     for name in ("OS-1-detail.ome.tif", "OS-2-ndpi.ome.tif"):
         path = shared_dir / "data" / "slides" / name

@@ -15,7 +15,7 @@ from wsimil.slides.half_scale import JpegLevel, with_half_levels
 from wsimil.slides.mpp import resolve_mpp
 from wsimil.slides.openslide import OpenSlideSlide, RefusedError
 from wsimil.slides.stored_tiles import NotDirectError, UnreadableError
-from wsimil.slides.tiff import NO_OME_TIFF, TiffLevel, read_levels, read_ome_pyramid
+from wsimil.slides.tiff import NO_OME_TIFF, TiffLevel, has_false_colors, read_levels, read_ome_pyramid
 
 _ONE_GRID_VENDORS = {"aperio", "generic-tiff", "philips"}
 """Vendors of TIFFs whose levels are one image each; others put images beside and over one another."""
@@ -42,7 +42,7 @@ def open_with(path: Path, *, slide_id: str, mpp_override: float | None, reader: 
             said_all = reader == "auto" and f"{reason}" in (_NO_TIFF, NO_OME_TIFF)
             raise SlideError(f"{refusal}" if said_all else f"{refusal}; nor is it read straight: {reason}") from None
     if reader == "openslide":
-        return slide
+        return _read_by_openslide(slide, "it was asked to")
     try:
         return _read_straight(slide, reader, half_scale_jpeg)
     except UnreadableError as reason:
@@ -50,7 +50,7 @@ def open_with(path: Path, *, slide_id: str, mpp_override: float | None, reader: 
         raise _unreadable(path, slide_id, reason) from None
     except NotDirectError as reason:
         if reader == "auto":
-            return slide
+            return _read_by_openslide(slide, f"{reason}")
         slide.close()
         raise SlideError(
             f"slide {slide_id!r}: {path} cannot be read by the reader {reader!r}: {reason}; leave the reader to wsimil, or"
@@ -59,6 +59,18 @@ def open_with(path: Path, *, slide_id: str, mpp_override: float | None, reader: 
     except BaseException:
         slide.close()
         raise
+
+
+def _read_by_openslide(slide: OpenSlideSlide, reason: str) -> Slide:
+    """The slide itself, unless its colors would be false. Raises SlideError."""
+    info = slide.info
+    if info.vendor in _ONE_GRID_VENDORS and has_false_colors(info.path):
+        slide.close()
+        raise SlideError(
+            f"slide {info.slide_id!r}: OpenSlide would read {info.path} ({reason}) and show it in false colors: its tiles are"
+            " JPEGs of YCbCr in pages that say RGB; leave the reader to wsimil, or convert it with vips tiffsave --tile --pyramid"
+        )
+    return slide
 
 
 def _unreadable(path: Path, slide_id: str, reason: UnreadableError) -> SlideError:

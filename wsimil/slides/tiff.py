@@ -175,6 +175,14 @@ def why_not_shown(path: Path) -> str | None:
     return None
 
 
+def has_false_colors(path: Path) -> bool:
+    """Whether OpenSlide shows a TIFF in false colors: JPEGs that are YCbCr, in pages that say RGB."""
+    with suppress(NotDirectError), _opened(path) as file:
+        pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
+        return any(page.compression == _JPEG and _jpeg_space(page) == "YCbCr" for page in pages)
+    return False
+
+
 def _properties(page: tifffile.TiffPage, description: str) -> dict[str, str]:
     unit = page.tags.get("ResolutionUnit")
     properties = {
