@@ -381,6 +381,25 @@ def write_macro_first(path: Path, slide: np.ndarray, **options: Any) -> Path:
     return path
 
 
+def test_levels_in_subifds_are_levels(tmp_path: Path) -> None:
+    """As Bio-Formats and QuPath write them: OpenSlide shows level 0 alone, of which every overview would be made."""
+    image = texture(960, 1440)
+    levels = [image, image[::4, ::4], image[::16, ::16]]
+    with tifffile.TiffWriter(tmp_path / "slide.ome.tif", ome=True, byteorder="<") as file:
+        write = {"photometric": "rgb", "tile": (240, 240), "compression": "zlib"}
+        file.write(image, subifds=2, metadata={"axes": "YXS", **SPACING}, **write)
+        for level in levels[1:]:
+            file.write(level, subfiletype=1, **write)
+    with open_slide(tmp_path / "slide.ome.tif", reader="openslide") as slide:
+        assert slide.info.level_downsamples == (1.0,)
+    with open_slide(tmp_path / "slide.ome.tif") as slide:
+        assert (slide.info.mpp, slide.info.size0_px) == (MPP, (1440, 960))
+        assert slide.info.level_downsamples == (1.0, 4.0, 16.0)
+        for level, downsample in zip(levels, (1, 4, 16), strict=True):
+            size = (1440 // downsample, 960 // downsample)
+            assert np.array_equal(slide.read_region((0.0, 0.0), size, MPP * downsample), level)
+
+
 def test_the_slide_is_the_largest_image_of_an_ome_tiff_whichever_comes_first(tmp_path: Path) -> None:
     """The macro, or the label with the patient's name, was cut into tiles."""
     image = texture(1000, 1400, seed=1)

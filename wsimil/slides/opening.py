@@ -34,7 +34,7 @@ def open_with(path: Path, *, slide_id: str, mpp_override: float | None, reader: 
         if reader == "openslide":
             raise
         try:
-            return _refused_slide(path, slide_id, mpp_override, reader, half_scale_jpeg)
+            return _straight_slide(path, slide_id, mpp_override, reader, half_scale_jpeg)
         except UnreadableError as reason:
             raise _unreadable(path, slide_id, reason) from None
         except NotDirectError as reason:
@@ -44,6 +44,10 @@ def open_with(path: Path, *, slide_id: str, mpp_override: float | None, reader: 
     if reader == "openslide":
         return _read_by_openslide(slide, "it was asked to")
     try:
+        if reader != "dicom" and _hides_levels(slide):
+            whole = _straight_slide(path, slide_id, mpp_override, reader, half_scale_jpeg)
+            slide.close()
+            return whole
         return _read_straight(slide, reader, half_scale_jpeg)
     except UnreadableError as reason:
         slide.close()
@@ -95,6 +99,17 @@ def _read_straight(slide: OpenSlideSlide, reader: Reader, half_scale_jpeg: bool)
     return _direct(info, dicom_levels, "dicom", half_scale_jpeg, icc_profile=icc_profile)
 
 
+def _hides_levels(slide: OpenSlideSlide) -> bool:
+    """Whether it is an OME-TIFF as Bio-Formats and QuPath write them: OpenSlide does not see further levels in SubIFDs."""
+    if slide.info.vendor != "generic-tiff" or len(slide.level_sizes_px) > 1:
+        return False
+    try:
+        levels = read_ome_pyramid(slide.info.path).levels
+    except NotDirectError:
+        return False
+    return len(levels) > 1 and levels[0].size_px == slide.level_sizes_px[0]
+
+
 def _tiff_levels(slide: OpenSlideSlide) -> tuple[TiffLevel, ...]:
     vendor = slide.info.vendor
     if vendor not in _ONE_GRID_VENDORS:
@@ -112,10 +127,10 @@ def _tiff_reader(levels: Sequence[TiffLevel]) -> str:
     return "tiff-jfif" if any(level.is_belied for level in levels) else "tiff"
 
 
-def _refused_slide(
+def _straight_slide(
     path: Path, slide_id: str, mpp_override: float | None, reader: Reader, half_scale_jpeg: bool
 ) -> Slide:
-    """A slide that OpenSlide does not open."""
+    """A slide that OpenSlide does not open, or of which it shows one level of several."""
     head, tail, size = file_ends(path, slide_id)
     levels: Sequence[JpegLevel]
     file = path
