@@ -170,6 +170,30 @@ def test_pixels_of_the_slide_and_of_the_heat_have_the_same_edges(built: Built, l
             assert abs(slide[-1] - heat[-1]) <= 1 + 0.3 * scale
 
 
+def test_no_picture_of_the_slide_is_cleared_around(built: Built, look: Open, tmp_path: Path) -> None:
+    """OpenSeadragon took a data: URL with "png" in it for a transparent picture; Firefox left bright seams."""
+    one = look(write_page(tmp_path / "page.html", built, [drawn_table(Lattice())], {"slide-a": grey_picture()}))
+    one.page.evaluate(
+        """() => {
+            window.cleared = [];
+            const slide = document.querySelector(".openseadragon-canvas canvas");
+            const {clearRect, drawImage} = CanvasRenderingContext2D.prototype;
+            Object.assign(CanvasRenderingContext2D.prototype, {
+                clearRect(...box) { if (this.canvas === slide) window.cleared.push(box); clearRect.apply(this, box); },
+                drawImage(...all) { if (this.canvas === slide) window.drawn = true; drawImage.apply(this, all); },
+            });
+        }"""
+    )
+    one.page.keyboard.press("+")
+    one.still()
+    drawn, cleared, whole = one.page.evaluate(
+        "(slide => [window.drawn, window.cleared, [0, 0, slide.width, slide.height]])"
+        "(document.querySelector('.openseadragon-canvas canvas'))"
+    )
+    assert drawn
+    assert all(box == whole for box in cleared), cleared
+
+
 def test_panning_moves_the_slide_and_the_heat(plain: tuple[Look, ScoreTable]) -> None:
     one, _ = plain
     before, heat = one.state()["placement"], one.heat()

@@ -106,6 +106,8 @@ function custom(levels: Levels): OpenSeadragon.TileSource {
   source.getTileAtPoint = tileAtPoint as unknown as typeof source.getTileAtPoint;
   source.getTileHashKey = (level: number, x: number, y: number) => `${levels.name}/${level}/${x}_${y}`;
   source.getTileUrl = (level: number, x: number, y: number) => levels.url(level, x, y);
+  // OpenSeadragon finds "png" in the base64 of a data: URL, and clears around such a tile: a bright seam where edges are smooth.
+  source.hasTransparency = () => false;
   const { downloadTileStart } = source;
   source.downloadTileStart = (job) => (isHandedOver(job.src) ? download(job) : downloadTileStart.call(source, job));
   return source;
