@@ -20,15 +20,18 @@ from wsimil.errors import ConfigError
 from wsimil.export.scores import read_scores
 from wsimil.export.shown import shown
 from wsimil.export.viewer.built import Built, read_built
-from wsimil.export.viewer.page import handing_over
+from wsimil.export.viewer.page import DATA_PART_CHARS, handing_over, static_page
 from wsimil.slides import open_slide
 from wsimil.stages.export_html import HtmlOptions, export_html, shown_tiles
 from wsimil.stages.viewing.pictures import encode
 
 
 def data_of(page: Path) -> dict[str, object]:
-    text = page.read_text(encoding="utf-8")
-    return json.loads(text.partition('id="wsimil-data">')[2].partition("</script>")[0])
+    return json.loads("".join(parts_of(page.read_text(encoding="utf-8"))))
+
+
+def parts_of(page: str) -> list[str]:
+    return re.findall('class="wsimil-data">(.*?)</script>', page, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +119,13 @@ def test_a_single_file_holds_every_picture_and_names_no_other(single: Path) -> N
     text = single.read_text(encoding="utf-8")
     assert not re.search(r'(src|href)="(?!data:,)', text)
     assert "http" not in text.replace("http-equiv", "")
+
+
+def test_data_lie_in_parts_for_webkit_takes_minutes_over_a_large_one() -> None:
+    cases = {"0": {"picture": "0123456789" * 100_000}}
+    parts = parts_of(static_page({}, cases, BUILT, pictures=False))
+    assert max(map(len, parts)) <= DATA_PART_CHARS
+    assert json.loads("".join(parts))["cases"] == cases
 
 
 @pytest.mark.parametrize("kind", ["folder", "single"])

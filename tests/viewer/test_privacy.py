@@ -55,7 +55,8 @@ class Planted:
         predict(self.run, self.features, self.predictions, options=PredictOptions(device="cpu"))
 
     def found_in(self, content: bytes) -> list[str]:
-        """Planted words in bytes, as they stand, as JSON or base64 writes them, or in UTF-16."""
+        """Planted words in bytes, as they stand, as JSON or base64 writes them, in UTF-16, or over parts of a page's data."""
+        content = re.sub(rb'</script>\s*<script type="application/json" class="wsimil-data">', b"", content)
         inlined = b"".join(base64.b64decode(found) for found in re.findall(rb"base64,([A-Za-z0-9+/=]+)", content))
         text = content + inlined
         return [

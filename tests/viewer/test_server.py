@@ -28,7 +28,7 @@ def test_page_index_slide_and_pixels_are_served_below_the_token(client: Client) 
     page = client.get("")
     assert page.status == 200
     assert page.headers["Content-Type"].startswith("text/html")
-    assert b'id="wsimil-data"' in page.body
+    assert b'class="wsimil-data"' in page.body
     assert [case["slide_id"] for case in client.get("index.json").json()["cases"]] == ["s0", "s1", "s2", "s3"]
     assert client.get("cases/0.json").json()["slide_id"] == "s0"
     pyramid = client.get("cases/0.json").json()["pyramid"]
@@ -228,7 +228,7 @@ def test_hostile_names_are_inert_in_the_page(serve: Serve, predictions: Path) ->
     write_ids(predictions, hostile)
     client = serve(predictions)
     page = client.get("").body.decode()
-    _, _, rest = page.partition('<script type="application/json" id="wsimil-data">')
+    _, _, rest = page.partition('<script type="application/json" class="wsimil-data">')
     data, _, after = rest.partition("</script>")
     assert "<" not in data
     assert ">" not in data

@@ -159,9 +159,9 @@ function sent(body: string): { readonly body: string; readonly keepalive: boolea
   return { body, keepalive: body.length < 15_000 };
 }
 
-/** The page's own data. Throws where the page has none or it is broken. */
+/** The page's own data, which lie in parts. Throws where the page has none or it is broken. */
 export function readPage(): PagePayload {
-  const text = document.getElementById("wsimil-data")?.textContent;
+  const text = [...document.querySelectorAll(".wsimil-data")].map((part) => part.textContent).join("");
   if (!text) throw new Error("this page holds no data; make it again with wsimil export html, or run wsimil view");
   return JSON.parse(text) as PagePayload;
 }
