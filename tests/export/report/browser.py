@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -58,6 +59,30 @@ def chromium() -> str:
     if found is None:
         pytest.skip("needs chromium (apt-get install chromium), which is not here")
     return found
+
+
+def cut_in_print(file: Path) -> list[str]:
+    """Heads of the tables that are wider than a sheet of A4 within the page's margins."""
+    pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
+    # In a thread of its own, for a browser that other tests keep open holds this one.
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(_cut_in_print, file, chromium()).result()
+
+
+def _cut_in_print(file: Path, executable: str) -> list[str]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": round((210 - 2 * 14) / 25.4 * 96), "height": 1000}, offline=True)
+        page.emulate_media(media="print")
+        page.goto(file.as_uri())
+        cut: list[str] = page.evaluate(
+            """[...document.querySelectorAll(".scroll")].filter((box) => box.scrollWidth > box.clientWidth)
+                .map((box) => box.querySelector("thead").innerText)"""
+        )
+        browser.close()
+    return cut
 
 
 def opened(file: Path, profile: Path) -> Page:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.export.report.browser import Page, opened
+from tests.export.report.browser import Page, cut_in_print, opened
 from tests.stages.made_runs import KINDS, answers, write_cohort, write_run
 from wsimil.export.report.card import inert
 from wsimil.export.report.cells import Cells, shown
@@ -91,6 +91,7 @@ def test_a_browser_shows_the_numbers_of_metrics_json(kind: str, tmp_path: Path) 
     main = next(iter(tree["metrics"]))
     assert {f"/metrics/{main}/value", f"/metrics/{main}/low", "/groups/site/0/rows", "/flow/0/units"} <= shown_metrics
     assert "For research use only" in page.text
+    assert cut_in_print(tmp_path / "out/report.html") == []
     # Labels that do not exclude each other, and numbers, are drawn without strata.
     assert ("within classes" in page.text) == (kind in ("two", "three"))
 
