@@ -194,6 +194,27 @@ def test_no_picture_of_the_slide_is_cleared_around(built: Built, look: Open, tmp
     assert all(box == whole for box in cleared), cleared
 
 
+def test_pictures_meet_at_whole_pixels_of_a_tile_in_the_gallery(built: Built, look: Open, tmp_path: Path) -> None:
+    """Firefox smooths an edge between two pixels, and left bright lines where pictures of the slide meet in a tile."""
+    page = write_page(tmp_path / "page.html", built, [drawn_table(Lattice())] * 2, {"slide-a": grey_picture()})
+    one = look(page)
+    one.page.evaluate(
+        """() => {
+            window.places = [];
+            const {drawImage} = CanvasRenderingContext2D.prototype;
+            CanvasRenderingContext2D.prototype.drawImage = function (image, ...place) {
+                if (this.canvas.matches(".tile-picture")) window.places.push(place);
+                drawImage.call(this, image, ...place);
+            };
+        }"""
+    )
+    one.page.keyboard.press("ArrowRight")
+    one.ready()
+    one.until("window.places.length > 18")
+    places = np.array(one.page.evaluate("window.places"))
+    np.testing.assert_array_equal(places, np.round(places))
+
+
 def test_panning_moves_the_slide_and_the_heat(plain: tuple[Look, ScoreTable]) -> None:
     one, _ = plain
     before, heat = one.state()["placement"], one.heat()

@@ -147,8 +147,9 @@ export async function drawPlace(
       jobs.push(
         loadPicture(url).then(
           (image) => {
-            const [w, h] = [image.naturalWidth * zoom, image.naturalHeight * zoom];
-            context.drawImage(image, (x * px - left) * zoom, (y * px - top) * zoom, w, h);
+            const [x0, x1] = edges(x * px - left, image.naturalWidth, zoom);
+            const [y0, y1] = edges(y * px - top, image.naturalHeight, zoom);
+            context.drawImage(image, x0, y0, x1 - x0, y1 - y0);
           },
           // A tile that cannot be read leaves its part blank, as in the view.
           () => undefined,
@@ -157,4 +158,9 @@ export async function drawPlace(
     }
   }
   await Promise.all(jobs);
+}
+
+/** In whole pixels of the canvas: an edge between two of them is smoothed, and two smooth edges leave a bright line. */
+function edges(start: number, length: number, zoom: number): [number, number] {
+  return [Math.round(start * zoom), Math.round((start + length) * zoom)];
 }
