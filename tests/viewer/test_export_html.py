@@ -121,7 +121,7 @@ def test_a_single_file_holds_every_picture_and_names_no_other(single: Path) -> N
     assert "http" not in text.replace("http-equiv", "")
 
 
-def test_data_lie_in_parts_for_webkit_takes_minutes_over_a_large_one() -> None:
+def test_data_lie_in_parts_for_webkit_stalls_over_a_large_one() -> None:
     cases = {"0": {"picture": "0123456789" * 100_000}}
     parts = parts_of(static_page({}, cases, BUILT, pictures=False))
     assert max(map(len, parts)) <= DATA_PART_CHARS

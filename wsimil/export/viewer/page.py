@@ -21,7 +21,7 @@ SERVER_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self';"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# WebKit, and so Safari, copies all that it has of an element with every few KiB that it reads: 100 MB in one took minutes.
+# WebKit copies all that it has of an element with every few KiB that it reads: with 100 MB in one no page came in a minute.
 DATA_PART_CHARS = 1 << 18
 _ENDS_SCRIPT = re.compile(r"</script|<!--", re.IGNORECASE)
 _ENDS_STYLE = re.compile(r"</style", re.IGNORECASE)
