@@ -184,6 +184,18 @@ def test_openslide_is_not_left_to_show_them_in_false_colors(tmp_path: Path) -> N
         open_slide(path)
 
 
+def test_colors_that_are_stored_apart_are_not_taken_for_false_ones(tmp_path: Path) -> None:
+    image = texture(480, 720)
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
+    # Each tile is a JPEG of one color, and as such JFIF.
+    path = write_slide(tmp_path / "slide.tiff", [planes], planarconfig="separate", compressionargs={"level": 95})
+    for reader in ("auto", "openslide"):
+        with open_slide(path, reader=reader) as slide:
+            assert slide.reader == "openslide"
+            read = slide.read_region((0.0, 0.0), (720, 480), slide.info.mpp)
+        assert np.abs(read.astype(int) - image).mean() < 8
+
+
 def test_recorded_slides_of_bio_formats_are_pink_and_blue(shared_dir: Path) -> None:
     for name in ("OS-1-detail.ome.tif", "OS-2-ndpi.ome.tif"):
         path = shared_dir / "data" / "slides" / name

@@ -249,10 +249,11 @@ def _level(page: tifffile.TiffPage, size_px: tuple[int, int]) -> TiffLevel:
 def _jpeg_space(page: tifffile.TiffPage) -> Space | None:
     """What the JPEGs of a page that says RGB state of themselves.
 
-    Bio-Formats 6, and so QuPath, wrote JFIF, which is YCbCr, into such pages.
+    Bio-Formats 6, and so QuPath, wrote JFIF, which is YCbCr, into such pages. Of one color each, as where they are stored
+    apart, JPEGs are JFIF as well and state nothing.
     """
     place = next((place for place, count in enumerate(page.databytecounts) if count), None)
-    if page.photometric != _RGB or place is None:
+    if page.photometric != _RGB or page.planarconfig == _APART or place is None:
         return None
     file = page.parent.filehandle
     file.seek(page.dataoffsets[place])
