@@ -196,6 +196,21 @@ def test_colors_that_are_stored_apart_are_not_taken_for_false_ones(tmp_path: Pat
         assert np.abs(read.astype(int) - image).mean() < 8
 
 
+def test_false_colors_of_an_image_that_is_no_level_do_no_harm(tmp_path: Path) -> None:
+    image, macro = texture(480, 720), texture(120, 180, seed=1)
+    path = write_slide(tmp_path / "slide.svs", [image], description=APERIO, compression="zlib")
+    stored = imagecodecs.jpeg8_encode(macro, level=95)
+    with tifffile.TiffWriter(path, append=True) as file:
+        file.write(
+            iter([stored]), shape=macro.shape, dtype=np.uint8, photometric="rgb", compression="jpeg", rowsperstrip=120,
+            metadata=None, description=APERIO.partition("\n")[0] + "macro", subfiletype=9,
+        )  # fmt: skip
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[1].tags["PhotometricInterpretation"].overwrite(int(tifffile.PHOTOMETRIC.RGB))
+    with open_slide(path, reader="openslide") as slide:
+        assert np.array_equal(slide.read_region((0.0, 0.0), (720, 480), slide.info.mpp), image)
+
+
 def test_recorded_slides_of_bio_formats_are_pink_and_blue(shared_dir: Path) -> None:
     for name in ("OS-1-detail.ome.tif", "OS-2-ndpi.ome.tif"):
         path = shared_dir / "data" / "slides" / name

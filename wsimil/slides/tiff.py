@@ -176,9 +176,9 @@ def why_not_shown(path: Path) -> str | None:
 
 
 def has_false_colors(path: Path) -> bool:
-    """Whether OpenSlide shows a TIFF in false colors: JPEGs that are YCbCr, in pages that say RGB."""
+    """Whether OpenSlide shows a TIFF in false colors: JPEGs that are YCbCr, in tiled pages that say RGB."""
     with suppress(NotDirectError), _opened(path) as file:
-        pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
+        pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
         return any(page.compression == _JPEG and _jpeg_space(page) == "YCbCr" for page in pages)
     return False
 
