@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.stages.conftest import replace_features
 from wsimil.config import load_config
 from wsimil.errors import TrainingError
+from wsimil.evaluation.decision import DECISION, Decision
+from wsimil.stages import train as stage
 from wsimil.stages.progress import Quiet
 from wsimil.stages.train import train
 from wsimil.stages.train_config import TrainConfig
@@ -48,6 +51,24 @@ def test_nothing_learned_of_replaced_features_is_kept_and_restored_ones_give_the
     shutil.copytree(tmp_path / "first", features)
     train(config, features, cohort, run)
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_no_decision_learned_of_replaced_features_is_kept(
+    feature_study: Callable[..., tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, cohort = feature_study()
+    decide = stage._decide
+
+    def replaced_first(*given: Any) -> Decision:
+        replace_features(features, ["s3"])
+        return decide(*given)
+
+    monkeypatch.setattr(stage, "_decide", replaced_first)
+    config = load_config(TrainConfig, given={"device": "cpu", "fit.epochs": 1})
+    with pytest.raises(TrainingError, match="slide 's3'"):
+        train(config, features, cohort, tmp_path / "run")
+    assert (tmp_path / "run" / "model.json").exists()
+    assert not (tmp_path / "run" / DECISION).exists()
 
 
 class Notes(Quiet):

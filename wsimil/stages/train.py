@@ -162,7 +162,9 @@ def _trained(
     write_text(out / "cohort.csv", cohort.to_csv(contents=matched.digests))
     write_text(out / "cohort.txt", "\n".join([*cohort_lines(cohort), ""]))
     source = patients if config.bag == "patient" else bags
-    save_decision(out, _decide(config.decision, load_model(out, device=device), source, units))
+    learned = _decide(config.decision, load_model(out, device=device), source, units)
+    verify()
+    save_decision(out, learned)
     trained, decision = load_decided(out, device=device)
     units = replace(units, task=trained.task)
     held_out = [unit.slide_id for unit in units.slides if unit.split in ("val", "test")]
