@@ -17,7 +17,7 @@ from PIL import Image
 
 from wsimil.errors import SlideError
 from wsimil.geometry import TileGrid, TileSpec, grid_positions
-from wsimil.slides import Slide, open_slide
+from wsimil.slides import Reader, Slide, open_slide
 from wsimil.slides.jpeg import decode_jpeg, stream_head
 from wsimil.slides.stored_tiles import StoredTiles
 
@@ -189,7 +189,8 @@ def test_colors_that_are_stored_apart_are_not_taken_for_false_ones(tmp_path: Pat
     planes = np.ascontiguousarray(image.transpose(2, 0, 1))
     # Each tile is a JPEG of one color, and as such JFIF.
     path = write_slide(tmp_path / "slide.tiff", [planes], planarconfig="separate", compressionargs={"level": 95})
-    for reader in ("auto", "openslide"):
+    readers: tuple[Reader, ...] = ("auto", "openslide")
+    for reader in readers:
         with open_slide(path, reader=reader) as slide:
             assert slide.reader == "openslide"
             read = slide.read_region((0.0, 0.0), (720, 480), slide.info.mpp)
@@ -489,6 +490,19 @@ def test_a_header_with_a_broken_tile_length_ends_in_words(
         file.pages[0].tags["TileLength"].overwrite(length, dtype="I")
     with pytest.raises(SlideError, match=r"slide 'slide.ome'"), open_slide(path) as slide:
         slide.read_region((0.0, 0.0), (64, 64), MPP)
+
+
+@pytest.mark.parametrize("reader", ["auto", "openslide"])
+@pytest.mark.parametrize("description", [None, APERIO])
+def test_a_header_with_tiles_larger_than_any_is_refused_whose_ever_the_slide_is(
+    tmp_path: Path, description: str | None, reader: Reader
+) -> None:
+    """OpenSlide ends the process where the first of them is read."""
+    path = write_slide(tmp_path / "slide.svs", [texture(300, 400)], description=description, compression="zlib")
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["TileLength"].overwrite(2**30, dtype="I")
+    with pytest.raises(SlideError, match=r"slide 'slide': OpenSlide .* stored tiles of 240 x 1073741824 px.* damaged"):
+        open_slide(path, reader=reader)
 
 
 def philips(path: Path, image: np.ndarray) -> Path:

@@ -15,7 +15,7 @@ from wsimil.slides.half_scale import JpegLevel, with_half_levels
 from wsimil.slides.mpp import resolve_mpp
 from wsimil.slides.openslide import OpenSlideSlide, RefusedError
 from wsimil.slides.stored_tiles import NotDirectError, UnreadableError
-from wsimil.slides.tiff import NO_OME_TIFF, TiffLevel, has_false_colors, read_levels, read_ome_pyramid
+from wsimil.slides.tiff import NO_OME_TIFF, TiffLevel, read_levels, read_ome_pyramid, why_not_left_to_openslide
 
 _ONE_GRID_VENDORS = {"aperio", "generic-tiff", "philips"}
 """Vendors of TIFFs whose levels are one image each; others put images beside and over one another."""
@@ -66,14 +66,12 @@ def open_with(path: Path, *, slide_id: str, mpp_override: float | None, reader: 
 
 
 def _read_by_openslide(slide: OpenSlideSlide, reason: str) -> Slide:
-    """The slide itself, unless its colors would be false. Raises SlideError."""
+    """The slide itself, unless OpenSlide would not read it. Raises SlideError."""
     info = slide.info
-    if info.vendor in _ONE_GRID_VENDORS and has_false_colors(info.path):
+    would = why_not_left_to_openslide(info.path) if info.vendor in _ONE_GRID_VENDORS else None
+    if would is not None:
         slide.close()
-        raise SlideError(
-            f"slide {info.slide_id!r}: OpenSlide would read {info.path} ({reason}) and show it in false colors: its tiles are"
-            " JPEGs of YCbCr in pages that say RGB; leave the reader to wsimil, or convert it with vips tiffsave --tile --pyramid"
-        )
+        raise SlideError(f"slide {info.slide_id!r}: OpenSlide would read {info.path} ({reason}) and {would}")
     return slide
 
 

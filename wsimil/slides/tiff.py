@@ -150,9 +150,6 @@ def why_not_shown(path: Path) -> str | None:
     """
     with suppress(NotDirectError), _opened(path) as file:
         pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
-        for page in pages:
-            if page.tilewidth * page.tilelength > _MOST_TILE_PX:
-                return f"it has stored tiles of {page.tilewidth} x {page.tilelength} px, so it is damaged"
         first, *others = pages
         size = first.imagewidth, first.imagelength
         later = [(page.imagewidth, page.imagelength) for page in others if not page.is_reduced and not page.is_mask]
@@ -175,12 +172,26 @@ def why_not_shown(path: Path) -> str | None:
     return None
 
 
-def has_false_colors(path: Path) -> bool:
-    """Whether OpenSlide shows a TIFF in false colors: JPEGs that are YCbCr, in tiled pages that say RGB."""
+def why_not_left_to_openslide(path: Path) -> str | None:
+    """What OpenSlide would do to a TIFF rather than read it, and the remedy; None where it reads it.
+
+    It takes the word of pages that say RGB for JPEGs that are YCbCr, and of a damaged header for how large a stored tile is.
+    """
     with suppress(NotDirectError), _opened(path) as file:
-        pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
-        return any(page.compression == _JPEG and _jpeg_space(page) == "YCbCr" for page in pages)
-    return False
+        for page in file.pages:
+            if not isinstance(page, tifffile.TiffPage) or not page.is_tiled:
+                continue
+            if page.tilewidth * page.tilelength > _MOST_TILE_PX:
+                return (
+                    f"end for want of memory: its header tells of stored tiles of {page.tilewidth} x {page.tilelength} px, so it"
+                    " is damaged; copy it again from its source, or drop it"
+                )
+            if page.compression == _JPEG and _jpeg_space(page) == "YCbCr":
+                return (
+                    "show it in false colors: its tiles are JPEGs of YCbCr in pages that say RGB; leave the reader to wsimil, or"
+                    " convert it with vips tiffsave --tile --pyramid"
+                )
+    return None
 
 
 def _properties(page: tifffile.TiffPage, description: str) -> dict[str, str]:
