@@ -395,6 +395,22 @@ def test_samples_that_openslide_does_not_show_as_they_are_are_refused_at_once(
         open_slide(tmp_path / "slide.tif", mpp_override=MPP)
 
 
+def test_samples_of_fewer_bits_are_shown_as_they_are(tmp_path: Path) -> None:
+    image = texture(512, 512)[..., 0] // 16
+    tiles = (
+        (image[y : y + 256, x : x + 256 : 2] << 4 | image[y : y + 256, x + 1 : x + 256 : 2]).tobytes()
+        for y in (0, 256)
+        for x in (0, 256)
+    )
+    with tifffile.TiffWriter(tmp_path / "slide.tif") as file:
+        file.write(
+            tiles, shape=image.shape, dtype=np.uint8, bitspersample=4, photometric="minisblack", tile=(256, 256),
+            metadata=None,
+        )  # fmt: skip
+    with open_slide(tmp_path / "slide.tif", mpp_override=MPP) as slide:
+        assert np.array_equal(slide.read_region((0.0, 0.0), (512, 512), MPP)[..., 0], image * 17)
+
+
 def write_macro_first(path: Path, slide: np.ndarray, **options: Any) -> Path:
     with tifffile.TiffWriter(path, byteorder="<") as file:
         for image in (texture(300, 400), slide):

@@ -132,7 +132,7 @@ def _refuse_if_not_shown(path: Path, slide_id: str) -> None:
     if reason is not None:
         raise RefusedError(
             f"slide {slide_id!r}: OpenSlide does not show {path} as it is: {reason}; wanted the slide in color, as the first"
-            f" and only image of its size, with samples of 8 bits: {_CONVERT}"
+            f" and only image of its size, with samples of at most 8 bits: {_CONVERT}"
         )
 
 

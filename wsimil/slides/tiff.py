@@ -31,7 +31,7 @@ _LOSSLESS = {1, 5, 8, 32946, 50000}
 """Nothing, LZW, deflate by both its numbers, ZSTD."""
 _RGB, _YCBCR = 2, 6
 _SPACES: dict[int, Space] = {_RGB: "RGB", _YCBCR: "YCbCr"}
-_BITS, _APART = 8, 2
+_BITS, _SHOWN_BITS, _APART = 8, {1, 2, 4, 8}, 2
 _MOST_TILE_PX = 2**28
 """Of one stored tile: where a damaged header says more, OpenSlide ends the process for want of memory."""
 _FIRST = "it shows the first image alone"
@@ -165,7 +165,7 @@ def why_not_shown(path: Path) -> str | None:
             return f"{_FIRST}, and that is {size[0]} x {size[1]} px, a later one {width} x {height} px"
         if count > 1:
             return f"{_FIRST}, and there are {count} of {size[0]} x {size[1]} px (channels, planes of focus or times)"
-        if first.bitspersample != _BITS:
+        if first.bitspersample not in _SHOWN_BITS:
             return f"its samples have {first.bitspersample} bits"
         if first.planarconfig == _APART and first.photometric == _YCBCR:
             return "Y, Cb and Cr are stored apart"
