@@ -17,6 +17,8 @@ from wsimil.stages import train as stage
 from wsimil.stages.progress import Quiet
 from wsimil.stages.train import train
 from wsimil.stages.train_config import TrainConfig
+from wsimil.store import StoredHeader
+from wsimil.store.hdf5 import Hdf5Store
 
 EPOCHS = 3
 
@@ -69,6 +71,22 @@ def test_no_decision_learned_of_replaced_features_is_kept(
         train(config, features, cohort, tmp_path / "run")
     assert (tmp_path / "run" / "model.json").exists()
     assert not (tmp_path / "run" / DECISION).exists()
+
+
+def test_no_header_is_read_again_while_features_are_as_they_were(
+    feature_study: Callable[..., tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, cohort = feature_study()
+    read: list[str] = []
+    header = Hdf5Store.header
+
+    def counted(self: Hdf5Store, slide_id: str) -> StoredHeader:
+        read.append(slide_id)
+        return header(self, slide_id)
+
+    monkeypatch.setattr(Hdf5Store, "header", counted)
+    train(load_config(TrainConfig, given={"device": "cpu", "fit.epochs": 2}), features, cohort, tmp_path / "run")
+    assert len(read) == len(set(read)) > 0
 
 
 class Notes(Quiet):

@@ -12,10 +12,10 @@ from wsimil.cohort import BagUnit, Cohort, CohortSlide, Finding
 from wsimil.errors import CohortError, StoreError
 from wsimil.evaluation.patient import stacked
 from wsimil.provenance import sha256_json
-from wsimil.stages.contents import content_of
+from wsimil.stages.contents import Contents, content_of
 from wsimil.stages.twins import alike, refuse_twins
 from wsimil.store import FeatureStore, StoredHeader
-from wsimil.store.base import InstanceStore, read_headers
+from wsimil.store.base import InstanceStore
 from wsimil.store.places import failed_ids
 from wsimil.training.loading import Instances
 
@@ -62,7 +62,7 @@ class MatchedFeatures:
     """The slides of a cohort that have features, all of one kind and none empty; `header` is one of theirs.
 
     `contents` is a digest that differs where what is stored of any of them does (see `StoredHeader.content`), `stored` tells it
-    by slide (see `Contents`); `digests` are those of the slides' own content, by slide, "" where it is not known.
+    by slide, as `seen` knows it; `digests` are those of the slides' own content, by slide, "" where it is not known.
     """
 
     cohort: Cohort
@@ -70,6 +70,7 @@ class MatchedFeatures:
     contents: str
     stored: Mapping[str, str]
     digests: Mapping[str, str]
+    seen: Contents
 
 
 def match(cohort: Cohort, store: FeatureStore, *, where: Path, bag: BagUnit = "slide") -> MatchedFeatures:
@@ -80,7 +81,8 @@ def match(cohort: Cohort, store: FeatureStore, *, where: Path, bag: BagUnit = "s
     where features are broken or of more than one kind.
     """
     ids = store.ids()
-    headers = read_headers(store, sorted(set(ids) & set(cohort.slide_ids)))
+    seen = Contents()
+    headers = seen.headers(store, sorted(set(ids) & set(cohort.slide_ids)))
     # Some tools leave the width open where there is no tile: such a file mixes nothing in.
     _refuse_mixed_kinds({slide_id: header for slide_id, header in headers.items() if header.dim}, where)
     empty = [slide_id for slide_id, header in headers.items() if header.n == 0]
@@ -99,6 +101,7 @@ def match(cohort: Cohort, store: FeatureStore, *, where: Path, bag: BagUnit = "s
         contents=sha256_json({slide_id: header.content for slide_id, header in used.items()}),
         stored={slide_id: content_of(header) for slide_id, header in used.items()},
         digests=digests,
+        seen=seen,
     )
 
 

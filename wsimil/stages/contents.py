@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
@@ -29,6 +29,13 @@ class Contents:
         with ThreadPoolExecutor(_THREADS) as pool:
             return dict(zip(wanted, pool.map(lambda slide_id: self._of(store, slide_id), wanted), strict=True))
 
+    def headers(self, store: FeatureStore, slide_ids: Sequence[str]) -> dict[str, StoredHeader]:
+        """Headers of many slides, in the order of their ids, whose content is known from then on. Raises StoreError."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return dict(
+                zip(slide_ids, pool.map(lambda slide_id: self._header(store, slide_id), slide_ids), strict=True)
+            )
+
     def replaced(self, store: FeatureStore, wanted: Mapping[str, str], slide_ids: Iterable[str]) -> str:
         """Which features of `slide_ids` are not `wanted`, in words for a message; empty where all are.
 
@@ -48,16 +55,20 @@ class Contents:
     def _of(self, store: FeatureStore, slide_id: str) -> str:
         try:
             path = store.path(slide_id)
-            stamp = _stamp(path, store)
-            known = None if stamp is None else self._seen.get((path, slide_id))
-            if known is not None and known[0] == stamp:
+            known = self._seen.get((path, slide_id))
+            if known is not None and known[0] == _stamp(path, store):
                 return known[1]
-            content = content_of(store.header(slide_id))
+            return content_of(self._header(store, slide_id))
         except (StoreError, OSError):
             return ""
+
+    def _header(self, store: FeatureStore, slide_id: str) -> StoredHeader:
+        path = store.path(slide_id)
+        stamp = _stamp(path, store)  # of before what it tells of is read
+        header = store.header(slide_id)
         if stamp is not None:
-            self._seen[path, slide_id] = stamp, content
-        return content
+            self._seen[path, slide_id] = stamp, content_of(header)
+        return header
 
 
 def content_of(header: StoredHeader) -> str:
@@ -66,10 +77,13 @@ def content_of(header: StoredHeader) -> str:
 
 
 def _stamp(path: Path, store: FeatureStore) -> _Stamp | None:
-    """By which features that were written again are told; None where no one file tells it."""
+    """By which features that were written again are told; None where no one file tells it, or it is not there."""
     if path.is_dir():
         if isinstance(store, PeerStore):
             return None
         path = path / "zarr.json"  # which holds the checksums
-    found = path.stat()
+    try:
+        found = path.stat()
+    except OSError:
+        return None
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

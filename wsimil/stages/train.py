@@ -30,7 +30,6 @@ from wsimil.mil.saved import WEIGHTS, TrainedModel, load_model
 from wsimil.splits import read_plan
 from wsimil.stages.answers import answer_from, answer_of_patient, estimate_splits, write_answers
 from wsimil.stages.cohort_features import MatchedFeatures, PatientBags, StoredBags, match
-from wsimil.stages.contents import Contents
 from wsimil.stages.device import resolve_device
 from wsimil.stages.features import open_features
 from wsimil.stages.interrupt import interrupt
@@ -134,10 +133,9 @@ def _trained(
         interrupt.check()
 
     bags = StoredBags(store=store)
-    seen = Contents()
 
     def verify() -> None:
-        if told := seen.replaced(store, matched.stored, matched.stored):
+        if told := matched.seen.replaced(store, matched.stored, matched.stored):
             raise TrainingError(
                 f"features were replaced while {out} was trained, {told}; restore these to go on from the last checkpoint, or"
                 " begin with the new ones by wsimil train --overwrite"
