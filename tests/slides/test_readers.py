@@ -425,15 +425,16 @@ def write_macro_first(path: Path, slide: np.ndarray, **options: Any) -> Path:
     return path
 
 
-def test_levels_in_subifds_are_levels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stored", [(1, 2), (2, 1)], ids=["largest first", "smallest first"])
+def test_levels_in_subifds_are_levels(tmp_path: Path, stored: tuple[int, int]) -> None:
     """As Bio-Formats and QuPath write them: OpenSlide shows level 0 alone, of which every overview would be made."""
     image = texture(960, 1440)
     levels = [image, image[::4, ::4], image[::16, ::16]]
     with tifffile.TiffWriter(tmp_path / "slide.ome.tif", ome=True, byteorder="<") as file:
         write = {"photometric": "rgb", "tile": (240, 240), "compression": "zlib"}
         file.write(image, subifds=2, metadata={"axes": "YXS", **SPACING}, **write)
-        for level in levels[1:]:
-            file.write(level, subfiletype=1, **write)
+        for number in stored:
+            file.write(levels[number], subfiletype=1, **write)
     with open_slide(tmp_path / "slide.ome.tif", reader="openslide") as slide:
         assert slide.info.level_downsamples == (1.0,)
     with open_slide(tmp_path / "slide.ome.tif") as slide:

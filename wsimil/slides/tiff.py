@@ -132,7 +132,8 @@ def read_ome_pyramid(path: Path) -> TiffPyramid:
             raise NotDirectError("it holds several images of about one size")
         if main.keyframe.parent is not file:
             raise NotDirectError(f"its main image is in another file, {main.keyframe.parent.filename}")
-        pages = [level.keyframe for level in main.levels]
+        # SubIFDs may lie in any order.
+        pages = sorted((level.keyframe for level in main.levels), key=lambda page: -page.imagewidth)
         levels = tuple(_level(page, (page.imagewidth, page.imagelength)) for page in pages)
         return TiffPyramid(
             levels=levels,
