@@ -13,7 +13,7 @@ from wsimil.slides.content import content_digest, file_ends, is_dicom, is_tiff
 from wsimil.slides.direct import DirectSlide
 from wsimil.slides.half_scale import JpegLevel, with_half_levels
 from wsimil.slides.mpp import resolve_mpp
-from wsimil.slides.openslide import OpenSlideSlide, RefusedError
+from wsimil.slides.openslide import NotShownError, OpenSlideSlide, RefusedError
 from wsimil.slides.stored_tiles import NotDirectError, UnreadableError
 from wsimil.slides.tiff import NO_OME_TIFF, TiffLevel, read_levels, read_ome_pyramid, why_not_left_to_openslide
 
@@ -34,7 +34,8 @@ def open_with(path: Path, *, slide_id: str, mpp_override: float | None, reader: 
         if reader == "openslide":
             raise
         try:
-            return _straight_slide(path, slide_id, mpp_override, reader, half_scale_jpeg)
+            opens = isinstance(refusal, NotShownError)
+            return _straight_slide(path, slide_id, mpp_override, reader, half_scale_jpeg, openslide_opens=opens)
         except UnreadableError as reason:
             raise _unreadable(path, slide_id, reason) from None
         except NotDirectError as reason:
@@ -45,7 +46,7 @@ def open_with(path: Path, *, slide_id: str, mpp_override: float | None, reader: 
         return _read_by_openslide(slide, "it was asked to")
     try:
         if reader != "dicom" and _hides_levels(slide):
-            whole = _straight_slide(path, slide_id, mpp_override, reader, half_scale_jpeg)
+            whole = _straight_slide(path, slide_id, mpp_override, reader, half_scale_jpeg, openslide_opens=True)
             slide.close()
             return whole
         return _read_straight(slide, reader, half_scale_jpeg)
@@ -120,15 +121,24 @@ def _tiff_levels(slide: OpenSlideSlide) -> tuple[TiffLevel, ...]:
     return levels
 
 
-def _tiff_reader(levels: Sequence[TiffLevel]) -> str:
-    # Earlier versions showed JFIF in pages of RGB in false colors: with this name a rerun makes such features anew.
-    return "tiff-jfif" if any(level.is_belied for level in levels) else "tiff"
+def _tiff_reader(levels: Sequence[TiffLevel], *, shown: bool = True) -> str:
+    # Earlier versions showed JFIF in pages of RGB in false colors, and of an OME-TIFF what OpenSlide shows, where it opens the
+    # file: with these names a rerun makes such features anew. The digest may be the same, for OpenSlide hashes no large image.
+    if any(level.is_belied for level in levels):
+        return "tiff-jfif"
+    return "tiff" if shown else "tiff-ome"
 
 
 def _straight_slide(
-    path: Path, slide_id: str, mpp_override: float | None, reader: Reader, half_scale_jpeg: bool
+    path: Path,
+    slide_id: str,
+    mpp_override: float | None,
+    reader: Reader,
+    half_scale_jpeg: bool,
+    *,
+    openslide_opens: bool,
 ) -> Slide:
-    """A slide that OpenSlide does not open, or of which it shows one level of several."""
+    """A slide that OpenSlide does not open, or opens without showing it, or all its levels."""
     head, tail, size = file_ends(path, slide_id)
     levels: Sequence[JpegLevel]
     file = path
@@ -145,7 +155,7 @@ def _straight_slide(
     elif is_tiff(head) and reader != "dicom":
         ome = read_ome_pyramid(path)
         levels, properties, icc_profile = ome.levels, ome.properties, ome.icc_profile
-        vendor, name, hashed = "ome-tiff", _tiff_reader(ome.levels), ""
+        vendor, name, hashed = "ome-tiff", _tiff_reader(ome.levels, shown=not openslide_opens), ""
     else:
         raise NotDirectError(_NO_DICOM if reader == "dicom" else _NO_TIFF)
     resolved = resolve_mpp(properties, slide_id=slide_id, override=mpp_override)

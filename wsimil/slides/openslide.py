@@ -36,7 +36,11 @@ def library_version() -> str:
 
 
 class RefusedError(SlideError):
-    """A file that OpenSlide does not open, or does not show as it is; another reader may."""
+    """A file that is not read through OpenSlide; another reader may read it."""
+
+
+class NotShownError(RefusedError):
+    """A file that OpenSlide opens, and of which it would not show the slide as it is."""
 
 
 class OpenSlideSlide(PyramidSlide):
@@ -130,7 +134,7 @@ def _open(path: Path, slide_id: str, *, head: bytes) -> openslide.OpenSlide:
 def _refuse_if_not_shown(path: Path, slide_id: str) -> None:
     reason = why_not_shown(path)
     if reason is not None:
-        raise RefusedError(
+        raise NotShownError(
             f"slide {slide_id!r}: OpenSlide does not show {path} as it is: {reason}; wanted the slide in color, as the first"
             f" and only image of its size, with samples of at most 8 bits: {_CONVERT}"
         )
