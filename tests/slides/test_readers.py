@@ -354,6 +354,15 @@ def test_a_tiff_of_several_planes_is_not_taken_for_the_first(
             open_slide(path, slide_id="x", mpp_override=MPP, reader=reader)
 
 
+def test_a_mask_of_one_sample_beside_the_slide_does_no_harm(tmp_path: Path) -> None:
+    image = texture(480, 720)
+    path = write_slide(tmp_path / "slide.tiff", [image], compression="zlib")
+    with tifffile.TiffWriter(path, append=True) as file:
+        file.write(image[..., 0], photometric="minisblack", tile=(240, 240), compression="zlib", metadata=None)
+    with open_slide(path) as slide:
+        assert np.array_equal(slide.read_region((0.0, 0.0), (720, 480), MPP), image)
+
+
 def test_channels_in_a_file_each_are_not_taken_for_slides(tmp_path: Path) -> None:
     planes = np.moveaxis(texture(300, 400), -1, 0)
     files = "".join(

@@ -153,8 +153,13 @@ def why_not_shown(path: Path) -> str | None:
         pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
         first, *others = pages
         size = first.imagewidth, first.imagelength
-        later = [(page.imagewidth, page.imagelength) for page in others if not page.is_reduced and not page.is_mask]
-        count = 1 + later.count(size)
+        full = [page for page in others if not page.is_reduced and not page.is_mask]
+        later = [(page.imagewidth, page.imagelength) for page in full]
+        # A mask of one sample beside a slide of three is no channel of it, nor a plane.
+        count = 1 + sum(
+            page.samplesperpixel == first.samplesperpixel and (page.imagewidth, page.imagelength) == size
+            for page in full
+        )
         if len(set(re.findall(r'FileName="([^"]*)"', file.ome_metadata or ""))) > 1:
             for pixels in ome_pixels(file.ome_metadata or ""):
                 x, y, z, c, t = (int(pixels.get(f"Size{axis}", "1")) for axis in "XYZCT")
