@@ -26,7 +26,8 @@ _NO_DICOM, _NO_TIFF = "it is no DICOM file", "it is no TIFF"
 def open_with(path: Path, *, slide_id: str, mpp_override: float | None, reader: Reader, half_scale_jpeg: bool) -> Slide:
     """See `wsimil.slides.open_slide`.
 
-    What a slide is (size, levels, mpp, bounds) is OpenSlide's word wherever it opens the file, whoever reads the pixels.
+    What a slide is (size, levels, mpp, bounds) is OpenSlide's word wherever it opens the file and shows all of the slide, whoever
+    reads the pixels.
     """
     try:
         slide = OpenSlideSlide(path, slide_id=slide_id, mpp_override=mpp_override)
