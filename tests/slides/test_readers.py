@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -478,22 +478,19 @@ def test_a_slide_that_comes_after_another_image_is_refused_where_nothing_says_wh
         open_slide(path, mpp_override=MPP)
 
 
-NOT_READ = pytest.raises(SlideError, match=r"slide 'slide.ome': .*drop it")
-
-
 @pytest.mark.parametrize(
-    ("byteorder", "whole", "broken", "outcome"),
+    ("byteorder", "whole", "broken", "reads"),
     [
-        ("<", b'SizeC="3"', b'SizeV="3"', nullcontext()),
-        (">", b'SizeC="3"', b'SizeV="3"', NOT_READ),
-        (">", b'SizeX="400"', b'SizeX="4W0"', NOT_READ),
-        ("<", b'encoding="UTF-8"', b'encoding="UgF-8"', nullcontext()),
-        (">", b'encoding="UTF-8"', b'encoding="UgF-8"', nullcontext()),
+        ("<", b'SizeC="3"', b'SizeV="3"', True),
+        (">", b'SizeC="3"', b'SizeV="3"', False),
+        (">", b'SizeX="400"', b'SizeX="4W0"', False),
+        ("<", b'encoding="UTF-8"', b'encoding="UgF-8"', True),
+        (">", b'encoding="UTF-8"', b'encoding="UgF-8"', True),
     ],
     ids=str,
 )
 def test_broken_ome_xml_ends_in_words_or_does_no_harm(
-    tmp_path: Path, byteorder: str, whole: bytes, broken: bytes, outcome: AbstractContextManager[object]
+    tmp_path: Path, byteorder: str, whole: bytes, broken: bytes, reads: bool
 ) -> None:
     """It ended in KeyError, ValueError or LookupError where OpenSlide does not open the file, as with this byte order."""
     path = tmp_path / "slide.ome.tif"
@@ -502,7 +499,8 @@ def test_broken_ome_xml_ends_in_words_or_does_no_harm(
     data = path.read_bytes()
     assert whole in data
     path.write_bytes(data.replace(whole, broken))
-    with outcome, open_slide(path, mpp_override=MPP) as slide:
+    refused = pytest.raises(SlideError, match=r"slide 'slide.ome': .*drop it")
+    with nullcontext() if reads else refused, open_slide(path, mpp_override=MPP) as slide:
         assert slide.info.size0_px == (400, 300)
 
 
