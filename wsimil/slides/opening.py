@@ -15,7 +15,14 @@ from wsimil.slides.half_scale import JpegLevel, with_half_levels
 from wsimil.slides.mpp import resolve_mpp
 from wsimil.slides.openslide import NotShownError, OpenSlideSlide, RefusedError
 from wsimil.slides.stored_tiles import NotDirectError, UnreadableError
-from wsimil.slides.tiff import NO_OME_TIFF, TiffLevel, read_levels, read_ome_pyramid, why_not_left_to_openslide
+from wsimil.slides.tiff import (
+    NO_OME_TIFF,
+    TiffLevel,
+    TiffPyramid,
+    read_levels,
+    read_ome_pyramid,
+    why_not_left_to_openslide,
+)
 
 _ONE_GRID_VENDORS = {"aperio", "generic-tiff", "philips"}
 """Vendors of TIFFs whose levels are one image each; others put images beside and over one another."""
@@ -46,8 +53,11 @@ def open_with(path: Path, *, slide_id: str, mpp_override: float | None, reader: 
     if reader == "openslide":
         return _read_by_openslide(slide, "it was asked to")
     try:
-        if reader != "dicom" and _hides_levels(slide):
-            whole = _straight_slide(path, slide_id, mpp_override, reader, half_scale_jpeg, openslide_opens=True)
+        ome = None if reader == "dicom" else _with_hidden_levels(slide)
+        if ome is not None:
+            whole = _straight_slide(
+                path, slide_id, mpp_override, reader, half_scale_jpeg, openslide_opens=True, ome=ome
+            )
             slide.close()
             return whole
         return _read_straight(slide, reader, half_scale_jpeg)
@@ -99,15 +109,15 @@ def _read_straight(slide: OpenSlideSlide, reader: Reader, half_scale_jpeg: bool)
     return _direct(info, dicom_levels, "dicom", half_scale_jpeg, icc_profile=icc_profile)
 
 
-def _hides_levels(slide: OpenSlideSlide) -> bool:
-    """Whether it is an OME-TIFF as Bio-Formats and QuPath write them: OpenSlide does not see further levels in SubIFDs."""
+def _with_hidden_levels(slide: OpenSlideSlide) -> TiffPyramid | None:
+    """An OME-TIFF as Bio-Formats and QuPath write it, with further levels in SubIFDs, which OpenSlide does not see."""
     if slide.info.vendor != "generic-tiff" or len(slide.level_sizes_px) > 1:
-        return False
+        return None
     try:
-        levels = read_ome_pyramid(slide.info.path).levels
+        ome = read_ome_pyramid(slide.info.path)
     except NotDirectError:
-        return False
-    return len(levels) > 1 and levels[0].size_px == slide.level_sizes_px[0]
+        return None
+    return ome if len(ome.levels) > 1 and ome.levels[0].size_px == slide.level_sizes_px[0] else None
 
 
 def _tiff_levels(slide: OpenSlideSlide) -> tuple[TiffLevel, ...]:
@@ -138,8 +148,9 @@ def _straight_slide(
     half_scale_jpeg: bool,
     *,
     openslide_opens: bool,
+    ome: TiffPyramid | None = None,
 ) -> Slide:
-    """A slide that OpenSlide does not open, or opens without showing it, or all its levels."""
+    """A slide that OpenSlide does not open, or opens without showing it, or all its levels; `ome` where it was read already."""
     head, tail, size = file_ends(path, slide_id)
     levels: Sequence[JpegLevel]
     file = path
@@ -154,7 +165,7 @@ def _straight_slide(
         levels, properties, icc_profile = dicom.levels, dicom.properties, dicom.icc_profile
         vendor, name, hashed = "dicom", "dicom", dicom.series_uid
     elif is_tiff(head) and reader != "dicom":
-        ome = read_ome_pyramid(path)
+        ome = ome or read_ome_pyramid(path)
         levels, properties, icc_profile = ome.levels, ome.properties, ome.icc_profile
         vendor, name, hashed = "ome-tiff", _tiff_reader(ome.levels, shown=not openslide_opens), ""
     else:
