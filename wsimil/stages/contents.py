@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 from wsimil.errors import StoreError
 from wsimil.provenance import sha256_json
-from wsimil.store.base import FeatureStore, StoredHeader
+from wsimil.store.base import FeatureStore, StoredHeader, read_each
 from wsimil.store.interop.peer_store import PeerStore
 
-_THREADS = 4
 _NAMED = 3
 _Stamp: TypeAlias = tuple[int, int, int, int]
 
@@ -25,16 +24,11 @@ class Contents:
 
     def of(self, store: FeatureStore, slide_ids: Iterable[str]) -> dict[str, str]:
         """16 hex digits for each slide, which differ where its features do; empty where it cannot be read."""
-        wanted = list(slide_ids)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            return dict(zip(wanted, pool.map(lambda slide_id: self._of(store, slide_id), wanted), strict=True))
+        return read_each(list(slide_ids), partial(self._of, store))
 
     def headers(self, store: FeatureStore, slide_ids: Sequence[str]) -> dict[str, StoredHeader]:
         """Headers of many slides, in the order of their ids, whose content is known from then on. Raises StoreError."""
-        with ThreadPoolExecutor(_THREADS) as pool:
-            return dict(
-                zip(slide_ids, pool.map(lambda slide_id: self._header(store, slide_id), slide_ids), strict=True)
-            )
+        return read_each(slide_ids, partial(self._header, store))
 
     def replaced(self, store: FeatureStore, wanted: Mapping[str, str], slide_ids: Iterable[str]) -> str:
         """Which features of `slide_ids` are not `wanted`, in words for a message; empty where all are.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from wsimil.bags import FeatureBag
 from wsimil.errors import StoreError
 from wsimil.provenance import Provenance
+
+_Read = TypeVar("_Read")
 
 MAX_ID_BYTES = 200
 """Leaves room, in the 255 bytes that file systems allow, for suffixes such as _heatmap.ome.tiff."""
@@ -87,8 +89,13 @@ class InstanceStore(Protocol):
 
 def read_headers(store: FeatureStore, slide_ids: Sequence[str]) -> dict[str, StoredHeader]:
     """Headers of many slides, in the order of their ids. Raises StoreError."""
+    return read_each(slide_ids, store.header)
+
+
+def read_each(slide_ids: Sequence[str], read: Callable[[str], _Read]) -> dict[str, _Read]:
+    """What `read` gives of each of many slides, some at a time, in the order of their ids. Raises what `read` raises."""
     with ThreadPoolExecutor(4) as pool:
-        return dict(zip(slide_ids, pool.map(store.header, slide_ids), strict=True))
+        return dict(zip(slide_ids, pool.map(read, slide_ids), strict=True))
 
 
 def slide_path(folder: Path, slide_id: str, suffix: str) -> Path:
