@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsimil.store import open_store
+from wsimil.store import StoredHeader, open_store
+from wsimil.store.hdf5 import Hdf5Store
 from wsimil.testing.store_laws import make_bag
 
 DIM = 6
@@ -20,6 +21,20 @@ DIM = 6
 def feature_study(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
     """`write_study` into the folder of the test."""
     return partial(write_study, tmp_path)
+
+
+@pytest.fixture
+def headers_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ids of the slides whose headers are read of HDF5 from here on, one by one."""
+    read: list[str] = []
+    header = Hdf5Store.header
+
+    def noted(self: Hdf5Store, slide_id: str) -> StoredHeader:
+        read.append(slide_id)
+        return header(self, slide_id)
+
+    monkeypatch.setattr(Hdf5Store, "header", noted)
+    return read
 
 
 def replace_features(features: Path, slide_ids: Sequence[str]) -> None:
