@@ -14,9 +14,8 @@ from wsimil.slides.direct import DirectSlide
 from wsimil.slides.half_scale import JpegLevel, with_half_levels
 from wsimil.slides.mpp import resolve_mpp
 from wsimil.slides.openslide import NotShownError, OpenSlideSlide, RefusedError
-from wsimil.slides.stored_tiles import NotDirectError, UnreadableError
+from wsimil.slides.stored_tiles import NotDirectError, OtherKindError, UnreadableError
 from wsimil.slides.tiff import (
-    NO_OME_TIFF,
     TiffLevel,
     TiffPyramid,
     read_levels,
@@ -48,7 +47,7 @@ def open_with(path: Path, *, slide_id: str, mpp_override: float | None, reader: 
             raise _unreadable(path, slide_id, reason) from None
         except NotDirectError as reason:
             # Of files that are of neither kind OpenSlide says more than a reader that was not asked for.
-            said_all = reader == "auto" and f"{reason}" in (_NO_TIFF, NO_OME_TIFF)
+            said_all = reader == "auto" and isinstance(reason, OtherKindError)
             raise SlideError(f"{refusal}" if said_all else f"{refusal}; nor is it read straight: {reason}") from None
     if reader == "openslide":
         return _read_by_openslide(slide, "it was asked to")
@@ -169,7 +168,7 @@ def _straight_slide(
         levels, properties, icc_profile = ome.levels, ome.properties, ome.icc_profile
         vendor, name, hashed = "ome-tiff", _tiff_reader(ome.levels, shown=not openslide_opens), ""
     else:
-        raise NotDirectError(_NO_DICOM if reader == "dicom" else _NO_TIFF)
+        raise OtherKindError(_NO_DICOM if reader == "dicom" else _NO_TIFF)
     resolved = resolve_mpp(properties, slide_id=slide_id, override=mpp_override)
     width, height = levels[0].size_px
     info = SlideInfo(

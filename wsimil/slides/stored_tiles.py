@@ -20,6 +20,10 @@ class NotDirectError(ValueError):
     """Why the tiles of a slide are not read straight; the message is half a sentence."""
 
 
+class OtherKindError(NotDirectError):
+    """A file of another kind than is read straight, of which the message says no more than that."""
+
+
 class UnreadableError(NotDirectError):
     """Why no reader can read a slide rightly, and what to do; the message is half a sentence."""
 

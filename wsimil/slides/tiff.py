@@ -21,9 +21,7 @@ from numpy.typing import NDArray
 
 from wsimil.slides.jpeg import Space, decode_jpeg, stated_space, stream_head
 from wsimil.slides.mpp import ome_pixels
-from wsimil.slides.stored_tiles import NotDirectError
-
-NO_OME_TIFF = "it is no OME-TIFF"
+from wsimil.slides.stored_tiles import NotDirectError, OtherKindError
 
 _JPEG = 7
 _JPEG_2000 = {33005, 34712}
@@ -118,7 +116,7 @@ def read_ome_pyramid(path: Path) -> TiffPyramid:
     """The main image of an OME-TIFF. Raises NotDirectError where there is none, or more than one of its size."""
     with _opened(path) as file:
         if not file.is_ome:
-            raise NotDirectError(NO_OME_TIFF)
+            raise OtherKindError("it is no OME-TIFF")
         images = sorted(file.series, key=lambda series: -max(series.keyframe.shape))
         main = images[0]
         if main.axes != "YXS":
