@@ -20,8 +20,9 @@ from pydicom.uid import VLWholeSlideMicroscopyImageStorage, generate_uid
 
 from wsimil.errors import SlideError
 from wsimil.geometry import TileGrid, TileSpec, grid_positions
-from wsimil.slides import Slide, open_slide
+from wsimil.slides import Slide, find_slides, open_slide
 from wsimil.slides.dicom_codec import frame_decoder
+from wsimil.slides.dicom_header import read_header
 from wsimil.slides.jpeg import stated_space
 
 MPP = 0.5
@@ -29,6 +30,7 @@ EXPLICIT, IMPLICIT = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
 JPEG, JPEG_LS, RLE = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.5"
 J2K_LOSSLESS, J2K = "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"
 NATIVE = {EXPLICIT, IMPLICIT}
+CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 TILE = (64, 48)
 SIZE = (301, 203)
 Encode = Callable[[np.ndarray], bytes]
@@ -362,6 +364,35 @@ def test_a_slide_is_all_files_of_its_series_whichever_of_them_is_named(tmp_path:
         assert slide.info.digest not in digests
 
 
+def test_a_series_in_a_folder_is_one_slide_by_the_file_of_its_largest_image(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "slides")
+    level0 = files["level 0"].rename(tmp_path / "slides" / "c.dcm")
+    assert find_slides(tmp_path) == [level0, files["other"]]
+    # Further levels that lie elsewhere are not read with it, and stand for themselves.
+    (tmp_path / "elsewhere").mkdir()
+    moved = files["level 1"].rename(tmp_path / "elsewhere" / "a.dcm")
+    assert find_slides(tmp_path) == [moved, level0, files["other"]]
+
+
+def test_no_file_that_another_does_not_stand_for_is_left_out_of_a_folder(tmp_path: Path) -> None:
+    first, *others = concatenation(tmp_path, sparse=False)
+    assert find_slides(tmp_path) == [first]
+    first.unlink()
+    assert find_slides(tmp_path) == others[:1]
+    # A second image of that size, one of no series, a label alone, another class, and what is no DICOM.
+    series = read_header(others[0]).series_uid
+    lone = [
+        write_dicom(tmp_path / "second.dcm", frames_of(IMAGE, jpeg()), SeriesInstanceUID=series),
+        write_dicom(tmp_path / "unnamed1.dcm", frames_of(IMAGE, jpeg()), SeriesInstanceUID=None),
+        write_dicom(tmp_path / "unnamed2.dcm", frames_of(IMAGE, jpeg()), SeriesInstanceUID=None),
+        write_dicom(tmp_path / "label.dcm", frames_of(texture(*TILE), jpeg()), size=TILE, kind="LABEL"),
+        write_dicom(tmp_path / "x.dcm", frames_of(IMAGE, jpeg()), SOPClassUID=CAPTURE, SeriesInstanceUID=series),
+        tmp_path / "y.dcm",
+    ]  # fmt: skip
+    lone[-1].write_bytes(b"no DICOM")
+    assert find_slides(tmp_path) == sorted(lone)
+
+
 def test_a_series_that_openslide_refuses_has_its_levels_too(tmp_path: Path) -> None:
     uid, small = generate_uid(), half(IMAGE)
     options: dict[str, Any] = {"syntax": JPEG_LS, "photometric": "RGB", "SeriesInstanceUID": uid}
@@ -450,7 +481,7 @@ GREY = {"photometric": "MONOCHROME2", "SamplesPerPixel": 1, "PlanarConfiguration
         ({"corners": corners_of(IMAGE)[:-1]}, "states 24 columns and 24 rows for the positions of 25 frames"),
         ({"fragments": 2}, "no table of offsets, and 50 fragments for 25 frames"),
         ({"size": (301, 500)}, "30 of the 55 frames of 301 x 500 px are not there"),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "of the DICOM class Secondary Capture Image Storage"),
+        ({"SOPClassUID": CAPTURE}, "of the DICOM class Secondary Capture Image Storage"),
     ],
     ids=lambda value: str(value)[:50],
 )  # fmt: skip

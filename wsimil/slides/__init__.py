@@ -45,7 +45,8 @@ def open_slide(
 def find_slides(folder: Path) -> list[Path]:
     """Every slide below `folder`, sorted by path; hidden entries and the data folders beside .mrxs files are left out.
 
-    Links to folders are followed, each folder once. Raises SlideError for a folder that cannot be listed.
+    A DICOM slide is the series of its files in one folder, and stands there as the file that holds its largest image. Links
+    to folders are followed, each folder once. Raises SlideError for a folder that cannot be listed.
     """
 
     def refuse(error: OSError) -> None:
@@ -62,5 +63,17 @@ def find_slides(folder: Path) -> list[Path]:
         visible = [Path(root, name) for name in names if not name.startswith(".")]
         companions = {path.stem for path in visible if path.suffix.lower() == ".mrxs"}
         folders[:] = [name for name in folders if name not in companions and not name.startswith(".")]
-        found += [path for path in visible if path.suffix.lower() in SLIDE_SUFFIXES]
+        found += _standing_alone([path for path in visible if path.suffix.lower() in SLIDE_SUFFIXES])
     return sorted(found)
+
+
+def _standing_alone(files: list[Path]) -> list[Path]:
+    """Without those that belong to the slide of another file of their folder."""
+    dicom = [path for path in files if path.suffix.lower() == ".dcm"]
+    if len(dicom) < 2:
+        return files
+    # Loads pydicom, which takes 0.2 s.
+    from wsimil.slides.dicom_series import lesser_files
+
+    lesser = lesser_files(dicom)
+    return [path for path in files if path not in lesser]

@@ -192,10 +192,7 @@ def _others(path: Path) -> Iterator[Path]:
 def _part(path: Path) -> _Part | None:
     """A file of a series; None where its image is no level."""
     header = read_header(path)
-    image_type = header.text("ImageType").split("\\")
-    if len(image_type) < 3:
-        raise NotDirectError("it does not state its ImageType, by which a slide is told from its label")
-    if image_type[2] != "VOLUME" or image_type[3:4] not in ([], ["NONE"], ["RESAMPLED"]):
+    if not header.is_level:
         return None
     kind, photometric = frame_kind(header.syntax), header.text("PhotometricInterpretation")
     samples = header.number("SamplesPerPixel")
@@ -216,7 +213,7 @@ def _part(path: Path) -> _Part | None:
         size_px=header.size_px,
         tile_px=(header.positive("Columns"), header.positive("Rows")),
         count=header.frame_count(),
-        first=header.number("ConcatenationFrameOffsetNumber") or 0,
+        first=header.first_frame,
         of=header.number("InConcatenationTotalNumber"),
         full=header.text("DimensionOrganizationType") == "TILED_FULL",
         kind=kind,

@@ -51,6 +51,19 @@ class DicomHeader:
         """Width and height of the total pixel matrix. Raises NotDirectError."""
         return self.positive("TotalPixelMatrixColumns"), self.positive("TotalPixelMatrixRows")
 
+    @property
+    def is_level(self) -> bool:
+        """Whether the image is of the slide itself, and no label or overview. Raises NotDirectError where that is not stated."""
+        image_type = self.text("ImageType").split("\\")
+        if len(image_type) < 3:
+            raise NotDirectError("it does not state its ImageType, by which a slide is told from its label")
+        return image_type[2] == "VOLUME" and image_type[3:4] in ([], ["NONE"], ["RESAMPLED"])
+
+    @property
+    def first_frame(self) -> int:
+        """Which frame of the image the file begins with: not 0 in further files of a concatenation."""
+        return self.number("ConcatenationFrameOffsetNumber") or 0
+
     def raw(self, *names: str) -> bytes:
         """A value as it is stored; empty where there is none. More names than one lead through first items of sequences."""
         dataset = self.dataset
@@ -91,7 +104,7 @@ def read_header(path: Path) -> DicomHeader:
 
 
 def read_series_header(path: Path) -> DicomHeader:
-    """As `read_header`, but no further than `series_uid` and `size_px`, which is quicker."""
+    """As `read_header`, but no further than `size_px`, which is quicker."""
     return _read(path, _AFTER_MATRIX_SIZE)
 
 
