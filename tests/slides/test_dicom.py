@@ -364,6 +364,15 @@ def test_a_slide_is_all_files_of_its_series_whichever_of_them_is_named(tmp_path:
         assert slide.info.digest not in digests
 
 
+def test_a_file_that_is_replaced_by_one_of_another_slide_is_a_level_no_more(tmp_path: Path) -> None:
+    files = write_series(tmp_path / "slides")
+    with open_slide(files["level 0"], reader="dicom") as slide:
+        assert len(slide.info.level_downsamples) == 2
+    files["other"].replace(files["level 1"])
+    with open_slide(files["level 0"], reader="dicom") as slide:
+        assert len(slide.info.level_downsamples) == 1
+
+
 def test_a_series_in_a_folder_is_one_slide_by_the_file_of_its_largest_image(tmp_path: Path) -> None:
     files = write_series(tmp_path / "slides")
     level0 = files["level 0"].rename(tmp_path / "slides" / "c.dcm")

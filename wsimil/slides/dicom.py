@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from wsimil.slides.dicom_codec import FrameDecoder, Kind, frame_decoder, frame_kind
 from wsimil.slides.dicom_frames import Frames, join_fragments, read_frames
-from wsimil.slides.dicom_header import read_header, read_instance_uid, read_series_header
+from wsimil.slides.dicom_header import read_header, read_instance_uid, read_series_header, read_series_uid
 from wsimil.slides.stored_tiles import NotDirectError, UnreadableError
 
 _FIXED = {"BitsAllocated": 8, "BitsStored": 8, "PixelRepresentation": 0}
@@ -170,14 +170,7 @@ def _first(parts: Sequence[_Part]) -> _Part:
 
 def _siblings(path: Path, series_uid: str) -> list[Path]:
     """The other files of a series."""
-
-    def belongs(file: Path) -> bool:
-        try:
-            return read_series_header(file).series_uid == series_uid
-        except NotDirectError:
-            return False
-
-    return [file for file in _others(path) if belongs(file)]
+    return [file for file in _others(path) if read_series_uid(file) == series_uid]
 
 
 def _others(path: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from pydicom.dataset import Dataset
@@ -106,6 +107,26 @@ def read_header(path: Path) -> DicomHeader:
 def read_series_header(path: Path) -> DicomHeader:
     """As `read_header`, but no further than `size_px`, which is quicker."""
     return _read(path, _AFTER_MATRIX_SIZE)
+
+
+def read_series_uid(path: Path) -> str | None:
+    """What all files of a slide have in common; None for files that are no whole-slide images.
+
+    Every slide of a folder is told from all others there, so what a file said is kept until it changes.
+    """
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return _series_uid(path, (state.st_size, state.st_mtime_ns))
+
+
+@lru_cache(maxsize=1 << 17)
+def _series_uid(path: Path, _state: tuple[int, int]) -> str | None:
+    try:
+        return read_series_header(path).series_uid
+    except NotDirectError:
+        return None
 
 
 def read_instance_uid(path: Path) -> str | None:
