@@ -173,14 +173,6 @@ def test_a_contradiction_is_refused_with_its_place(tmp_path: Path, text: str, ex
     assert str(path) in str(caught.value)
 
 
-def test_a_missing_file_and_a_binary_file_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CohortError, match="does not exist"):
-        read_cohort(tmp_path / "absent.csv")
-    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(CohortError, match="cannot be read as UTF-8"):
-        read_cohort(tmp_path / "binary.csv")
-
-
 def test_a_label_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "slide_id,patient_id,label\na,p1,tumour\n")
     with pytest.raises(CohortError, match=r"line 2: slide 'a': label 'tumour' is none of the classes normal, tumor"):
@@ -288,6 +280,9 @@ def test_patients_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
 def test_a_class_with_fewer_patients_than_folds_is_refused() -> None:
     with pytest.raises(CohortError, match="class 't' has 3 patients, fewer than the 5 folds"):
         cohort({"n": 9, "t": 3}).with_splits(seed=0, folds=5)
+    # "Ask for 1 folds" would be refused, too.
+    with pytest.raises(CohortError, match="class 't' has 1 patient, fewer than the 5 folds; folds need two at least"):
+        cohort({"n": 9, "t": 1}).with_splits(seed=0, folds=5)
     with pytest.raises(CohortError, match="has one patient left"):
         cohort({"n": 9, "t": 1}).with_splits(seed=0)
 

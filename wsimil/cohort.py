@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from wsimil.drawing import draw_folds, draw_fraction
+from wsimil.drawing import draw_folds, draw_fraction, refuse_few
 from wsimil.errors import CohortError
+from wsimil.tables import Table, TableRow, read_table
 from wsimil.targets import MISSING, Classification, Targets, Task, refuse_alike
 
 Split: TypeAlias = Literal["train", "val", "test"]
@@ -293,10 +294,7 @@ class Cohort:
             raise CohortError(f"fold {fold} was asked for, folds of {folds} count from 0 to {folds - 1}")
         for label in self.classes:
             count = len({s.patient_id for s in self.slides if s.label == label})
-            if count < folds:
-                raise CohortError(
-                    f"class {label!r} has {count} patients, fewer than the {folds} folds; ask for {count} folds or fewer"
-                )
+            refuse_few(f"class {label!r}", count, folds)
         return draw_folds(strata, folds, rng)[fold]
 
     def _lost(self, split: Split) -> list[str]:
@@ -308,13 +306,14 @@ class Cohort:
 def read_cohort(path: Path, *, task: Task = _BY_CLASS, bag: BagUnit = "slide") -> Cohort:
     """Read a CSV: slide_id, patient_id, the columns of `task`, optionally site, split (train, val, test) or fold (0, 1, ...).
 
-    The task is by default a classification by the column "label". UTF-8 with or without a BOM; comma, semicolon or tab; more
-    columns are ignored. Spaces around values are removed and counted. A slide without a label is left out and counted, by the
-    words that were read as missing; where a `bag` is a patient, it has the label of his others, which must agree, and the split,
-    fold and site of the first of them where it has none. A task that knows its names, such as a trained model's, takes no other
-    label. Raises CohortError.
+    The task is by default a classification by the column "label". The file is as `read_table` takes it; more columns are
+    ignored. Spaces around values are removed and counted. A slide without a label is left out and counted, by the words that
+    were read as missing; where a `bag` is a patient, it has the label of his others, which must agree, and the split, fold and
+    site of the first of them where it has none. A task that knows its names, such as a trained model's, takes no other label.
+    Raises CohortError.
     """
-    rows, columns = _read_rows(path)
+    table = _read(path)
+    rows, columns = table.rows, table.columns
     required = (*_IDS, *task.columns)
     missing = [name for name in required if name not in columns]
     if missing:
@@ -359,74 +358,45 @@ def read_cohort(path: Path, *, task: Task = _BY_CLASS, bag: BagUnit = "slide") -
 
 def read_patients(path: Path) -> dict[str, str]:
     """Slide -> patient of every row of a cohort file, whether it has a label or not. Raises CohortError."""
-    rows, columns = _read_rows(path)
-    missing = [name for name in _IDS if name not in columns]
+    table = _read(path)
+    missing = [name for name in _IDS if name not in table.columns]
     if missing:
         raise CohortError(f"{path}: column {', '.join(map(repr, missing))} is missing; it tells whose a slide is")
-    return {row.cells["slide_id"]: row.cells["patient_id"] for row in rows}
+    return {row.cells["slide_id"]: row.cells["patient_id"] for row in table.rows}
 
 
 def has_columns(path: Path, task: Task) -> bool:
     """Whether a cohort file has the columns of a task. Raises CohortError."""
-    return set(task.columns) <= set(_read_rows(path)[1])
+    return set(task.columns) <= set(_read(path).columns)
 
 
 def read_columns(path: Path, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Slide -> its cells of any columns of a cohort file, without spaces around them. Raises CohortError for one that is not
     there."""
-    rows, columns = _read_rows(path)
+    table = _read(path)
     for name in ("slide_id", *names):
-        if name not in columns:
-            close = get_close_matches(name, columns, n=1)
+        if name not in table.columns:
+            close = get_close_matches(name, table.columns, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise CohortError(f"{path}: column {name!r} is missing; it has {', '.join(map(repr, columns))}{hint}")
-    return {row.cells["slide_id"]: tuple(row.cells[name] for name in names) for row in rows}
+            raise CohortError(f"{path}: column {name!r} is missing; it has {', '.join(map(repr, table.columns))}{hint}")
+    return {row.cells["slide_id"]: tuple(row.cells[name] for name in names) for row in table.rows}
 
 
 def column_names(path: Path) -> tuple[str, ...]:
     """The columns of a cohort file, in order. Raises CohortError."""
-    return tuple(_read_rows(path)[1])
+    return _read(path).columns
 
 
-class _Row(NamedTuple):
-    """A row at a line of the file: its cells without the spaces around them, and the columns whose cells had some."""
-
-    line: int
-    cells: Mapping[str, str]
-    spaced: Sequence[str]
-
-
-def _read_rows(path: Path) -> tuple[list[_Row], list[str]]:
+def _read(path: Path) -> Table:
     """All rows and the columns; what every reader of a cohort file counts on holds for rows with a label and without one."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise CohortError(f"cohort file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CohortError(f"cohort file {path} cannot be read as UTF-8 text: {error}") from None
-    head = text.partition("\n")[0]
-    delimiter = max(",;\t", key=head.count)
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-    columns = [name.strip() for name in next(reader, [])]
-    twice = [name for name, count in Counter(columns).items() if count > 1]
-    if twice:
-        raise CohortError(f"{path}: column {twice[0]!r} occurs twice")
-    rows = []
-    for given in filter(None, reader):
-        if len(given) != len(columns):
-            raise CohortError(
-                f"{path}: line {reader.line_num}: wanted {len(columns)} values, as the header has, got {len(given)}"
-            )
-        values = [*map(str.strip, given)]
-        spaced = [name for name, value, own in zip(columns, values, given, strict=True) if value != own]
-        rows.append(_Row(line=reader.line_num, cells=dict(zip(columns, values, strict=True)), spaced=spaced))
-    _refuse_ids(path, rows, columns)
-    return rows, columns
+    table = read_table(path, "cohort file", error=CohortError)
+    _refuse_ids(path, table)
+    return table
 
 
-def _refuse_ids(path: Path, rows: Sequence[_Row], columns: Sequence[str]) -> None:
+def _refuse_ids(path: Path, table: Table) -> None:
     """Raises CohortError for an empty id, a slide in two rows, and patients that differ in case alone."""
-    known = [name for name in _IDS if name in columns]
+    rows, known = table.rows, [name for name in _IDS if name in table.columns]
     for row in rows:
         for name in known:
             if not row.cells[name]:
@@ -440,7 +410,7 @@ def _refuse_ids(path: Path, rows: Sequence[_Row], columns: Sequence[str]) -> Non
         raise CohortError(f"{path}: {error}") from None
 
 
-def _label(path: Path, row: _Row, task: Task) -> str | None:
+def _label(path: Path, row: TableRow, task: Task) -> str | None:
     try:
         return task.read([row.cells[name] for name in task.columns])
     except ValueError as error:
@@ -465,7 +435,7 @@ def _refuse_different_labels(slides: Iterable[CohortSlide]) -> None:
             )
 
 
-def _slide(path: Path, row: _Row, label: str) -> CohortSlide:
+def _slide(path: Path, row: TableRow, label: str) -> CohortSlide:
     split, fold = row.cells.get("split", "").lower(), row.cells.get("fold", "")
     if split and split not in SPLITS:
         raise CohortError(f"{path}: line {row.line}: split {row.cells['split']!r}, wanted one of {', '.join(SPLITS)}")

@@ -31,6 +31,19 @@ def draw_fraction(strata: Mapping[str, str], fraction: float, rng: np.random.Gen
     return drawn
 
 
+def refuse_few(stratum: str, patients: int, folds: int) -> None:
+    """Raises CohortError for a stratum with fewer patients than there are folds, as it is called in the message."""
+    if patients >= folds:
+        return
+    if patients > 1:
+        remedy = f"ask for {patients} folds or fewer"
+    else:
+        remedy = "folds need two at least: add patients, or take these slides out of the cohort"
+    raise CohortError(
+        f"{stratum} has {patients} patient{'s' * (patients != 1)}, fewer than the {folds} folds; {remedy}"
+    )
+
+
 def draw_folds(strata: Mapping[str, str], folds: int, rng: np.random.Generator) -> list[set[str]]:
     """Patients dealt to folds, stratum after stratum: folds differ by one patient at most, and so do those of each stratum."""
     parts: list[set[str]] = [set() for _ in range(folds)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections import defaultdict
@@ -13,6 +11,7 @@ from pathlib import Path
 
 from wsimil.errors import ConfigError
 from wsimil.slides import SLIDE_SUFFIXES, find_slides
+from wsimil.tables import TableRow, read_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,23 +79,17 @@ def clashes(sources: Iterable[SlideSource]) -> dict[str, list[Path]]:
 
 
 def _read_manifest(manifest: Path) -> list[SlideSource]:
-    try:
-        reader = csv.DictReader(io.StringIO(manifest.read_text(encoding="utf-8-sig")))
-        rows = [{(key or "").strip(): (value or "").strip() for key, value in row.items()} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"manifest {manifest} cannot be read: {error}") from None
-    except AttributeError:
-        raise ConfigError(f"manifest {manifest}: a line has more values than the header has columns") from None
-    if not rows or "path" not in rows[0]:
-        columns = ", ".join(rows[0]) if rows else "no rows"
+    table = read_table(manifest, "manifest", error=ConfigError)
+    if "path" not in table.columns or not table.rows:
+        got = ", ".join(table.columns) if table.rows else "no rows"
         raise ConfigError(
-            f"manifest {manifest}: wanted a column 'path' (and optionally slide_id, mpp, mask), got {columns}"
+            f"manifest {manifest}: wanted a column 'path' (and optionally slide_id, mpp, mask), got {got}"
         )
-    return [_row(manifest, number, row) for number, row in enumerate(rows, start=2)]
+    return [_source(manifest, row) for row in table.rows]
 
 
-def _row(manifest: Path, number: int, row: dict[str, str]) -> SlideSource:
-    where = f"manifest {manifest}, line {number}"
+def _source(manifest: Path, line: TableRow) -> SlideSource:
+    row, where = line.cells, f"manifest {manifest}, line {line.line}"
     if not row["path"]:
         raise ConfigError(f"{where}: path is empty")
     mpp: float | None = None

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from wsimil.cohort import Cohort
 from wsimil.config import FrozenConfig
-from wsimil.drawing import draw_folds, draw_fraction
+from wsimil.drawing import draw_folds, draw_fraction, refuse_few
 from wsimil.errors import CohortError, ConfigError
 from wsimil.splits.plan import Round, SplitPlan
 from wsimil.splits.sites import site_folds
@@ -181,7 +181,4 @@ def _sites(cohort: Cohort) -> dict[str, list[str]]:
 def _refuse_few(strata: Mapping[str, str], folds: int) -> None:
     for stratum in sorted(set(strata.values())):
         count = sum(one == stratum for one in strata.values())
-        if count < folds:
-            raise CohortError(
-                f"{stratum!r} has {count} patients, fewer than the {folds} folds; ask for {count} folds or fewer"
-            )
+        refuse_few(repr(stratum), count, folds)

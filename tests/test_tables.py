@@ -1,0 +1,70 @@
+"""Tables as spreadsheets and scripts write them."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from wsimil.errors import CohortError
+from wsimil.tables import Table, read_table
+
+CELLS = [["slide_id", "note"], ["Müller 1", "a"], ["b", "2,5; or\tso"]]
+
+
+def read(path: Path) -> Table:
+    return read_table(path, "cohort file", error=CohortError)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n"], ids=["unix", "windows"])
+def test_a_table_is_the_same_however_it_was_saved(tmp_path: Path, delimiter: str, encoding: str, ends: str) -> None:
+    path = tmp_path / "t.csv"
+    text = ends.join(delimiter.join(f'"{cell}"' for cell in row) for row in CELLS) + ends
+    path.write_bytes(text.encode(encoding))
+    table = read(path)
+    assert [list(table.columns), *([*row.cells.values()] for row in table.rows)] == CELLS
+    assert [row.line for row in table.rows] == [2, 3]
+
+
+def test_what_spreadsheets_add_is_passed_by_and_what_was_typed_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(",slide_id, note ,,\n0,a, x,,\n,,,,\n\n , ,,,\n1,b,,,\n", encoding="utf-8")
+    table = read(path)
+    assert table.columns == ("slide_id", "note")
+    assert [(row.line, dict(row.cells), [*row.spaced]) for row in table.rows] == [
+        (2, {"slide_id": "a", "note": "x"}, ["note"]),
+        (6, {"slide_id": "b", "note": ""}, []),
+    ]
+
+
+def workbook(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("xl/workbook.xml", "<workbook/>")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (None, "cohort file {} does not exist"),
+        (b"", "cohort file {} is a workbook of a spreadsheet program; save it as CSV in UTF-8"),
+        ("slide_id\nMüller\n".encode("latin-1"), "cohort file {} cannot be read as UTF-8 text: "),
+        (b"\xff\xfea", "cohort file {} cannot be read as UTF-16 text: "),
+        (b'slide_id\na\n"' + b"x" * 200_000, "cohort file {} cannot be read at line 3: field larger than field limit"),
+        (b"slide_id,slide_id\n", "{}: column 'slide_id' occurs twice"),
+        (b"slide_id,note\na\n", "{}: line 2: wanted 2 values, as the header has, got 1"),
+        (b"slide_id\n\na,b\n", "{}: line 3: wanted 1 values, as the header has, got 2"),
+    ],
+    ids=["absent", "workbook", "latin-1", "half utf-16", "open quote", "column twice", "short", "long"],
+)
+def test_what_is_no_table_is_refused_by_name(tmp_path: Path, data: bytes | None, expected: str) -> None:
+    path = tmp_path / "t.csv"
+    if data:
+        path.write_bytes(data)
+    elif data is not None:
+        workbook(path)
+    with pytest.raises(CohortError) as caught:
+        read(path)
+    assert str(caught.value).startswith(expected.format(path))
