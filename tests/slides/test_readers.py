@@ -677,6 +677,20 @@ def test_half_scale_adds_the_levels_that_a_jpeg_slide_lacks_and_only_those(tmp_p
         assert slide.info.level_downsamples == (1,)
 
 
+def test_half_scale_keeps_stored_tiles_in_their_places_where_the_last_ones_are_1_px_wide_and_high(
+    tmp_path: Path,
+) -> None:
+    """They were taken for the first of the next row, and every row after it lay in wrong places."""
+    image = texture(721, 481)
+    path = write_slide(tmp_path / "slide.tiff", [image])
+    with open_slide(path, half_scale_jpeg=True) as slide:
+        grid = grid_of(slide, side=120, stride=120, level=1)
+        inside = np.flatnonzero((grid.xy0 + 240 <= slide.info.size0_px).all(axis=1))
+        assert len(inside) == 2 * 3
+        for tile, (x0, y0) in zip(slide.read_tiles(grid, inside), grid.xy0[inside].tolist(), strict=True):
+            assert np.abs(tile.astype(int) - shrunk(image[y0 : y0 + 240, x0 : x0 + 240], 2)).mean() < 8
+
+
 @pytest.mark.parametrize("description", [None, APERIO])
 def test_half_scale_leaves_a_missing_stored_tile_to_the_level_it_is_missing_from(
     tmp_path: Path, description: str | None

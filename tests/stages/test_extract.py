@@ -236,7 +236,7 @@ def test_half_scale_makes_features_of_another_kind(slides: Path, tmp_path: Path)
     assert bags[False].provenance.feature_digest != bags[True].provenance.feature_digest
     assert "half scale" in str(bags[True].provenance.tiling["resampling"])
     assert config_from_provenance(bags[True].provenance).half_scale_jpeg
-    assert [bags[half].provenance.pixels.get("half_scale_version") for half in (False, True)] == [None, 2]
+    assert [bags[half].provenance.pixels.get("half_scale_version") for half in (False, True)] == [None, 3]
 
 
 def test_quality_is_measured_on_the_tiles_as_they_are_read(slides: Path, features: Path) -> None:

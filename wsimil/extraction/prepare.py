@@ -148,8 +148,9 @@ def _recipe(
             "precision": encoder.precision,
             "dtype": config.dtype,
             **({"compiled": True} if encoder.compiled else {}),
-            # 1, which no file states, drew stored tiles that are missing from another level: a rerun makes those anew.
-            **({"half_scale_version": 2} if config.half_scale_jpeg else {}),
+            # 1, which no file states, drew stored tiles that are missing from another level, and up to 2 those of a slide whose
+            # last column is 1 px wide lay in wrong places: a rerun makes those anew.
+            **({"half_scale_version": 3} if config.half_scale_jpeg else {}),
         },
         slide=about,
         slide_digest=slide.info.digest,

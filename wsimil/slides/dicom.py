@@ -38,6 +38,11 @@ class DicomLevel:
     decoder: FrameDecoder
 
     @property
+    def columns(self) -> int:
+        """See `StoredLevel.columns`."""
+        return -(-self.size_px[0] // self.tile_px[0])
+
+    @property
     def is_jpeg(self) -> bool:
         """See `JpegLevel.is_jpeg`."""
         return self.decoder.kind == "JPEG"

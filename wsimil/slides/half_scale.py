@@ -52,6 +52,11 @@ class HalfLevel:
         return self.level.tile_px[0] // 2, self.level.tile_px[1] // 2
 
     @property
+    def columns(self) -> int:
+        """See `StoredLevel.columns`: what `size_px` leaves out may be all of the last one."""
+        return self.level.columns
+
+    @property
     def files(self) -> Sequence[Path]:
         """See `StoredLevel.files`."""
         return self.level.files

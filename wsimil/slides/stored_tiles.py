@@ -42,6 +42,11 @@ class StoredLevel(Protocol):
         ...
 
     @property
+    def columns(self) -> int:
+        """How many tiles are in a row, those beyond `size_px` included."""
+        ...
+
+    @property
     def files(self) -> Sequence[Path]:
         """The file of each tile, row by row."""
         ...
@@ -90,7 +95,7 @@ class StoredTiles:
 
     def __init__(self, levels: Sequence[StoredLevel]) -> None:
         self.levels = levels
-        widest = max(_columns(level) * _tile_bytes(level) for level in levels)
+        widest = max(level.columns * _tile_bytes(level) for level in levels)
         self._most = min(max(_LEAST_HELD_BYTES, 2 * widest), _MOST_HELD_BYTES)
         self._held: OrderedDict[tuple[int, int], _Held] = OrderedDict()
         self._bytes, self._lock = 0, threading.Lock()
@@ -119,10 +124,9 @@ class StoredTiles:
         width, height = level.tile_px
         right = min(x + output.shape[1], level.size_px[0])
         lower = min(y + output.shape[0], level.size_px[1])
-        columns = _columns(level)
         apart = step >= max(output.shape[:2])
         if apart and output.shape[:2] == (height, width) == (lower - y, right - x) and x % width == y % height == 0:
-            index = y // height * columns + x // width
+            index = y // height * level.columns + x // width
             if (number, index) not in self._held and level.counts[index] and output.flags.c_contiguous:
                 self._decode(level, index, output)
                 return []
@@ -131,7 +135,7 @@ class StoredTiles:
             for column in range(max(x, 0) // width, -(-right // width)):
                 left, top = max(x, column * width), max(y, row * height)
                 end, bottom = min((column + 1) * width, right), min((row + 1) * height, lower)
-                index = row * columns + column
+                index = row * level.columns + column
                 if level.counts[index] == 0:
                     absent.append(Part(x=left, y=top, width=end - left, height=bottom - top))
                     continue
@@ -194,10 +198,6 @@ class StoredTiles:
         if len(data) < count:
             raise ValueError(f"stored tile {index} has {len(data)} of its {count} bytes")
         level.decode(data, index, output)
-
-
-def _columns(level: StoredLevel) -> int:
-    return -(-level.size_px[0] // level.tile_px[0])
 
 
 def _tile_bytes(level: StoredLevel) -> int:

@@ -60,6 +60,11 @@ class TiffLevel:
     is_belied: bool = False
 
     @property
+    def columns(self) -> int:
+        """See `StoredLevel.columns`."""
+        return -(-self.size_px[0] // self.tile_px[0])
+
+    @property
     def is_jpeg(self) -> bool:
         """See `JpegLevel.is_jpeg`."""
         return self.jpeg_head is not None
