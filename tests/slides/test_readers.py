@@ -131,6 +131,18 @@ def test_each_compression_gives_the_pixels_that_openslide_gives(tmp_path: Path, 
     assert_same_pixels(path)
 
 
+def test_regions_across_and_beyond_every_edge_are_those_of_openslide(tmp_path: Path) -> None:
+    """Beyond the right and lower edge, as far as the last stored tile reaches, they were called damaged."""
+    path = write_slide(tmp_path / "slide.tiff", [texture(481, 700)])
+    direct, reference = both(path)
+    with direct, reference:
+        for x in (-700.0, -25.0, 0.0, 690.0, 701.0, 715.0, 719.5, 720.0, 1400.0):
+            for y in (-25.0, 0.0, 470.0, 482.0, 490.0, 1000.0):
+                ours, theirs = (slide.read_region((x, y), (20, 20), MPP) for slide in (direct, reference))
+                assert (ours == theirs).all(), (x, y)
+                assert (ours == 255).all() == (x <= -20 or y <= -20 or x >= 700 or y >= 481), (x, y)
+
+
 def test_aperio_jpeg_of_rgb_without_a_marker_is_not_taken_for_ycbcr(tmp_path: Path) -> None:
     image = texture(481, 700)
     path = write_slide(

@@ -130,7 +130,9 @@ class StoredTiles:
             if (number, index) not in self._held and level.counts[index] and output.flags.c_contiguous:
                 self._decode(level, index, output)
                 return []
-        absent = []
+        absent: list[Part] = []
+        if x >= right or y >= lower:
+            return absent
         for row in range(max(y, 0) // height, -(-lower // height)):
             for column in range(max(x, 0) // width, -(-right // width)):
                 left, top = max(x, column * width), max(y, row * height)
