@@ -108,6 +108,19 @@ def test_stamp_coordinates_are_um(peers) -> None:
         place(opened(folder).read_peer("s"))
 
 
+def test_tiles_that_round_to_one_row_are_in_raster_order(peers) -> None:
+    """The order was that of the file's coordinates, and `to_bag` refused it."""
+    folder = peers.stamp("s")
+    with h5py.File(folder / "s.h5", "r+") as file:
+        places = file["coords"][...]
+        places[:, 1] += 0.01 * (places[:, 0] == 0)
+        file["coords"][...] = places
+    bag = placed(folder).to_bag()
+    xy0, features = truth(peers)
+    np.testing.assert_array_equal(bag.grid.xy0, xy0)
+    np.testing.assert_array_equal(bag.features.astype(np.float32), features)
+
+
 @pytest.mark.parametrize(
     ("attributes", "um", "size_um"),
     [

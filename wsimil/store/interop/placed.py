@@ -197,7 +197,8 @@ def place(bag: PeerBag, known: KnownSlide | None = None) -> PlacedTiles:
     mpp, detail = _mpp(header, known)
     xy0 = _level0(bag.places, header, mpp)
     size0 = _side(header, mpp)
-    order = raster_order(bag.places)
+    # Not of the places: what is apart by less than a px may be one row of tiles.
+    order = raster_order(xy0)
     xy0 = xy0[order]
     copies = len(xy0) - len(np.unique(xy0, axis=0))
     if copies:
@@ -229,7 +230,7 @@ def place(bag: PeerBag, known: KnownSlide | None = None) -> PlacedTiles:
     )
 
 
-def raster_order(places: NDArray[np.float64]) -> NDArray[np.int64]:
+def raster_order(places: NDArray[np.float64] | NDArray[np.int64]) -> NDArray[np.int64]:
     """Rows by (y, x); of equal places the earlier row first."""
     return np.lexsort((places[:, 0], places[:, 1])).astype(np.int64)
 
