@@ -92,9 +92,16 @@ class OpenSlideSlide(PyramidSlide):
         self._handle.close()
 
     def _origin0(self, position: int, downsample: float) -> float:
-        return _level0_of(position, downsample)
+        return position * downsample if position < 0 else _level0_of(position, downsample)
 
     def _read_into(self, output: NDArray[np.uint8], x: int, y: int, level: int, *, step: int = 0) -> None:
+        if x < 0 or y < 0:
+            # OpenSlide cuts what lies before the slide down to whole px, and so shifts the slide itself.
+            output[...] = 255
+            inside = output[max(0, -y) :, max(0, -x) :]
+            if inside.size:
+                self._read_into(inside, max(0, x), max(0, y), level, step=step)
+            return
         position0 = (
             _level0_of(x, self._info.level_downsamples[level]),
             _level0_of(y, self._info.level_downsamples[level]),
