@@ -149,8 +149,9 @@ def test_the_tissue_of_a_tile_is_the_exact_share_of_its_area(seed: int, mask_mpp
 
 
 def test_blocks_of_any_height_give_the_same_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    info = slide()
-    mask = TissueMask(mask=np.random.default_rng(0).random((500, 625)) < 0.2, mpp=8.0, method="test")
+    info = slide(mpp=0.499)
+    # Of 7.3 µm, so that no row of tiles but the first begins with a whole px of the mask.
+    mask = TissueMask(mask=np.random.default_rng(0).random((547, 684)) < 0.2, mpp=7.3, method="test")
     whole = tile(info, mask, spec(128.0, stride=0.5, min_tissue=0.2))
     monkeypatch.setattr("wsimil.tiling._BLOCK_MASK_PX", 1)
     rows = tile(info, mask, spec(128.0, stride=0.5, min_tissue=0.2))
