@@ -57,8 +57,15 @@ def test_row_spacing_comes_first_in_dicom_and_philips() -> None:
 @pytest.mark.parametrize(
     ("units", "size", "mpp"),
     [
+        ('PhysicalSizeXUnit="pm" PhysicalSizeYUnit="pm"', "250000", 0.25),
+        ('PhysicalSizeXUnit="Å" PhysicalSizeYUnit="Å"', "2500", 0.25),
         ('PhysicalSizeXUnit="nm" PhysicalSizeYUnit="nm"', "250", 0.25),
         ('PhysicalSizeXUnit="mm" PhysicalSizeYUnit="mm"', "0.0005", 0.5),
+        ('PhysicalSizeXUnit="cm" PhysicalSizeYUnit="cm"', "25e-6", 0.25),
+        ('PhysicalSizeXUnit="dm" PhysicalSizeYUnit="dm"', "25e-7", 0.25),
+        ('PhysicalSizeXUnit="m" PhysicalSizeYUnit="m"', "25e-8", 0.25),
+        ('PhysicalSizeXUnit="in" PhysicalSizeYUnit="in"', "1e-5", 0.254),
+        ('PhysicalSizeXUnit="pt" PhysicalSizeYUnit="pt"', "72e-5", 0.254),
         ('PhysicalSizeXUnit="µm" PhysicalSizeYUnit="\u03bcm"', "0.25", 0.25),
         ('PhysicalSizeXUnit="pixel" PhysicalSizeYUnit="pixel"', "0.25", None),
     ],
@@ -112,9 +119,10 @@ def test_a_plausible_value_further_down_beats_a_placeholder() -> None:
     value = metadata_mpp(placeholder | SIZE0 | {"tiff.ImageDescription": OME.format(x="0.5", units="")})
     assert value is not None
     assert value.prop == "OME PhysicalSizeX"
-    alone = metadata_mpp(placeholder)
-    assert alone is not None
-    assert alone.detail == "openslide.mpp-x: 72 dpi, likely a placeholder of an image program"
+    for dpi, um in ((72, "352.778"), (96, "264.583"), (150, "169.333"), (300, "84.667")):
+        alone = metadata_mpp({"openslide.mpp-x": um, "openslide.mpp-y": um})
+        assert alone is not None
+        assert alone.detail == f"openslide.mpp-x: {dpi} dpi, likely a placeholder of an image program"
 
 
 def test_pixels_that_are_not_square_are_refused_and_nearly_square_ones_averaged() -> None:
