@@ -34,7 +34,7 @@ TARGETS: tuple[Target, ...] = ("wsimil", "clam", "trident", "stamp", "spatialdat
 SOURCES = ("wsimil", *LAYOUTS)
 
 _LOG = "convert.jsonl"
-_RECIPE_VERSION = 2
+_RECIPE_VERSION = 3
 """Raised by one whenever a change of code changes what a conversion writes."""
 _WRITERS = {"trident": trident.write, "stamp": stamp.write, "spatialdata": anndata.write}
 

@@ -191,6 +191,16 @@ def test_the_overlap_of_clam_is_that_of_its_tiles(peers, size: int, stride_px: i
     assert tiles.to_bag().grid.spec.stride_px == (stride_px or size)
 
 
+def test_the_overlap_of_stamp_is_that_of_its_tiles(peers) -> None:
+    """STAMP itself lays none; files of ours in its layout may hold some, and came back without."""
+    folder = peers.stamp("s", attributes={"unit": "um", "tile_size_um": 128.0, "tile_size_px": 224})
+    assert placed(folder).to_bag().grid.spec.stride_px == 112
+    assert placed(peers.stamp("s")).to_bag().grid.spec.stride_px == 224
+    peers.stamp("t", um=1.0, attributes={"unit": "um", "tile_size_um": 256.0, "tile_size_px": 512})
+    side_by_side = placed(folder, "t", known=KnownSlide(mpp=0.9985, mpp_detail="--mpp"))
+    assert side_by_side.to_bag().grid.spec.stride_px == 512
+
+
 def test_patches_of_another_level_make_another_kind(peers, tmp_path: Path) -> None:
     folder = peers.clam("s")
     peers.clam("t", patches=False)

@@ -283,10 +283,11 @@ def _side(header: PeerHeader, mpp: float | None) -> float:
 
 
 def _overlapping_stride_px(xy0: NDArray[np.int64], size0: float, size_px: int | None) -> int | None:
-    """Where most neighbors in a row overlap, by what step; CLAM states none. `xy0` in raster order."""
+    """Where most neighbors in a row overlap, by what step; CLAM and STAMP state none. `xy0` in raster order."""
     right, down = np.diff(xy0, axis=0).T
     steps, counts = np.unique(right[down == 0], return_counts=True)
-    if size_px is None or not len(steps) or steps[counts.argmax()] >= size0:
+    # Each place was rounded by itself: neighbors that do not overlap may be nearly a px closer than a tile is wide.
+    if size_px is None or not len(steps) or steps[counts.argmax()] > size0 - 1:
         return None
     return max(1, round_half_up(steps[counts.argmax()] / size0 * size_px))
 

@@ -60,7 +60,7 @@ def describe(path: Path, slide_id: str, options: ReadOptions) -> PeerHeader:
         encoder=text_of(attributes.get("extractor")) or options.encoder,
         tiling=tiling,
         unit="um",
-        tile=TileFacts(size_um=size_um, size_px=size_px, stride_px=size_px),
+        tile=TileFacts(size_um=size_um, size_px=size_px),
         version=text_of(attributes.get("stamp_version")),
     )
 
