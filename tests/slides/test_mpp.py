@@ -82,6 +82,8 @@ def test_xml_with_entities_is_refused_before_it_can_grow() -> None:
     bomb = text.replace("<OME", '<!DOCTYPE OME [<!ENTITY a "1"><!ENTITY b "&a;&a;">]><OME')
     assert metadata_mpp(SIZE0 | {"tiff.ImageDescription": bomb}) is None
     assert metadata_mpp(SIZE0 | {"tiff.ImageDescription": "<OME><Pixels"}) is None
+    cut_short = OME.format(x="0.25", units="").removesuffix("</OME>")
+    assert metadata_mpp(SIZE0 | {"tiff.ImageDescription": cut_short}) is None
 
 
 def test_the_mpp_of_an_ome_xml_is_that_of_the_image_of_level_0() -> None:
