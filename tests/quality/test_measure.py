@@ -97,7 +97,16 @@ def test_the_scale_is_a_physical_one() -> None:
     assert measure(fine, mpp=1.0).sharpness[0] < 0.7 * one.sharpness[0]
 
 
-@pytest.mark.parametrize("side", [8, 9, 63])
+@pytest.mark.parametrize(("mpp", "apart"), [(0.25, 8), (0.5, 4), (1.0, 2), (2.0, 1), (8.0, 1)])
+def test_shares_are_of_pixels_2_um_apart(mpp: float, apart: int) -> None:
+    tiles = np.full((2, 64, 64, 3), 243, np.uint8)
+    tiles[0, apart // 2 :: apart, apart // 2 :: apart] = INKS["black"]
+    quality = measure(tiles, mpp=mpp)
+    assert quality.dark.tolist() == quality.pen.tolist() == [1.0, 0.0]
+    assert quality.background.tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("side", [8, 9, 10, 63])
 @pytest.mark.parametrize("mpp", [0.1, 0.5, 8.0])
 def test_small_tiles_of_any_resolution_have_numbers(side: int, mpp: float) -> None:
     quality = measure(np.full((2, side, side, 3), 128, np.uint8), mpp=mpp)
