@@ -132,7 +132,17 @@ def test_outside_the_slide_is_white(slide: Slide, image: np.ndarray) -> None:
 
 
 def test_a_region_at_the_slides_own_mpp_is_the_stored_pixels(slide: Slide, image: np.ndarray) -> None:
-    np.testing.assert_array_equal(slide.read_region((63.0, 100.0), (200, 50), slide.info.mpp), image[100:150, 63:263])
+    for width, height in ((200, 50), (1, 1)):
+        region = slide.read_region((63.0, 100.0), (width, height), slide.info.mpp)
+        np.testing.assert_array_equal(region, image[100 : 100 + height, 63 : 63 + width])
+
+
+@pytest.mark.parametrize(
+    ("size_px", "mpp"), [((0, 5), MPP), ((5, -1), MPP), ((5, 5), 0.0), ((5, 5), -MPP), ((5, 5), float("nan"))]
+)
+def test_a_region_without_pixels_or_scale_is_refused(slide: Slide, size_px: tuple[int, int], mpp: float) -> None:
+    with pytest.raises(ValueError, match="a region has at least 1 x 1 px and a positive mpp, got"):
+        slide.read_region((0.0, 0.0), size_px, mpp)
 
 
 @pytest.mark.parametrize("mpp", [0.3, 1.0, 1.7, 4.0, 23.0])
