@@ -359,6 +359,32 @@ def test_a_folder_of_masks_that_is_not_there_is_refused(slides: Path, tmp_path: 
         run(slides, tmp_path / "out", masks=str(tmp_path / "typo"))
 
 
+def drawn(path: Path, left: int, top: int, side: int) -> Path:
+    """A square of tissue."""
+    corners = [[left, top], [left + side, top], [left + side, top + side], [left, top + side], [left, top]]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}), encoding="utf-8")
+    return path
+
+
+def test_masks_of_a_folder_and_of_a_manifest_take_the_place_of_tissue_that_is_found(
+    slides: Path, features: Path, tmp_path: Path
+) -> None:
+    drawn(tmp_path / "masks/s1.geojson", 256, 256, 256)
+    drawn(tmp_path / "other.geojson", 512, 0, 256)
+    manifest = tmp_path / "slides.csv"
+    manifest.write_text(
+        f"path,slide_id,mask\n{slides / 's0.tiff'},s0,\n{slides / 's1.tiff'},s1,\n{slides / 's1.tiff'},b,other.geojson\n",
+        encoding="utf-8",
+    )
+    assert run(manifest, tmp_path / "out", masks=str(tmp_path / "masks")).count("done") == 3
+    store = open_store(tmp_path / "out", mode="r")
+    assert [store.read(name).grid.xy0.tolist() for name in ("s1", "b")] == [[[256, 256]], [[512, 0]]]
+    found = open_store(features, mode="r").read("s0")
+    np.testing.assert_array_equal(store.read("s0").grid.xy0, found.grid.xy0)
+    assert store.header("s0").provenance.digest == found.provenance.digest
+
+
 def test_a_failure_says_that_older_features_are_still_there(tmp_path: Path, make_slide: Make) -> None:
     path = make_slide(tmp_path / "in/a.tiff")
     run(tmp_path / "in", tmp_path / "out")
