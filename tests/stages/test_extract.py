@@ -385,6 +385,15 @@ def test_masks_of_a_folder_and_of_a_manifest_take_the_place_of_tissue_that_is_fo
     assert store.header("s0").provenance.digest == found.provenance.digest
 
 
+@pytest.mark.parametrize("name", ["s1.tiff.geojson", "s1.json", "s1.tiff.json"])
+def test_a_mask_that_is_named_otherwise_is_not_passed_by(slides: Path, tmp_path: Path, name: str) -> None:
+    """The tissue was found in place of what was drawn, and nothing said so."""
+    drawn(tmp_path / "masks" / name, 256, 256, 256)
+    summary = run(slides / "s1.tiff", tmp_path / "out", masks=str(tmp_path / "masks"))
+    (failed,) = summary.failures
+    assert f"{name} is not named for the slide; rename it s1.geojson" in failed.reason
+
+
 def test_a_failure_says_that_older_features_are_still_there(tmp_path: Path, make_slide: Make) -> None:
     path = make_slide(tmp_path / "in/a.tiff")
     run(tmp_path / "in", tmp_path / "out")

@@ -118,8 +118,19 @@ def _jpeg(image: NDArray[np.uint8]) -> bytes:
 def _mask_file(source: SlideSource, config: ExtractConfig) -> Path | None:
     if source.mask is not None:
         return source.mask
-    candidate = config.masks / f"{source.slide_id}.geojson" if config.masks else None
-    return candidate if candidate is not None and candidate.is_file() else None
+    if config.masks is None:
+        return None
+    wanted = config.masks / f"{source.slide_id}.geojson"
+    if wanted.is_file():
+        return wanted
+    # As scripts of QuPath name them: passed by, the tissue would be found in place of what was drawn.
+    for name in (f"{source.path.name}.geojson", f"{source.slide_id}.json", f"{source.path.name}.json"):
+        if (config.masks / name).is_file():
+            raise SlideError(
+                f"slide {source.slide_id!r}: tissue mask {config.masks / name} is not named for the slide; rename it"
+                f" {wanted.name}, name it in the manifest's mask column, or move it away"
+            )
+    return None
 
 
 def _recipe(
