@@ -61,6 +61,23 @@ def test_messages_lose_the_ids_also_where_one_is_part_of_another() -> None:
     assert text == f"slide '{names.name('doe')}' and slide '{names.name('doe-2')}' are broken"
 
 
+@pytest.mark.parametrize("patient", ["a", "anon", "mt5qwd2lw2dl"])
+def test_names_in_messages_stay_whole_though_their_letters_hold_an_id(patient: str) -> None:
+    """What came of "a_1" was searched for "a" again: nobody could look such a name up."""
+    names = Pseudonyms(KEY)
+    ids = [patient, f"{patient}_1", "JANE-DOE-1957"]
+    wanted = f"'{names.name(ids[1])}': {names.name(ids[0])}, {names.name(ids[2])}"
+    text = names.inert(f"'{ids[1]}': {ids[0]}, {ids[2]}", ids)
+    assert text == wanted
+    assert names.inert(text, [patient]) == wanted
+
+
+def test_messages_lose_ids_that_are_names_of_another_key_or_begin_like_one() -> None:
+    names, other = Pseudonyms(KEY), Pseudonyms(KEY[::-1]).name("JANE")
+    text = names.inert(f"{other} and {other}-2", [other, f"{other}-2"])
+    assert text == f"{names.name(other)} and {names.name(f'{other}-2')}"
+
+
 def test_messages_lose_ids_also_where_quoting_changes_them() -> None:
     names, hostile = Pseudonyms(KEY), """o'neil "jane\\doe\""""
     text = names.inert(f"slide {hostile!r} is broken, and so is {hostile}", [hostile])

@@ -22,6 +22,7 @@ from wsimil.files import write_text
 _SCHEMA = "wsimil/pseudonyms/1"
 _KEY_BYTES = 32
 _LETTERS = 12
+_LENGTH = len("anon-") + _LETTERS
 _PRIVATE = 0o600
 _NAME = re.compile(rf"anon-[a-z2-7]{{{_LETTERS}}}")
 
@@ -48,11 +49,14 @@ class Pseudonyms:
         return self.known[name]
 
     def inert(self, text: str, identities: Iterable[str]) -> str:
-        """`text`, such as a message, with the names of `identities` in place of them, quoted or not, longest first."""
-        for one in sorted(identities, key=len, reverse=True):
-            for spelled in (repr(one)[1:-1], one):
-                text = text.replace(spelled, self.name(one))
-        return text
+        """`text`, such as a message, with the names of `identities` in place of them, quoted or not, longest first.
+
+        Names that stand in it stay whole, whatever short id their letters hold.
+        """
+        named = {spelled: self.name(one) for one in identities for spelled in (repr(one)[1:-1], one)}
+        parts = [(len(spelled), re.escape(spelled)) for spelled in named]
+        pattern = "|".join(part for _, part in sorted([*parts, (_LENGTH, _NAME.pattern)], reverse=True))
+        return re.sub(pattern, lambda found: named.get(found[0], found[0]), text)
 
 
 def is_pseudonym(text: str) -> bool:
