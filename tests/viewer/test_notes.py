@@ -79,6 +79,13 @@ def test_a_spreadsheet_runs_nothing(client: Client, predictions: Path) -> None:
         texts = [row["text"] for row in csv.DictReader(file)]
     assert texts[0].startswith("'=HYPERLINK")
     assert texts[1] == "'@SUM(1)"
+    path = predictions / "notes" / "s0.geojson"
+    tree = json.loads(path.read_text())
+    tree["wsimil"]["saved"] = "=1+1"
+    path.write_text(json.dumps(tree))
+    client.post("cases/1/notes", NOTES)
+    with (predictions / "notes" / "notes.csv").open(newline="") as file:
+        assert [cell for row in csv.reader(file) for cell in row if cell.startswith("=")] == []
 
 
 def test_qupath_takes_the_file(client: Client, predictions: Path) -> None:

@@ -135,11 +135,12 @@ def notes_csv(saved: Sequence[tuple[str, str, Notes]], answers: Sequence[AnswerC
     writer.writerow([*head, *(inert(name) for name in without)])
     for slide_id, time, notes in saved:
         blank = [""] * (5 + len(without))
-        writer.writerow([inert(slide_id), time, notes.verdict or "", "slide", inert(notes.text), *blank])
+        said = [inert(slide_id), inert(time), notes.verdict or ""]
+        writer.writerow([*said, "slide", inert(notes.text), *blank])
         for pin in notes.pins:
             values = [_number(value) for value in pin.values] or [""] * len(without)
             place = [*_box(pin.xy0), str(len(pin.without)) if pin.kind == "what-if" else ""]
-            writer.writerow([inert(slide_id), time, notes.verdict or "", pin.kind, inert(pin.text), *place, *values])
+            writer.writerow([*said, pin.kind, inert(pin.text), *place, *values])
     return text.getvalue()
 
 
