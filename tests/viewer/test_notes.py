@@ -150,7 +150,8 @@ BAD = [
     {"pins": [{"kind": "what-if", "xy0": [], "without": [-1]}]}, {"pins": [{"kind": "what-if", "xy0": [], "without": [10**6]}]},
     {"pins": [{"kind": "what-if", "xy0": [], "without": [0], "values": [1.0]}]},
     {"pins": [{"kind": "point", "xy0": [[1, 2]], "without": [1]}]}, {"pins": [{"kind": "point", "xy0": [[1, 2]], "x": 1}]},
-    {"pins": [{"kind": "point", "xy0": [[1, 2]]}] * 501},
+    {"pins": [{"kind": "point", "xy0": [[1, 2]]}] * 501}, {"pins": [{"kind": "point", "xy0": [[10**400, 0]]}]},
+    {"pins": [{"kind": "what-if", "xy0": [], "without": [0, 1, 0]}]},
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
@@ -158,6 +159,8 @@ def _pin(tree: Json, tiles: int, answers: int) -> Pin:
         raise ValueError(f"without is a list of tiles, values are {answers} numbers or none")
     if any(isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < tiles for i in without):
         raise ValueError(f"without names tiles from 0 to {tiles - 1}")
+    if len({*without}) < len(without):
+        raise ValueError("without names each tile once")
     if kind != "what-if" and (without or values):
         raise ValueError(f"a {kind} leaves out no tiles")
     return Pin(
@@ -185,7 +188,8 @@ def _point(value: Json) -> Point:
 
 
 def _finite(value: Json) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    # A whole number of JSON may be larger than any float, on which isfinite fails.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ValueError("numbers are finite")
     return float(value)
 
