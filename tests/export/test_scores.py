@@ -172,6 +172,7 @@ def test_a_foreign_parquet_file_is_refused(tmp_path: Path) -> None:
 
 
 CALIBRATION = Calibration(kind="temperature", classes=2, fitted_on="val", rows=9, temperature=2.0).to_json()
+ONE_POINT = b64encode(zlib.compress(bytes(8))).decode()
 
 
 @pytest.mark.parametrize(
@@ -194,9 +195,18 @@ CALIBRATION = Calibration(kind="temperature", classes=2, fitted_on="val", rows=9
             lambda h: h["model"].update(calibration=CALIBRATION | {"classes": 3}),
             "of 3 classes stands where there are 2",
         ),
+        *((lambda h, name=name: h["tiles"].update({name: 0}), "are positive") for name in ("size0", "size0_px", "mpp")),
+        (lambda h: h["tiles"].update(stride0=float("nan")), "are positive"),
+        (lambda h: h["slide"].update(mpp=-0.5), "are positive"),
+        (lambda h: h["scores"].append(h["scores"][0]), "are unique"),
+        (lambda h: h.update(logits=[1.0]), r"logits are float64 \[2\]"),
+        (lambda h: h.update(bias=[1.0]), r"bias are float64 \[2\]"),
         (lambda h: h.update(tissue=[[[0, 1, 2]]]), "no mapping of rings"),
         (lambda h: h.update(tissue={"rings": [[3]], "steps": ""}), "not whole"),
-        (lambda h: h.update(tissue={"rings": [[3]], "steps": b64encode(zlib.compress(bytes(8))).decode()}), "1 points"),
+        *(
+            (lambda h, rings=rings: h.update(tissue={"rings": rings, "steps": ONE_POINT}), "1 points for rings of")
+            for rings in ([[3]], [[0, 1]], [[], [1]], [[2, -1]])
+        ),
     ],
 )
 def test_a_header_that_does_not_fit_is_refused(change, says: str, make_prediction, tmp_path: Path) -> None:
@@ -206,6 +216,24 @@ def test_a_header_that_does_not_fit_is_refused(change, says: str, make_predictio
     header = json.loads(table.schema.metadata[b"wsimil"])
     change(header)
     pq.write_table(table.replace_schema_metadata({b"wsimil": json.dumps(header)}), path)
+    with pytest.raises(StoreError, match=says):
+        read_scores(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.set_column(1, "x", t["x"].cast("double")), r"xy0 is int64 \[N, 2\]"),
+        (lambda t: t.set_column(1, "x", pa.array([None, *range(62)], "int64")), r"xy0 is int64 \[N, 2\]"),
+        (lambda t: t.set_column(5, "attention", t["attention"].cast("double")), "scores are float32"),
+        (lambda t: t.slice(0, 0), "N >= 1"),
+    ],
+    ids=["x as floats", "x lacking", "scores as doubles", "no tiles"],
+)
+def test_columns_that_another_program_changed_are_refused(change, says: str, make_prediction, tmp_path: Path) -> None:
+    path = tmp_path / "s.parquet"
+    write_scores(path, make_prediction(n=63))
+    pq.write_table(change(pq.read_table(path)), path)
     with pytest.raises(StoreError, match=says):
         read_scores(path)
 

@@ -391,7 +391,7 @@ def _tissue(packed: Json) -> Tissue:
         raise TypeError("tissue is no mapping of rings and steps")
     lengths: list[list[int]] = packed["rings"]
     steps = np.frombuffer(zlib.decompress(b64decode(str(packed["steps"]), validate=True)), "<i4").reshape(-1, 2)
-    if len(steps) != sum(map(sum, lengths)) or min(map(len, lengths), default=1) < 1:
+    if len(steps) != sum(map(sum, lengths)) or any(min(polygon, default=0) < 1 for polygon in lengths):
         raise ValueError(f"tissue has {len(steps)} points for rings of {sum(map(sum, lengths))}")
     points = np.cumsum(steps, axis=0, dtype=np.int64)
     ends = np.cumsum([length for polygon in lengths for length in polygon])[:-1]
