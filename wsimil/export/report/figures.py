@@ -95,7 +95,8 @@ def decisions(classes: Sequence[OneClass]) -> tuple[Figure, ...]:
         prevalence = one.positive / max(one.rows, 1)
         top = max(prevalence, max(curve.model), 0.05) * 1.08
         step = 0.05 if top < 0.3 else 0.1 if top < 0.6 else 0.2
-        ticks = tuple(round(step * k, 6) for k in range(-1, int(top / step) + 1))
+        least = 0 if step > 0.2 * top else -1
+        ticks = tuple(round(step * k, 6) for k in range(least, int(top / step) + 1))
         title = f"Decision curve: {one.name}"
         plot = Plot(
             Scale.unit("threshold probability"), Scale(label="net benefit", low=-0.2 * top, high=top, ticks=ticks),
