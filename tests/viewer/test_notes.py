@@ -110,6 +110,19 @@ def test_qupath_takes_the_file(client: Client, predictions: Path) -> None:
         assert all(isinstance(value, int | float) for value in properties["measurements"].values())
 
 
+def test_a_scribble_is_areas_that_do_not_cross_themselves_in_hundredths_of_a_px(table: ScoreTable) -> None:
+    """Of small ones every fourth crossed itself once its corners were rounded, and QuPath refused all notes of the slide."""
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        outline = (rng.normal(scale=2, size=(60, 2)).cumsum(axis=0) + 500).round(2)
+        pin = {"kind": "lasso", "xy0": outline.tolist(), "text": ""}
+        notes = parse_notes({"pins": [pin]}, tiles=len(table), answers=2)
+        (feature,) = notes_geojson(notes, table, saved="now")["features"]
+        shape = shapely.geometry.shape(feature["geometry"])
+        assert shape.is_valid, shapely.is_valid_reason(shape)
+        assert shape.area == pytest.approx(shapely.make_valid(shapely.Polygon(outline)).area, rel=0.01)
+
+
 def test_a_note_lies_in_qupaths_frame_as_the_exporters_tiles_do(table: ScoreTable, tmp_path: Path) -> None:
     width, height = table.slide_size0_px
     moved = replace(table, bounds0_px=(130, 70, width - 130, height - 70))

@@ -34,6 +34,8 @@ Point: TypeAlias = tuple[float, float]
 SCHEMA = "wsimil/notes/1"
 MOST_TEXT, MOST_PINS, MOST_POINTS = 10_000, 500, 5_000
 _FARTHEST = 1e8
+_GRID_PX = 0.01
+"""Places are told in hundredths of a level-0 px."""
 _POINTS = {"point": (1, 1), "rectangle": (2, 2), "lasso": (3, MOST_POINTS), "what-if": (0, MOST_POINTS)}
 _COLORS: Mapping[str, list[Json]] = {
     "note": [0, 114, 178],
@@ -266,8 +268,14 @@ def _shape(pin: Pin, table: ScoreTable) -> shapely.Geometry:
 
 
 def _areas(shape: shapely.Geometry) -> shapely.Geometry | None:
-    parts = [part for part in _parts(shape) if part.geom_type == "Polygon" and part.area > 0]
+    # Where outlines cross each other nearly, corners that are rounded one by one may make them cross.
+    whole = shapely.set_precision(shapely.MultiPolygon(_polygons(shape)), _GRID_PX)
+    parts = _polygons(whole)
     return None if not parts else parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
+
+
+def _polygons(shape: shapely.Geometry) -> list[shapely.Polygon]:
+    return [part for part in _parts(shape) if part.geom_type == "Polygon" and part.area > 0]
 
 
 def _parts(shape: shapely.Geometry) -> Iterator[shapely.Geometry]:
