@@ -23,6 +23,7 @@ _SCHEMA = "wsimil/pseudonyms/1"
 _KEY_BYTES = 32
 _LETTERS = 12
 _LENGTH = len("anon-") + _LETTERS
+_FOLDER = "(features)"
 _PRIVATE = 0o600
 _NAME = re.compile(rf"anon-[a-z2-7]{{{_LETTERS}}}")
 
@@ -48,15 +49,20 @@ class Pseudonyms:
         """The inverse, for names given before. Raises KeyError."""
         return self.known[name]
 
-    def inert(self, text: str, identities: Iterable[str]) -> str:
-        """`text`, such as a message, with the names of `identities` in place of them, quoted or not, longest first.
+    def inert(self, text: str, identities: Iterable[str], *, folder: Path | None = None) -> str:
+        """`text`, such as a message, with the names of `identities` in place of them, quoted or not, and without `folder`.
 
-        Names that stand in it stay whole, whatever short id their letters hold.
+        All at once and the longest first: no part of an id stays where the folder is called by another part of it, and names
+        that stand in the text stay whole, whatever short id their letters hold.
         """
-        named = {spelled: self.name(one) for one in identities for spelled in (repr(one)[1:-1], one)}
-        parts = [(len(spelled), re.escape(spelled)) for spelled in named]
-        pattern = "|".join(part for _, part in sorted([*parts, (_LENGTH, _NAME.pattern)], reverse=True))
-        return re.sub(pattern, lambda found: named.get(found[0], found[0]), text)
+        instead = {spelled: self.name(one) for one in identities for spelled in (repr(one)[1:-1], one)}
+        parts = [(len(spelled), re.escape(spelled)) for spelled in instead]
+        parts += [(_LENGTH, _NAME.pattern), (len(_FOLDER), re.escape(_FOLDER))]
+        if folder is not None and folder != Path():  # of files in the current folder a text holds the names alone
+            parts.append((len(str(folder)), rf"(?<!\w){re.escape(str(folder))}(?!\w)"))
+            instead.setdefault(str(folder), _FOLDER)
+        pattern = "|".join(part for _, part in sorted(parts, reverse=True))
+        return re.sub(pattern, lambda found: instead.get(found[0], found[0]), text)
 
 
 def is_pseudonym(text: str) -> bool:

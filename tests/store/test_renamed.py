@@ -47,3 +47,24 @@ def test_an_error_speaks_of_the_name_and_of_no_folder(tmp_path: Path) -> None:
         assert caught.value.__cause__ is None
     with pytest.raises(StoreError, match="no features of this name"):
         under.read("JANE-DOE")
+
+
+@pytest.mark.parametrize("folder", [".", "TCGA", "features"])
+def test_no_part_of_an_id_stays_where_the_folder_is_called_by_another_part(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder was taken out first, and an id that it had a part of was none any more: "JANE(features)DX1(features)h5"."""
+    (tmp_path / folder).mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    store = open_store(Path(folder), mode="w")
+    store.write(make_bag("TCGA-JANE.DX1"))
+    under = renamed(store, NAMES)
+    store.path("TCGA-JANE.DX1").write_bytes(b"no features")
+    (name,) = under.ids()
+    with pytest.raises(StoreError) as caught:
+        under.read(name)
+    where = "" if folder == "." else "(features)/"
+    assert str(caught.value).startswith(f"{where}{name}.h5 is damaged")
+    assert "JANE" not in str(caught.value)
+    again = NAMES.inert(str(caught.value), ["TCGA-JANE.DX1"], folder=Path(folder))
+    assert again == str(caught.value)

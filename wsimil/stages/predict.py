@@ -198,7 +198,7 @@ def _refuse_ids(out: Path, names: Pseudonyms) -> None:
 
 def _inert(text: str, names: Pseudonyms, units: Sequence[str], features: Path) -> str:
     """A reason without ids, and without the folder that the features are in."""
-    return names.inert(text.replace(str(features), "(features)"), [names.identity(unit) for unit in units])
+    return names.inert(text, [names.identity(unit) for unit in units], folder=features)
 
 
 def _patients(cohort_csv: Path | None, trained: TrainedModel) -> dict[str, str]:

@@ -71,8 +71,7 @@ class RenamedStore:
         try:
             yield real
         except StoreError as error:
-            text = str(error).replace(str(self.store.path(real).parent), "(features)")
-            raise StoreError(self.names.inert(text, [real])) from None
+            raise StoreError(self.names.inert(str(error), [real], folder=self.store.path(real).parent)) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
