@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -34,6 +35,32 @@ def test_a_slide_of_any_shape_gives_a_picture_of_bounded_size(size0_px: tuple[in
     assert x + width <= picture.width <= 1600
     assert y + height <= picture.height <= 1100
     assert max(width / 1120, height / 880) == 1
+
+
+@pytest.mark.parametrize(
+    ("size0_px", "mpp"), [((4000, 3000), 0.25), ((300, 200), 0.5), ((100_000, 80_000), 0.22), ((900, 60_000), 0.5)]
+)
+def test_the_scale_bar_is_as_long_as_it_says_in_the_picture_above_it(
+    size0_px: tuple[int, int], mpp: float, make_prediction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a slide so narrow that its picture is widened it was too short by half."""
+    said: list[str] = []
+    draw = Page.text
+
+    def note(page: Page, x: float, y: float, text: str, style: Style, **room: object) -> None:
+        said.append(text)
+        draw(page, x, y, text, style, **room)  # type: ignore[arg-type]  # as it was called
+
+    monkeypatch.setattr(Page, "text", note)
+    picture = _render(score_table(make_prediction(size0_px=size0_px, mpp=mpp, n=63)))
+    x, y, width, height = json.loads(picture.text["wsimil"])["frame_px"]  # type: ignore[attr-defined]  # of PNG images
+    ink = np.asarray(picture.convert("L"))[y + height + 22, x:] < 80
+    length_px = int(np.argmin(ink))
+    named = next(text for text in said if re.fullmatch(r"[\d.]+ (µm|mm)", text))
+    number, unit = named.split()
+    length_um = float(number) * {"µm": 1, "mm": 1000}[unit]
+    assert length_px * size0_px[0] / width * mpp == pytest.approx(length_um, rel=0.02)
+    assert 79 <= length_px <= 201
 
 
 @pytest.mark.parametrize("n", [1, 63])

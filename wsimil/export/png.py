@@ -44,7 +44,7 @@ _BAR = (0.36, 0.42, 0.50)
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """Where the slide's level-0 frame lies on the page, px, and how many page px a level-0 px is."""
+    """Where the slide's level-0 frame lies on the page, px, and how many page px a level-0 px is from left to right."""
 
     x: int
     y: int
@@ -95,7 +95,7 @@ def render_png(table: ScoreTable, heatmap: Heatmap, *, thumbnail: NDArray[np.uin
 def _frame(size0_px: tuple[int, int]) -> _Frame:
     scale = min(_IMAGE_PX[0] / size0_px[0], _IMAGE_PX[1] / size0_px[1])
     width, height = (max(_MIN_SIDE_PX, round_half_up(side * scale)) for side in size0_px)
-    return _Frame(_MARGIN_PX, _HEADER_PX, width, height, scale)
+    return _Frame(_MARGIN_PX, _HEADER_PX, width, height, width / size0_px[0])
 
 
 def _scale_bar(page: Page, frame: _Frame, mpp: float, width_px: int, *, no_picture: bool) -> None:
