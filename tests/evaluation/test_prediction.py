@@ -10,7 +10,7 @@ import pytest
 
 from wsimil.evaluation.prediction import Prediction
 from wsimil.geometry import SlideInfo, TileGrid, TileSpec
-from wsimil.targets import Classification
+from wsimil.targets import Classification, MultiLabel, Regression
 
 
 def _grid(n: int) -> TileGrid:
@@ -53,6 +53,9 @@ def _prediction(n: int = 63) -> Prediction:
     )
 
 
+LABELS = MultiLabel(columns=("normal", "tumor"), labels=("normal", "tumor"))
+
+
 @pytest.mark.parametrize("n", [1, 63, 1000])
 def test_a_prediction_of_any_size_names_its_class_and_its_scores(n: int) -> None:
     prediction = _prediction(n)
@@ -83,6 +86,7 @@ def test_an_unknown_score_names_those_that_are_there() -> None:
         ({"task": Classification(classes=("a", "b", "c"))}, r"values are float64 \[3\]"),
         ({"values": np.array([0.5, 0.6])}, "sum of 1"),
         ({"values": np.array([-0.5, 1.5])}, ">= 0"),
+        ({"task": LABELS, "values": np.array([0.9, 1.2])}, r"not >= 0 and <= 1"),
         ({"values": np.array([0.5, 0.5], np.float32)}, "float64"),
         ({"logits": np.array([0.0, np.nan])}, "not finite"),
         ({"bias": np.zeros(3)}, r"float64 \[2\]"),
@@ -97,6 +101,13 @@ def test_an_unknown_score_names_those_that_are_there() -> None:
 def test_a_prediction_that_contradicts_itself_is_refused(changes: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         dataclasses.replace(_prediction(), **changes)  # type: ignore[arg-type]
+
+
+def test_labels_need_not_add_up_to_1_and_a_number_may_be_any() -> None:
+    found = dataclasses.replace(_prediction(), task=LABELS, values=np.array([0.9, 0.8]))
+    assert found.values.tolist() == [0.9, 0.8]
+    task = Regression(columns=("normal", "tumor")).fitted(["1;2", "3;5"])
+    assert dataclasses.replace(_prediction(), task=task, values=np.array([-3.0, 70.0])).values.tolist() == [-3, 70]
 
 
 def test_a_tile_that_was_not_scored_is_nan_and_allowed() -> None:
