@@ -247,6 +247,31 @@ def test_scores_of_a_level_are_log_odds_by_themselves(table: ScoreTable) -> None
         assert found.reading == f"log-odds; 0 = {zero}"
 
 
+def test_a_step_to_a_level_is_told_given_the_step_before_it(table: ScoreTable) -> None:
+    """A tile that is hardly above 1 was shown to be above 2 "rather than not", as its logit is of tiles above 1 alone."""
+    task = Ordinal(levels=("1", "2", "3"))
+    names = tuple(f"single:{name}" for name in task.outputs)
+    logits = np.stack([table.score("single:tumor") - 3, table.score("single:other")], axis=1)
+    three = dataclasses.replace(
+        table,
+        task=task,
+        values=task.values(np.array([[0.5, 1.0]]))[0],
+        logits=np.array([0.5, 1.0]),
+        bias=np.zeros(2),
+        score_names=names,
+        scores=logits,
+    )
+    above = np.cumsum(task.values(logits.astype(np.float64))[:, ::-1], axis=1)  # the third, the second or third ...
+    found = [shown(three, name) for name in names]
+    assert [one.label for one in found] == [
+        "above 1, were the tile alone",
+        "above 2 given above 1, were the tile alone",
+    ]
+    for one, share in zip(found, (above[:, 1], above[:, 0] / above[:, 1]), strict=True):
+        np.testing.assert_allclose(1 / (1 + np.exp(-one.values)), share, rtol=1e-5)
+    assert (found[1].values[above[:, 0] < 0.5] > 0).any()
+
+
 def test_effective_tiles_are_of_softmax_attention_alone(table: ScoreTable) -> None:
     attention = table.score("attention").astype(np.float64)
     assert effective_tiles_of(table) == pytest.approx(1 / np.square(attention / attention.sum()).sum(), rel=1e-5)

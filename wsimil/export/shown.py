@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from wsimil.evaluation.class_odds import score_of_odds
 from wsimil.export.answers import AnswerRule
 from wsimil.export.scores import NOT_RECORDED, ScoreTable
+from wsimil.targets import Task
 
 Kind: TypeAlias = Literal["signed", "sequential"]
 
@@ -132,7 +133,9 @@ def _of_output(table: ScoreTable, kind: str, of: str, raw: NDArray[np.float32]) 
         unit, zero = f"logits less the {table.unit}'s", f"as the whole {table.unit}"
     elif kind == "score":
         zero = "no meaning of its own"
-    return Shown(values=values, kind="signed", label=label.format(of), reading=f"{unit}; 0 = {zero}")
+    return Shown(
+        values=values, kind="signed", label=label.format(_asked(table.task, of)), reading=f"{unit}; 0 = {zero}"
+    )
 
 
 def _odds(table: ScoreTable, kind: str, of: str) -> tuple[NDArray[np.float32], bool] | None:
@@ -156,6 +159,12 @@ def _odds(table: ScoreTable, kind: str, of: str) -> tuple[NDArray[np.float32], b
     if kind == "score":
         return score_of_odds("single", scores, logits, index).astype(np.float32), known and calibration is None
     return score_of_odds(kind, scores, logits, index, calibration if known else None).astype(np.float32), known
+
+
+def _asked(task: Task, of: str) -> str:
+    """What an output answers: a step between levels is asked of what is above the step before alone, whatever else it says."""
+    step = task.outputs.index(of) if task.kind == "ordinal" and of in task.outputs else 0
+    return f"{of} given {task.outputs[step - 1]}" if step else of
 
 
 def _index(table: ScoreTable, of: str) -> int:
