@@ -86,7 +86,8 @@ def test_an_unknown_score_names_those_that_are_there() -> None:
         ({"task": Classification(classes=("a", "b", "c"))}, r"values are float64 \[3\]"),
         ({"values": np.array([0.5, 0.6])}, "sum of 1"),
         ({"values": np.array([-0.5, 1.5])}, ">= 0"),
-        ({"task": LABELS, "values": np.array([0.9, 1.2])}, r"not >= 0 and <= 1"),
+        ({"task": LABELS, "values": np.array([0.9, 1.2])}, "not >= 0 and <= 1"),
+        ({"task": LABELS, "values": np.array([0.9, -0.2])}, "not >= 0 and <= 1"),
         ({"values": np.array([0.5, 0.5], np.float32)}, "float64"),
         ({"logits": np.array([0.0, np.nan])}, "not finite"),
         ({"bias": np.zeros(3)}, r"float64 \[2\]"),
@@ -94,6 +95,7 @@ def test_an_unknown_score_names_those_that_are_there() -> None:
         ({"scores": np.zeros((62, 3), np.float32)}, r"\[63, 3\]"),
         ({"scores": np.full((63, 3), np.inf, np.float32)}, "infinite"),
         ({"score_names": ("a", "a", "b")}, "unique"),
+        ({"score_names": ("a", "", "b")}, "not empty"),
         ({"bias": np.array([0.5, 0.25])}, "add up to"),
         ({"model": {"x": float("nan")}}, "JSON"),
     ],
@@ -104,8 +106,8 @@ def test_a_prediction_that_contradicts_itself_is_refused(changes: dict[str, obje
 
 
 def test_labels_need_not_add_up_to_1_and_a_number_may_be_any() -> None:
-    found = dataclasses.replace(_prediction(), task=LABELS, values=np.array([0.9, 0.8]))
-    assert found.values.tolist() == [0.9, 0.8]
+    found = dataclasses.replace(_prediction(), task=LABELS, values=np.array([1.0, 0.8]))
+    assert found.values.tolist() == [1, 0.8]
     task = Regression(columns=("normal", "tumor")).fitted(["1;2", "3;5"])
     assert dataclasses.replace(_prediction(), task=task, values=np.array([-3.0, 70.0])).values.tolist() == [-3, 70]
 
