@@ -26,9 +26,12 @@ CLOSE = 0.002
 
 @dataclass(frozen=True)
 class Seen:
-    """What a figure shows: `dots`, and `lines` by the words that stand where they are pointed at, in the numbers of its axes."""
+    """What a figure shows, in the numbers of its axes: `dots`, `bars` (left, right, bottom, top), and `lines` by the words that
+    stand where they are pointed at.
+    """
 
     dots: Points
+    bars: Points
     lines: dict[str, Points]
     y_marks_px: dict[float, float]
 
@@ -58,7 +61,11 @@ def seen(figure: Figure) -> Seen:
         name = line.findtext("title") or f"line {len(lines)}"
         lines[name] = numbers([[float(v) for v in pair.split(",")] for pair in line.attrib["points"].split()])
     dots = numbers([[float(dot.attrib[name]) for name in ("cx", "cy")] for dot in area.findall("circle")])
-    return Seen(dots=dots, lines=lines, y_marks_px=marks["end"])
+    boxes = np.array([[float(bar.attrib[k]) for k in ("x", "y", "width", "height")] for bar in area.findall("rect")])
+    boxes = boxes.reshape(-1, 4)
+    low, high = numbers(boxes[:, :2] + boxes[:, 2:] * [0, 1]), numbers(boxes[:, :2] + boxes[:, 2:] * [1, 0])
+    bars = np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1)
+    return Seen(dots=dots, bars=bars, lines=lines, y_marks_px=marks["end"])
 
 
 def judged(task: Task, labels: Sequence[str], values: Sequence[Points | None]) -> Judged:
@@ -95,6 +102,25 @@ def test_dots_of_reliability_are_what_was_said_and_what_was_true() -> None:
     parts = np.array_split(order, len(seen(figure).dots))
     wanted = [[share[part].mean(), (np.array(labels)[part] == "tumor").mean()] for part in parts]
     np.testing.assert_allclose(seen(figure).dots, wanted, atol=CLOSE)
+
+
+def test_bars_are_as_many_rows_as_have_these_probabilities() -> None:
+    task, labels, values = answers("two", 80)
+    tumor, share = np.array(labels) == "tumor", np.array(values)[:, 1]
+    found = judge(judged(task, labels, values), thresholds=[0.6], groups={}, replicates=150)
+    histogram, grey = seen(figures.decisions(found.classes)[0]), seen(figures.reliability(found.classes)[0])
+    without, of_class = (np.histogram(share[rows], 20, (0, 1))[0] for rows in (~tumor, tumor))
+    heights = [*without / without.sum(), *of_class / of_class.sum(), *(without + of_class) / 80 / 2]
+    bars = np.concatenate([histogram.bars, grey.bars])
+    np.testing.assert_allclose(bars[:, 3] - bars[:, 2], heights, atol=CLOSE)
+    np.testing.assert_allclose(bars[:, 2], 0, atol=CLOSE)
+    edges = np.tile(np.arange(20) / 20, 3)
+    assert (bars[:, 0] >= edges).all()
+    assert (bars[:, 1] <= edges + 0.05).all()
+    assert (bars[:, 0] < bars[:, 1]).all()
+    np.testing.assert_allclose(histogram.lines["threshold 0.6"][:, 0], 0.6, atol=CLOSE)
+    three = judge(judged(*answers("three", 60)), groups={}, replicates=150)
+    assert figures.decisions(three.classes) == ()
 
 
 def test_numbers_are_drawn_predicted_over_true_and_off_over_the_middle_of_both() -> None:
