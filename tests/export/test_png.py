@@ -25,6 +25,19 @@ def _render(table: ScoreTable, score: str | None = None, **options: NDArray[np.u
     return picture
 
 
+def _noted(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
+    """What is written on pages from now on, and where, page px."""
+    said: dict[str, tuple[float, float]] = {}
+    draw = Page.text
+
+    def note(page: Page, x: float, y: float, text: str, style: Style, **room: object) -> None:
+        said[text] = x, y
+        draw(page, x, y, text, style, **room)  # type: ignore[arg-type]  # as it was called
+
+    monkeypatch.setattr(Page, "text", note)
+    return said
+
+
 @pytest.mark.parametrize(
     "size0_px", [(300, 200), (4000, 3000), (60_000, 2000), (900, 60_000), (8, 100_000), (100_000, 80_000)]
 )
@@ -44,14 +57,7 @@ def test_the_scale_bar_is_as_long_as_it_says_in_the_picture_above_it(
     size0_px: tuple[int, int], mpp: float, make_prediction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside a slide so narrow that its picture is widened it was too short by half."""
-    said: list[str] = []
-    draw = Page.text
-
-    def note(page: Page, x: float, y: float, text: str, style: Style, **room: object) -> None:
-        said.append(text)
-        draw(page, x, y, text, style, **room)  # type: ignore[arg-type]  # as it was called
-
-    monkeypatch.setattr(Page, "text", note)
+    said = _noted(monkeypatch)
     picture = _render(score_table(make_prediction(size0_px=size0_px, mpp=mpp, n=63)))
     x, y, width, height = json.loads(picture.text["wsimil"])["frame_px"]  # type: ignore[attr-defined]  # of PNG images
     ink = np.asarray(picture.convert("L"))[y + height + 22, x:] < 80
@@ -84,6 +90,39 @@ def test_the_answer_for_a_patient_is_not_called_the_slides(make_prediction, monk
     assert "Probability of the patient" in said
     _render(table)
     assert any(text.startswith(f"Predicted: {table.predicted}, ") for text in said)
+
+
+@pytest.mark.parametrize(
+    ("scores", "end", "low", "high"),
+    [((-3, 1), 1.5, "≤ −1.5", "1.5"), ((-1, 3), 1.5, "−1.5", "≥ 1.5"), ((-3, 3), 12.0, "−12", "12")],
+)
+def test_a_legend_tells_what_its_colors_mean_and_whether_scores_lie_beyond(
+    scores: tuple[int, int], end: float, low: str, high: str, make_prediction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = _noted(monkeypatch)
+    table = score_table(make_prediction(n=63, tumor=np.linspace(*scores, 63, dtype=np.float32)))
+    heatmap = raw_heatmap(table, "contribution:tumor", cohort_range=(-end, end))
+    ramp = np.asarray(Image.open(io.BytesIO(render_png(table, heatmap))), np.int64)
+    assert {"blue: against, orange: for", "colors: fixed for the cohort", "made by: exact"} <= said.keys()
+    (x0, y0), (x1, y1) = said[low], said[high]
+    left, right = ramp[int(y0) - 23, int(x0) + 3], ramp[int(y1) - 23, int(x1) - 3]
+    assert left[2] - left[0] > 50 < right[0] - right[2]
+    assert int(x0) < said["0"][0] < int(x1)
+    said.clear()
+    render_png(table, raw_heatmap(table, "attention"))
+    assert "violet: low, yellow: high" in said
+
+
+def test_answers_stand_beside_their_numbers_the_highest_first(make_prediction, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = _noted(monkeypatch)
+    values = np.array([0.05, 0.6, 0.35])
+    table = dataclasses.replace(score_table(make_prediction(n=63, classes=("a", "b", "c"))), values=values)
+    picture = np.asarray(_render(table).convert("L"))
+    heights = [said[name][1] for name in ("b", "c", "a")]
+    assert heights == sorted(heights) == [said[number][1] for number in ("0.600", "0.350", "0.050")]
+    left = int(said["b"][0]) + 142
+    bars = [int(np.argmin(picture[int(y), left:] < 140)) for y in heights]
+    np.testing.assert_allclose(np.array(bars) / sum(bars), [0.6, 0.35, 0.05], atol=0.02)
 
 
 def test_the_same_table_gives_the_same_bytes(make_prediction) -> None:

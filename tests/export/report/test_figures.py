@@ -187,6 +187,7 @@ def test_every_mark_of_net_benefit_lies_on_its_axis(positive: int) -> None:
     )
     shown = seen(figures.decisions([one])[-1])
     assert len(shown.y_marks_px) >= 2
+    assert 0 in shown.y_marks_px
     assert all(12 <= px <= 284 for px in shown.y_marks_px.values()), shown.y_marks_px
     # Where all are treated net benefit is the prevalence at a threshold of 0.
     assert shown.lines["treat all"][0, 1] == pytest.approx(positive / 100, abs=0.02)
