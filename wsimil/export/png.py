@@ -215,4 +215,4 @@ def _model_lines(table: ScoreTable) -> list[tuple[str, str]]:
 
 
 def _number(value: float) -> str:
-    return f"{value:.2g}".replace("-", "\u2212") if abs(value) < 100 else f"{value:.0f}".replace("-", "\u2212")
+    return f"{value:.2g}".replace("-", "\u2212") if abs(value) < 99.5 else f"{value:.0f}".replace("-", "\u2212")
