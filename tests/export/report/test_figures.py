@@ -26,13 +26,14 @@ CLOSE = 0.002
 
 @dataclass(frozen=True)
 class Seen:
-    """What a figure shows, in the numbers of its axes: `dots`, `bars` (left, right, bottom, top), and `lines` by the words that
-    stand where they are pointed at.
+    """What a figure shows, in the numbers of its axes: `dots`, `bars` (left, right, bottom, top), `lines` by the words that
+    stand where they are pointed at, and the outlines of `bands`.
     """
 
     dots: Points
     bars: Points
     lines: dict[str, Points]
+    bands: list[Points]
     y_marks_px: dict[float, float]
 
 
@@ -56,16 +57,18 @@ def seen(figure: Figure) -> Seen:
         px = np.array(places, np.float64).reshape(-1, 2)
         return np.stack([np.polyval(x, px[:, 0] + left), np.polyval(y, px[:, 1] + top)], axis=1)
 
-    lines = {}
-    for line in area.findall("polyline"):
-        name = line.findtext("title") or f"line {len(lines)}"
-        lines[name] = numbers([[float(v) for v in pair.split(",")] for pair in line.attrib["points"].split()])
+    def points(one: ET.Element) -> Points:
+        return numbers([[float(v) for v in pair.split(",")] for pair in one.attrib["points"].split()])
+
+    drawn = area.findall("polyline")
+    lines = {line.findtext("title") or f"line {i}": points(line) for i, line in enumerate(drawn)}
+    bands = [points(band) for band in area.findall("polygon")]
     dots = numbers([[float(dot.attrib[name]) for name in ("cx", "cy")] for dot in area.findall("circle")])
     boxes = np.array([[float(bar.attrib[k]) for k in ("x", "y", "width", "height")] for bar in area.findall("rect")])
     boxes = boxes.reshape(-1, 4)
     low, high = numbers(boxes[:, :2] + boxes[:, 2:] * [0, 1]), numbers(boxes[:, :2] + boxes[:, 2:] * [1, 0])
     bars = np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1)
-    return Seen(dots=dots, bars=bars, lines=lines, y_marks_px=marks["end"])
+    return Seen(dots=dots, bars=bars, lines=lines, bands=bands, y_marks_px=marks["end"])
 
 
 def judged(task: Task, labels: Sequence[str], values: Sequence[Points | None]) -> Judged:
@@ -119,6 +122,14 @@ def test_bars_are_as_many_rows_as_have_these_probabilities() -> None:
     assert (bars[:, 1] <= edges + 0.05).all()
     assert (bars[:, 0] < bars[:, 1]).all()
     np.testing.assert_allclose(histogram.lines["threshold 0.6"][:, 0], 0.6, atol=CLOSE)
+    curve = seen(figures.decisions(found.classes)[1])
+    (band,) = curve.bands
+    model = curve.lines["model"]
+    high, low = band[: len(model), 1], band[len(model) :, 1][::-1]
+    inside = model[:, 1] > -0.02  # what lies lower is hardly shown
+    assert inside.sum() > 50
+    assert (low <= model[:, 1] + CLOSE)[inside].all()
+    assert (model[:, 1] <= high + CLOSE)[inside].all()
     three = judge(judged(*answers("three", 60)), groups={}, replicates=150)
     assert figures.decisions(three.classes) == ()
 
@@ -127,7 +138,10 @@ def test_numbers_are_drawn_predicted_over_true_and_off_over_the_middle_of_both()
     task, labels, values = answers("number", 60)
     true, said = np.array([float(label) for label in labels]), np.array(values)[:, 0]
     found = judge(judged(task, labels, values), groups={}, replicates=150)
-    both, off = (seen(figure) for figure in figures.agreement(found.agreement))
+    drawn = figures.agreement(found.agreement)
+    assert ">true ki67 [%]<" in drawn[0].plot
+    assert ">predicted ki67 [%]<" in drawn[0].plot
+    both, off = map(seen, drawn)
     np.testing.assert_allclose(both.dots, np.stack([true, said], axis=1), atol=0.1)
     np.testing.assert_allclose(off.dots, np.stack([(true + said) / 2, said - true], axis=1), atol=0.1)
     middle, spread = (said - true).mean(), (said - true).std(ddof=1)
