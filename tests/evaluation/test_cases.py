@@ -67,6 +67,15 @@ def test_more_classes_say_how_they_are_averaged() -> None:
     assert {name: found[name] for name in expected} == pytest.approx(expected, **CLOSE)
 
 
+def test_kappa_counts_the_steps_over_a_class_that_does_not_occur() -> None:
+    truth, decided = np.array([0, 2, 3, 0, 3]), np.array([2, 3, 3, 0, 0])
+    cases = OrdinalCases(targets=truth, probabilities=np.eye(4)[decided])
+    # By its definition: what is off row by row, of what is off between the truth of any row and the decision of any other.
+    wanted = 1 - ((truth - decided) ** 2).mean() / ((truth[:, None] - decided) ** 2).mean()
+    assert cases.values()["cohen_kappa_quadratic"] == pytest.approx(wanted, **CLOSE)
+    assert cases.replicates(np.ones((1, 5)))["cohen_kappa_quadratic"] == pytest.approx([wanted], **CLOSE)
+
+
 def test_an_unknown_label_is_not_counted() -> None:
     cases = some_labels(80)
     known = cases.targets[:, 1] >= 0

@@ -165,9 +165,12 @@ class OrdinalCases(MulticlassCases):
             return found | dict.fromkeys(NAMES_ORDINAL)
         truth, decided = self.targets, self.decided
         varied = len(np.unique(np.concatenate([truth, decided]))) > 1
-        kappa = float(sk.cohen_kappa_score(truth, decided, weights="quadratic")) if varied else None
+        # Without all classes named, scikit-learn counts steps between those that occur.
+        kappa = (
+            sk.cohen_kappa_score(truth, decided, labels=range(self.classes), weights="quadratic") if varied else None
+        )
         return found | {
-            "cohen_kappa_quadratic": kappa,
+            "cohen_kappa_quadratic": None if kappa is None else float(kappa),
             "mae_rank": float(sk.mean_absolute_error(truth, decided)),
         }
 
