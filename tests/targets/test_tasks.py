@@ -142,6 +142,7 @@ def test_a_cell_that_cannot_be_meant_is_refused_with_its_line(
         (ORDINAL, ["low", "high"], "no training slide is of level 'mid'"),
         (MultiLabel(labels=("er",)), ["er", "er"], "label 'er': 2 training slides have it and 0 have not"),
         (Regression(columns=("x",)), ["3", "3"], "x is 3 for all training slides"),
+        (Regression(columns=("x", "y")), ["1;0.1", "2;0.1", "3;0.1"], r"y is 0\.1 for all training slides"),
         (Survival(), ["3 censored", "4 censored"], "none of 2 training slides has an event"),
         (Survival(), ["3 event", "3 event"], "do not tell two intervals apart"),
         (Survival(horizons=(9.0,)), ["3 event", "4 event"], "horizon 9 lies beyond the longest training time 4"),

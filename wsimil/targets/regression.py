@@ -86,11 +86,11 @@ class Regression(Task):
     def fitted(self, labels: Sequence[str]) -> Regression:
         """With the mean and the standard deviation of these targets. Raises ValueError where all are the same."""
         targets = self.encode(labels)
-        scale = targets.std(axis=0)
-        for name, one, values in zip(self.columns, scale, targets.T, strict=True):
-            if not one > 0:
+        for name, values in zip(self.columns, targets.T, strict=True):
+            # Of equal numbers the standard deviation may be what rounding leaves, which is above 0.
+            if not np.ptp(values) > 0:
                 raise ValueError(f"{name} is {values[0]:g} for all training slides; there is nothing to learn")
-        return replace(self, mean=tuple(targets.mean(axis=0).tolist()), scale=tuple(scale.tolist()))
+        return replace(self, mean=tuple(targets.mean(axis=0).tolist()), scale=tuple(targets.std(axis=0).tolist()))
 
     def values(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
         """Values [n, K] in their unit."""
