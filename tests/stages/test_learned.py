@@ -115,6 +115,50 @@ def test_a_run_without_digests_knows_slides_by_their_names(feature_study: Study,
     assert read_origin(tmp_path / "out").learned.known
 
 
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("bag", ["slide", "patient"])
+def test_slides_without_digests_that_were_learned_from_as_those_of_another_patient_do_not_count(
+    feature_study: Study, tmp_path: Path, bag: str, named: bool
+) -> None:
+    features, cohort = feature_study()
+    run = learn(features, cohort, tmp_path / "run", bag)
+    known = pd.read_csv(run / "cohort.csv")
+    known.drop(columns="slide_digest").to_csv(run / "cohort.csv", index=False)
+    tested = known[known["split"] == "test"]
+    count = len(tested) if bag == "slide" else tested["patient_id"].nunique()
+    table = tmp_path / "other.csv"
+    pd.read_csv(cohort).assign(patient_id=lambda rows: "x" + rows["patient_id"]).to_csv(table, index=False)
+    ask(run, features, tmp_path / "out", table, tmp_path / "names.json" if named else None)
+    judged = tmp_path / "out/cohort.csv" if named else table
+    assert evaluate([tmp_path / "out"], judged, tmp_path / "report", options=QUICK).judgement.rows == count
+
+
+@pytest.mark.parametrize("bag", ["slide", "patient"])
+def test_a_patient_who_was_given_a_slide_of_another_is_judged_by_no_old_answer(
+    feature_study: Study, tmp_path: Path, bag: str
+) -> None:
+    features, cohort = feature_study()
+    run = learn(features, cohort, tmp_path / "run", bag)
+    rows, table = pd.read_csv(run / "cohort.csv"), pd.read_csv(cohort)
+    tested = rows[(rows["split"] == "test") & (rows["label"] == "t")]
+    patient = tested["patient_id"].iloc[-1]
+    before = evaluate([run], cohort, tmp_path / "before", options=QUICK).judgement.patients
+
+    def moved(slide_id: str) -> Path:
+        path = tmp_path / "moved.csv"
+        table.assign(patient_id=table["patient_id"].where(table["slide_id"] != slide_id, patient)).to_csv(
+            path, index=False
+        )
+        return path
+
+    seen = rows[(rows["split"] == "train") & (rows["label"] == "t")]["slide_id"].iloc[0]
+    found = evaluate([run], moved(seen), tmp_path / "report", options=QUICK).judgement
+    assert found.patients == before - 1
+    other = tested[tested["patient_id"] != patient]["slide_id"].iloc[0]
+    with pytest.raises(CohortError, match=f"slide '{other}' belongs to patient '{patient}' in .*moved.csv, and to"):
+        evaluate([run], moved(other), tmp_path / "report", options=QUICK)
+
+
 @pytest.mark.parametrize("bag", ["slide", "patient"])
 def test_one_image_of_two_patients_is_not_judged(feature_study: Study, tmp_path: Path, bag: str) -> None:
     features, cohort = feature_study()

@@ -40,12 +40,13 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What a cohort file says: the labelled units, in its order; all units with their patient, labelled or not; groups by column
-    and unit. A unit is a slide, or a patient where that is a bag.
+    """What a cohort file says: the labelled units, in its order; all units with their patient, labelled or not, and all slides
+    with theirs; groups by column and unit. A unit is a slide, or a patient where that is a bag.
     """
 
     cohort: Cohort
     owners: Mapping[str, str]
+    patients: Mapping[str, str]
     groups: Mapping[str, Mapping[str, str]]
 
 
@@ -101,9 +102,10 @@ def read_known(path: Path, task: Task, bag: BagUnit, *, groups: Sequence[str] | 
     tables = {name: _banded(name, {slide: own[i] for slide, own in cells.items()}) for i, name in enumerate(columns)}
     tables = {name: table for name, table in tables.items() if groups is not None or len(set(table.values())) > 1}
     if bag == "slide":
-        return Known(cohort=cohort, owners=patients, groups=tables)
+        return Known(cohort=cohort, owners=patients, patients=patients, groups=tables)
     joined = {name: _by_patient(table, patients) for name, table in tables.items()}
-    return Known(cohort=cohort.by_patient(), owners={p: p for p in patients.values()}, groups=joined)
+    owners = {patient: patient for patient in patients.values()}
+    return Known(cohort=cohort.by_patient(), owners=owners, patients=patients, groups=joined)
 
 
 def shared_task(tasks: Sequence[Task]) -> Task:
@@ -138,12 +140,13 @@ def refuse_other_patients(runs: Sequence[Run], known: Known, path: Path) -> None
     patient."""
     for run in runs:
         for row in run.rows:
-            now = known.owners.get(row.slide_id)
-            if now is not None and row.patient_id and row.patient_id != now:
-                raise CohortError(
-                    f"slide {row.slide_id!r} belongs to patient {now!r} in {path}, and to {row.patient_id!r} in {run.folder};"
-                    " use one cohort file for both, or what the model learned from cannot be told"
-                )
+            for slide_id in row.slides if run.model.bag == "patient" else (row.slide_id,):
+                now = known.patients.get(slide_id)
+                if now is not None and row.patient_id and row.patient_id != now:
+                    raise CohortError(
+                        f"slide {slide_id!r} belongs to patient {now!r} in {path}, and to {row.patient_id!r} in {run.folder};"
+                        " use one cohort file for both, or what the model learned from cannot be told"
+                    )
 
 
 def relabelled(runs: Sequence[Run], known: Known) -> tuple[str, ...]:

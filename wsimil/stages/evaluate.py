@@ -124,7 +124,7 @@ def gather(runs: Sequence[Run], cohort_csv: Path, options: EvaluateOptions) -> M
     for run in runs:
         run.learned.refuse_other_spellings(known.owners.values(), cohort_csv)
         refuse_twins(run.alike, known.cohort.slides)
-    runs = [replace(run, learned=run.learned.among(known.owners)) for run in runs]
+    runs = [replace(run, learned=run.learned.among(known.patients)) for run in runs]
     extracted = None if options.features is None else read_extracted(options.features)
     counted = count(runs, known, split=options.split, extracted=extracted)
     if not counted.rows:

@@ -27,7 +27,7 @@ _SEEN = ("train", "val")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
     """The run's own cohort: `splits` by slide, or by patient where that is a bag; `patients` are those that the model learned
-    from ("train") or was chosen on ("val").
+    from ("train") or was chosen on ("val"), and `slides`, where a bag is a patient, their slides.
 
     Not `known` where the table of the cohort did not come with the model, as with one that was imported. `counts` are
     patients by split. `twins` are slides that were answered for and that it saw, in the split named, under another name.
@@ -38,6 +38,7 @@ class Learned:
     splits: Mapping[str, str]
     patients: Mapping[str, str]
     counts: Mapping[str, int]
+    slides: Mapping[str, str] = field(default_factory=dict)
     twins: Mapping[str, str] = field(default_factory=dict)
     contents: Mapping[str, str] = field(default_factory=dict)
 
@@ -45,7 +46,13 @@ class Learned:
         """The same with `name` of every id, in the order of names: that of ids would tell whose they are."""
         splits = {name(slide_id): split for slide_id, split in self.splits.items()}
         patients = {name(patient_id): split for patient_id, split in self.patients.items()}
-        return replace(self, splits=dict(sorted(splits.items())), patients=dict(sorted(patients.items())))
+        slides = {name(slide_id): split for slide_id, split in self.slides.items()}
+        return replace(
+            self,
+            splits=dict(sorted(splits.items())),
+            patients=dict(sorted(patients.items())),
+            slides=dict(sorted(slides.items())),
+        )
 
     def knows(self, slide_id: str, patient_id: str | None) -> bool:
         """Whether the model learned from this slide or patient, or was chosen on it."""
@@ -64,7 +71,9 @@ class Learned:
         twins = {
             slide_id: self.contents[content]
             for slide_id, content in contents.items()
-            if content in self.contents and self.seen_in(slide_id, owners.get(slide_id)) is None
+            if content in self.contents
+            and self._slide_seen_in(slide_id) is None
+            and owners.get(slide_id) not in self.patients
         }
         return replace(self, twins=twins).among(owners)
 
@@ -73,9 +82,13 @@ class Learned:
         seen = {
             patient: split
             for slide_id, patient in owners.items()
-            if (split := self.seen_in(slide_id, None)) is not None
+            if (split := self._slide_seen_in(slide_id)) is not None
         }
         return replace(self, patients=seen | {**self.patients})
+
+    def _slide_seen_in(self, slide_id: str) -> str | None:
+        split = (self.slides or self.splits).get(slide_id)
+        return split if split in _SEEN else self.twins.get(slide_id)
 
     def refuse_other_spellings(self, patients: Iterable[str], where: Path) -> None:
         """Raises CohortError where the id of one of `patients`, those in `where`, differs in case or a final .0 alone from that
@@ -114,7 +127,8 @@ def learned_from(run: Path, bag: BagUnit) -> Learned:
             for split in sorted({row["split"] for row in rows})
         }
         splits = {row[f"{bag}_id"]: row["split"] for row in rows}
-        return Learned(known=True, splits=splits, patients=patients, counts=counts, contents=contents)
+        slides = {row["slide_id"]: row["split"] for row in seen} if bag == "patient" else {}
+        return Learned(known=True, splits=splits, patients=patients, counts=counts, slides=slides, contents=contents)
     except FileNotFoundError:
         return Learned(known=False, splits={}, patients={}, counts={})
     except (OSError, UnicodeDecodeError, KeyError, csv.Error) as error:
