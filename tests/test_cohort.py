@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from wsimil.cohort import Cohort, CohortSlide, column_names, has_columns, read_cohort, read_columns, read_patients
 from wsimil.errors import CohortError
-from wsimil.targets import Classification
+from wsimil.targets import Classification, Regression
 
 
 def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -285,6 +285,16 @@ def test_a_class_with_fewer_patients_than_folds_is_refused() -> None:
         cohort({"n": 9, "t": 1}).with_splits(seed=0, folds=5)
     with pytest.raises(CohortError, match="has one patient left"):
         cohort({"n": 9, "t": 1}).with_splits(seed=0)
+
+
+def test_a_fold_without_a_patient_is_refused_of_numbers_too() -> None:
+    slides = tuple(CohortSlide(slide_id=f"s{i}", patient_id=f"p{i}", label=str(i)) for i in range(8))
+    whole = Cohort(slides=slides, task=Regression(columns=("x",)))
+    assert len(whole.with_splits(seed=0, folds=8, fold=7).of("test")) == 1
+    with pytest.raises(
+        CohortError, match="the cohort has 8 patients, fewer than the 9 folds; ask for 8 folds or fewer"
+    ):
+        whole.with_splits(seed=0, folds=9, fold=8)
 
 
 def test_half_a_split_column_is_refused(tmp_path: Path) -> None:

@@ -295,6 +295,7 @@ class Cohort:
         for label in self.classes:
             count = len({s.patient_id for s in self.slides if s.label == label})
             refuse_few(f"class {label!r}", count, folds)
+        refuse_few("the cohort", len(strata), folds)
         return draw_folds(strata, folds, rng)[fold]
 
     def _lost(self, split: Split) -> list[str]:
