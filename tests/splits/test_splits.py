@@ -285,6 +285,17 @@ def test_a_missing_round_is_answered_with_those_there_are() -> None:
         plan_of("kfold").round("7")
     with pytest.raises(ConfigError, match="--round"):
         plan_of("kfold").round(None)
+    single = planted(train=("a1",), val=("b1",))
+    assert single.round(None) is single.round("0") is single.rounds[0]
+    with pytest.raises(ConfigError, match="round '1': wanted one of 0"):
+        single.round("1")
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_rounds_of_a_plan_are_told_apart_by_name(count: int) -> None:
+    one = planted(train=("a1",), val=("b1",)).rounds[0]
+    with pytest.raises(CohortError, match="rounds of a plan have names of their own"):
+        SplitPlan(kind="published", made={}, slides=SLIDES, rounds=(one,) * count)
 
 
 def test_options_that_mean_nothing_are_refused() -> None:
@@ -295,8 +306,10 @@ def test_options_that_mean_nothing_are_refused() -> None:
 def test_columns_of_the_cohort_become_rounds() -> None:
     whole = cohort()
     numbered = replace(whole, slides=tuple(replace(s, fold=int(s.patient_id[1:]) // 2 % 2) for s in whole.slides))
-    with pytest.raises(CohortError, match="kind column"):
-        make_plan(numbered, SplitsConfig())
+    named = tuple(replace(s, split="train" if int(s.patient_id[1:]) // 2 % 2 else "test") for s in whole.slides)
+    for own in (numbered, replace(whole, slides=named)):
+        with pytest.raises(CohortError, match="kind column"):
+            make_plan(own, SplitsConfig())
     by_fold = replace(whole, slides=tuple(replace(s, fold=int(s.patient_id[1:]) % 2) for s in whole.slides))
     both = replace(by_fold, slides=tuple(replace(s, split="train") for s in by_fold.slides))
     with pytest.raises(CohortError, match="a split column and a fold column"):
