@@ -118,6 +118,18 @@ def test_patients_in_a_file_stand_for_all_their_slides(tmp_path: Path) -> None:
     assert counts(plan) == [(8, 4, 4)]
 
 
+def test_a_name_of_a_slide_and_of_another_patient_is_refused(tmp_path: Path) -> None:
+    rows = ["1,train", "2,val", "3,test", "4,train", "5,val"]
+    (tmp_path / "splits.csv").write_text("\n".join(["slide_id,split", *rows, ""]), encoding="utf-8")
+    numbers = [(str(i), str(i), "ab"[i % 2]) for i in range(1, 6)]
+    assert counts(read(of_pairs(numbers), tmp_path / "splits.csv")) == [(2, 2, 1)]
+    turned = of_pairs([(slide_id, str(6 - int(patient)), label) for slide_id, patient, label in numbers])
+    with pytest.raises(
+        CohortError, match=r"splits\.csv: '1' is a slide of patient '5' in the cohort and another patient"
+    ):
+        read(turned, tmp_path / "splits.csv")
+
+
 @pytest.mark.parametrize(
     "rows",
     [

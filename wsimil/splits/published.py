@@ -28,7 +28,8 @@ def read_published(paths: Sequence[Path], cohort: Cohort, *, val_fraction: float
 
     Names in them are slide ids, or patient ids for all slides of a patient. Where a round has no validation slides they are drawn
     from its training patients, and `made` says so: the official code of some chose on the test fold, which is not done here.
-    Raises CohortError for files without splits, names that the cohort does not know, and patients on two sides.
+    Raises CohortError for files without splits, names that the cohort does not know, or knows as a slide of one patient and as
+    another patient, and patients on two sides.
     """
     by_patient: dict[str, list[str]] = defaultdict(list)
     for slide in cohort.slides:
@@ -38,12 +39,18 @@ def read_published(paths: Sequence[Path], cohort: Cohort, *, val_fraction: float
     unknown: set[str] = set()
     drawn: list[str] = []
     slides = {slide.slide_id: (slide.patient_id, slide.label) for slide in cohort.slides}
+    both = {name for name in known.keys() & by_patient.keys() if slides[name][0] != name}
     for path in paths:
         for number, sides in _sides_of(path).items():
             name = number if len(paths) == 1 else ".".join(part for part in (_number(path), number) if part)
             found: dict[str, list[str]] = {split: [] for split in SPLITS}
             for side, names in sides.items():
                 for one in names:
+                    if one in both:
+                        raise CohortError(
+                            f"{path}: {one!r} is a slide of patient {slides[one][0]!r} in the cohort and another patient, too;"
+                            " give the slides or the patients other ids in the cohort file and in this one"
+                        )
                     ids = known.get(one) or by_patient.get(one)
                     if ids is None:
                         unknown.add(one)
