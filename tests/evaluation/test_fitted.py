@@ -229,6 +229,14 @@ def test_thresholds_keep_their_rule_among_all_that_there_are(ties: bool) -> None
         assert one.value not in p
 
 
+@pytest.mark.parametrize("above", [1 - 2**-53, 1.0, 5e-324])
+def test_a_threshold_parts_probabilities_that_no_number_lies_between(above: float) -> None:
+    """Logits beyond 36 end there: the middle was rounded to the lower one, and both were decided for class 1."""
+    p = np.array([np.nextafter(above, 0), above])
+    found = youden_threshold(np.array([0, 1]), p, fitted_on="val")
+    assert (p >= found.value).tolist() == [False, True]
+
+
 def test_a_threshold_of_one_class_is_refused() -> None:
     with pytest.raises(ConfigError, match="both classes"):
         youden_threshold(np.ones(3, np.int64), np.array([0.1, 0.2, 0.3]), fitted_on="val")

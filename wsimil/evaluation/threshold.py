@@ -100,8 +100,8 @@ class _Rates:
         levels = -levels
         positive = np.bincount(level_of, weights=truth, minlength=len(levels)).astype(np.int64)
         rows = np.bincount(level_of, minlength=len(levels))
-        # Between two values, so that no rounding of a probability moves it over the threshold.
-        between = (levels[:-1] + levels[1:]) / 2
+        # Between two values, so that no rounding of a probability moves it over the threshold; of neighbors the higher one.
+        between = np.maximum((levels[:-1] + levels[1:]) / 2, np.nextafter(levels[1:], 1))
         first = (levels[0] + 1) / 2 if levels[0] < 1 else float(np.nextafter(1.0, 2.0))
         return cls(
             values=np.concatenate([[first], between, [0.0]]),
