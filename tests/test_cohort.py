@@ -297,16 +297,38 @@ def test_a_fold_without_a_patient_is_refused_of_numbers_too() -> None:
         whole.with_splits(seed=0, folds=9, fold=8)
 
 
-def test_half_a_split_column_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path, "slide_id,patient_id,label,split\na,p1,x,train\nb,p2,y,\nc,p3,y,train\n")
-    with pytest.raises(CohortError, match="the split column is empty for 1 slides: 'b'"):
-        read_cohort(path).with_splits(seed=0)
+@pytest.mark.parametrize(
+    ("column", "cells", "says"),
+    [
+        ("split", ("train", "", "train", "train"), "the split column is empty for 1 slides: 'b'"),
+        ("fold", ("1", "", "0", "0"), "the fold column is empty for 1 slides: 'b'"),
+        ("split", ("train", "val", "val", "val"), r"the train split holds no slide of class \['y'\]"),
+        ("split", ("train", "train", "val", "test"), r"the val split holds no slide of class \['y'\]"),
+        ("split", ("val", "test", "val", "test"), "no slide is in the train split"),
+        ("split", ("train", "train", "test", "test"), "no slide is in the val split"),
+    ],
+)
+def test_columns_that_leave_a_side_without_a_class_or_a_slide_without_a_side_are_refused(
+    tmp_path: Path, column: str, cells: tuple[str, ...], says: str
+) -> None:
+    rows = [f"{'abcd'[i]},p{i},{'xy'[i % 2]},{cell}" for i, cell in enumerate(cells)]
+    whole = read_cohort(write(tmp_path, "\n".join([f"slide_id,patient_id,label,{column}", *rows, ""])))
+    with pytest.raises(CohortError, match=says):
+        whole.with_splits(seed=0, val_fraction=0)
 
 
-def test_a_train_split_of_one_class_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path, "slide_id,patient_id,label,split\na,p1,x,train\nb,p2,y,val\nc,p3,x,val\n")
-    with pytest.raises(CohortError, match="the train split holds no slide of class"):
-        read_cohort(path).with_splits(seed=0)
+def test_a_class_that_is_not_tested_on_is_told(tmp_path: Path) -> None:
+    rows = [f"s{i},p{i},{'xy'[i % 2]},{('train', 'val', 'test')[i // 2]}" for i in range(5)]
+    got = read_cohort(write(tmp_path, "\n".join(["slide_id,patient_id,label,split", *rows, ""]))).with_splits(seed=0)
+    assert [str(one) for one in got.findings] == [
+        "1 slides are a test split without class y, some metrics stay undefined: 's4'"
+    ]
+
+
+@pytest.mark.parametrize("fold", [-1, 3])
+def test_a_fold_that_is_none_of_those_drawn_is_refused(fold: int) -> None:
+    with pytest.raises(CohortError, match=rf"fold {fold} was asked for, folds of 3 count from 0 to 2"):
+        cohort({"n": 9, "t": 9}).with_splits(seed=0, folds=3, fold=fold)
 
 
 def test_a_patient_with_two_labels_still_lands_in_one_split() -> None:
