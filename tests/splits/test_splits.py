@@ -107,6 +107,33 @@ def test_an_external_test_is_the_same_in_every_round_and_holds_its_sites_whole()
     assert not {sites[s] for s in plan.rounds[0].train + plan.rounds[0].val} & {"site1", "site4"}
 
 
+def test_an_external_test_is_what_the_split_column_calls_test() -> None:
+    whole = cohort()
+    named = tuple(replace(s, split="test" if int(s.patient_id[1:]) < 12 else "train") for s in whole.slides)
+    plan = make_plan(replace(whole, slides=named), SplitsConfig(kind="external", folds=3))
+    for one in plan.rounds:
+        assert set(one.test) == {s.slide_id for s in named if s.split == "test"}
+        assert len(one.train + one.val) == len(named) - len(one.test)
+    validated = [slide_id for one in plan.rounds for slide_id in one.val]
+    assert sorted(validated) == sorted(s.slide_id for s in named if s.split == "train")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"kind": "external"}, "nothing to test on: name sites"),
+        ({"kind": "external", "external": ["site1", "Site2"]}, "no slide is of site 'Site2', which external names"),
+        ({"kind": "external", "external": [f"site{i}" for i in range(7)]}, "round 0: no patient is left to learn from"),
+        ({"kind": "column"}, "neither a fold nor a split column"),
+        ({"kind": "kfold", "folds": 31}, "'n' has 30 patients, fewer than the 31 folds"),
+    ],
+    ids=["no site", "another site", "all sites", "no column", "many folds"],
+)
+def test_a_plan_that_would_test_on_nobody_or_learn_from_nobody_is_refused(given: dict[str, object], says: str) -> None:
+    with pytest.raises(CohortError, match=says):
+        make_plan(cohort(), SplitsConfig.model_validate(given))
+
+
 def test_preserved_sites_are_never_learned_from_and_tested_on() -> None:
     whole, plan = cohort(), plan_of("sites")
     sites = {s.slide_id: s.site for s in whole.slides}
@@ -216,6 +243,11 @@ def test_a_slide_on_two_sides_stops_with_its_name() -> None:
         planted(train=("a1", "b1"), val=("b1",), test=())
 
 
+def test_a_slide_that_the_plan_does_not_know_stops_with_its_name() -> None:
+    with pytest.raises(CohortError, match="round 0: slide 'z' is not among the slides of the plan"):
+        planted(train=("a1",), val=("b1", "z"))
+
+
 def test_one_content_under_two_names_stops_with_the_names() -> None:
     plan = planted(train=("a1", "a2"), val=("b1",), test=("c1",))
     plan.refuse_twins({"a1": "x", "a2": "x", "b1": "y", "c1": ""})
@@ -278,6 +310,13 @@ def test_what_a_round_leaves_out_is_counted() -> None:
     assert not drawn.of("test")
     assert any("no side of round 0.1" in str(finding) for finding in drawn.findings)
     assert len(drawn.slides) < len(cohort().slides)
+
+
+def test_a_round_of_none_of_the_slides_is_refused() -> None:
+    whole, plan = cohort(), plan_of("nested")
+    apart = tuple(s for s in whole.slides if s.slide_id in plan.round("0").test)
+    with pytest.raises(CohortError, match=r"round 0\.0 of the splits holds none of the \d+ slides"):
+        plan.in_round(replace(whole, slides=apart), "0.0")
 
 
 def test_a_missing_round_is_answered_with_those_there_are() -> None:
