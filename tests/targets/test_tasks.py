@@ -269,6 +269,13 @@ def test_splits_of_survival_keep_events_and_times_even(count: int, most: int) ->
     assert all(strata.count(name) >= 4 for name in set(strata))
 
 
+def test_strata_of_few_patients_are_one_or_join_the_largest() -> None:
+    few = [["low"]] * 9 + [["mid"]] * 6 + [["high"]] * 3
+    assert ORDINAL.strata(few) == ["low"] * 9 + ["mid"] * 6 + ["low"] * 3
+    several = [["mid"]] * 9 + [["low"]] * 2 + [["high"]] * 2
+    assert ORDINAL.strata(several) == ["mid"] * 9 + ["other"] * 4
+
+
 @pytest.mark.parametrize("kind", ["multilabel", "regression", "survival", "ordinal"])
 def test_every_task_can_be_split_by_patient(tmp_path: Path, kind: str) -> None:
     tasks = {
