@@ -65,6 +65,40 @@ def test_probabilities_are_those_of_the_fitted_calibration_and_decided_at_the_fi
     assert words == ["nt"[one] for one in cases.decided]
 
 
+def test_a_threshold_is_chosen_by_the_rule_and_the_costs_that_are_asked_for() -> None:
+    val = answers(80)
+    p = fitted(val).applied(trained()).values(val.logits)[:, 1]
+
+    def errors(at: float) -> tuple[int, int]:
+        return int((p[val.targets == 1] < at).sum()), int((p[val.targets == 0] >= at).sum())
+
+    def chosen(**given: object) -> tuple[int, int]:
+        threshold = fitted(val, **given).threshold
+        assert threshold is not None
+        return errors(threshold.value)
+
+    every = [errors(at) for at in [*p, 2.0]]
+    # Of each class there are 40.
+    misses, alarms = chosen(threshold="sensitivity", at_least=0.9)
+    assert misses <= 4 < alarms == min(b for a, b in every if a <= 4)
+    misses, alarms = chosen(threshold="specificity", at_least=0.9)
+    assert alarms <= 4 < misses == min(a for a, b in every if b <= 4)
+    for miss, alarm in ((9, 1), (1, 9)):
+        found = chosen(threshold="cost", miss_cost=miss, false_alarm_cost=alarm)
+        assert miss * found[0] + alarm * found[1] == min(miss * a + alarm * b for a, b in every)
+        assert (found[0] < found[1]) == (miss > alarm)
+
+
+def test_too_few_training_slides_flag_none_unless_it_is_asked_for() -> None:
+    rows, owners = means(10)
+    given = {"training_means": rows, "training_patients": owners}
+    decision = fit_decision(DecisionConfig(), trained(), answers(), **given)
+    assert decision.ood is None
+    assert "no slide is flagged as unusual: flagging 0.05 of training-like slides needs 19" in decision.notes[0]
+    with pytest.raises(ConfigError, match="needs 19 training slides"):
+        fit_decision(DecisionConfig(ood="mahalanobis"), trained(), answers(), **given)
+
+
 def test_the_same_decision_comes_back_from_disk(tmp_path: Path) -> None:
     for given in (
         {},
