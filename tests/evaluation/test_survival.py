@@ -144,6 +144,27 @@ def test_replicates_equal_a_plain_loop_over_resampled_rows() -> None:
     assert found.low < found.value < found.high
 
 
+def test_brier_of_a_replicate_ends_where_the_follow_up_of_its_rows_does() -> None:
+    """Without the one who was followed beyond a horizon, events alone drew the lower end of the interval to 0."""
+    cases = followed(50, whole=False)
+    last = float(np.sort(cases.times)[-2])
+    assert cases.survival is not None
+    cases = replace(cases, horizons=(2.0, 5.0, last), survival=cases.survival[:, [0, 1, -1]])
+    patients = [str(i) for i in range(50)]
+    weights = np.concatenate(list(resampling(patients, cases.strata).weights(20, seed=0)))
+    drawn, undefined = cases.replicates(weights), 0
+    for replicate, row in enumerate(weights.astype(int)):
+        again = cases.take(np.repeat(np.arange(50), row)).values()
+        got = {name: float(column[replicate]) for name, column in drawn.items()}
+        wanted = {name: np.nan if value is None else value for name, value in again.items()}
+        assert got == pytest.approx(wanted, rel=1e-9, nan_ok=True)
+        undefined += again[f"brier_at_{last:g}"] is None
+    assert 0 < undefined < 20
+    found = estimates(cases, patients, replicates=200)[f"brier_at_{last:g}"]
+    assert found.value is not None
+    assert found.low is found.high is None
+
+
 def test_what_cannot_be_compared_is_undefined() -> None:
     times = np.array([1.0, 2.0, 3.0])
     none = SurvivalCases(

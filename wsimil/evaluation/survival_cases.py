@@ -110,7 +110,7 @@ class SurvivalCases:
         briers = [self._brier(weights, inverse, horizon, free) for horizon, free in predicted]
         result |= {f"brier_at_{h:g}": column for h, column in zip(self.horizons, briers, strict=True)}
         if len(self.horizons) > 1:
-            result["integrated_brier"] = self._integrated(briers)
+            result["integrated_brier"] = self._integrated(weights, briers)
         return result
 
     def _concordance(self, weights: Floats, earlier: NDArray[np.bool_], importance: Floats) -> Floats:
@@ -137,16 +137,22 @@ class SurvivalCases:
     def _brier(self, weights: Floats, inverse: Floats, horizon: float, predicted: Floats) -> Floats:
         followed = float(self.censoring.at(np.array([horizon]))[0])
         event, free = self.events & (self.times <= horizon), self.times > horizon
-        if np.isnan(inverse[event]).any() or followed <= 0 or not free.any():
+        if np.isnan(inverse[event]).any() or followed <= 0:
             return np.full(len(weights), np.nan)
         loss = np.where(event, predicted**2 * np.nan_to_num(inverse), 0.0)
         loss += np.where(free, (1 - predicted) ** 2 / followed, 0.0)
-        return ratio(weights @ loss, weights.sum(axis=1))
+        return np.where(self._followed(weights, horizon), ratio(weights @ loss, weights.sum(axis=1)), np.nan)
 
-    def _integrated(self, briers: Sequence[Floats]) -> Floats:
-        """Over the horizons beyond which a row is followed."""
-        reached = [horizon for horizon in self.horizons if (self.times > horizon).any()]
-        if len(reached) < 2:
-            return np.full(len(briers[0]), np.nan)
-        area = np.trapezoid(np.stack(briers[: len(reached)], axis=1), reached, axis=1)
-        return np.asarray(area / (reached[-1] - reached[0]), dtype=np.float64)
+    def _integrated(self, weights: Floats, briers: Sequence[Floats]) -> Floats:
+        """Over the horizons beyond which a row of the replicate is followed."""
+        reached = np.sum([self._followed(weights, horizon) for horizon in self.horizons], axis=0)
+        result = np.full(len(weights), np.nan)
+        for count in range(2, len(self.horizons) + 1):
+            rows, horizons = reached == count, self.horizons[:count]
+            area = np.trapezoid(np.stack(briers[:count], axis=1)[rows], horizons, axis=1)
+            result[rows] = area / (horizons[-1] - horizons[0])
+        return result
+
+    def _followed(self, weights: Floats, horizon: float) -> NDArray[np.bool_]:
+        """In which replicates a row is followed beyond a horizon, [R]."""
+        return np.asarray(weights @ (self.times > horizon) > 0)
