@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from wsimil.cohort import BagUnit
 from wsimil.errors import OutputError
 from wsimil.export.scores import read_scores
 from wsimil.mil import registry
@@ -24,14 +25,14 @@ Study = Callable[..., tuple[Path, Path]]
 KEY = bytes(range(32))
 
 
-def make_run(run: Path, features: Path) -> Path:
-    """A model of patients to which the order of tiles is not all the same."""
+def make_run(run: Path, features: Path, *, bag: BagUnit = "patient") -> Path:
+    """A model, of patients, to which the order of tiles is not all the same."""
     store = open_store(features, mode="r")
     model = registry.build("transmil", {}, in_dim=store.header("s0").dim, num_classes=2, seed=3)
     model.standardize.fit([np.asarray(store.read_features(slide_id)) for slide_id in store.ids()])
     save_model(
         run, model, method="transmil", task=Classification(classes=("n", "t")), features=store.header("s0").provenance,
-        training={}, bag="patient",
+        training={}, bag=bag,
     )  # fmt: skip
     return run
 
@@ -65,12 +66,12 @@ def test_a_patient_gets_the_same_answer_under_a_name(feature_study: Study, keyed
     assert told[1] == {""}, "whoever has a slide's file could tell whose name this is"
 
 
-@pytest.mark.parametrize("heatmaps", [False, True])
+@pytest.mark.parametrize(("heatmaps", "bag"), [(False, "patient"), (True, "patient"), (False, "slide")])
 def test_names_stand_in_an_order_of_their_own(
-    heatmaps: bool, feature_study: Study, keyed: Path, tmp_path: Path
+    heatmaps: bool, bag: BagUnit, feature_study: Study, keyed: Path, tmp_path: Path
 ) -> None:
     features, cohort = feature_study(slides=9)
-    run = make_run(tmp_path / "run", features)
+    run = make_run(tmp_path / "run", features, bag=bag)
     rows = cohort.read_text().splitlines()
     (run / "cohort.csv").write_text("\n".join([f"{rows[0]},split", *(f"{row},train" for row in rows[1:])]) + "\n")
     out = tmp_path / "out"
@@ -79,9 +80,11 @@ def test_names_stand_in_an_order_of_their_own(
     learned = json.loads((out / "predictions.json").read_text())["learned_from"]
     answered, known = pd.read_csv(out / "predictions.csv"), pd.read_csv(out / "cohort.csv")
     orders = {
-        "splits": list(learned["splits"]), "patients": list(learned["patients"]), "cohort": list(known["slide_id"]),
-        **{name: slides.split(";") for name, slides in zip(answered["patient_id"], answered["slides"], strict=True)},
+        **{what: list(learned[what]) for what in ("splits", "patients", "slides")}, "cohort": list(known["slide_id"]),
     }  # fmt: skip
+    if bag == "patient":
+        each = zip(answered["patient_id"], answered["slides"], strict=True)
+        orders |= {name: slides.split(";") for name, slides in each}
     assert max(map(len, orders.values())) == 9
     assert orders == {what: sorted(names) for what, names in orders.items()}
 

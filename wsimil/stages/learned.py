@@ -78,13 +78,14 @@ class Learned:
         return replace(self, twins=twins).among(owners)
 
     def among(self, owners: Mapping[str, str]) -> Learned:
-        """The same, that also knows the patients one of whose slides it saw, by `owners`, patients by slide."""
+        """The same, that also knows the patients one of whose slides it saw, by `owners`, patients by slide; in the order of
+        names, as `renamed` has them."""
         seen = {
             patient: split
             for slide_id, patient in owners.items()
             if (split := self._slide_seen_in(slide_id)) is not None
         }
-        return replace(self, patients=seen | {**self.patients})
+        return replace(self, patients=dict(sorted((seen | {**self.patients}).items())))
 
     def _slide_seen_in(self, slide_id: str) -> str | None:
         split = (self.slides or self.splits).get(slide_id)
