@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.stages.made_runs import answers, write_cohort, write_run
 from wsimil.config import load_config
 from wsimil.errors import OutputError
+from wsimil.stages.compare import compare
+from wsimil.stages.evaluate import EvaluateOptions, evaluate
 from wsimil.stages.occupied import LOCK, occupied
 from wsimil.stages.predict import predict
 from wsimil.stages.predict_options import PredictOptions
@@ -84,3 +87,30 @@ def test_a_folder_in_which_another_process_predicts_is_left_as_it_is(
     assert (out / "scores" / "s1.parquet").read_text() == "of the other one"
     predict(run, features, out, options=PredictOptions(device="cpu"))
     assert not (out / LOCK).exists()
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "compare"])
+def test_a_folder_in_which_another_process_judges_is_left_as_it_is(verb: str, tmp_path: Path) -> None:
+    task, labels, values = answers("two")
+    runs = [write_run(tmp_path / name, task, labels, values) for name in ("run", "other")]
+    cohort, out = write_cohort(tmp_path / "cohort.csv", task, labels), tmp_path / "report"
+    options = EvaluateOptions(replicates=100)
+
+    def report() -> None:
+        if verb == "evaluate":
+            evaluate(runs[:1], cohort, out, options=options)
+        else:
+            compare(*runs, cohort, out, options=options)
+
+    out.mkdir()
+    (out / "metrics.json").write_text("of the other one")
+    with occupied(out), pytest.raises(OutputError, match="in use by process"):
+        report()
+    assert (out / "metrics.json").read_text() == "of the other one"
+    report()
+    assert {entry.name for entry in out.iterdir()} == {
+        "metrics.json",
+        "predictions.csv",
+        "report.html",
+        "MODEL_CARD.md",
+    }

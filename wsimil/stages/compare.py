@@ -25,6 +25,7 @@ from wsimil.stages.answered import Run, judged, read_runs, refuse_other_question
 from wsimil.stages.cohort_flow import Counted
 from wsimil.stages.deciding import pooled_thresholds
 from wsimil.stages.evaluate import EvaluateOptions, card_of, gather, refuse_answers
+from wsimil.stages.occupied import occupied
 from wsimil.stages.words import quoted
 
 
@@ -44,12 +45,18 @@ def compare(first: Path, second: Path, cohort_csv: Path, out: Path, *, options: 
     """Compare the answers in two folders of `wsimil predict` or `train`, or in two folders of folds, each slide once in each.
 
     Only slides count that both answered and that neither model saw. Writes metrics.json, predictions.csv, report.html and
-    MODEL_CARD.md. Raises WsimilError; also where the two were predicted with different labels.
+    MODEL_CARD.md. Raises WsimilError; also where the two were predicted with different labels, or another process is at work in
+    `out`.
     """
+    refuse_answers(out)
+    with occupied(out):
+        return _compared(first, second, cohort_csv, out, options)
+
+
+def _compared(first: Path, second: Path, cohort_csv: Path, out: Path, options: EvaluateOptions) -> CompareSummary:
     sides = (read_runs([first]), read_runs([second]))
     ours, theirs = sides[0][0].model, sides[1][0].model
     refuse_other_question(ours, theirs, first, second)
-    refuse_answers(out)
     _refuse_other_truth(*sides, first, second)
     materials = [gather(runs, cohort_csv, options) for runs in sides]
     unit = ours.bag

@@ -35,6 +35,7 @@ from wsimil.stages.answered import (
 from wsimil.stages.cohort_flow import Counted, count, read_extracted
 from wsimil.stages.deciding import deciding_of, pooled_thresholds
 from wsimil.stages.learned import ORIGIN
+from wsimil.stages.occupied import occupied
 from wsimil.stages.thumbnails import thumbnail
 from wsimil.stages.twins import refuse_twins
 from wsimil.stages.words import quoted, unit_words
@@ -78,10 +79,15 @@ def evaluate(predictions: Sequence[Path], cohort_csv: Path, out: Path, *, option
     """Judge the answers in `predictions`, folders of `wsimil predict` or `train`; several are the folds or seeds of one study.
 
     Slides that a model learned from or was chosen on never count. Writes metrics.json, predictions.csv, report.html and
-    MODEL_CARD.md into `out`, which holds no answers itself. Raises WsimilError.
+    MODEL_CARD.md into `out`, which holds no answers itself. Raises WsimilError; also where another process is at work in `out`.
     """
-    runs = read_runs(predictions, model=options.model)
     refuse_answers(out)
+    with occupied(out):
+        return _evaluated(predictions, cohort_csv, out, options)
+
+
+def _evaluated(predictions: Sequence[Path], cohort_csv: Path, out: Path, options: EvaluateOptions) -> EvaluateSummary:
+    runs = read_runs(predictions, model=options.model)
     material = gather(runs, cohort_csv, options)
     task = shared_task([run.model.task for run in runs])
     found = judged(material.counted.rows, task, material.known)
