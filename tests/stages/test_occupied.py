@@ -35,7 +35,20 @@ def test_whoever_comes_second_is_told_who_is_there_and_comes_in_afterwards(tmp_p
         pass
     with occupied(out):
         assert [entry.name for entry in out.iterdir()] == [LOCK]
-    assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize(("there", "filled"), [(False, False), (False, True), (True, False)])
+def test_a_folder_that_was_made_and_into_which_nothing_came_is_taken_away(
+    there: bool, filled: bool, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    if there:
+        out.mkdir()
+    with occupied(out):
+        if filled:
+            (out / "model.json").touch()
+    assert out.exists() == (there or filled)
+    assert not (out / LOCK).exists()
 
 
 def test_a_process_that_was_killed_holds_nobody_up(tmp_path: Path) -> None:

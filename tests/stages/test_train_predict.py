@@ -233,6 +233,7 @@ def test_features_of_another_kind_are_refused_with_both_values(
     extract(config, list_sources(place / "slides/s0.tiff"), tmp_path / "features")
     with pytest.raises(ModelError, match=expected):
         predict(place / "run", tmp_path / "features", tmp_path / "out", options=PredictOptions(device="cpu"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_slide_of_another_kind_fails_alone(place: Path, tmp_path: Path) -> None:

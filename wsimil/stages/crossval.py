@@ -55,17 +55,17 @@ def crossval(
     process is at work in `out`, KeyboardInterrupt once running ones have written their checkpoints.
     """
     reporter = reporter or Quiet()
-    check_writable(out)
     if not items:
         raise ConfigError("a study without runs")
-    contents = {}
-    for name, item in {item.name.split("/")[0]: item for item in items}.items():
-        try:
-            contents[name] = plan(item.config, item.features, item.cohort).contents
-        except WsimilError as error:
-            raise type(error)(f"config {name}: {error}") from None
-    items = [replace(item, contents=contents[item.name.split("/")[0]]) for item in items]
     with occupied(out):
+        check_writable(out)
+        contents = {}
+        for name, item in {item.name.split("/")[0]: item for item in items}.items():
+            try:
+                contents[name] = plan(item.config, item.features, item.cohort).contents
+            except WsimilError as error:
+                raise type(error)(f"config {name}: {error}") from None
+        items = [replace(item, contents=contents[item.name.split("/")[0]]) for item in items]
         before = [item for item in items if item.is_done()]
         open_items = [item for item in items if item not in before]
         for item in open_items:

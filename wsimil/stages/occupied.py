@@ -19,12 +19,13 @@ LOCK = ".wsimil-lock"
 
 @contextmanager
 def occupied(folder: Path) -> Iterator[None]:
-    """Keep other processes out of `folder`, which is made if need be.
+    """Keep other processes out of `folder`, which is made if need be, and removed where it was made and nothing came into it.
 
     The lock is the kernel's, which drops it with a process that dies. On file systems without locks nobody is refused.
     Raises OutputError that says who is there.
     """
     path = folder / LOCK
+    was_there = folder.exists()
     handle = _locked(path)
     try:
         with suppress(OSError):  # on a full disk the lock holds without words
@@ -33,6 +34,9 @@ def occupied(folder: Path) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
+        if not was_there:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
         os.close(handle)
 
 

@@ -140,8 +140,8 @@ def search(
     Raises ConfigError without Optuna or for a folder of another search, OutputError where another process is at work in `out`,
     TrainingError where every trial failed.
     """
-    check_writable(out)
     with occupied(out):
+        check_writable(out)
         return _searched(planned, features, out, workers, reporter or Quiet())
 
 
