@@ -111,7 +111,9 @@ def test_reasons_of_an_extraction_are_in_the_flow(tmp_path: Path) -> None:
     for i in range(LEARNED):
         store.write(make_bag(f"l{i}", n=1, dim=2))
     write_csv(
-        tmp_path / "features/failures.csv", ["slide_id", "path", "step", "reason"], [["s2", "x", "open", "no mpp"]]
+        tmp_path / "features/failures.csv",
+        ["slide_id", "path", "step", "reason"],
+        [["s2", "x", "open", "no mpp"], ["s4", "x", "read", "damaged"], ["s5", "x", "read", "damaged"]],
     )
     options = EvaluateOptions(replicates=100, features=tmp_path / "features")
     summary = evaluate([tmp_path / "run"], cohort, tmp_path / "out", options=options)
@@ -120,6 +122,11 @@ def test_reasons_of_an_extraction_are_in_the_flow(tmp_path: Path) -> None:
     assert lost["no features"] == ("s3",)
     assert lost["no tissue tile"] == ("s4",)
     assert summary.flow[-1].units == 57
+    # Of s4 nothing is judged.
+    assert (
+        "1 slides failed in the last extraction, and are used with the features of an earlier one: 's5'"
+        in summary.notes
+    )
 
 
 def test_one_split_alone_can_be_asked_for(tmp_path: Path) -> None:

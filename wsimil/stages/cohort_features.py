@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from wsimil.errors import CohortError, StoreError
 from wsimil.evaluation.patient import stacked
 from wsimil.provenance import sha256_json
 from wsimil.stages.contents import Contents, content_of
+from wsimil.stages.failed_lately import used_though_failed
 from wsimil.stages.twins import alike, refuse_twins
 from wsimil.store import FeatureStore, StoredHeader
 from wsimil.store.base import InstanceStore
@@ -103,13 +104,6 @@ def match(cohort: Cohort, store: FeatureStore, *, where: Path, bag: BagUnit = "s
         digests=digests,
         seen=seen,
     )
-
-
-def used_though_failed(failed: Collection[str], used: Iterable[str]) -> tuple[Finding, ...]:
-    """What is to be said where slides that `failed` in their last extraction are among the `used` ones."""
-    doubtful = tuple(sorted({*failed} & {*used}))
-    what = "slides failed in the last extraction, and are used with the features of an earlier one"
-    return (Finding(what=what, slide_ids=doubtful),) if doubtful else ()
 
 
 def _of_whole_patients(cohort: Cohort, *, lacking: Sequence[CohortSlide]) -> Cohort:

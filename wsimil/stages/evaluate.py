@@ -34,11 +34,13 @@ from wsimil.stages.answered import (
 )
 from wsimil.stages.cohort_flow import Counted, count, read_extracted
 from wsimil.stages.deciding import deciding_of, pooled_thresholds
+from wsimil.stages.failed_lately import used_though_failed
 from wsimil.stages.learned import ORIGIN
 from wsimil.stages.occupied import occupied
 from wsimil.stages.thumbnails import thumbnail
 from wsimil.stages.twins import refuse_twins
 from wsimil.stages.words import quoted, unit_words
+from wsimil.store.places import failed_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +154,10 @@ def gather(runs: Sequence[Run], cohort_csv: Path, options: EvaluateOptions) -> M
             f"{unit_words(unit, len(changed))} had another label when predicted; that of the cohort file counts:"
             f" {quoted(changed)}"
         )
+    if options.features is not None:
+        slides = {one.slide_id: one.members or (one.slide_id,) for one in known.cohort.slides}
+        used = [slide for _, row in counted.rows for slide in slides[row.slide_id]]
+        notes += map(str, used_though_failed(failed_ids(options.features), used))
     blind = [run.name for run in runs if not run.learned.known]
     if blind:
         notes.append(
