@@ -117,6 +117,12 @@ def test_a_task_is_the_same_after_json(
         (ORDINAL, "label", "huge", "line 3: slide 's1': 'huge' is none of the levels low, mid, high"),
         (MultiLabel(columns=("er", "pr")), "er,pr", "2,0", "er '2', wanted 0, 1 or nothing"),
         (MultiLabel(labels=("er",)), "label", "pr", "label 'pr' is unknown"),
+        (
+            MultiLabel(),
+            "label",
+            "er;none",
+            "line 3: slide 's1': 'er;none' names 'none', which is read as missing, among",
+        ),
         (MultiLabel(), "label", "er;ER", "labels 'ER' (1 slides) and 'er' (1 slides) differ in case alone"),
         (Regression(columns=("age",)), "age", "old", "age: 'old' is no number"),
         (Regression(columns=("age",)), "age", "inf", "age: 'inf' is not finite"),

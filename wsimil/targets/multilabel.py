@@ -142,6 +142,11 @@ class MultiLabel(Task):
                 raise ValueError(f"label {name!r} is unknown, known are {', '.join(self.labels)}")
             if name.endswith(_UNKNOWN) or name == NONE:
                 raise ValueError(f"{name!r} is no name of a label")
+            if name.lower() in MISSING and name not in self.labels:
+                raise ValueError(
+                    f"{cell!r} names {name!r}, which is read as missing, among labels; write the labels alone, {NONE!r} where a"
+                    " slide has none of them, or nothing where they are not known; a label of that name needs another one"
+                )
         return ";".join(sorted(set(names))) or None
 
     def _read_columns(self, cells: Sequence[str]) -> str | None:
