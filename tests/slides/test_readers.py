@@ -375,7 +375,8 @@ def test_a_mask_of_one_sample_beside_the_slide_does_no_harm(tmp_path: Path) -> N
         assert np.array_equal(slide.read_region((0.0, 0.0), (720, 480), MPP), image)
 
 
-def test_channels_in_a_file_each_are_not_taken_for_slides(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quote", ['"', "'"], ids=["double", "single"])
+def test_channels_in_a_file_each_are_not_taken_for_slides(quote: str, tmp_path: Path) -> None:
     planes = np.moveaxis(texture(300, 400), -1, 0)
     files = "".join(
         f'<TiffData FirstC="{c}" IFD="0" PlaneCount="1"><UUID FileName="c{c}.ome.tif">urn:uuid:{c}</UUID></TiffData>'
@@ -385,7 +386,7 @@ def test_channels_in_a_file_each_are_not_taken_for_slides(tmp_path: Path) -> Non
         '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0"'
         ' DimensionOrder="XYCZT" Type="uint8" SizeX="400" SizeY="300" SizeC="3" SizeZ="1" SizeT="1" PhysicalSizeX="0.5"'
         f' PhysicalSizeY="0.5">{files}</Pixels></Image></OME>'
-    )
+    ).replace('"', quote)
     for c, plane in enumerate(planes):
         tifffile.imwrite(
             tmp_path / f"c{c}.ome.tif", plane, photometric="minisblack", description=xml, metadata=None, **TILED

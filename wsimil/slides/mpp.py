@@ -99,14 +99,19 @@ def metadata_mpp(properties: Mapping[str, str]) -> MetadataMpp | None:
 
 
 def ome_pixels(text: str) -> list[Mapping[str, str]]:
-    """Attributes of every Pixels element of an OME-XML, one an image; none where the XML is broken or declares a document type.
+    """Attributes of every Pixels element of an OME-XML, one an image; see `ome_elements`."""
+    return ome_elements(text, "Pixels")
+
+
+def ome_elements(text: str, element: str) -> list[Mapping[str, str]]:
+    """Attributes of every `element` of an OME-XML, in order; none where the XML is broken or declares a document type.
 
     OME-XML has no use for a document type, and refusing it leaves no entity to expand.
     """
     found: list[Mapping[str, str]] = []
 
     def start(name: str, attributes: dict[str, str]) -> None:
-        if name.rpartition(":")[2] == "Pixels":
+        if name.rpartition(":")[2] == element:
             found.append(attributes)
 
     def refuse(*_: object) -> None:

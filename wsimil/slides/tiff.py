@@ -7,7 +7,6 @@ OpenSlide composes every region in floating point, which costs several times the
 from __future__ import annotations
 
 import math
-import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +19,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from wsimil.slides.jpeg import Space, decode_jpeg, stated_space, stream_head
-from wsimil.slides.mpp import ome_pixels
+from wsimil.slides.mpp import ome_elements, ome_pixels
 from wsimil.slides.stored_tiles import NotDirectError, OtherKindError
 
 _JPEG = 7
@@ -163,7 +162,7 @@ def why_not_shown(path: Path) -> str | None:
             page.samplesperpixel == first.samplesperpixel and (page.imagewidth, page.imagelength) == size
             for page in full
         )
-        if len(set(re.findall(r'FileName="([^"]*)"', file.ome_metadata or ""))) > 1:
+        if len({uuid["FileName"] for uuid in ome_elements(file.ome_metadata or "", "UUID") if "FileName" in uuid}) > 1:
             for pixels in ome_pixels(file.ome_metadata or ""):
                 x, y, z, c, t = (int(pixels.get(f"Size{axis}", "1")) for axis in "XYZCT")
                 later.append((x, y))
