@@ -140,6 +140,23 @@ def test_one_split_alone_can_be_asked_for(tmp_path: Path) -> None:
     assert {one.reason: one.units for one in summary.flow[3].lost} == {"in the split external": 30}
 
 
+def test_a_label_that_enough_of_a_group_have_shows_where_another_has_too_few(tmp_path: Path) -> None:
+    task, labels, values = answers("labels", 80)
+    er, pr = task.encode(labels).T
+    few = [*np.flatnonzero((pr == 0) & (er == 1))[:6], *np.flatnonzero((pr == 0) & (er == 0))[:6]]
+    sites = ["few" if i in few else "many" for i in range(80)]
+    write_run(tmp_path / "run", task, labels, values)
+    cohort = write_cohort(tmp_path / "cohort.csv", task, labels, sites=sites)
+    evaluate([tmp_path / "run"], cohort, tmp_path / "out", options=QUICK)
+    row = tree_of(tmp_path / "out")["groups"]["site"][0]  # type: ignore[index]
+    value = row["estimates"]["auroc:er"]["value"]
+    card = (tmp_path / "out/MODEL_CARD.md").read_text(encoding="utf-8")
+    assert f"| few | 12 | 12 | label pr: 0 patients of a class, 5 are needed; AUROC: er: {value:.3f} (" in card
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "/groups/site/0/estimates/auroc:er/value" in page
+    assert "/groups/site/0/estimates/auroc:pr/value" not in page
+
+
 def test_folds_are_judged_by_what_each_held_out(tmp_path: Path) -> None:
     task, labels, _ = answers("two")
     kept: list[tuple[int, np.ndarray]] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from wsimil.export.report.cells import Cells, brief, p_text, shown
-from wsimil.export.report.names import headlines, title_of
+from wsimil.export.report.names import headlines, of_labels, title_of
 from wsimil.export.report.report import ComparisonReport, ModelCard, Report
 from wsimil.provenance import Json
 
@@ -151,12 +151,11 @@ class _Card:
             for i, row in enumerate(grouping.groups):
                 path = ("groups", grouping.column, i)
                 if row.too_few:
-                    cells = [inert(row.too_few)] + [""] * (len(names[:2]) - 1)
+                    labels = of_labels(self._found.task.kind, row.estimates)
+                    known = [f"{self._title(n)}: {self._estimate(*path, 'estimates', n)}" for n in labels]
+                    cells = ["; ".join([inert(row.too_few), *known])] + [""] * (len(names[:2]) - 1)
                 else:
-                    cells = [
-                        f"{self._number(*path, 'estimates', n, 'value')} ({self._interval_at(*path, 'estimates', n)})"
-                        for n in names[:2]
-                    ]
+                    cells = [self._estimate(*path, "estimates", n) for n in names[:2]]
                 counts = f"{self._number(*path, 'rows')} | {self._number(*path, 'patients')}"
                 lines.append(f"| {inert(row.group) or 'not known'} | {counts} | {' | '.join(cells)} |")
             lines.append("")
@@ -313,6 +312,9 @@ class _Card:
 
     def _interval(self, name: str) -> str:
         return self._interval_at("metrics", name)
+
+    def _estimate(self, *path: str | int) -> str:
+        return f"{self._number(*path, 'value')} ({self._interval_at(*path)})"
 
     def _interval_at(self, *path: str | int) -> str:
         low, high = self._cells.get([*path, "low"]), self._cells.get([*path, "high"])

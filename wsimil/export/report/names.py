@@ -83,6 +83,12 @@ def headlines(kind: TaskKind, metrics: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(chosen)
 
 
+def of_labels(kind: TaskKind, metrics: Mapping[str, object]) -> tuple[str, ...]:
+    """The metric that stands first, of each label that it is there of."""
+    stem = _HEADLINES[kind][0].removesuffix("_macro")
+    return tuple(name for name in metrics if name.startswith(f"{stem}:"))
+
+
 def bounds_of(metric: str) -> tuple[float, float] | None:
     """The least and highest value that a metric can have, None where there is none."""
     stem = metric.partition(":")[0].removesuffix("_macro")

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from wsimil.export.report import figures
 from wsimil.export.report.cells import Cells, brief, text
-from wsimil.export.report.names import bounds_of, headlines, meaning_of, title_of
+from wsimil.export.report.names import bounds_of, headlines, meaning_of, of_labels, title_of
 from wsimil.export.report.report import ComparisonReport, Report
 from wsimil.export.report.svg import Scale
 from wsimil.provenance import Json
@@ -74,6 +74,7 @@ def report_page(report: Report, tree: Mapping[str, Json]) -> str:
             ],
             pictures=any(one.thumbnail for one in report.wrong),
             group_metrics=first[:_GROUP_METRICS],
+            of_labels=lambda metrics: of_labels(found.task.kind, metrics),
             bar=lambda path, name: cells.bar(path, _whole(name)),
             group_bar=lambda column, row, name: _group_bar(report, cells, column, row, name),
             shade=lambda t, d: _shade(found.confusion.counts[t] if found.confusion else (), d),
