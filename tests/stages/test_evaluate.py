@@ -462,6 +462,10 @@ def test_folds_are_compared_by_the_thresholds_of_each_run(tmp_path: Path) -> Non
             )  # fmt: skip
     cohort = write_cohort(tmp_path / "c.csv", task, labels)
     summary = compare(tmp_path / "a", tmp_path / "b", cohort, tmp_path / "out", options=QUICK)
+    card = (tmp_path / "out/MODEL_CARD.md").read_text(encoding="utf-8")
+    assert (
+        "The runs of two studies on 60 slides of 60 patients, each answered once in both, by a run that did not" in card
+    )
     p = np.stack([one for one in values if one is not None])[:, 1]
     said = {
         "first": p >= [at["a"][i % 3] for i in range(60)],

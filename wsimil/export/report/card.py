@@ -28,7 +28,7 @@ def model_card(report: Report, tree: Mapping[str, Json]) -> str:
 
 
 def comparison_card(report: ComparisonReport, tree: Mapping[str, Json]) -> str:
-    """What is known of two compared models; the card of each is what `wsimil evaluate` writes."""
+    """What is known of two compared models, or of the runs of two studies; the card of each is what `wsimil evaluate` writes."""
     cells = Cells(tree=tree)
 
     def number(*path: str | int) -> str:
@@ -40,14 +40,17 @@ def comparison_card(report: ComparisonReport, tree: Mapping[str, Json]) -> str:
 
     task = report.comparison.task
     names = headlines(task.kind, report.comparison.differences)
+    people = f"{number('counted', 'rows')} {report.unit}s of {number('counted', 'patients')} patients"
+    compared = f"Two models on {people} that both answered and neither saw"
+    if len(report.models) > len(report.names):
+        compared = f"The runs of two studies on {people}, each answered once in both, by a run that did not see it"
     lines = [
         f"# Model card: {inert(report.names[0])} and {inert(report.names[1])}",
         "",
         "**For research use only.** Not a medical device; its output must not be used for diagnosis or treatment.",
         "",
-        f"Two models on {number('counted', 'rows')} {report.unit}s of {number('counted', 'patients')} patients that both answered"
-        f" and neither saw, cohort {inert(report.cohort)}. `wsimil evaluate` writes the whole card of each. Differences are first"
-        " less second.",
+        f"{compared}, cohort {inert(report.cohort)}. `wsimil evaluate` writes the whole card of each. Differences are first less"
+        " second.",
         "",
         "| Metric | First | Second | Difference | 95 % interval over patients | p |",
         "|---|---:|---:|---:|---:|---:|",

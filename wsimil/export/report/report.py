@@ -88,7 +88,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ComparisonReport:
-    """Two models, the first of `models` and the second, on the slides that both answered."""
+    """Two models, or the runs of two studies, on the slides that both answered; `models` are of the first, then of the second."""
 
     title: str
     unit: str
