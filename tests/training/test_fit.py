@@ -17,6 +17,8 @@ from tests.training.made import FEATURES, QUICK, MadeBags, history, made_cohort,
 from wsimil.cohort import Cohort, CohortSlide
 from wsimil.errors import ConfigError, ModelError, TrainingError
 from wsimil.mil import registry
+from wsimil.mil.batch import pack
+from wsimil.mil.criterion import CoxLikelihood
 from wsimil.mil.masking import TopKMasking
 from wsimil.mil.saved import load_model
 from wsimil.targets import Survival
@@ -25,7 +27,7 @@ from wsimil.training.config import AttentionEntropyConfig, FitConfig
 from wsimil.training.fit import fit
 from wsimil.training.loading import Instances
 from wsimil.training.optimizer import Lookahead
-from wsimil.training.sampling import class_weights, draw_instances, epoch_order
+from wsimil.training.sampling import class_weights, draw_instances, epoch_order, steps_of, without_lone_bag
 from wsimil.training.schedule import ScheduleConfig
 
 NARROW = {
@@ -378,6 +380,42 @@ def test_cox_is_refused_a_budget_that_lets_a_bag_go_alone_and_learns_from_every_
     for name, update in {"high": {"batch_instances": 26}, "drawn": {"max_instances": 12}}.items():
         result = run(tmp_path / name, config=config.model_copy(update=update), cohort=cohort)
         assert min(record.train_loss for record in result.history) > 0
+
+
+def test_cox_compares_also_the_bag_that_is_left_for_the_last_step(tmp_path: Path) -> None:
+    """Its step had nobody to compare it with, and taught nothing."""
+    slides = tuple(replace(slide, label=f"{1 + index} event") for index, slide in enumerate(made_cohort(6).slides))
+    cohort = Cohort(slides=slides, task=Survival(model="cox"))
+    still = QUICK.model_copy(update={"lr": 1e-12, "weight_decay": 0.0, "epochs": 1})
+    result = run(tmp_path, config=still, cohort=cohort, method_config={"embed_dropout": 0.0})
+    train, bags = cohort.of("train"), [MadeBags(slides).load(slide.slide_id) for slide in cohort.of("train")]
+    model = load_model(tmp_path).model
+    logits = model(pack([bag.features for bag in bags], xy0=[bag.xy0 for bag in bags], slide_ids=list("abc"))).logits
+    wanted = CoxLikelihood()(logits, torch.from_numpy(cohort.targets(train)))
+    assert result.history[0].terms["bag"] == pytest.approx(float(wanted.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("count", "bags", "instances", "sizes"),
+    [
+        (17, 16, None, [9, 8]),
+        (18, 16, None, [16, 2]),
+        (33, 16, None, [16, 9, 8]),
+        (7, 2, None, [2, 2, 3]),
+        (3, 2, 30, [3]),
+        (3, 2, 25, [2, 1]),
+        (4, 3, 30, [2, 2]),
+        (1, 16, None, [1]),
+    ],
+)
+def test_no_bag_is_left_alone_for_the_last_step_within_the_budget(
+    count: int, bags: int, instances: int | None, sizes: list[int]
+) -> None:
+    counts = [10] * count
+    steps = steps_of(range(count), bags=bags, instances=instances, counts=counts)
+    found = without_lone_bag(steps, instances=instances, counts=counts)
+    assert [index for step in found for index in step] == list(range(count))
+    assert [len(step) for step in found] == sizes
 
 
 def test_a_warm_start_begins_with_the_weights_of_a_run(tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ class FitConfig(FrozenConfig):
     `betas` of the Adam family, the first also SGD's momentum. `lr` is the peak of `schedule`. `weight_decay` acts on matrices
     only, with `decay_vectors` on biases and norms too. `warm_start`: a finished run whose weights this one begins with.
     `batch_bags`: bags in a step at most, packed; `batch_instances`: instances in a step at most, where a larger bag goes alone.
-    It must hold the two largest where Cox's likelihood compares bags. `accumulate`: steps whose gradients are averaged before
+    It must hold the two largest where Cox's likelihood compares bags; there no bag is left alone for the last step of an epoch:
+    the last two are halved, or, of pairs, are one step of three. `accumulate`: steps whose gradients are averaged before
     weights move. `precision`: "bfloat16" computes layers in it, by torch's autocast; weights stay in float32.
     `balance`: "class_weights" weighs each bag by the inverse frequency of its class, "sampling" draws classes equally often,
     "none" leaves the cohort as it is. `label_smoothing` in [0, 1).

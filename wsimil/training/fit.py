@@ -31,7 +31,7 @@ from wsimil.training.learner import Learner, StepReport
 from wsimil.training.loading import BagLoader, BagSource, Instances
 from wsimil.training.objective import check_batch_instances, criterion_of, resolved
 from wsimil.training.records import EpochRecord, FitResult
-from wsimil.training.sampling import draw_instances, epoch_order, steps_of
+from wsimil.training.sampling import draw_instances, epoch_order, steps_of, without_lone_bag
 from wsimil.training.trackers import check_trackers, tracking
 
 if TYPE_CHECKING:
@@ -286,6 +286,8 @@ class _Run:
         most = self.config.batch_instances
         counts = () if most is None else self._counts
         steps = steps_of(order, bags=self.config.batch_bags, instances=most, counts=counts)
+        if compares_bags(self.criterion):
+            steps = without_lone_bag(steps, instances=most, counts=counts)
         return [[self.train[index] for index in step] for step in steps]
 
     @cached_property

@@ -46,6 +46,23 @@ def steps_of(order: Sequence[int], *, bags: int, instances: int | None, counts: 
     return steps
 
 
+def without_lone_bag(steps: Sequence[list[int]], *, instances: int | None, counts: Sequence[int]) -> list[list[int]]:
+    """`steps` of two bags or more with the bag that was left for the last one beside others, for who compares those of a step.
+
+    It halves the last two steps; where the one before has two, they are one step of three, or stay as they are where that is more
+    than `instances`, which any two bags are not.
+    """
+    if len(steps) < 2 or len(steps[-1]) > 1:
+        return list(steps)
+    *before, previous, last = steps
+    bags = [*previous, *last]
+    for size in range(len(bags) // 2, 1, -1):
+        if instances is None or sum(counts[index] for index in bags[-size:]) <= instances:
+            return [*before, bags[:-size], bags[-size:]]
+    whole = instances is None or sum(counts[index] for index in bags) <= instances
+    return [*before, bags] if whole else list(steps)
+
+
 def class_weights(targets: NDArray[np.int64], *, classes: int) -> torch.Tensor:
     """Weight of each class, float32 [C]: inverse to its frequency, 1 on average over the bags."""
     frequency = np.bincount(targets, minlength=classes)
