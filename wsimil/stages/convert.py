@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from wsimil.errors import ConfigError, OutputError, SlideError, StoreError, WsimilError
 from wsimil.extraction.sources import clashes, list_sources
-from wsimil.files import check_writable, output_error, printable, remove_stale, write_text
+from wsimil.files import check_writable, output_error, remove_stale
 from wsimil.provenance import Json, sha256_file, sha256_json
 from wsimil.slides import open_slide
+from wsimil.stages.failures import failed_earlier, stays_listed, write_failures
 from wsimil.stages.features import open_features
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
@@ -28,6 +27,7 @@ from wsimil.store.interop import anndata, clam, stamp, trident
 from wsimil.store.interop.peer import LAYOUTS
 from wsimil.store.interop.peer_store import PeerStore
 from wsimil.store.interop.placed import KnownSlide, PlacedTiles, place
+from wsimil.store.places import FailureRow
 
 Target: TypeAlias = Literal["wsimil", "clam", "trident", "stamp", "spatialdata"]
 TARGETS: tuple[Target, ...] = ("wsimil", "clam", "trident", "stamp", "spatialdata")
@@ -105,22 +105,31 @@ def target(name: str) -> Target:
 def convert(source: Path, out: Path, *, options: ConvertOptions, reporter: Reporter | None = None) -> ConvertSummary:
     """Write the features of `source` into `out` in another layout, and convert.jsonl and failures.csv beside them.
 
-    A slide that was converted from the same file in the same way is skipped. Raises WsimilError for what concerns all slides;
+    A slide that was converted from the same file in the same way is skipped, and one that failed in an earlier run stays in
+    failures.csv until it is among those of `source` again. Raises WsimilError for what concerns all slides;
     what concerns one slide is in the summary.
     """
     reporter = reporter or Quiet()
     started = time.perf_counter()
     run = _Conversion(source, out, options)
     earlier = _earlier(out / _LOG)
-    (out / "failures.csv").unlink(missing_ok=True)
     slides: list[ConvertedSlide] = []
     ids = run.store.ids()
+    failures_csv = out / "failures.csv"
+    failed = failed_earlier([failures_csv], ids)
+    if failed:
+        write_failures(failures_csv, failed)
+        reporter.note(stays_listed(failed, failures_csv))
+    else:
+        failures_csv.unlink(missing_ok=True)
     reporter.begin("slides", len(ids))
     for slide_id in ids:
         reporter.item(slide_id, 0)
         slides.append(_convert_one(run, slide_id, earlier.get(slide_id)))
         if slides[-1].status == "failed":
-            _write_failures(out / "failures.csv", slides)
+            path = str(run.store.path(slide_id))
+            failed.append(FailureRow(slide_id=slide_id, path=path, step="convert", reason=slides[-1].reason))
+            write_failures(failures_csv, failed)
         reporter.finish_item(str(slides[-1]))
         interrupt.check()
     return ConvertSummary(
@@ -314,11 +323,3 @@ def _log(path: Path, slide_id: str, recipe: str, tiles: int, files: Mapping[str,
             handle.write(line + "\n")
     except OSError as error:
         raise output_error(path, error) from error
-
-
-def _write_failures(path: Path, slides: Sequence[ConvertedSlide]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["slide_id", "reason"])
-    writer.writerows([slide.slide_id, slide.reason] for slide in slides if slide.status == "failed")
-    write_text(path, printable(text.getvalue()))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import resource
 import sys
@@ -22,16 +20,16 @@ from wsimil.extraction.prepare import PreparedSlide
 from wsimil.extraction.sources import Shard, SlideSource, clashes
 from wsimil.extraction.stain import with_stain_target
 from wsimil.extraction.timing import StageSeconds, Trace
-from wsimil.files import check_writable, output_error, printable, remove_stale, write_text
+from wsimil.files import check_writable, output_error, remove_stale, write_text
 from wsimil.geometry import TileSpec
 from wsimil.provenance import Provenance
 from wsimil.slides.mpp import METADATA_DISAGREE
 from wsimil.stages.device import resolve_devices
+from wsimil.stages.failures import failed_earlier, stays_listed, write_failures
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.slide_work import Place, SlideOutcome, SlideWork, Status
 from wsimil.store import open_store
-from wsimil.store.places import failure_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,12 +101,10 @@ def extract(
         for table in (out / "failures.csv", *sorted(out.glob("failures.*-of-*.csv")))
         if table == failures_csv or shard is None or not table.name.endswith(f"-of-{shard.count}.csv")
     ]
-    earlier = _failed_earlier(tables, sources)
+    earlier = failed_earlier(tables, [source.slide_id for source in sources])
     if earlier:
         write_failures(failures_csv, earlier)
-        reporter.note(
-            f"{len(earlier)} slides failed in earlier runs and are not among these: they stay in {failures_csv}"
-        )
+        reporter.note(stays_listed(earlier, failures_csv))
     for table in tables:
         if table != failures_csv or not earlier:
             table.unlink(missing_ok=True)
@@ -138,9 +134,8 @@ def extract(
                         outcomes.append(outcome)
                         log(outcome)
                         if outcome.status == "failed":
-                            write_failures(
-                                failures_csv, [*earlier, *(one for one in outcomes if one.status == "failed")]
-                            )
+                            failed = [one.failure for one in outcomes if one.status == "failed"]
+                            write_failures(failures_csv, [*earlier, *failed])
                         reporter.finish_item(str(outcome))
     if trace is not None:
         trace.write(out / f"profile{suffix}.json")
@@ -205,26 +200,6 @@ def _duplicates(outcomes: Sequence[SlideOutcome]) -> tuple[tuple[str, ...], ...]
         if outcome.digest:
             same.setdefault(outcome.digest, []).append(outcome.slide_id)
     return tuple(tuple(ids) for ids in same.values() if len(ids) > 1)
-
-
-def _failed_earlier(tables: Sequence[Path], sources: Sequence[SlideSource]) -> list[SlideOutcome]:
-    """Slides of these failures.csv that are not among `sources`."""
-    again = {printable(source.slide_id) for source in sources}
-    rows = {(row["slide_id"], row["path"]): row for table in tables for row in failure_rows(table)}
-    return [
-        SlideOutcome(slide_id=slide_id, path=Path(path), status="failed", step=row["step"], reason=row["reason"])
-        for (slide_id, path), row in rows.items()
-        if slide_id not in again
-    ]
-
-
-def write_failures(path: Path, failed: Sequence[SlideOutcome]) -> None:
-    """Write failures.csv. Raises OutputError."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["slide_id", "path", "step", "reason"])
-    writer.writerows([o.slide_id, o.path, o.step, o.reason] for o in failed)
-    write_text(path, printable(text.getvalue()))
 
 
 @contextmanager

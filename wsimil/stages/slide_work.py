@@ -30,6 +30,7 @@ from wsimil.provenance import Json, Provenance
 from wsimil.quality.measure import measure, refusals
 from wsimil.store import FeatureStore
 from wsimil.store.base import slide_path
+from wsimil.store.places import FailureRow
 from wsimil.worklist.faults import is_fault
 
 Status: TypeAlias = Literal["done", "skipped", "failed"]
@@ -58,6 +59,11 @@ class SlideOutcome:
     dropped: Mapping[str, int] = field(default_factory=dict)
     quality: Mapping[str, float] = field(default_factory=dict)
     stages: StageSeconds = field(default_factory=StageSeconds)
+
+    @property
+    def failure(self) -> FailureRow:
+        """Its line of failures.csv."""
+        return FailureRow(slide_id=self.slide_id, path=str(self.path), step=self.step, reason=self.reason)
 
     def to_json(self) -> dict[str, Json]:
         """A line of extract.jsonl, but for its time."""

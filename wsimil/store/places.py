@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from wsimil.errors import StoreError
 
@@ -20,6 +21,15 @@ PACK_MARK = "pack_format_version"
 
 FAILED_IDS = "failed_ids"
 """The attribute of a pack that names the slides whose last extraction failed; they are there with earlier features."""
+
+
+class FailureRow(NamedTuple):
+    """A line of failures.csv: a slide that failed, its file, where and why."""
+
+    slide_id: str
+    path: str
+    step: str
+    reason: str
 
 
 def is_feature_place(path: Path) -> bool:
@@ -59,15 +69,16 @@ def failed_ids(path: Path) -> frozenset[str]:
 def failures(path: Path) -> dict[str, str]:
     """Slides that could not be extracted into a folder, with the reason; of all its shards."""
     tables = sorted(path.glob("failures*.csv"))
-    return {row["slide_id"]: row["reason"] for table in tables for row in failure_rows(table)}
+    return {row.slide_id: row.reason for table in tables for row in failure_rows(table)}
 
 
-def failure_rows(table: Path) -> list[dict[str, str]]:
-    """slide_id, path, step and reason of each slide in a failures.csv; none where it cannot be read."""
+def failure_rows(table: Path) -> list[FailureRow]:
+    """The slides in a failures.csv; none where it cannot be read."""
     with suppress(OSError, UnicodeDecodeError, csv.Error):
         rows = csv.DictReader(io.StringIO(table.read_text(encoding="utf-8")))
-        names = "slide_id", "path", "step", "reason"
-        return [{name: row.get(name) or "" for name in names} for row in rows if row.get("slide_id")]
+        return [
+            FailureRow(*(row.get(name) or "" for name in FailureRow._fields)) for row in rows if row.get("slide_id")
+        ]
     return []
 
 

@@ -23,6 +23,7 @@ from wsimil.provenance import HALF_SCALE
 from wsimil.stages.convert import TARGETS, ConvertOptions, ConvertSummary, convert
 from wsimil.stages.features import open_features
 from wsimil.store import open_store
+from wsimil.store.places import failures
 from wsimil.testing.store_laws import make_bag
 
 Make = Callable[..., Path]
@@ -259,6 +260,22 @@ def test_one_bad_slide_stops_nobody_and_is_listed(peers, tmp_path: Path) -> None
     peers.trident("b")
     assert not run(folder, tmp_path / "wsimil", mpp=0.25).failures
     assert not (tmp_path / "wsimil/failures.csv").exists()
+
+
+def test_slides_that_failed_stay_listed_when_others_are_converted(peers, tmp_path: Path) -> None:
+    """A second conversion erased them, and `predict` and `evaluate` no longer knew of any failure."""
+    for slide_id in ("a", "b"):
+        folder = peers.trident(slide_id)
+    out, whole = tmp_path / "out", (folder / "a.h5").read_bytes()
+    (folder / "a.h5").write_bytes(whole[:700])
+    (reason,) = (failure.reason for failure in run(folder, out, mpp=0.25).failures)
+    (folder / "a.h5").unlink()
+    for _ in range(2):
+        assert not run(folder, out, mpp=0.25).failures
+        assert failures(out) == {"a": reason}
+    (folder / "a.h5").write_bytes(whole)
+    run(folder, out, mpp=0.25)
+    assert not (out / "failures.csv").exists()
 
 
 def test_what_has_no_effect_is_refused(peers, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from wsimil.extraction.stain import with_stain_target
 from wsimil.files import printable, publish, write_text
 from wsimil.provenance import Json, canonical_json
 from wsimil.stages.contents import Contents, content_of
-from wsimil.stages.extract import encoders_and_spec, tell_mpp, write_failures
+from wsimil.stages.extract import encoders_and_spec, tell_mpp
+from wsimil.stages.failures import write_failures
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Reporter
 from wsimil.stages.slide_work import Place, SlideOutcome, SlideWork
@@ -175,7 +176,7 @@ class ExtractRunner:
         log = [json.dumps({"time": now, **line}) for line in lines if isinstance(line, dict)]
         write_text(out / "extract.jsonl", printable("\n".join([*log, ""])))
         if failed:
-            write_failures(out / "failures.csv", failed)
+            write_failures(out / "failures.csv", [outcome.failure for outcome in failed])
         # Whatever comes later, what is built on these features goes by this list.
         without: list[Json] = [outcome.slide_id for outcome in failed]
         summary: dict[str, Json] = {
