@@ -180,6 +180,33 @@ def test_slides_that_failed_stay_listed_when_others_are_extracted(make_slide: Ma
     assert not list(out.glob("failures*"))
 
 
+def test_whoever_took_away_a_slide_that_failed_is_told_how_it_leaves_the_list(make_slide: Make, tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Listening(Quiet):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    out, config = tmp_path / "out", load_config(ExtractConfig, given={"device": "cpu"})
+    for name in ("a", "b"):
+        make_slide(tmp_path / f"in/{name}.tiff", mpp=None, size_px=(512, 512))
+    run(tmp_path / "in", out)
+    (tmp_path / "in/a.tiff").unlink()
+    extract(config, list_sources(tmp_path / "in"), out, reporter=Listening())
+    assert [
+        note for note in told if f"1 slides failed in earlier runs and are not among these: they stay in {out}" in note
+    ]
+    assert "remove the lines of those that are meant to be gone" in told[-1]
+    lines = (out / "failures.csv").read_text(encoding="utf-8").splitlines()
+    (out / "failures.csv").write_text(
+        "\n".join(line for line in lines if not line.startswith("a,")) + "\n", encoding="utf-8"
+    )
+    told.clear()
+    extract(config, list_sources(tmp_path / "in"), out, reporter=Listening())
+    assert not told
+    assert set(failures(out)) == {"b"}
+
+
 def test_shards_together_make_the_whole(slides: Path, features: Path, tmp_path: Path) -> None:
     for index in (1, 2):
         run(slides, tmp_path, shard=Shard(index=index, count=2))

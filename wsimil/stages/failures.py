@@ -20,7 +20,10 @@ def failed_earlier(tables: Iterable[Path], again: Iterable[str]) -> list[Failure
 
 def stays_listed(earlier: Sequence[FailureRow], table: Path) -> str:
     """What is to be said of slides that failed earlier and are not tried again."""
-    return f"{len(earlier)} slides failed in earlier runs and are not among these: they stay in {table}"
+    return (
+        f"{len(earlier)} slides failed in earlier runs and are not among these: they stay in {table}, and count as failed for who"
+        " uses the features; remove the lines of those that are meant to be gone"
+    )
 
 
 def write_failures(path: Path, rows: Iterable[FailureRow]) -> None:
