@@ -255,6 +255,11 @@ def test_what_cannot_train_is_refused_before_any_run(study: tuple[Path, Path, Pa
         crossval(items_of(study, out), out)
     with pytest.raises(ConfigError, match=r"config odd: fit\.monitor"):
         crossval(items_of(study, out, configs={"odd": configured(**{"fit.monitor": "mae"})}), out)
+    features, cohort, splits = study
+    command = ["crossval", str(features), "--cohort", str(cohort), "--splits", str(splits), "-o", str(out), "--dry-run"]
+    dry = CliRunner().invoke(app, [*command, "--set", "fit.monitor=mae"])
+    assert dry.exit_code == 2
+    assert "config default: fit.monitor" in dry.stderr
     with pytest.raises(ConfigError, match="config own: holds a split section"):
         items_of(study, out, configs={"own": configured(**{"split.folds": 3})})
     assert not out.exists()

@@ -179,6 +179,7 @@ def case_of(recipe: str) -> Case:
     ("recipe", "given", "says"),
     [
         ("survival/cox_abmil", {"fit.batch_bags": 1}, "fit.batch_bags: got 1; Cox's likelihood compares the bags"),
+        ("survival/cox_abmil", {"fit.batch_instances": 2}, "fit.batch_instances: got 2, but the two largest training bags"),
         ("survival/hazard_abmil", {"fit.monitor": "auroc"}, "fit.monitor: 'auroc' means nothing for survival by hazard"),
         ("survival/cox_abmil", {"fit.hazard_alpha": 0.3}, "fit.hazard_alpha: means nothing for survival by cox"),
         ("regression/gated_abmil", {"fit.balance": "class_weights"}, "fit.balance: 'class_weights' means nothing"),

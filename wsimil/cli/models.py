@@ -135,11 +135,12 @@ def crossval(
             dict(zip(names, loaded, strict=True)), features, cohort, out, splits=splits, rounds=rounds or (),
             seeds=[int(seed) for seed in seeds.split(",")],
         )  # fmt: skip
-        if dry_run:
-            show_items(items, as_json=as_json)
-            return
         from wsimil.stages import crossval as stage
 
+        if dry_run:
+            stage.refuse_untrainable(items)
+            show_items(items, as_json=as_json)
+            return
         with reporter(text.stderr(), quiet=quiet) as watch:
             summary = stage.crossval(items, out, workers=workers, reporter=watch)
         show_study(summary, out, as_json=as_json)

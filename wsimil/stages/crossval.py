@@ -59,12 +59,7 @@ def crossval(
         raise ConfigError("a study without runs")
     with occupied(out):
         check_writable(out)
-        contents = {}
-        for name, item in {item.name.split("/")[0]: item for item in items}.items():
-            try:
-                contents[name] = plan(item.config, item.features, item.cohort).contents
-            except WsimilError as error:
-                raise type(error)(f"config {name}: {error}") from None
+        contents = refuse_untrainable(items)
         items = [replace(item, contents=contents[item.name.split("/")[0]]) for item in items]
         before = [item for item in items if item.is_done()]
         open_items = [item for item in items if item not in before]
@@ -87,6 +82,17 @@ def crossval(
         failures=failures,
         configs=configs,
     )
+
+
+def refuse_untrainable(items: Sequence[WorkItem]) -> dict[str, str]:
+    """A digest of what the features hold, by config. Raises WsimilError where the runs of a config could not start."""
+    contents = {}
+    for name, item in {item.name.split("/")[0]: item for item in items}.items():
+        try:
+            contents[name] = plan(item.config, item.features, item.cohort).contents
+        except WsimilError as error:
+            raise type(error)(f"config {name}: {error}") from None
+    return contents
 
 
 def sum_up(items: Sequence[WorkItem], failures: Mapping[str, str], out: Path) -> Mapping[str, Mapping[str, RunSpread]]:

@@ -39,8 +39,9 @@ from wsimil.stages.run_folder import clear_run, refuse_untrained
 from wsimil.stages.train_config import SplitConfig, TrainConfig
 from wsimil.stages.work_items import DONE
 from wsimil.store import FeatureStore
-from wsimil.training.fit import fit, fitted_task
+from wsimil.training.fit import fit, fitted_task, instance_counts
 from wsimil.training.loading import BagSource
+from wsimil.training.objective import check_options
 from wsimil.training.objective import resolved as resolve_fit
 from wsimil.training.records import EpochRecord, FitResult
 
@@ -100,11 +101,16 @@ def train(
 def plan(config: TrainConfig, features: Path, cohort_csv: Path) -> TrainPlan:
     """What `train` would train on; nothing is written. Raises WsimilError."""
     name, hyperparameters = _method(config)
-    matched, _ = _matched(config, features, cohort_csv)
-    task = fitted_task(matched.cohort.by_patient() if config.bag == "patient" else matched.cohort)
-    resolve_fit(config.fit, task)
+    matched, store = _matched(config, features, cohort_csv)
+    units, source = _units(config, matched, store)
+    task = fitted_task(units)
+    options = resolve_fit(config.fit, task)
     model = registry.build(name, hyperparameters, in_dim=matched.header.dim, num_classes=len(task.outputs))
     model.check_task(task)
+    most = options.max_instances
+    check_options(
+        options, task, model, method=name, counts=lambda: instance_counts(source, units.of("train"), most=most)
+    )
     return TrainPlan(cohort=matched.cohort, contents=matched.contents, method=name, in_dim=matched.header.dim)
 
 
@@ -132,7 +138,7 @@ def _trained(
         reporter.finish_item(_line(record))
         interrupt.check()
 
-    bags = StoredBags(store=store)
+    units, source = _units(config, matched, store)
 
     def verify() -> None:
         if told := matched.seen.replaced(store, matched.stored, matched.stored):
@@ -141,11 +147,9 @@ def _trained(
                 " begin with the new ones by wsimil train --overwrite"
             )
 
-    units = cohort.by_patient() if config.bag == "patient" else cohort
-    patients = PatientBags(bags=bags, members={row.slide_id: row.members for row in units.slides})
     with interrupt.held():
         result = fit(
-            patients if config.bag == "patient" else bags, units, method=name, method_config=hyperparameters,
+            source, units, method=name, method_config=hyperparameters,
             config=config.fit, features=matched.header.provenance, contents=matched.contents, in_dim=matched.header.dim,
             run=out, device=device, bag=config.bag, on_epoch=on_epoch, pause=lambda: interrupt.pressed,
             verify=verify,
@@ -159,15 +163,14 @@ def _trained(
     write_text(out / "config.yaml", whole.to_yaml())
     write_text(out / "cohort.csv", cohort.to_csv(contents=matched.digests))
     write_text(out / "cohort.txt", "\n".join([*cohort_lines(cohort), ""]))
-    source = patients if config.bag == "patient" else bags
     learned = _decide(config.decision, load_model(out, device=device), source, units)
     verify()
     save_decision(out, learned)
     trained, decision = load_decided(out, device=device)
     units = replace(units, task=trained.task)
     held_out = [unit.slide_id for unit in units.slides if unit.split in ("val", "test")]
-    if config.bag == "patient":
-        answers = [answer_of_patient(trained, patients, patient_id, decision=decision) for patient_id in held_out]
+    if isinstance(source, PatientBags):
+        answers = [answer_of_patient(trained, source, patient_id, decision=decision) for patient_id in held_out]
     else:
         answers = [answer_from(trained, store, slide_id, decision=decision) for slide_id in held_out]
     verify()
@@ -203,6 +206,17 @@ def _method(config: TrainConfig) -> tuple[str, dict[str, JsonValue]]:
     if not isinstance(name, str):
         raise ConfigError(f"method.name: got {name!r}, wanted one of {', '.join(registry.names())}")
     return name, hyperparameters
+
+
+def _units(
+    config: TrainConfig, matched: MatchedFeatures, store: FeatureStore
+) -> tuple[Cohort, StoredBags | PatientBags]:
+    """What a row of the cohort is to the model, and its bags."""
+    bags = StoredBags(store=store)
+    if config.bag == "slide":
+        return matched.cohort, bags
+    units = matched.cohort.by_patient()
+    return units, PatientBags(bags=bags, members={row.slide_id: row.members for row in units.slides})
 
 
 def _matched(config: TrainConfig, features: Path, cohort_csv: Path) -> tuple[MatchedFeatures, FeatureStore]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from wsimil.cohort import BagUnit, Cohort, CohortSlide
-from wsimil.errors import CohortError, ConfigError, ModelError, TrainingError
+from wsimil.errors import CohortError, ModelError, TrainingError
 from wsimil.files import check_writable, write_text
 from wsimil.mil import registry
 from wsimil.mil.batch import BagBatch, pack
@@ -29,7 +29,7 @@ from wsimil.training.checkpoint import Checkpoint, part, place, read_checkpoint,
 from wsimil.training.config import FitConfig
 from wsimil.training.learner import Learner, StepReport
 from wsimil.training.loading import BagLoader, BagSource, Instances
-from wsimil.training.objective import check_batch_instances, criterion_of, resolved
+from wsimil.training.objective import check_options, criterion_of, resolved
 from wsimil.training.records import EpochRecord, FitResult
 from wsimil.training.sampling import draw_instances, epoch_order, steps_of, without_lone_bag
 from wsimil.training.trackers import check_trackers, tracking
@@ -83,6 +83,12 @@ def fitted_task(cohort: Cohort) -> Task:
         return cohort.task.fitted([slide.label for slide in cohort.of("train")])
     except ValueError as error:
         raise CohortError(f"the train split: {error}") from None
+
+
+def instance_counts(source: BagSource, bags: Sequence[CohortSlide], *, most: int | None) -> list[int]:
+    """Instances of each bag in a step, of which it has `most` at most. Raises StoreError."""
+    counts = [source.count(bag.slide_id) for bag in bags]
+    return counts if most is None else [min(count, most) for count in counts]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -142,13 +148,7 @@ class _Run:
         if config.warm_start is not None:
             self.recipe["warm_start"] = load_model(config.warm_start).digest
         self.criterion, self.val_criterion = criterion_of(config, self.task, self.targets, device=device)
-        if config.batch_instances is not None and compares_bags(self.criterion):
-            check_batch_instances(config.batch_instances, self._counts)
-        if config.masking is not None and not self.model.takes_masking:
-            raise ConfigError(
-                f"fit.masking: method {method!r} has no attention that could be masked, or masks by itself; leave fit.masking"
-                " out, or turn the method's own masking off"
-            )
+        check_options(config, self.task, self.model, method=method, counts=lambda: self._counts)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.good: str | None = None
         self.saved_at = time.monotonic()
@@ -293,9 +293,7 @@ class _Run:
     @cached_property
     def _counts(self) -> list[int]:
         """Instances of each training bag in a step."""
-        most = self.config.max_instances
-        counts = [self.source.count(slide.slide_id) for slide in self.train]
-        return counts if most is None else [min(count, most) for count in counts]
+        return instance_counts(self.source, self.train, most=self.config.max_instances)
 
     def _between_steps(self, so_far: _Progress, pause: Callable[[], bool]) -> None:
         paused = pause()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from wsimil.errors import ConfigError
+from wsimil.mil.base import MILModel
 from wsimil.mil.criterion import (
     BinaryCrossEntropy,
     Corn,
@@ -108,8 +109,22 @@ def criterion_of(config: FitConfig, task: Task, targets: Targets, *, device: str
     return made(weights, smoothing), made(weights)
 
 
-def check_batch_instances(budget: int, counts: Sequence[int]) -> None:
-    """Raise ConfigError where a budget keeps two bags apart that are to be compared; `counts` are instances of training bags."""
+def check_options(
+    config: FitConfig, task: Task, model: MILModel, *, method: str, counts: Callable[[], Sequence[int]]
+) -> None:
+    """Raise ConfigError for options of a resolved config that the model of a `method` has no use for, or that keep bags apart
+    which are to be compared; `counts` gives the instances of training bags in a step.
+    """
+    if config.batch_instances is not None and _name(task) == "survival by cox":
+        _check_batch_instances(config.batch_instances, counts())
+    if config.masking is not None and not model.takes_masking:
+        raise ConfigError(
+            f"fit.masking: method {method!r} has no attention that could be masked, or masks by itself; leave fit.masking"
+            " out, or turn the method's own masking off"
+        )
+
+
+def _check_batch_instances(budget: int, counts: Sequence[int]) -> None:
     largest = sorted(counts)[-2:]
     if budget < sum(largest):
         raise ConfigError(
