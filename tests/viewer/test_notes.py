@@ -292,6 +292,8 @@ def test_notes_over_another_tiling_are_neither_shown_beside_these_tiles_nor_repl
     open_store(tmp_path / "fewer", mode="w").write(fewer)
     predict(study.run, tmp_path / "fewer", tmp_path / "predictions", options=PredictOptions(device="cpu"))
     other = serve(tmp_path / "predictions", notes=notes)
+    assert "s0.geojson among the notes is on the answer over another tiling of the slide" in other.heard[0]
+    assert "nor in notes.csv" in other.heard[1]
     assert other.get("cases/0/notes").status == 409
     assert "is on the answer over another tiling of the slide" in other.heard[-1]
     assert other.post("cases/0/notes", {"verdict": "agree", "text": "", "pins": []}).status == 409

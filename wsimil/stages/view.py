@@ -54,7 +54,9 @@ def open_viewer(
     if options.features is not None and not options.features.exists():
         raise ConfigError(f"--features {options.features} does not exist; give the folder that was predicted")
     study = open_study(predictions, run=options.run, cohort_csv=options.cohort_csv)
-    notebook = Notebook(options.notes or predictions / "notes", study.cohort, origin=options.origin)
+    notebook = Notebook(
+        options.notes or predictions / "notes", study.cohort, tiling=study.tiling, origin=options.origin
+    )
     recompute = None
     if options.run is not None and options.features is not None:
         from wsimil.stages.viewing.recompute import Recompute  # torch takes a second, and many studies do without

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeAlias
@@ -39,12 +39,15 @@ class ChangedElsewhereError(StoreError):
 class Notebook:
     """A folder of notes on the answers of `cohort`, which need not be there yet, and into which others may write too.
 
-    `left_out` says which of its files are not in notes.csv, and why: those that are not notes of the viewer, and those on other
-    answers, whose numbers would stand below this model's names.
+    `tiling` tells over which tiles a slide was answered. `left_out` says which of its files are not in notes.csv, and why: those
+    that are not notes of the viewer, and those on other answers or over other tiles, whose numbers would stand below this model's
+    names.
     """
 
-    def __init__(self, folder: Path, cohort: Cohort, *, origin: Origin = "bounds") -> None:
-        self._folder, self._cohort, self._origin = folder, cohort, origin
+    def __init__(
+        self, folder: Path, cohort: Cohort, *, tiling: Callable[[str], str | None], origin: Origin = "bounds"
+    ) -> None:
+        self._folder, self._cohort, self._tiling, self._origin = folder, cohort, tiling, origin
         self._values = {case.slide_id: case.values for case in cohort.cases}
         self._lock = threading.Lock()
         self._known: dict[str, tuple[_Mark, tuple[str, Notes] | WsimilError]] = {}
@@ -58,7 +61,7 @@ class Notebook:
         path = slide_path(self._folder, table.slide_id, ".geojson")
         if not path.exists():
             return Notes()
-        return self._load(path, table)[1]
+        return self._load(path, table.tiling)[1]
 
     def write(self, table: ScoreTable, notes: Notes, *, seen: str | None = None) -> str:
         """Put notes in the place of earlier ones, whose stamp is `seen` by whoever writes, or whatever they are; when that was.
@@ -98,18 +101,18 @@ class Notebook:
 
     def _tried(self, path: Path) -> tuple[str, Notes] | WsimilError:
         try:
-            return self._load(path)
+            return self._load(path, self._tiling(path.stem))
         except WsimilError as error:
             return error
 
-    def _load(self, path: Path, table: ScoreTable | None = None) -> tuple[str, Notes]:
-        """When a file was saved, and its notes; over which tiles they are is checked where the `table` is at hand."""
+    def _load(self, path: Path, tiling: str | None) -> tuple[str, Notes]:
+        """When a file was saved, and its notes, which are over this `tiling` where it is known."""
         try:
             about = _about(path)
             task = self._cohort.rule.task
             _refuse_other_model(path.name, about, self._cohort.model.digest)
-            if table is not None:
-                _refuse_other_tiling(path.name, about, table)
+            if tiling is not None:
+                _refuse_other_tiling(path.name, about, tiling)
             _refuse_other_answer(path.name, about, task, self._values.get(path.stem))
             return str(about["saved"]), parse_notes(about["notes"], tiles=_ANY_TILE, answers=len(task.answers))
         except OSError as error:
@@ -165,13 +168,13 @@ def _same(noted: Mapping[str, Json], answer: Mapping[str, Json], *, decides: boo
     )
 
 
-def _refuse_other_tiling(name: str, about: Mapping[str, Json], table: ScoreTable) -> None:
+def _refuse_other_tiling(name: str, about: Mapping[str, Json], tiling: str) -> None:
     """In another tiling the numbers of tiles in a what-if are other places."""
-    tiling = about.get("tiling")
-    if tiling != table.tiling:
-        named = f"{tiling[:12]}, not" if isinstance(tiling, str) else "which it does not name, wanted"
+    noted = about.get("tiling")
+    if noted != tiling:
+        named = f"{noted[:12]}, not" if isinstance(noted, str) else "which it does not name, wanted"
         raise StoreError(
-            f"{name} among the notes is on the answer over another tiling of the slide ({named} {table.tiling[:12]}), in"
+            f"{name} among the notes is on the answer over another tiling of the slide ({named} {tiling[:12]}), in"
             f" which the numbers of tiles are other places; {_REMEDY}"
         )
 

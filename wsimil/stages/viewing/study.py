@@ -45,6 +45,13 @@ class Study:
         """
         return _table(self.folder, self.cohort.cases[index])
 
+    def tiling(self, slide_id: str) -> str | None:
+        """Over which tiles a slide was answered; None where its score table cannot be read."""
+        try:
+            return read_scores(slide_path(self.folder / "scores", slide_id, ".parquet")).tiling
+        except StoreError:
+            return None  # the slide itself says so when it is opened
+
 
 def open_study(folder: Path, *, run: Path | None = None, cohort_csv: Path | None = None) -> Study:
     """Read the list of `folder`, which `wsimil predict` wrote; of a trained run the answers alone, as it has no tile scores.
