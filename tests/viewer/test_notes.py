@@ -24,6 +24,7 @@ from wsimil.export.scores import ScoreTable, read_scores
 from wsimil.export.viewer.notes import MOST_TEXT, Notes, notes_geojson, parse_notes
 from wsimil.mil.saved import load_model
 from wsimil.stages.features import open_features
+from wsimil.stages.occupied import occupied
 from wsimil.stages.predict import predict
 from wsimil.stages.predict_options import PredictOptions
 from wsimil.store import open_store
@@ -364,6 +365,24 @@ def test_two_servers_of_a_folder_lose_nothing_of_each_others(serve: Serve, predi
     with (predictions / "notes" / "notes.csv").open(newline="") as file:
         rows = [(row["slide_id"], row["kind"], row["text"]) for row in csv.DictReader(file)]
     assert rows == [("s0", "slide", "'" + NOTES["text"]), ("s1", "slide", "last"), ("s2", "slide", "")]
+
+
+def test_whoever_saves_waits_for_another_server_that_saves_and_then_looks_what_is_there(
+    serve: Serve, predictions: Path
+) -> None:
+    """Between its look and its write the other one's notes came, and were replaced."""
+    client, notes = serve(predictions), predictions / "notes"
+    first = client.post("cases/0/notes", NOTES)
+    saved = (notes / "s0.geojson").read_bytes()
+    seen = client.post("cases/0/notes", {"text": "later"}, If_Match=first.headers["ETag"]).headers["ETag"]
+    with ThreadPoolExecutor(1) as pool:
+        with occupied(notes):
+            waiting = pool.submit(client.post, "cases/0/notes", {"text": "last"}, If_Match=seen)
+            for _ in range(20):
+                client.get("cases/0/notes")
+            (notes / "s0.geojson").write_bytes(saved)
+        assert waiting.result().status == 412
+    assert client.get("cases/0/notes").json() == NOTES
 
 
 def test_notes_keep_their_numbers_through_json(table: ScoreTable) -> None:

@@ -18,15 +18,16 @@ LOCK = ".wsimil-lock"
 
 
 @contextmanager
-def occupied(folder: Path) -> Iterator[None]:
+def occupied(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Keep other processes out of `folder`, which is made if need be, and removed where it was made and nothing came into it.
 
+    Who is there already is waited for with `wait`, where it takes moments; else whoever comes second is refused.
     The lock is the kernel's, which drops it with a process that dies. On file systems without locks nobody is refused.
-    Raises OutputError that says who is there.
+    Raises OutputError, which says who is there.
     """
     path = folder / LOCK
     was_there = folder.exists()
-    handle = _locked(path)
+    handle = _locked(path, wait=wait)
     try:
         with suppress(OSError):  # on a full disk the lock holds without words
             os.ftruncate(handle, 0)
@@ -44,7 +45,7 @@ def _words() -> str:
     return f"process {os.getpid()} on {hostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, *, wait: bool) -> int:
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +53,7 @@ def _locked(path: Path) -> int:
         except OSError as error:
             raise output_error(path.parent, error) from error
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             holder = os.pread(handle, 300, 0).decode("utf-8", "replace") or "another process"
             os.close(handle)

@@ -19,6 +19,7 @@ from wsimil.export.viewer.payload import Cohort
 from wsimil.files import write_text
 from wsimil.geometry import Origin
 from wsimil.provenance import Json
+from wsimil.stages.occupied import occupied
 from wsimil.store.base import slide_path
 from wsimil.targets import Task
 
@@ -71,7 +72,7 @@ class Notebook:
         path = slide_path(self._folder, table.slide_id, ".geojson")
         saved = datetime.now(UTC).isoformat(timespec="seconds")
         tree = notes_geojson(notes, table, saved=saved, origin=self._origin)
-        with self._lock:
+        with self._lock, occupied(self._folder, wait=True):
             there = self.read(table).stamp  # refuses to replace what somebody else wrote
             # An answer that got lost on its way is asked for again: the same notes are there then.
             if seen is not None and there not in (seen, notes.stamp):
