@@ -13,7 +13,7 @@ from wsimil.errors import CohortError, StoreError
 from wsimil.evaluation.patient import stacked
 from wsimil.provenance import sha256_json
 from wsimil.stages.contents import Contents, content_of
-from wsimil.stages.failed_lately import used_though_failed
+from wsimil.stages.failures import used_though_failed
 from wsimil.stages.twins import alike, refuse_twins
 from wsimil.store import FeatureStore, StoredHeader
 from wsimil.store.base import InstanceStore

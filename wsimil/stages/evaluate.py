@@ -34,7 +34,7 @@ from wsimil.stages.answered import (
 )
 from wsimil.stages.cohort_flow import Counted, count, read_extracted
 from wsimil.stages.deciding import deciding_of, pooled_thresholds
-from wsimil.stages.failed_lately import used_though_failed
+from wsimil.stages.failures import used_though_failed
 from wsimil.stages.learned import ORIGIN
 from wsimil.stages.occupied import occupied
 from wsimil.stages.thumbnails import thumbnail

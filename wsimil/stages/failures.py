@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from wsimil.cohort import Finding
 from wsimil.files import printable, write_text
 from wsimil.store.places import FailureRow, failure_rows
 
@@ -33,3 +34,10 @@ def write_failures(path: Path, rows: Iterable[FailureRow]) -> None:
     writer.writerow(FailureRow._fields)
     writer.writerows(rows)
     write_text(path, printable(text.getvalue()))
+
+
+def used_though_failed(failed: Collection[str], used: Iterable[str]) -> tuple[Finding, ...]:
+    """What is to be said where slides that `failed` in their last extraction are among the `used` ones."""
+    doubtful = tuple(sorted({*failed} & {*used}))
+    what = "slides failed in the last extraction, and are used with the features of an earlier one"
+    return (Finding(what=what, slide_ids=doubtful),) if doubtful else ()

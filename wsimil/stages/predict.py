@@ -32,7 +32,7 @@ from wsimil.stages.answers import (
 )
 from wsimil.stages.device import resolve_device
 from wsimil.stages.export import remove_exports
-from wsimil.stages.failed_lately import used_though_failed
+from wsimil.stages.failures import used_though_failed
 from wsimil.stages.features import is_feature_folder, open_features
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.learned import ORIGIN, Learned, learned_from, write_origin

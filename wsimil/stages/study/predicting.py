@@ -19,7 +19,7 @@ from wsimil.mil.saved import TrainedModel
 from wsimil.provenance import Json
 from wsimil.stages.answers import Answer
 from wsimil.stages.device import resolve_device
-from wsimil.stages.failed_lately import used_though_failed
+from wsimil.stages.failures import used_though_failed
 from wsimil.stages.learned import learned_from
 from wsimil.stages.predict import NO_FEATURES, conclude, labels_of, refuse_unknown_score
 from wsimil.stages.predict_unit import Desk
