@@ -10,7 +10,7 @@ import pytest
 from wsimil.errors import CohortError
 from wsimil.tables import Table, read_table
 
-CELLS = [["slide_id", "note"], ["Müller 1", "a"], ["b", "2,5; or\tso"]]
+CELLS = [["slide_id", "note"], ["Müller 1", "two\nlines"], ["b", "2,5; or\tso"]]
 
 
 def read(path: Path) -> Table:
@@ -19,14 +19,14 @@ def read(path: Path) -> Table:
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize("ends", ["\n", "\r\n"], ids=["unix", "windows"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"], ids=["unix", "windows", "old mac"])
 def test_a_table_is_the_same_however_it_was_saved(tmp_path: Path, delimiter: str, encoding: str, ends: str) -> None:
     path = tmp_path / "t.csv"
-    text = ends.join(delimiter.join(f'"{cell}"' for cell in row) for row in CELLS) + ends
-    path.write_bytes(text.encode(encoding))
+    text = "".join(delimiter.join(f'"{cell}"' for cell in row) + "\n" for row in CELLS)
+    path.write_bytes(text.replace("\n", ends).encode(encoding))
     table = read(path)
     assert [list(table.columns), *([*row.cells.values()] for row in table.rows)] == CELLS
-    assert [row.line for row in table.rows] == [2, 3]
+    assert [row.line for row in table.rows] == [3, 4]
 
 
 def test_what_spreadsheets_add_is_passed_by_and_what_was_typed_is_not(tmp_path: Path) -> None:

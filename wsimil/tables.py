@@ -42,7 +42,7 @@ def read_table(path: Path, what: str, *, error: type[WsimilError]) -> Table:
     """
     text = _text(path, what, error)
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
     rows = []
     try:
         columns = [name.strip() for name in next(reader, [])]
@@ -71,7 +71,8 @@ def _text(path: Path, what: str, error: type[WsimilError]) -> str:
         if data.startswith(_ZIP):
             raise error(f"{what} {path} is a workbook of a spreadsheet program; {_REMEDY}")
         encoding, name = ("utf-16", "UTF-16") if data.startswith(_UTF_16) else ("utf-8-sig", "UTF-8")
-        return data.decode(encoding)
+        # Ends of lines within cells, too, are as every other table has them that is read.
+        return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         raise error(f"{what} {path} does not exist") from None
     except OSError as fault:
