@@ -72,6 +72,15 @@ def test_names_in_messages_stay_whole_though_their_letters_hold_an_id(patient: s
     assert names.inert(text, [patient]) == wanted
 
 
+def test_a_folder_that_an_id_begins_with_leaves_no_part_of_the_id() -> None:
+    names, folder = Pseudonyms(KEY), Path("/data/TCGA")
+    name = names.name("TCGA-01")
+    text = names.inert(
+        "/data/TCGA-01.svs, /data/TCGA/TCGA-01.h5 and '/data/TCGA': no room in /data/TCGA.", ["TCGA-01"], folder=folder
+    )
+    assert text == f"/data/{name}.svs, (features)/{name}.h5 and '(features)': no room in (features)."
+
+
 def test_messages_lose_ids_that_are_names_of_another_key_or_begin_like_one() -> None:
     names, other = Pseudonyms(KEY), Pseudonyms(KEY[::-1]).name("JANE")
     text = names.inert(f"{other} and {other}-2", [other, f"{other}-2"])

@@ -14,7 +14,7 @@ CELLS = [["slide_id", "note"], ["Müller 1", "two\nlines"], ["b", "2,5; or\tso"]
 
 
 def read(path: Path) -> Table:
-    return read_table(path, "cohort file", error=CohortError)
+    return read_table(path, "cohort file", keys=("slide_id",), error=CohortError)
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
@@ -27,6 +27,15 @@ def test_a_table_is_the_same_however_it_was_saved(tmp_path: Path, delimiter: str
     table = read(path)
     assert [list(table.columns), *([*row.cells.values()] for row in table.rows)] == CELLS
     assert [row.line for row in table.rows] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "head", ['slide_id,"stain; batch; site"', "slide_id,stain (H&E; IHC; none)", '"slide_id","a;b","c;d;e"']
+)
+def test_what_parts_columns_is_what_parts_those_that_are_needed(tmp_path: Path, head: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"{head}\n{','.join('abc'[: head.count(',') + 1])}\n", encoding="utf-8")
+    assert read(path).rows[0].cells["slide_id"] == "a"
 
 
 def test_what_spreadsheets_add_is_passed_by_and_what_was_typed_is_not(tmp_path: Path) -> None:

@@ -390,7 +390,7 @@ def column_names(path: Path) -> tuple[str, ...]:
 
 def _read(path: Path) -> Table:
     """All rows and the columns; what every reader of a cohort file counts on holds for rows with a label and without one."""
-    table = read_table(path, "cohort file", error=CohortError)
+    table = read_table(path, "cohort file", keys=_IDS, error=CohortError)
     _refuse_ids(path, table)
     return table
 

@@ -59,7 +59,7 @@ class Pseudonyms:
         parts = [(len(spelled), re.escape(spelled)) for spelled in instead]
         parts += [(_LENGTH, _NAME.pattern), (len(_FOLDER), re.escape(_FOLDER))]
         if folder is not None and folder != Path():  # of files in the current folder a text holds the names alone
-            parts.append((len(str(folder)), rf"(?<!\w){re.escape(str(folder))}(?!\w)"))
+            parts.append((len(str(folder)), rf"(?<!\w){re.escape(str(folder))}(?=[/\\\s'\":;,)\]]|\.?$|\.\s)"))
             instead.setdefault(str(folder), _FOLDER)
         pattern = "|".join(part for _, part in sorted(parts, reverse=True))
         return re.sub(pattern, lambda found: instead.get(found[0], found[0]), text)

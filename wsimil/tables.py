@@ -6,7 +6,7 @@ import codecs
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -34,18 +34,19 @@ class Table:
     rows: Sequence[TableRow]
 
 
-def read_table(path: Path, what: str, *, error: type[WsimilError]) -> Table:
-    """Read a CSV that is called `what` in messages: comma, semicolon or tab, whichever its first line has most of.
+def read_table(path: Path, what: str, *, keys: Collection[str], error: type[WsimilError]) -> Table:
+    """Read a CSV that is called `what` in messages: by comma, semicolon or tab, whichever gives most of the columns `keys`, and
+    then most columns.
 
     UTF-8 with or without a BOM, or UTF-16 with one. Columns without a name are ignored, and so are rows without a value.
     Raises `error` for a file that cannot be read, a column that occurs twice, and a row of another length than the header.
     """
     text = _text(path, what, error)
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-    rows = []
+    readers = [csv.reader(io.StringIO(text), delimiter=delimiter) for delimiter in ",;\t"]
+    reader, rows = readers[0], []
     try:
-        columns = [name.strip() for name in next(reader, [])]
+        heads = [[name.strip() for name in next(one, [])] for one in readers]
+        reader, columns = max(zip(readers, heads, strict=True), key=lambda one: (len({*keys} & {*one[1]}), len(one[1])))
         twice = [name for name, count in Counter(columns).items() if name and count > 1]
         if twice:
             raise error(f"{path}: column {twice[0]!r} occurs twice")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -371,6 +373,25 @@ def test_a_file_that_is_replaced_by_one_of_another_slide_is_a_level_no_more(tmp_
     files["other"].replace(files["level 1"])
     with open_slide(files["level 0"], reader="dicom") as slide:
         assert len(slide.info.level_downsamples) == 1
+
+
+def test_a_file_that_could_not_be_read_for_once_is_a_level_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = write_series(tmp_path / "slides")
+    opened = Path.open
+
+    def stale(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path == files["level 1"]:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return opened(path, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", stale)
+        with pytest.raises(SlideError, match="no image of its series is 150 x 101 px"):
+            open_slide(files["level 0"], reader="dicom")
+    with open_slide(files["level 0"], reader="dicom") as slide:
+        assert len(slide.info.level_downsamples) == 2
 
 
 def test_a_series_in_a_folder_is_one_slide_by_the_file_of_its_largest_image(tmp_path: Path) -> None:

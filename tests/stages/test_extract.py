@@ -421,6 +421,20 @@ def test_a_mask_that_is_named_otherwise_is_not_passed_by(slides: Path, tmp_path:
     assert f"{name} is not named for the slide; rename it s1.geojson" in failed.reason
 
 
+def test_a_mask_that_is_named_for_the_file_of_a_slide_of_another_id_is_not_passed_by(
+    slides: Path, tmp_path: Path
+) -> None:
+    drawn(tmp_path / "masks/s1.geojson", 256, 256, 256)
+    # What only lies beside masks is none.
+    (tmp_path / "masks/case2.json").write_text('{"stain": "HE"}', encoding="utf-8")
+    manifest = tmp_path / "m.csv"
+    manifest.write_text(f"path,slide_id\n{slides}/s1.tiff,case1\n{slides}/s2.tiff,case2\n", encoding="utf-8")
+    summary = run(manifest, tmp_path / "out", masks=str(tmp_path / "masks"))
+    (failed,) = summary.failures
+    assert failed.slide_id == "case1"
+    assert "s1.geojson is not named for the slide; rename it case1.geojson" in failed.reason
+
+
 def test_a_failure_says_that_older_features_are_still_there(tmp_path: Path, make_slide: Make) -> None:
     path = make_slide(tmp_path / "in/a.tiff")
     run(tmp_path / "in", tmp_path / "out")

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,37 @@ def test_whoever_comes_second_is_told_who_is_there_and_comes_in_afterwards(tmp_p
         pass
     with occupied(out):
         assert [entry.name for entry in out.iterdir()] == [LOCK]
+
+
+def test_who_may_be_gone_soon_is_waited_for_and_not_for_ever(tmp_path: Path) -> None:
+    out = tmp_path / "notes"
+    first = occupied(out)
+    first.__enter__()
+    gone = threading.Timer(0.3, first.__exit__, (None, None, None))
+    gone.start()
+    # The first one takes the folder away with it.
+    with occupied(out, wait_s=60):
+        assert (out / LOCK).exists()
+        with pytest.raises(OutputError, match="is in use by"), occupied(out, wait_s=0.1):
+            pass
+    gone.join()
+
+
+def test_the_lock_of_another_user_who_was_killed_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / LOCK).touch()
+    opened = os.open
+
+    def refuse(path: Path, how: int, mode: int = 0o777) -> int:
+        if Path(path).name == LOCK and how & os.O_RDWR:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, how, mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with occupied(tmp_path), pytest.raises(OutputError, match="is in use by"), occupied(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("there", "filled"), [(False, False), (False, True), (True, False)])

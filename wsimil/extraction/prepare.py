@@ -27,6 +27,7 @@ from wsimil.slides import Slide, open_slide
 from wsimil.slides.icc import IccToSrgb
 from wsimil.tiling import tile
 from wsimil.tissue import read_geojson, segment, to_geojson, to_png
+from wsimil.tissue.geojson import is_geojson
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,10 +125,11 @@ def _mask_file(source: SlideSource, config: ExtractConfig) -> Path | None:
     if wanted.is_file():
         return wanted
     # As scripts of QuPath name them: passed by, the tissue would be found in place of what was drawn.
-    for name in (f"{source.path.name}.geojson", f"{source.slide_id}.json", f"{source.path.name}.json"):
-        if (config.masks / name).is_file():
+    names = (source.slide_id, source.path.stem, source.path.name)
+    for other in (config.masks / f"{name}{suffix}" for name in names for suffix in (".geojson", ".json")):
+        if other.is_file() and (other.suffix == ".geojson" or is_geojson(other)):
             raise SlideError(
-                f"slide {source.slide_id!r}: tissue mask {config.masks / name} is not named for the slide; rename it"
+                f"slide {source.slide_id!r}: tissue mask {other} is not named for the slide; rename it"
                 f" {wanted.name}, name it in the manifest's mask column, or move it away"
             )
     return None

@@ -79,7 +79,7 @@ def clashes(sources: Iterable[SlideSource]) -> dict[str, list[Path]]:
 
 
 def _read_manifest(manifest: Path) -> list[SlideSource]:
-    table = read_table(manifest, "manifest", error=ConfigError)
+    table = read_table(manifest, "manifest", keys=("path",), error=ConfigError)
     if "path" not in table.columns or not table.rows:
         got = ", ".join(table.columns) if table.rows else "no rows"
         raise ConfigError(

@@ -116,16 +116,18 @@ def read_series_uid(path: Path) -> str | None:
     """
     try:
         state = path.stat()
-    except OSError:
+        return _series_uid(path, (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+    except (OSError, NotDirectError):
         return None
-    return _series_uid(path, (state.st_size, state.st_mtime_ns))
 
 
 @lru_cache(maxsize=1 << 17)
-def _series_uid(path: Path, _state: tuple[int, int]) -> str | None:
+def _series_uid(path: Path, _state: tuple[int, ...]) -> str | None:
     try:
         return read_series_header(path).series_uid
-    except NotDirectError:
+    except NotDirectError as reason:
+        if isinstance(reason.__cause__, OSError):
+            raise  # it may be read the next time
         return None
 
 

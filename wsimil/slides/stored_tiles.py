@@ -124,9 +124,10 @@ class StoredTiles:
         width, height = level.tile_px
         right = min(x + output.shape[1], level.size_px[0])
         lower = min(y + output.shape[0], level.size_px[1])
+        columns = level.columns
         apart = step >= max(output.shape[:2])
         if apart and output.shape[:2] == (height, width) == (lower - y, right - x) and x % width == y % height == 0:
-            index = y // height * level.columns + x // width
+            index = y // height * columns + x // width
             if (number, index) not in self._held and level.counts[index] and output.flags.c_contiguous:
                 self._decode(level, index, output)
                 return []
@@ -137,7 +138,7 @@ class StoredTiles:
             for column in range(max(x, 0) // width, -(-right // width)):
                 left, top = max(x, column * width), max(y, row * height)
                 end, bottom = min((column + 1) * width, right), min((row + 1) * height, lower)
-                index = row * level.columns + column
+                index = row * columns + column
                 if level.counts[index] == 0:
                     absent.append(Part(x=left, y=top, width=end - left, height=bottom - top))
                     continue

@@ -38,7 +38,7 @@ class Learned:
     splits: Mapping[str, str]
     patients: Mapping[str, str]
     counts: Mapping[str, int]
-    slides: Mapping[str, str] = field(default_factory=dict)
+    slides: Mapping[str, str] | None = None
     twins: Mapping[str, str] = field(default_factory=dict)
     contents: Mapping[str, str] = field(default_factory=dict)
 
@@ -46,12 +46,12 @@ class Learned:
         """The same with `name` of every id, in the order of names: that of ids would tell whose they are."""
         splits = {name(slide_id): split for slide_id, split in self.splits.items()}
         patients = {name(patient_id): split for patient_id, split in self.patients.items()}
-        slides = {name(slide_id): split for slide_id, split in self.slides.items()}
+        slides = None if self.slides is None else {name(one): split for one, split in self.slides.items()}
         return replace(
             self,
             splits=dict(sorted(splits.items())),
             patients=dict(sorted(patients.items())),
-            slides=dict(sorted(slides.items())),
+            slides=None if slides is None else dict(sorted(slides.items())),
         )
 
     def knows(self, slide_id: str, patient_id: str | None) -> bool:
@@ -88,7 +88,7 @@ class Learned:
         return replace(self, patients=dict(sorted((seen | {**self.patients}).items())))
 
     def _slide_seen_in(self, slide_id: str) -> str | None:
-        split = (self.slides or self.splits).get(slide_id)
+        split = (self.splits if self.slides is None else self.slides).get(slide_id)
         return split if split in _SEEN else self.twins.get(slide_id)
 
     def refuse_other_spellings(self, patients: Iterable[str], where: Path) -> None:
@@ -128,7 +128,7 @@ def learned_from(run: Path, bag: BagUnit) -> Learned:
             for split in sorted({row["split"] for row in rows})
         }
         splits = {row[f"{bag}_id"]: row["split"] for row in rows}
-        slides = {row["slide_id"]: row["split"] for row in seen} if bag == "patient" else {}
+        slides = {row["slide_id"]: row["split"] for row in seen} if bag == "patient" else None
         return Learned(known=True, splits=splits, patients=patients, counts=counts, slides=slides, contents=contents)
     except FileNotFoundError:
         return Learned(known=False, splits={}, patients={}, counts={})
@@ -204,10 +204,12 @@ def _of_predictions(folder: Path) -> Origin:
         tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if tree["schema"] != _SCHEMA:
             raise StoreError(f"{path} has schema {tree['schema']!r}, wanted {_SCHEMA!r}; update wsimil")
-        learned = tree["learned_from"]
+        model = ModelFacts.of(tree["model"], str(path))
+        # Predictions of earlier versions tell of a model of patients no slides that it saw.
+        unsaid: dict[str, Any] = {"slides": {} if model.bag == "patient" else None}
         return Origin(
-            model=ModelFacts.of(tree["model"], str(path)),
-            learned=Learned(**learned),
+            model=model,
+            learned=Learned(**{**unsaid, **tree["learned_from"]}),
             alike=tuple(tuple(group) for group in tree.get("alike", ())),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

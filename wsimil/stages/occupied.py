@@ -14,20 +14,21 @@ from wsimil.files import output_error
 from wsimil.worklist.host import hostname
 
 LOCK = ".wsimil-lock"
+_AGAIN_S = 0.02
 """A file that lies in the folder as long as it is occupied, or until the next process comes after one that was killed."""
 
 
 @contextmanager
-def occupied(folder: Path, *, wait: bool = False) -> Iterator[None]:
+def occupied(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
     """Keep other processes out of `folder`, which is made if need be, and removed where it was made and nothing came into it.
 
-    Who is there already is waited for with `wait`, where it takes moments; else whoever comes second is refused.
+    Whoever comes second is refused, after `wait_s` seconds where the first may be gone by then.
     The lock is the kernel's, which drops it with a process that dies. On file systems without locks nobody is refused.
     Raises OutputError, which says who is there.
     """
     path = folder / LOCK
     was_there = folder.exists()
-    handle = _locked(path, wait=wait)
+    handle = _locked(path, wait_s)
     try:
         with suppress(OSError):  # on a full disk the lock holds without words
             os.ftruncate(handle, 0)
@@ -45,18 +46,26 @@ def _words() -> str:
     return f"process {os.getpid()} on {hostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
-def _locked(path: Path, *, wait: bool) -> int:
+def _locked(path: Path, wait_s: float) -> int:
+    until = time.monotonic() + wait_s
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+            handle = _opened(path)
+        except FileNotFoundError as error:
+            if path.is_symlink():
+                raise output_error(path.parent, error) from error
+            continue  # whoever made the folder has left and taken it away
         except OSError as error:
             raise output_error(path.parent, error) from error
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             holder = os.pread(handle, 300, 0).decode("utf-8", "replace") or "another process"
             os.close(handle)
+            if time.monotonic() < until:
+                time.sleep(_AGAIN_S)
+                continue
             raise OutputError(
                 f"{path.parent} is in use by {holder}: wait until it ends, end it, or choose another output folder"
             ) from None
@@ -65,6 +74,13 @@ def _locked(path: Path, *, wait: bool) -> int:
         if _is_there(handle, path):
             return handle
         os.close(handle)  # whoever was here has left and taken the file away
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY)  # the file of another user, who is there or was killed
 
 
 def _is_there(handle: int, path: Path) -> bool:

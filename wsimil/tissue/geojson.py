@@ -90,6 +90,16 @@ def read_geojson(
     return TissueMask(mask=mask, mpp=mpp, method="geojson")
 
 
+def is_geojson(path: Path) -> bool:
+    """Whether there is a file that holds features or geometry, whatever it is called and whether they can be read."""
+    try:
+        tree = _load(path, str(path))
+    except SlideError:
+        return False
+    one = tree[0] if isinstance(tree, list) and tree else tree
+    return isinstance(one, dict) and bool({"features", "geometry", "geometries", "coordinates"} & one.keys())
+
+
 def read_polygons(
     path: Path, *, slide_id: str, bounds0_px: tuple[int, int, int, int]
 ) -> tuple[tuple[NDArray[np.int64], ...], ...]:

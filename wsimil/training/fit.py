@@ -38,10 +38,13 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 _CHANGES_NO_WEIGHT = {"cache_gb", "prefetch", "checkpoint_minutes", "trackers"}
+# 1, which no file states, left a bag alone for the last step of an epoch.
+_STEPS_VERSION = 2
 _TOLD = {
     "cohort": "the cohort or its splits",
     "features": "the kind of features",
     "contents": "what the features of its slides hold (they were replaced, or an older version began it and did not note it)",
+    "steps_version": "which bags are in a step (an older version began it)",
 }
 
 
@@ -148,6 +151,8 @@ class _Run:
         if config.warm_start is not None:
             self.recipe["warm_start"] = load_model(config.warm_start).digest
         self.criterion, self.val_criterion = criterion_of(config, self.task, self.targets, device=device)
+        if compares_bags(self.criterion):
+            self.recipe["steps_version"] = _STEPS_VERSION
         check_options(config, self.task, self.model, method=method, counts=lambda: self._counts)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.good: str | None = None

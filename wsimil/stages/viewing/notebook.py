@@ -26,6 +26,7 @@ from wsimil.targets import Task
 _Mark: TypeAlias = tuple[int, int, int]
 
 _ANY_TILE = 2**31
+_WAIT_S = 10.0
 _MOST_BYTES = 64 * 2**20
 _MOST_TOLD = 5
 _HARDWARE = 1e-4
@@ -72,7 +73,7 @@ class Notebook:
         path = slide_path(self._folder, table.slide_id, ".geojson")
         saved = datetime.now(UTC).isoformat(timespec="seconds")
         tree = notes_geojson(notes, table, saved=saved, origin=self._origin)
-        with self._lock, occupied(self._folder, wait=True):
+        with self._lock, occupied(self._folder, wait_s=_WAIT_S):
             there = self.read(table).stamp  # refuses to replace what somebody else wrote
             # An answer that got lost on its way is asked for again: the same notes are there then.
             if seen is not None and there not in (seen, notes.stamp):
