@@ -41,7 +41,7 @@ def meet(event, given):
     met.add(given[0])
     if str(given[0]).endswith("{POISON}.tiff"):
         os.kill(os.getpid(), signal.SIGSEGV)
-    time.sleep(0.5)
+    time.sleep(1.5)
 
 sys.addaudithook(meet)
 """
