@@ -80,7 +80,7 @@ def test_names_stand_in_an_order_of_their_own(
     learned = json.loads((out / "predictions.json").read_text())["learned_from"]
     answered, known = pd.read_csv(out / "predictions.csv"), pd.read_csv(out / "cohort.csv")
     orders = {
-        **{what: list(learned[what]) for what in ("splits", "patients", "slides")}, "cohort": list(known["slide_id"]),
+        **{what: list(learned[what] or ()) for what in ("splits", "patients", "slides")}, "cohort": list(known["slide_id"]),
     }  # fmt: skip
     if bag == "patient":
         each = zip(answered["patient_id"], answered["slides"], strict=True)
