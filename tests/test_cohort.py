@@ -173,6 +173,14 @@ def test_a_contradiction_is_refused_with_its_place(tmp_path: Path, text: str, ex
     assert str(path) in str(caught.value)
 
 
+def test_a_missing_file_and_a_binary_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CohortError, match=r"cohort file .*absent\.csv does not exist"):
+        read_cohort(tmp_path / "absent.csv")
+    (tmp_path / "binary.csv").write_bytes(b"\xff\x00")
+    with pytest.raises(CohortError, match="cannot be read as UTF-8"):
+        read_cohort(tmp_path / "binary.csv")
+
+
 def test_a_label_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "slide_id,patient_id,label\na,p1,tumour\n")
     with pytest.raises(CohortError, match=r"line 2: slide 'a': label 'tumour' is none of the classes normal, tumor"):

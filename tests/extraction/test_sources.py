@@ -44,6 +44,12 @@ def test_an_mpp_that_cannot_be_is_refused_by_line(tmp_path: Path, mpp: str) -> N
         list_sources(tmp_path / "m.csv")
 
 
+def test_a_field_without_an_end_is_a_message(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text('path\n"a.svs\n' + "x" * 200_000, encoding="utf-8")
+    with pytest.raises(ConfigError, match="cannot be read at line 3: field larger than field limit"):
+        list_sources(tmp_path / "m.csv")
+
+
 @pytest.mark.parametrize("text", ["", "²/3", "1/", "a/2", "1.0/2"])
 def test_a_shard_that_is_no_fraction_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="wanted i/n"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -222,6 +223,6 @@ def test_a_slide_whose_extraction_failed_stands_as_failed_without_its_reason_und
     assert f"{used}'s2'" in plain.notes
     named = ask(run, fewer, tmp_path / "named", cohort, tmp_path / "names.json")
     (told,) = (note for note in named.notes if note.startswith(used))
-    assert "'s2'" not in told
+    assert re.search(r"\bs2\b", told) is None  # a pseudonym may hold the two letters
     assert [*named.failures.values()] == ["extraction failed"]
     assert "Doe" not in (tmp_path / "named/predictions.csv").read_text(encoding="utf-8")

@@ -26,4 +26,5 @@ def lesser_files(files: Collection[Path]) -> set[Path]:
                 series[header.series_uid][file] = width * height, -header.first_frame
         except NotDirectError:
             continue
-    return {file for ranks in series.values() for file, rank in ranks.items() if rank < max(ranks.values())}
+    greatest = {uid: max(ranks.values()) for uid, ranks in series.items()}
+    return {file for uid, ranks in series.items() for file, rank in ranks.items() if rank < greatest[uid]}
