@@ -19,8 +19,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+
+Found = TypeVar("Found")
 
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "squeue", "sinfo", "srun")
 _SBIN = ("/usr/sbin", "/usr/local/sbin")
@@ -65,14 +68,18 @@ class SlurmCluster:
 
     def run(self, *command: str | Path, check: bool = True, **extra: str) -> subprocess.CompletedProcess[str]:
         """Run a command of Slurm, or one that uses Slurm, to its end; `extra` are more variables of its environment."""
-        done = subprocess.run(
-            [str(part) for part in command],
-            env={**os.environ, **self.environment, **extra},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+        try:
+            done = subprocess.run(
+                [str(part) for part in command],
+                env={**os.environ, **self.environment, **extra},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=60,
+            )
+        except subprocess.TimeoutExpired as error:
+            error.add_note(f"it had said: {error.stdout!r} {error.stderr!r}")
+            raise
         if check and done.returncode:
             raise AssertionError(f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout}{done.stderr}")
         return done
@@ -102,13 +109,14 @@ class SlurmCluster:
             return {name: value for name, _, value in (word.partition("=") for word in words)}
         return {}
 
-    def wait(self, until: Callable[[], bool], what: str, *, seconds: float) -> None:
-        """Look again until it is so. Raises AssertionError with the queue and the daemons' last words after `seconds`."""
+    def wait(self, until: Callable[[], Found], what: str, *, seconds: float) -> Found:
+        """Look again until it is so; what was found then. AssertionError with the daemons' last words after `seconds`."""
         end = time.monotonic() + seconds
-        while not until():
+        while not (found := until()):
             if time.monotonic() > end:
                 raise AssertionError(f"not within {seconds:g} s: {what}\n{self.last_words()}")
             time.sleep(0.1)
+        return found
 
     def start_node(self, name: str) -> None:
         """Start the slurmd of a node, also again after it was killed."""

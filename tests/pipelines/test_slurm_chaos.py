@@ -98,9 +98,23 @@ def workers(cluster: SlurmCluster, node: str) -> dict[str, list[int]]:
 
 
 def element_of(cluster: SlurmCluster, pid: int) -> str:
-    """The id of the array's element whose job runs that process."""
+    """The id of the array's element whose job runs that process; one that no job has where it has ended."""
     environment = cluster.environment_of(pid)
-    return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return f"{environment.get('SLURM_ARRAY_JOB_ID', '')}_{environment.get('SLURM_ARRAY_TASK_ID', '')}"
+
+
+def told_to_make_room(cluster: SlurmCluster, node: str) -> list[int]:
+    """Pids of a job of the node, supervisor first, that was told so; empty where none runs there now.
+
+    A job that is about to end, or to be queued again, still has its processes for a while; for its state to change scancel waits
+    up to a minute and a half, and then signals nobody.
+    """
+    running = cluster.jobs("RUNNING")
+    for pids in workers(cluster, node).values():
+        if (element := element_of(cluster, pids[0])) in running:
+            cluster.run("scancel", "--signal=USR1", "--batch", element, check=False)
+            return pids
+    return []
 
 
 def at_work(cluster: SlurmCluster, study: SmallStudy, node: str, known: Collection[str]) -> list[int]:
@@ -143,17 +157,13 @@ def test_a_study_survives_all_that_can_happen_to_its_workers_at_once(
     cluster.wait(lambda: FULL_DISK in logs(study), "one who met a full disk", seconds=120)
 
     until(4)
-    cluster.wait(lambda: bool(workers(cluster, "n1")), "a worker on n1", seconds=120)
-    for pid in next(
-        iter(workers(cluster, "n1").values())
-    ):  # the supervisor first, so that nobody tells of the other's end
+    on_n1 = cluster.wait(lambda: workers(cluster, "n1"), "a worker on n1", seconds=120)
+    for pid in next(iter(on_n1.values())):  # the supervisor first, so that nobody tells of the other's end
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
     until(12)
-    cluster.wait(lambda: bool(workers(cluster, "n2")), "a worker on n2", seconds=120)
-    told = next(iter(workers(cluster, "n2").values()))
-    cluster.run("scancel", "--signal=USR1", "--batch", element_of(cluster, told[0]), check=False)
+    told = cluster.wait(lambda: told_to_make_room(cluster, "n2"), "a job that runs on n2", seconds=120)
     cluster.wait(
         lambda: not cluster.processes().keys() & set(told), "the end of who was told to make room", seconds=120
     )
@@ -163,8 +173,7 @@ def test_a_study_survives_all_that_can_happen_to_its_workers_at_once(
 
     # Nobody hears of the node any more while one on it is at its work.
     known = set(receipts(study))
-    cluster.wait(lambda: bool(at_work(cluster, study, "n2", known)), "a slide done on n2", seconds=120)
-    orphans = at_work(cluster, study, "n2", known)
+    orphans = cluster.wait(lambda: at_work(cluster, study, "n2", known), "a slide done on n2", seconds=120)
     cluster.daemons["n2"].kill()
     before = set(receipts(study))
 
