@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,16 @@ def test_the_script_for_qupath_imports_by_name_and_names_nothing(tmp_path: Path)
     assert str(tmp_path) not in text
     for left, right in ("()", "[]", "{}"):
         assert text.count(left) == text.count(right)
+
+
+@pytest.mark.parametrize("image", ["case.svs", "case.v2.ndpi", "case.ome.tif", "case"])
+def test_the_script_for_qupath_looks_for_the_id_that_a_slide_has_by_its_file(image: str, tmp_path: Path) -> None:
+    write_script(tmp_path)
+    text = (tmp_path / "import_wsimil.groovy").read_text(encoding="utf-8")
+    # QuPath strips ".ome.tif" whole.
+    pattern = re.search(r'ids = \[image\.replaceFirst\(/(.*?)/, ""\), GeneralTools', text)
+    assert pattern is not None
+    assert re.sub(pattern[1], "", image, count=1) == Path(image).stem
 
 
 def test_hostile_names_stay_text(make_prediction) -> None:

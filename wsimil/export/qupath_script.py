@@ -15,10 +15,11 @@ _SCRIPT = """\
 def folder = binding.hasVariable("args") && args ? args[0] : buildFilePath(PROJECT_BASE_DIR, "qupath")
 
 def image = getProjectEntry() ? getProjectEntry().getImageName() : getCurrentServer().getMetadata().getName()
-def name = GeneralTools.stripExtension(image)
-def file = new File(folder, name + ".geojson")
-if (!file.isFile()) {
-    println "wsimil: " + file.getName() + " is not in the folder; is the image named as the slide was?"
+// QuPath takes ".ome.tif" for one extension; slides are named by what is before the last dot, unless a manifest names them.
+def ids = [image.replaceFirst(/\\.[^.]*$/, ""), GeneralTools.stripExtension(image)]
+def file = ids.collect { new File(folder, it + ".geojson") }.find { it.isFile() }
+if (file == null) {
+    println "wsimil: " + ids.unique().join(".geojson or ") + ".geojson is not in the folder; is the image named as the slide was?"
     return
 }
 // What an earlier run loaded goes; what was unlocked since, to change it by hand, stays, and so does all that is not of wsimil.
