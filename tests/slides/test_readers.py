@@ -143,6 +143,16 @@ def test_regions_across_and_beyond_every_edge_are_those_of_openslide(tmp_path: P
                 assert (ours == 255).all() == (x <= -20 or y <= -20 or x >= 700 or y >= 481), (x, y)
 
 
+def test_tiles_as_large_as_stored_ones_are_white_before_the_slide_and_not_what_is_stored_last(tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "slide.tiff", [texture(480, 720)])
+    with open_slide(path) as slide:
+        grid = grid_of(slide, side=240, stride=240, start=-240)
+        outside = (grid.xy0 < 0).any(axis=1)
+        tiles = slide.read_tiles(grid, np.arange(len(grid)))
+    assert outside.sum() == 6
+    assert (tiles == 255).all(axis=(1, 2, 3)).tolist() == outside.tolist()
+
+
 def test_aperio_jpeg_of_rgb_without_a_marker_is_not_taken_for_ycbcr(tmp_path: Path) -> None:
     image = texture(481, 700)
     path = write_slide(

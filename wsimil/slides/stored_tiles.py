@@ -125,7 +125,7 @@ class StoredTiles:
         right = min(x + output.shape[1], level.size_px[0])
         lower = min(y + output.shape[0], level.size_px[1])
         columns = level.columns
-        apart = step >= max(output.shape[:2])
+        apart = step >= max(output.shape[:2]) and min(x, y) >= 0
         if apart and output.shape[:2] == (height, width) == (lower - y, right - x) and x % width == y % height == 0:
             index = y // height * columns + x // width
             if (number, index) not in self._held and level.counts[index] and output.flags.c_contiguous:
