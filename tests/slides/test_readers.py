@@ -206,6 +206,25 @@ def test_openslide_is_not_left_to_show_them_in_false_colors(tmp_path: Path) -> N
         open_slide(path)
 
 
+def test_openslide_is_not_left_to_turn_stored_tiles_in_their_places(tmp_path: Path) -> None:
+    image = texture(481, 700)
+    turned = {"extratags": [(274, "H", 1, 3, True)]}
+    opaque = np.dstack([image, np.full(image.shape[:2], 255, np.uint8)])
+    for name, pixels, options in (
+        ("rgb", image, turned),
+        ("alpha", opaque, {**turned, "extrasamples": ["unassalpha"]}),
+    ):
+        write_slide(tmp_path / f"{name}.tiff", [pixels], **{**options, "compression": "zlib"})
+    with open_slide(tmp_path / "rgb.tiff") as slide:
+        assert slide.reader == "tiff"
+        assert (slide.read_region((0, 0), (700, 481), MPP) == image).all()
+    for name, reader in (("rgb", "openslide"), ("alpha", "auto")):
+        with pytest.raises(
+            SlideError, match="turn each of its stored tiles in its place: its Orientation is 3, wanted 1"
+        ):
+            open_slide(tmp_path / f"{name}.tiff", reader=reader)
+
+
 def test_colors_that_are_stored_apart_are_not_taken_for_false_ones(tmp_path: Path) -> None:
     image = texture(480, 720)
     planes = np.ascontiguousarray(image.transpose(2, 0, 1))

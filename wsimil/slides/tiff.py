@@ -29,6 +29,7 @@ _LOSSLESS = {1, 5, 8, 32946, 50000}
 _RGB, _YCBCR = 2, 6
 _SPACES: dict[int, Space] = {_RGB: "RGB", _YCBCR: "YCbCr"}
 _BITS, _SHOWN_BITS, _APART = 8, {1, 2, 4, 8}, 2
+_UPRIGHT = 1
 _MOST_TILE_PX = 2**28
 """Of one stored tile: where a damaged header says more, OpenSlide ends the process for want of memory."""
 _FIRST = "it shows the first image alone"
@@ -183,7 +184,8 @@ def why_not_shown(path: Path) -> str | None:
 def why_not_left_to_openslide(path: Path) -> str | None:
     """What OpenSlide would do to a TIFF rather than read it, and the remedy; None where it reads it.
 
-    It takes the word of pages that say RGB for JPEGs that are YCbCr, and of a damaged header for how large a stored tile is.
+    It takes the word of pages that say RGB for JPEGs that are YCbCr, and of a damaged header for how large a stored tile is, and
+    turns by the Orientation of a page each stored tile by itself.
     """
     with suppress(NotDirectError), _opened(path) as file:
         for page in file.pages:
@@ -193,6 +195,12 @@ def why_not_left_to_openslide(path: Path) -> str | None:
                 return (
                     f"end for want of memory: its header tells of stored tiles of {page.tilewidth} x {page.tilelength} px, so it"
                     " is damaged; copy it again from its source, or drop it"
+                )
+            orientation = int(page.tags.valueof("Orientation", _UPRIGHT))
+            if orientation != _UPRIGHT:
+                return (
+                    f"turn each of its stored tiles in its place: its Orientation is {orientation}, wanted {_UPRIGHT}; convert it"
+                    " with vips autorot, then vips tiffsave --tile --pyramid"
                 )
             if page.compression == _JPEG and _jpeg_space(page) == "YCbCr":
                 return (
