@@ -512,6 +512,23 @@ def test_a_region_that_is_smaller_than_the_macro_after_it_is_not_taken_for_the_m
         open_slide(path, mpp_override=MPP)
 
 
+@pytest.mark.parametrize("subifds", [0, 1], ids=["one level", "levels in SubIFDs"])
+@pytest.mark.parametrize("byteorder", ["<", ">"], ids=["as OpenSlide reads", "as OpenSlide does not read"])
+def test_an_ome_tiff_of_two_pieces_of_tissue_is_not_taken_for_the_larger_one(
+    tmp_path: Path, subifds: int, byteorder: Literal["<", ">"]
+) -> None:
+    """As Bio-Formats writes slides of scanners that scan each piece by itself: the other piece was not there."""
+    pieces = [texture(960, 1440), texture(960, 960)]
+    with tifffile.TiffWriter(tmp_path / "slide.ome.tif", ome=True, byteorder=byteorder) as file:
+        write = {"photometric": "rgb", "tile": (240, 240), "compression": "zlib"}
+        for image in pieces:
+            file.write(image, subifds=subifds, metadata={"axes": "YXS", **SPACING}, **write)
+            for _ in range(subifds):
+                file.write(image[::4, ::4], subfiletype=1, **write)
+    with pytest.raises(SlideError, match="it holds several images of about one size"):
+        open_slide(tmp_path / "slide.ome.tif")
+
+
 def test_a_slide_that_comes_after_another_image_is_refused_where_nothing_says_which_it_is(tmp_path: Path) -> None:
     path = write_macro_first(tmp_path / "slide.tif", texture(1000, 1400))
     with pytest.raises(

@@ -149,8 +149,9 @@ def why_not_shown(path: Path) -> str | None:
     """Why OpenSlide does not show a TIFF of no known vendor as it is, half a sentence; None where it does.
 
     It shows the first image alone: a larger one may come later, as where the macro goes first, or further ones of the same
-    size, as where color channels, planes of focus or times are an image each, in this file or in others of its OME-TIFF. Of
-    more than 8 bits it shows the highest, which are 0 in what a camera of 12 recorded.
+    size, as where color channels, planes of focus or times are an image each, in this file or in others of its OME-TIFF, or of
+    about its size, as where an OME-TIFF has an image of each piece of tissue. Of more than 8 bits it shows the highest, which
+    are 0 in what a camera of 12 recorded.
     """
     with suppress(NotDirectError), _opened(path) as file:
         pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
@@ -159,10 +160,8 @@ def why_not_shown(path: Path) -> str | None:
         full = [page for page in others if not page.is_reduced and not page.is_mask]
         later = [(page.imagewidth, page.imagelength) for page in full]
         # A mask of one sample beside a slide of three is no channel of it, nor a plane.
-        count = 1 + sum(
-            page.samplesperpixel == first.samplesperpixel and (page.imagewidth, page.imagelength) == size
-            for page in full
-        )
+        alike = [(page.imagewidth, page.imagelength) for page in full if page.samplesperpixel == first.samplesperpixel]
+        count = 1 + alike.count(size)
         if len({uuid["FileName"] for uuid in ome_elements(file.ome_metadata or "", "UUID") if "FileName" in uuid}) > 1:
             for pixels in ome_pixels(file.ome_metadata or ""):
                 x, y, z, c, t = (int(pixels.get(f"Size{axis}", "1")) for axis in "XYZCT")
@@ -174,6 +173,10 @@ def why_not_shown(path: Path) -> str | None:
             return f"{_FIRST}, and that is {size[0]} x {size[1]} px, a later one {width} x {height} px"
         if count > 1:
             return f"{_FIRST}, and there are {count} of {size[0]} x {size[1]} px (channels, planes of focus or times)"
+        # Levels may be images of their own, and half a level is rounded to a whole px.
+        other = max(alike, key=max, default=(0, 0))
+        if file.is_ome and 2 * max(other) > max(size) + 2:
+            return f"{_FIRST}, of {size[0]} x {size[1]} px, and another is nearly as large, {other[0]} x {other[1]} px"
         if first.bitspersample not in _SHOWN_BITS:
             return f"its samples have {first.bitspersample} bits"
         if first.planarconfig == _APART and first.photometric == _YCBCR:
