@@ -479,6 +479,15 @@ def test_an_image_of_which_a_file_is_missing_is_refused_and_not_filled_up_with_w
         open_slide(paths[0])
 
 
+def test_parts_of_two_images_of_one_size_are_not_put_together(tmp_path: Path) -> None:
+    paths = concatenation(tmp_path, sparse=True)
+    source = str(pydicom.dcmread(paths[1]).SOPInstanceUIDOfConcatenationSource)
+    other = source[:-1] + str((int(source[-1]) + 1) % 10)
+    paths[1].write_bytes(paths[1].read_bytes().replace(source.encode(), other.encode()))
+    with pytest.raises(SlideError, match=r"3 of its images are 301 x 203 px"):
+        open_slide(paths[0])
+
+
 def test_a_copy_of_a_file_beside_it_changes_nothing(tmp_path: Path) -> None:
     path = write_dicom(tmp_path / "slide.dcm", frames_of(IMAGE, jpeg()))
     (tmp_path / "copy.dcm").write_bytes(path.read_bytes())
