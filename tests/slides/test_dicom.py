@@ -441,6 +441,16 @@ def test_a_series_that_openslide_refuses_has_its_levels_too(tmp_path: Path) -> N
         assert one.info.digest == other.info.digest
 
 
+def test_an_image_of_another_shape_in_the_series_is_no_level(tmp_path: Path) -> None:
+    """Of another piece of tissue, or the whole glass."""
+    uid = generate_uid()
+    for name, image in (("a", IMAGE), ("b", np.ascontiguousarray(IMAGE[:101, :101]))):
+        write_dicom(tmp_path / f"{name}.dcm", frames_of(image, jpeg()), size=image.shape[1::-1], SeriesInstanceUID=uid)
+    for reader in ("auto", "openslide", "dicom"):
+        with pytest.raises(SlideError, match="takes an image of 101 x 101 px for a level of"):
+            open_slide(tmp_path / "a.dcm", reader=reader)
+
+
 def concatenation(folder: Path, *, sparse: bool, total: int | None = None) -> list[Path]:
     """One image in three files."""
     frames, corners, at = frames_of(IMAGE, jpeg()), corners_of(IMAGE), (0, 9, 10, 25)

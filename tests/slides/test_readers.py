@@ -22,6 +22,7 @@ from wsimil.slides.jpeg import decode_jpeg, stream_head
 from wsimil.slides.stored_tiles import StoredTiles
 
 MPP = 0.5
+READERS: tuple[Reader, ...] = ("auto", "openslide", "tiff")
 RECORDED = {
     "CMU-1-Small-Region.svs": "tiff",
     "TCGA-CR-7395-01A-01-TS1.svs": "tiff",
@@ -617,6 +618,24 @@ def philips(path: Path, image: np.ndarray) -> Path:
                 software="Philips DP v1.0", description=xml if level == 0 else None,
             )  # fmt: skip
     return path
+
+
+@pytest.mark.parametrize("description", [None, APERIO], ids=["generic", "aperio"])
+@pytest.mark.parametrize("size", [(256, 352), (400, 400)], ids=["padded", "of something else"])
+def test_an_image_of_another_shape_is_no_level(tmp_path: Path, description: str | None, size: tuple[int, int]) -> None:
+    """A macro among the levels was what the tissue, and tiles of that resolution, came from; padded levels lay aside."""
+    image = texture(1000, 1400)
+    path = write_slide(tmp_path / "slide.tiff", [image, shrunk(image, 2), texture(*size)], description=description)
+    for reader in READERS:
+        with pytest.raises(SlideError, match=f"takes an image of {size[1]} x {size[0]} px for a level of"):
+            open_slide(path, reader=reader)
+
+
+@pytest.mark.parametrize("size", [(249, 350), (250, 351), (251, 350)], ids=str)
+def test_sides_of_levels_are_rounded_as_they_come(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = write_slide(tmp_path / "slide.tiff", [texture(1000, 1400), texture(*size)])
+    with open_slide(path) as slide:
+        assert len(slide.info.level_downsamples) == 2
 
 
 def test_levels_of_a_philips_slide_are_cut_to_their_size(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from wsimil.slides.dicom_codec import FrameDecoder, Kind, frame_decoder, frame_kind
 from wsimil.slides.dicom_frames import Frames, join_fragments, read_frames
 from wsimil.slides.dicom_header import read_header, read_instance_uid, read_series_header, read_series_uid
+from wsimil.slides.pyramid import of_one_shape
 from wsimil.slides.stored_tiles import NotDirectError, UnreadableError
 
 _FIXED = {"BitsAllocated": 8, "BitsStored": 8, "PixelRepresentation": 0}
@@ -118,8 +119,7 @@ def read_pyramid(path: Path) -> DicomPyramid:
     sizes = sorted(images, reverse=True)
     width, height = sizes[0]
     for w, h in sizes[1:]:
-        # Each side of a level is rounded to a whole px.
-        if abs(w * height - h * width) > width + height:
+        if not of_one_shape((width, height), (w, h)):
             raise NotDirectError(f"its images of {width} x {height} and {w} x {h} px are not of one shape")
     largest = _first(images[sizes[0]])
     return DicomPyramid(

@@ -9,6 +9,7 @@ is not whole, which blurs by an amount that changes from tile to tile. So tiles 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,12 @@ from wsimil.errors import SlideError
 from wsimil.geometry import SlideInfo, round_half_up
 from wsimil.slides.content import content_digest, file_ends, is_tiff
 from wsimil.slides.mpp import resolve_mpp
-from wsimil.slides.pyramid import PyramidSlide
+from wsimil.slides.pyramid import PyramidSlide, of_one_shape
 from wsimil.slides.tiff import why_not_shown
 
 _CACHE_BYTES = 64 * 2**20
+_PAGE_A_LEVEL_VENDORS = {"aperio", "dicom", "generic-tiff"}
+"""Of which OpenSlide takes for levels whatever images could be some; of others it knows how levels lie on one another."""
 _MAYBE_CUT_SHORT = "it is a TIFF, so the copy may be cut short: compare its size with the source's; if it is whole, "
 _CONVERT = (
     "convert it to a pyramidal TIFF or SVS (bioformats2raw with raw2ometiff --rgb, vips tiffsave --tile --pyramid, or QuPath's"
@@ -56,6 +59,8 @@ class OpenSlideSlide(PyramidSlide):
             resolved = resolve_mpp(properties, slide_id=slide_id, override=mpp_override)
             quickhash = properties.get("openslide.quickhash-1", "")
             vendor = properties.get("openslide.vendor", "unknown")
+            if vendor in _PAGE_A_LEVEL_VENDORS:
+                _refuse_other_shapes(path, slide_id, self._handle.level_dimensions)
             file = _level0_file(path, properties) if vendor == "dicom" else path
             if file != path:
                 head, tail, size = file_ends(file, slide_id)
@@ -145,6 +150,16 @@ def _refuse_if_not_shown(path: Path, slide_id: str) -> None:
             f"slide {slide_id!r}: OpenSlide does not show {path} as it is: {reason}; wanted the slide in color, as the first"
             f" and only image of its size, with samples of at most 8 bits: {_CONVERT}"
         )
+
+
+def _refuse_other_shapes(path: Path, slide_id: str, sizes_px: Sequence[tuple[int, int]]) -> None:
+    (width, height), *others = sizes_px
+    for w, h in others:
+        if not of_one_shape((width, height), (w, h)):
+            raise NotShownError(
+                f"slide {slide_id!r}: OpenSlide takes an image of {w} x {h} px for a level of {path}, which is {width} x {height}"
+                f" px and so of another shape: it shows something else, or is padded; {_CONVERT}"
+            )
 
 
 def _level0_file(path: Path, properties: dict[str, str]) -> Path:

@@ -21,6 +21,12 @@ from wsimil.geometry import SlideInfo, TileGrid, level_position, round_half_up
 _CHUNK_PX = 2048
 
 
+def of_one_shape(size0_px: tuple[int, int], level_px: tuple[int, int]) -> bool:
+    """Whether an image can be a level of a slide: each side of a level is rounded to a whole px."""
+    (width, height), (w, h) = size0_px, level_px
+    return abs(w * height - h * width) <= width + height
+
+
 class PyramidSlide(ABC):
     """A `Slide` whose levels are read by `_read_into`, from any threads at once."""
 
