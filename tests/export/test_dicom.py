@@ -268,6 +268,14 @@ def test_a_slide_without_an_origin_on_the_glass_is_refused(shared_dir, make_pred
         write_parametric_maps(tmp_path / "maps", score_table(make_prediction(size0_px=size)), source, now=NOW)
 
 
+def test_no_map_is_laid_on_an_image_of_another_shape(make_prediction, tmp_path: Path) -> None:
+    """Where no content is known, as under a pseudonym, the slide itself is not opened."""
+    source = write_dicom_slide(tmp_path / "slide", [SIZE, (64, 64)], mpp=0.5)
+    table = dataclasses.replace(score_table(make_prediction(size0_px=SIZE)), slide_content="")
+    with pytest.raises(SlideError, match=f"images of {SIZE[0]} x {SIZE[1]} and 64 x 64 px are not of one shape"):
+        write_parametric_maps(tmp_path / "maps", table, source, now=NOW)
+
+
 def test_another_slide_of_the_same_size_is_refused(make_prediction, tmp_path: Path) -> None:
     """In the study of another patient a map would pass for theirs."""
     pictures = [np.full((1536, 2048, 3), shade, np.uint8) for shade in (200, 210)]

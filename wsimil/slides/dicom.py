@@ -114,13 +114,9 @@ def read_levels(path: Path, sizes_px: Sequence[tuple[int, int]]) -> tuple[DicomL
 
 
 def read_pyramid(path: Path) -> DicomPyramid:
-    """All levels in the series of a file. Raises as `read_levels` does, and for images that are not one slide's."""
+    """All levels in the series of a file. Raises as `read_levels` does."""
     images = _images(path)
     sizes = sorted(images, reverse=True)
-    width, height = sizes[0]
-    for w, h in sizes[1:]:
-        if not of_one_shape((width, height), (w, h)):
-            raise NotDirectError(f"its images of {width} x {height} and {w} x {h} px are not of one shape")
     largest = _first(images[sizes[0]])
     return DicomPyramid(
         path=largest.path,
@@ -153,7 +149,7 @@ def instance_file(path: Path, instance_uid: str) -> Path:
 
 
 def _images(path: Path) -> dict[tuple[int, int], list[_Part]]:
-    """The files of each level, by its size; the given file before others."""
+    """The files of each level, by its size; the given file before others. Raises NotDirectError."""
     series_uid = read_series_header(path).series_uid
     images: dict[tuple[int, int], list[_Part]] = {}
     for file in (path, *_siblings(path, series_uid)):
@@ -165,6 +161,10 @@ def _images(path: Path) -> dict[tuple[int, int], list[_Part]]:
             images.setdefault(part.size_px, []).append(part)
     if not images:
         raise NotDirectError("its series holds labels and overviews, and no image of the slide itself")
+    (width, height), *others = sorted(images, reverse=True)
+    for w, h in others:
+        if not of_one_shape((width, height), (w, h)):
+            raise NotDirectError(f"its images of {width} x {height} and {w} x {h} px are not of one shape")
     return images
 
 
