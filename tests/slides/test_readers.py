@@ -499,6 +499,20 @@ def test_levels_in_subifds_are_levels(tmp_path: Path, stored: tuple[int, int]) -
             assert np.array_equal(slide.read_region((0.0, 0.0), size, MPP * downsample), level)
 
 
+def test_a_subifd_of_another_shape_is_no_level(tmp_path: Path) -> None:
+    """Padded to whole stored tiles, it was taken for a level of the downsample 3.3, and what lay to the right lay aside."""
+    image = texture(960, 1440)
+    for name, byteorder in (("opened", "<"), ("not opened", ">")):
+        with tifffile.TiffWriter(tmp_path / f"{name}.ome.tif", ome=True, byteorder=byteorder) as file:
+            write = {"photometric": "rgb", "tile": (240, 240), "compression": "zlib"}
+            file.write(image, subifds=1, metadata={"axes": "YXS", **SPACING}, **write)
+            file.write(np.pad(image[::4, ::4], ((0, 0), (0, 120), (0, 0))), subfiletype=1, **write)
+    with open_slide(tmp_path / "opened.ome.tif") as slide:
+        assert (slide.reader, slide.info.level_downsamples) == ("tiff", (1.0,))
+    with pytest.raises(SlideError, match="its levels of 1440 x 960 and 480 x 240 px are not of one shape"):
+        open_slide(tmp_path / "not opened.ome.tif")
+
+
 def test_the_slide_is_the_largest_image_of_an_ome_tiff_whichever_comes_first(tmp_path: Path) -> None:
     """The macro, or the label with the patient's name, was cut into tiles."""
     image = texture(1000, 1400, seed=1)

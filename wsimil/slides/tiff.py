@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from wsimil.slides.jpeg import Space, decode_jpeg, stated_space, stream_head
 from wsimil.slides.mpp import ome_elements, ome_pixels
+from wsimil.slides.pyramid import of_one_shape
 from wsimil.slides.stored_tiles import NotDirectError, OtherKindError
 
 _JPEG = 7
@@ -138,6 +139,10 @@ def read_ome_pyramid(path: Path) -> TiffPyramid:
         # SubIFDs may lie in any order.
         pages = sorted((level.keyframe for level in main.levels), key=lambda page: -page.imagewidth)
         levels = tuple(_level(page, (page.imagewidth, page.imagelength)) for page in pages)
+        (width, height), *others = (level.size_px for level in levels)
+        for w, h in others:
+            if not of_one_shape((width, height), (w, h)):
+                raise NotDirectError(f"its levels of {width} x {height} and {w} x {h} px are not of one shape")
         return TiffPyramid(
             levels=levels,
             properties=_properties(main.keyframe, file.ome_metadata or ""),
