@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from pydicom import Dataset
 
 from tests.export.dicom_slides import dicom_errors, write_dicom_slide
 from wsimil.errors import SlideError
@@ -238,6 +239,15 @@ def test_a_slide_whose_header_lacks_what_a_map_must_share_is_refused_by_name(mak
     del image.FrameOfReferenceUID, image.PatientID
     image.save_as(source.with_name("level-1.dcm"))
     with pytest.raises(SlideError, match="does not state FrameOfReferenceUID, which a map must share"):
+        write_parametric_maps(tmp_path / "maps", score_table(make_prediction(size0_px=SIZE)), source, now=NOW)
+
+
+@pytest.mark.parametrize("groups", [[], [Dataset()]], ids=["no groups", "groups without it"])
+def test_a_slide_without_a_spacing_is_refused_by_name(groups: list[Dataset], make_prediction, tmp_path: Path) -> None:
+    """It may be scored with an mpp from the user; it ended the export of all slides."""
+    levels = [SIZE, (64, 48)]
+    source = write_dicom_slide(tmp_path / "slide", levels, mpp=0.5, SharedFunctionalGroupsSequence=groups)
+    with pytest.raises(SlideError, match="does not state PixelMeasuresSequence, which a map must share"):
         write_parametric_maps(tmp_path / "maps", score_table(make_prediction(size0_px=SIZE)), source, now=NOW)
 
 

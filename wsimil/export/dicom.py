@@ -72,10 +72,7 @@ _KEPT = frozenset(
 """All that a map may hold, besides which glass it is of; whatever else was copied of the slide is dropped."""
 
 
-_SHARED = (
-    "StudyInstanceUID", "FrameOfReferenceUID", "TotalPixelMatrixOriginSequence", "ImageOrientationSlide",
-    "SharedFunctionalGroupsSequence",
-)  # fmt: skip
+_SHARED = ("StudyInstanceUID", "FrameOfReferenceUID", "TotalPixelMatrixOriginSequence", "ImageOrientationSlide")
 _MAY_BE_EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime", "AccessionNumber",
 )  # fmt: skip
@@ -159,6 +156,8 @@ def _image(table: ScoreTable, slide: Path) -> tuple[Dataset, tuple[int, int]]:
             " which refers to no slide"
         )
     lacking = [name for name in _SHARED if name not in header]
+    if not any("PixelMeasuresSequence" in group for group in header.get("SharedFunctionalGroupsSequence") or ()):
+        lacking.append("PixelMeasuresSequence")
     if lacking:
         raise SlideError(
             f"{where}: the header of its DICOM image does not state {', '.join(lacking)}, which a map must share; convert the"
