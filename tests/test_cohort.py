@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -282,6 +283,21 @@ def test_a_model_that_learned_classes_apart_by_case_alone_still_answers(tmp_path
 def test_patients_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "slide_id,patient_id,label\na,TCGA-1,x\nb,tcga-1,y\nc,p3,y\n")
     with pytest.raises(CohortError, match=r"'TCGA-1' \(1 slides\) and 'tcga-1' \(1 slides\) differ in case alone"):
+        read_cohort(path)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param("M\u00fcller", "Mu\u0308ller", id="an umlaut as one sign and as two"),
+        pytest.param("P 1", "P\u00a01", id="a space that does not break"),
+        pytest.param("P1", "P1\u200b", id="a sign that cannot be seen"),
+    ],
+)
+def test_patients_that_read_the_same_are_refused(tmp_path: Path, one: str, other: str) -> None:
+    path = write(tmp_path, f"slide_id,patient_id,label\na,{one},x\nb,{other},y\nc,p3,y\n")
+    shown = " and ".join(f"{name!a} (1 slides)" for name in sorted([one, other]))
+    with pytest.raises(CohortError, match=re.escape(f"patient ids {shown} differ in how Unicode writes them alone")):
         read_cohort(path)
 
 

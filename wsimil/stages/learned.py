@@ -92,16 +92,16 @@ class Learned:
         return split if split in _SEEN else self.twins.get(slide_id)
 
     def refuse_other_spellings(self, patients: Iterable[str], where: Path) -> None:
-        """Raises CohortError where the id of one of `patients`, those in `where`, differs in case or a final .0 alone from that
-        of one whom the model saw."""
+        """Raises CohortError where the id of one of `patients`, those in `where`, is that of one whom the model saw but for what
+        `respelled` passes over."""
         spelled = {respelled(patient): patient for patient in self.patients}
         for patient in patients:
             seen = spelled.get(respelled(patient), patient)
             if patient not in self.patients and patient != seen:
                 raise CohortError(
-                    f"patient {patient!r} of {where} and {seen!r}, whom the model learned from or was chosen on, differ in case"
-                    " or a final .0 alone; spell a patient one way in both cohort files, or name two patients apart, so that none"
-                    " is learned from and tested on"
+                    f"patient {patient!a} of {where} and {seen!a}, whom the model learned from or was chosen on, differ in case,"
+                    " a final .0 or how Unicode writes them alone; spell a patient one way in both cohort"
+                    " files, or name two patients apart, so that none is learned from and tested on"
                 )
 
 

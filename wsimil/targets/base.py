@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -201,24 +202,34 @@ def softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def refuse_alike(names: Iterable[str], what: str) -> None:
-    """Raises ValueError where names, each as often as slides have it, differ in case alone or, as numbers, in a final .0."""
+    """Raises ValueError where names, each as often as slides have it, are one but for what `respelled` passes over."""
     counts = Counter(names)
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in sorted(counts):
         spellings[respelled(name)].append(name)
     alike = [own for own in spellings.values() if len(own) > 1]
     if alike:
-        first = " and ".join(f"{name!r} ({counts[name]} slides)" for name in alike[0])
+        where, shown = "a final .0", repr
+        if len({name.casefold() for name in alike[0]}) == 1:
+            where = "case"
+        elif len({_written(name).casefold() for name in alike[0]}) == 1:
+            where, shown = "how Unicode writes them", ascii  # on paper they are the same
+        first = " and ".join(f"{shown(name)} ({counts[name]} slides)" for name in alike[0])
         more = f", and so do {len(alike) - 1} more" if len(alike) > 1 else ""
-        where = "case" if len({name.casefold() for name in alike[0]}) == 1 else "a final .0"
         raise ValueError(
             f"{what} {first} differ in {where} alone{more}; where they are one, spell it one way, else name them apart"
         )
 
 
 def respelled(name: str) -> str:
-    """What a name has in common with those that differ from it in case alone or, as whole numbers do, in a final .0."""
-    return re.sub(r"^([+-]?[0-9]+)\.0+$", r"\1", name).casefold()
+    """What a name has in common with those that differ from it in case, in how Unicode writes it or, as whole numbers do, in a
+    final .0."""
+    return re.sub(r"^([+-]?[0-9]+)\.0+$", r"\1", _written(name)).casefold()
+
+
+def _written(name: str) -> str:
+    """A name in one of the ways in which Unicode writes it: an umlaut may be one sign or two, and some signs cannot be seen."""
+    return "".join(filter(str.isprintable, unicodedata.normalize("NFKC", name)))
 
 
 def unique(names: Sequence[str], what: str) -> None:
