@@ -131,6 +131,14 @@ def test_a_seat_that_cannot_be_filled_is_a_fault(tmp_path: Path) -> None:
     assert "FAULT OF THIS WORKER" in notes.lines[0]
 
 
+def test_a_worker_that_crashes_is_not_taken_for_one_that_saw_the_end_of_the_stage(tmp_path: Path) -> None:
+    # As where a machine's C library is too old for torch. An array's last elements would leave the queue upon a 1.
+    plan = plan_in(tmp_path, "a")
+    code, notes = supervise(plan, lambda _: [sys.executable, "-c", "raise ImportError('GLIBC_2.28 not found')"])
+    assert code == 4
+    assert "FAULT OF THIS WORKER" in notes.lines[0]
+
+
 def test_a_unit_is_not_blamed_where_its_process_was_told_to_go_and_could_not_hand_it_back(tmp_path: Path) -> None:
     plan = plan_in(tmp_path, "sigterm")
     code, _ = supervise(plan)

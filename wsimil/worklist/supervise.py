@@ -27,6 +27,8 @@ from wsimil.worklist.worker import IN_A_ROW, Left, Watcher
 REQUEUE = 75
 """Exit code of workers that gave their units back because they were asked to make room (SIGUSR1)."""
 TERMINATED, INTERRUPTED = 143, 130
+_CRASHED = 1
+"""Exit code of Python upon an error that nobody foresaw; of `wsimil worker`, where its stages are done and some units are bad."""
 STOPS: Mapping[int, int] = {signal.SIGUSR1: REQUEUE, signal.SIGTERM: TERMINATED, signal.SIGINT: INTERRUPTED}
 """Signals that end a worker in good order, with the exit code of each."""
 
@@ -134,6 +136,11 @@ class Supervisor:
                     deaths += 1
                 if deaths >= IN_A_ROW:
                     return int(Left.FAULTY)
+            elif code == _CRASHED:
+                self.watcher.note(
+                    f"{name}: FAULT OF THIS WORKER: it ended with an error that nobody foresaw, see above"
+                )
+                return int(Left.FAULTY)
             if self._signals or (code >= 0 and code != Left.RENEW):
                 return code
 
