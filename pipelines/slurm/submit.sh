@@ -309,10 +309,12 @@ add_workers() {
     if [ -n "$gate" ]; then
         local after
         after=$(scontrol -o show job "$gate" | sed -nE 's/.*Dependency=([^ ]+).*/\1/p' | sed -E 's/\([^)]*\)//g; s/_\*//g')
+        # Nothing stands there once its workers have ended and it waits for a place alone.
+        after=${after:+$after,}afterany:$JOB
         if [ -n "$DRY" ]; then
-            echo "scontrol update JobId=$gate Dependency=$after,afterany:$JOB"
+            echo "scontrol update JobId=$gate Dependency=$after"
         else
-            scontrol update "JobId=$gate" "Dependency=$after,afterany:$JOB"
+            scontrol update "JobId=$gate" "Dependency=$after"
         fi
     fi
     [ -n "$DRY" ] || tell

@@ -88,6 +88,24 @@ def test_what_was_ended_and_what_failed_too_much_goes_on_with_the_same_command(
 
 
 @pytest.mark.chaos
+def test_workers_are_added_also_while_the_gate_waits_for_nothing_but_a_place(
+    cluster: SlurmCluster, study: SmallStudy
+) -> None:
+    study.plan()
+    settings = study.settings(GPUS="1")
+    for _ in cluster.nodes:
+        cluster.run("sbatch", "--output=/dev/null", "--exclusive", "--wrap", "sleep 300")
+    cluster.run(SUBMIT, settings, **variables())
+    workers, gate, *_ = ids(study)
+    cluster.run("scancel", workers)
+    cluster.wait(lambda: cluster.tell(gate, "Dependency") == "(null)", "a gate that waits for a place", seconds=60)
+    cluster.run(SUBMIT, settings, "--more", "1", "--stage", "extract", **variables())
+    assert cluster.tell(gate, "Dependency").startswith(f"afterany:{ids(study)[0]}_")
+    cluster.run("scancel", *cluster.live())
+    ended(cluster)
+
+
+@pytest.mark.chaos
 def test_a_worker_that_is_always_killed_is_started_four_times_and_the_gate_says_how_to_go_on(
     cluster: SlurmCluster, study: SmallStudy
 ) -> None:
