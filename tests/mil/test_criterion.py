@@ -27,6 +27,21 @@ def test_a_class_weight_counts_for_a_bag_that_stands_alone():
     assert torch.isclose(weighted, 4 * CrossEntropy()(logits, targets), rtol=1e-6)
 
 
+def test_smoothing_leaves_a_bag_the_weight_of_its_own_class():
+    logits, targets = torch.tensor([[0.3, -0.2, 2.0], [1.0, 0.0, -1.0]]).double(), torch.tensor([2, 0])
+    weights = torch.tensor([5.0, 1.0, 2.0]).double()
+    shares = 0.7 * F.one_hot(targets, 3) + 0.1
+    each = -(shares * logits.log_softmax(dim=1)).sum(dim=1)
+    torch.testing.assert_close(CrossEntropy(weights, 0.3)(logits, targets), (2 * each[0] + 5 * each[1]) / 2)
+
+
+def test_what_costs_a_bag_of_a_frequent_class_least_is_that_class():
+    # Of 100 bags 95 are of class 0; so weighed, a step of gradient for one of them must go its way from one half on.
+    logits = torch.zeros(1, 2, requires_grad=True)
+    CrossEntropy(100 / 2 / torch.tensor([95.0, 5.0]), 0.1)(logits, torch.tensor([0])).backward()
+    assert logits.grad[0, 0] < -0.1 < 0.1 < logits.grad[0, 1]
+
+
 def test_the_cost_of_a_pack_is_the_mean_of_the_costs_of_its_bags():
     logits, targets = (
         torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).double(),

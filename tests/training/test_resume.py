@@ -133,3 +133,17 @@ def test_a_run_that_does_not_say_what_its_features_held_is_not_gone_on_with_but_
     with pytest.raises(TrainingError, match="an older version began it"):
         run(tmp_path)
     assert weights(tmp_path)["standardize.mean"].shape[0] == DIM
+
+
+def test_a_run_whose_smoothed_classes_were_weighed_otherwise_is_not_gone_on_with(tmp_path: Path) -> None:
+    run(tmp_path)
+    saved = read_checkpoint(tmp_path)
+    assert saved is not None
+    recipe = {name: value for name, value in saved.facts["recipe"].items() if name != "loss_version"}
+    write_checkpoint(tmp_path, replace(saved, facts={**saved.facts, "recipe": recipe}))
+    with pytest.raises(TrainingError, match="what bags cost whose classes are weighed and smoothed"):
+        run(tmp_path)
+    run(tmp_path / "other", config=QUICK.model_copy(update={"label_smoothing": 0.0}))
+    other = read_checkpoint(tmp_path / "other")
+    assert other is not None
+    assert "loss_version" not in other.facts["recipe"]

@@ -21,7 +21,7 @@ from wsimil.errors import CohortError, ModelError, TrainingError
 from wsimil.files import check_writable, write_text
 from wsimil.mil import registry
 from wsimil.mil.batch import BagBatch, pack
-from wsimil.mil.criterion import compares_bags
+from wsimil.mil.criterion import CrossEntropy, compares_bags
 from wsimil.mil.saved import TrainedModel, load_model, save_model
 from wsimil.provenance import Json, Provenance, sha256_json
 from wsimil.targets import Survival, Task
@@ -40,11 +40,14 @@ if TYPE_CHECKING:
 _CHANGES_NO_WEIGHT = {"cache_gb", "prefetch", "checkpoint_minutes", "trackers"}
 # 1, which no file states, left a bag alone for the last step of an epoch.
 _STEPS_VERSION = 2
+# 1, which no file states, gave what smoothing moves to a class the weight of that class, in place of the bag's own.
+_LOSS_VERSION = 2
 _TOLD = {
     "cohort": "the cohort or its splits",
     "features": "the kind of features",
     "contents": "what the features of its slides hold (they were replaced, or an older version began it and did not note it)",
     "steps_version": "which bags are in a step (an older version began it)",
+    "loss_version": "what bags cost whose classes are weighed and smoothed (an older version began it)",
 }
 
 
@@ -153,6 +156,8 @@ class _Run:
         self.criterion, self.val_criterion = criterion_of(config, self.task, self.targets, device=device)
         if compares_bags(self.criterion):
             self.recipe["steps_version"] = _STEPS_VERSION
+        if isinstance(self.criterion, CrossEntropy) and config.balance == "class_weights" and config.label_smoothing:
+            self.recipe["loss_version"] = _LOSS_VERSION
         check_options(config, self.task, self.model, method=method, counts=lambda: self._counts)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.good: str | None = None
