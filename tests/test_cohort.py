@@ -301,6 +301,14 @@ def test_patients_that_read_the_same_are_refused(tmp_path: Path, one: str, other
         read_cohort(path)
 
 
+def test_patients_of_whom_one_lost_the_zeros_before_its_number_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "slide_id,patient_id,label\na,0042,x\nb,42,y\nc,042x,y\nd,42x,y\n")
+    with pytest.raises(
+        CohortError, match=r"'0042' \(1 slides\) and '42' \(1 slides\) differ in zeros before a number alone; "
+    ):
+        read_cohort(path)
+
+
 def test_a_class_with_fewer_patients_than_folds_is_refused() -> None:
     with pytest.raises(CohortError, match="class 't' has 3 patients, fewer than the 5 folds"):
         cohort({"n": 9, "t": 3}).with_splits(seed=0, folds=5)

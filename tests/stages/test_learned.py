@@ -197,11 +197,13 @@ def test_a_patient_whose_id_differs_in_case_alone_from_one_that_was_seen_is_refu
         evaluate([tmp_path / "before"], shouted, tmp_path / "report", options=QUICK)
 
 
-def test_a_patient_whose_number_a_spreadsheet_wrote_with_a_final_0_is_refused() -> None:
+def test_a_patient_whose_number_a_spreadsheet_wrote_anew_is_refused() -> None:
     learned = Learned(known=True, splits={}, patients={"7": "train"}, counts={"train": 1})
     learned.refuse_other_spellings(["7", "8.0", "7.5"], Path("cohort.csv"))
-    with pytest.raises(CohortError, match=r"patient '7\.0' of cohort\.csv and '7', .* a final \.0 or how"):
+    with pytest.raises(CohortError, match=r"patient '7\.0' of cohort\.csv and '7', .* a final \.0, zeros"):
         learned.refuse_other_spellings(["8", "7.0"], Path("cohort.csv"))
+    with pytest.raises(CohortError, match=r"patient '007' of cohort\.csv and '7', .* zeros before a number or how"):
+        learned.refuse_other_spellings(["70", "-7", "7a", "007"], Path("cohort.csv"))
 
 
 def test_a_slide_whose_extraction_failed_stands_as_failed_without_its_reason_under_a_pseudonym(

@@ -100,7 +100,7 @@ class Learned:
             if patient not in self.patients and patient != seen:
                 raise CohortError(
                     f"patient {patient!a} of {where} and {seen!a}, whom the model learned from or was chosen on, differ in case,"
-                    " a final .0 or how Unicode writes them alone; spell a patient one way in both cohort"
+                    " a final .0, zeros before a number or how Unicode writes them alone; spell a patient one way in both cohort"
                     " files, or name two patients apart, so that none is learned from and tested on"
                 )
 

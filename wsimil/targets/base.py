@@ -6,7 +6,7 @@ import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, TypeAlias
 
@@ -209,11 +209,8 @@ def refuse_alike(names: Iterable[str], what: str) -> None:
         spellings[respelled(name)].append(name)
     alike = [own for own in spellings.values() if len(own) > 1]
     if alike:
-        where, shown = "a final .0", repr
-        if len({name.casefold() for name in alike[0]}) == 1:
-            where = "case"
-        elif len({_written(name).casefold() for name in alike[0]}) == 1:
-            where, shown = "how Unicode writes them", ascii  # on paper they are the same
+        where = next(words for words, plain in _SPELLINGS.items() if len({plain(name) for name in alike[0]}) == 1)
+        shown = ascii if where == _UNICODE else repr  # on paper they are the same
         first = " and ".join(f"{shown(name)} ({counts[name]} slides)" for name in alike[0])
         more = f", and so do {len(alike) - 1} more" if len(alike) > 1 else ""
         raise ValueError(
@@ -222,14 +219,27 @@ def refuse_alike(names: Iterable[str], what: str) -> None:
 
 
 def respelled(name: str) -> str:
-    """What a name has in common with those that differ from it in case, in how Unicode writes it or, as whole numbers do, in a
-    final .0."""
-    return re.sub(r"^([+-]?[0-9]+)\.0+$", r"\1", _written(name)).casefold()
+    """What a name has in common with those that differ from it in case, in how Unicode writes it or, as whole numbers do after a
+    spreadsheet had them, in a final .0 or zeros before them."""
+    return re.sub(r"^([+-]?)0+([0-9]+)$", r"\1\2", _whole(name))
+
+
+def _whole(name: str) -> str:
+    return re.sub(r"^([+-]?[0-9]+)\.0+$", r"\1", _written(name))
 
 
 def _written(name: str) -> str:
     """A name in one of the ways in which Unicode writes it: an umlaut may be one sign or two, and some signs cannot be seen."""
-    return "".join(filter(str.isprintable, unicodedata.normalize("NFKC", name)))
+    return "".join(filter(str.isprintable, unicodedata.normalize("NFKC", name))).casefold()
+
+
+_UNICODE = "how Unicode writes them"
+_SPELLINGS: Mapping[str, Callable[[str], str]] = {
+    "case": str.casefold,
+    _UNICODE: _written,
+    "a final .0": _whole,
+    "zeros before a number": respelled,
+}
 
 
 def unique(names: Sequence[str], what: str) -> None:
