@@ -152,6 +152,11 @@ def test_a_cell_that_cannot_be_meant_is_refused_with_its_line(
         (Survival(), ["3 censored", "4 censored"], "none of 2 training slides has an event"),
         (Survival(), ["3 event", "3 event"], "do not tell two intervals apart"),
         (Survival(horizons=(9.0,)), ["3 event", "4 event"], "horizon 9 lies beyond the longest training time 4"),
+        (
+            Survival(),
+            ["20150101 event", "20150115 event", "20191231 event"],
+            "edges name columns and metrics by six digits",
+        ),
         (Survival(model="cox"), ["3 censored"], "none of 1 training slides has an event"),
     ],
 )
@@ -169,6 +174,7 @@ def test_training_targets_that_teach_nothing_are_refused(task: Task, labels: lis
         ({"kind": "survival", "model": "cox", "bins": 7}, "task.bins means nothing for task.model cox"),
         ({"kind": "survival", "columns": ["time"]}, "two columns, time and event"),
         ({"kind": "survival", "horizons": [3, 2]}, "horizons rise"),
+        ({"kind": "survival", "model": "cox", "horizons": [20150101, 20150115]}, "differ in these"),
         ({"columns": ["a", "b"]}, "classification takes one column"),
         ({"classes": ["tumor"]}, "task.classes are two or more, got 'tumor' alone"),
         ({"classes": ["Tumor", "tumor"]}, "differ in case alone"),

@@ -48,6 +48,11 @@ class Survival(Task):
             values = getattr(self, name)
             if any(not (np.isfinite(v) and v > 0) for v in values) or any(np.diff(values) <= 0):
                 raise ValueError(f"{name} rise and lie above 0, got {list(values)}")
+            if len({_named(value) for value in values}) < len(values):
+                raise ValueError(
+                    f"{name} name columns and metrics by six digits, so they differ in these, got {list(values)}; count time"
+                    " from when each patient was first seen, in a unit such as days"
+                )
         if self.edges and self.model == "hazard" and self.horizons and self.horizons[-1] > self.edges[-1]:
             raise ValueError(
                 f"horizon {self.horizons[-1]:g} lies beyond the longest training time {self.edges[-1]:g}, where nothing is known"
@@ -67,7 +72,7 @@ class Survival(Task):
         return (
             AnswerColumn(name="risk", title="risk", probability=False),
             *(
-                AnswerColumn(name=f"survival_{h:.6g}{tail}", title=f"survival at {h:.4g}{unit}")
+                AnswerColumn(name=f"survival_{_named(h)}{tail}", title=f"survival at {h:.4g}{unit}")
                 for h in self.answered_horizons
             ),
         )
@@ -185,3 +190,7 @@ class Survival(Task):
             return number(cell)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+
+
+def _named(horizon: float) -> str:
+    return f"{horizon:.6g}"
