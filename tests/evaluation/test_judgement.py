@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -15,8 +17,8 @@ from wsimil.evaluation.one_class import class_cases, judge_class
 from wsimil.evaluation.risk_groups import risk_groups
 from wsimil.evaluation.survival import censoring_curve, kaplan_meier, log_rank
 from wsimil.evaluation.survival_cases import SurvivalCases
-from wsimil.evaluation.wrong import wrong_answers
-from wsimil.targets import MultiLabel
+from wsimil.evaluation.wrong import said_of, wrong_answers
+from wsimil.targets import MultiLabel, Regression
 
 
 def rows(kind: str, count: int = 60, *, seed: int = 0, noise: float = 1.0) -> Judged:
@@ -111,6 +113,18 @@ def test_risks_of_two_runs_are_ranked_within_each() -> None:
     assert [one.patients for one in ours.groups] == [20, 20]
 
 
+def test_folds_of_other_sizes_are_halved_alike() -> None:
+    """Ranks that are not shares of their fold would put most patients of the larger one into the higher half."""
+    cases = survivors(40)
+    small = np.arange(40) < 10
+    runs = np.where(small, "a", "b").tolist()
+    found = risk_groups(cases, [str(i) for i in range(40)], runs)
+    assert found is not None
+    high = np.where(small, cases.risks > np.median(cases.risks[small]), cases.risks > np.median(cases.risks[~small]))
+    assert (high[small].sum(), high[~small].sum()) == (5, 15)
+    assert found.groups[1].curve == kaplan_meier(cases.times[high], cases.events[high])
+
+
 def test_halves_over_runs_are_halves_of_patients() -> None:
     """Mean ranks over runs that disagree need not have their middle at a half."""
     cases = survivors(40)
@@ -142,6 +156,8 @@ def test_a_patient_with_several_slides_is_one_patient_in_halves() -> None:
     assert found.groups == once.groups
     mixed = [str(i // 2) for i in range(30)]
     assert risk_groups(cases, mixed, [""] * 30) is None
+    for other in (replace(twice, times=twice.times + np.arange(60)), replace(twice, events=np.arange(60) % 2 == 0)):
+        assert risk_groups(other, [str(i // 2) for i in range(60)], [""] * 60) is None
 
 
 def test_calibration_at_a_horizon_holds_predicted_against_seen() -> None:
@@ -157,6 +173,34 @@ def test_calibration_at_a_horizon_holds_predicted_against_seen() -> None:
     step = max(i for i, time in enumerate(curve.times) if time <= 0.5)
     assert (at.bins[0].observed, at.bins[0].low) == (curve.survival[step], curve.low[step])
     assert at.bins[0].predicted == pytest.approx(cases.survival[lowest, 0].mean())
+
+
+def test_calibration_tells_what_was_seen_until_a_horizon_and_nothing_beyond() -> None:
+    """Twenty patients of low predicted survival, of whom one dies each month, and twenty others, from the tenth month on."""
+    times = np.repeat(np.concatenate([np.arange(1.0, 21), np.arange(10.0, 30)]), 2)
+    events = np.arange(80) < 78  # the last is alive in month 29, when he is last seen
+    horizons = (1.0, 5.0, 20.0, 25.0, 29.0, 40.0)
+    predicted = np.where(np.arange(80) < 40, 0.3, 0.8) + np.tile([-0.1, 0.2], 40)  # two slides of each
+    cases = SurvivalCases(
+        times=times,
+        events=events,
+        risks=-predicted,
+        censoring=censoring_curve(times, events),
+        horizons=horizons,
+        survival=np.tile(predicted[:, None], 6),
+    )
+    patients = [str(i // 2) for i in range(80)]
+    found = risk_groups(cases, patients, [""] * 80)
+    assert found is not None
+    seen = {one.horizon: [row.observed for row in one.bins] for one in found.calibration}
+    wanted = {1.0: [0.95, 1.0], 5.0: [0.75, 1.0], 20.0: [0.0, 0.45], 25.0: [0.0, 0.2], 29.0: [0.0, 0.05], 40.0: [0.0]}
+    assert list(seen) == list(wanted)
+    assert all(seen[horizon] == pytest.approx(wanted[horizon]) for horizon in wanted)
+    assert [row.predicted for row in found.calibration[0].bins] == pytest.approx([0.35, 0.85])
+    assert (found.calibration[0].bins[1].low, found.calibration[0].bins[1].high) == (None, None)
+    fewer = risk_groups(cases.take(np.arange(78)), patients[:78], [""] * 78)
+    assert fewer is not None
+    assert fewer.calibration == ()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -181,6 +225,54 @@ def test_a_risk_that_is_wrong_in_most_pairs_is_told_by_their_share() -> None:
     found = wrong_answers(answers("survival")[0], cases)
     assert [(one.row, one.number) for one in found] == [(0, 1.0)]
     assert found[0].said == "risk 0.000, number 8 of 8"
+
+
+def test_risks_that_are_equal_are_half_wrong_and_few_pairs_tell_nothing() -> None:
+    task = answers("survival")[0]
+
+    def found(risks: list[float]) -> list[tuple[int, float]]:
+        times, events = np.arange(1.0, len(risks) + 1), np.ones(len(risks), dtype=bool)
+        cases = SurvivalCases(
+            times=times, events=events, risks=np.array(risks), censoring=censoring_curve(times, events)
+        )
+        return [(one.row, one.number) for one in wrong_answers(task, cases)]
+
+    assert found([0.0] * 6) == []
+    assert found([3.0, 2, 1, 0, 0, 4]) == [(5, 1.0)]
+    assert found([2.0, 2, 2, 1, 1, 3]) == [(5, 1.0)]
+    assert found([1.0, 1, 2, 2, 3, 3]) == [(row, 0.9) for row in range(6)]
+    assert found([0.0, 1, 2, 3, 4]) == []
+
+
+def test_wrong_labels_are_those_of_their_own_rows() -> None:
+    """Where a label is not known of a row, the rows after it are still themselves."""
+    task = MultiLabel(columns=("er", "pr"))
+    values = np.array([[0.9, 0.5], [0.8, 0.1], [0.3, 0.9], [0.2, 0.5]])
+    judged = Judged(
+        task=task, slide_ids=tuple("abcd"), patients=tuple("abcd"), runs=("",) * 4, labels=("er=?", "pr", "er;pr", "er"),
+        values=values,
+    )  # fmt: skip
+    found = [(one.row, one.of, one.truth, one.said, one.number) for one in wrong_answers(task, judged.cases())]
+    assert found == [
+        (1, "pr", "has it", "has it not", pytest.approx(0.9)),
+        (1, "er", "has it not", "has it", pytest.approx(0.8)),
+        (3, "er", "has it", "has it not", pytest.approx(0.8)),
+        (2, "er", "has it", "has it not", pytest.approx(0.7)),
+        (0, "pr", "has it not", "has it", pytest.approx(0.5)),
+        (3, "pr", "has it not", "has it", pytest.approx(0.5)),
+    ]
+    assert said_of(task, judged.cases(), values) == ["er;pr", "er", "pr", "pr"]
+
+
+def test_errors_of_several_numbers_are_told_in_their_spreads() -> None:
+    task = Regression(columns=("age", "ki67"), mean=(0.0, 0.0), scale=(1.0, 1.0))
+    truth, values = np.array([[40.0, 0.1], [60.0, 0.3]]), np.array([[45.0, 0.1], [60.0, 0.1]])
+    judged = Judged(
+        task=task, slide_ids=("a", "b"), patients=("a", "b"), runs=("",) * 2, labels=("40;0.1", "60;0.3"), values=values
+    )
+    first, second = wrong_answers(task, judged.cases(), most=2)
+    assert (first.row, first.of, first.number) == (1, "ki67", pytest.approx(-0.2 / truth[:, 1].std()))
+    assert (second.row, second.of, second.number) == (0, "age", pytest.approx(5 / truth[:, 0].std()))
 
 
 def test_what_is_drawn_for_a_comparison_is_the_probability_of_the_second_class() -> None:

@@ -57,6 +57,16 @@ def test_the_survival_curve_is_that_of_lifelines() -> None:
     assert sum(curve.events) + sum(curve.censored) == 40
 
 
+def test_the_median_is_reached_where_half_are_left() -> None:
+    """Products of shares miss a half by a rounding: 5/6 * 4/5 * 3/4 does."""
+    for half in range(1, 30):
+        times = np.arange(1.0, 2 * half + 1)
+        assert kaplan_meier(times, np.ones(2 * half, bool)).median == half
+    late = kaplan_meier(np.array([1.0, 2, 3, 4]), np.array([False, True, False, False]))
+    assert late.median is None
+    assert (late.low[0], late.high[0], late.survival[0]) == (None, None, 1.0)
+
+
 def test_the_survival_curve_is_that_of_scipy() -> None:
     data = stats.CensoredData.right_censored(TIMES, ~EVENTS)
     theirs = stats.ecdf(data).sf
