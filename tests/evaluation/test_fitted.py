@@ -229,6 +229,32 @@ def test_thresholds_keep_their_rule_among_all_that_there_are(ties: bool) -> None
         assert one.value not in p
 
 
+def test_of_thresholds_that_are_as_good_the_lowest_misses_fewest() -> None:
+    truth, p = np.array([0, 1, 0, 1]), np.array([0.1, 0.3, 0.5, 0.7])
+    youden = youden_threshold(truth, p, fitted_on="val")
+    cheap = cost_threshold(truth, p, false_negative=0.3, false_positive=0.3, fitted_on="val")
+    for one in (youden, cheap):
+        assert one.value == pytest.approx(0.2)
+        assert (one.sensitivity, one.specificity) == (1.0, 0.5)
+    with pytest.raises(ConfigError, match="above 0"):
+        cost_threshold(truth, p, false_negative=0, false_positive=1, fitted_on="val")
+    with pytest.raises(ConfigError, match="above 0"):
+        cost_threshold(truth, p, false_negative=1, false_positive=-1, fitted_on="val")
+
+
+def test_a_share_that_rows_reach_exactly_is_enough() -> None:
+    """0.55 of 100 is a little more than 55 in floating point, and three times 0.1 a little more than 0.3."""
+    truth = np.repeat([1, 0], 100)
+    p = np.tile(np.arange(100), 2) / 100
+    held = sensitivity_threshold(truth, p, at_least=0.55, fitted_on="val")
+    assert held.sensitivity == 0.55
+    held = specificity_threshold(truth, p, at_least=0.55, fitted_on="val")
+    assert held.specificity == pytest.approx(0.55)
+    p = np.array([0.9, 0.5, 0.4, 0.3, 0.2, 0.1])
+    cheap = cost_threshold(np.array([1, 0, 0, 0, 1, 0]), p, false_negative=0.3, false_positive=0.1, fitted_on="val")
+    assert cheap.value == pytest.approx(0.15)
+
+
 @pytest.mark.parametrize("above", [1 - 2**-53, 1.0, 5e-324])
 def test_a_threshold_parts_probabilities_that_no_number_lies_between(above: float) -> None:
     """Logits beyond 36 end there: the middle was rounded to the lower one, and both were decided for class 1."""
