@@ -38,6 +38,8 @@ def test_a_site_with_too_few_patients_of_a_class_shows_no_numbers() -> None:
     assert (unknown.group, unknown.rows, unknown.patients) == ("", 18, 11)
     assert unknown.estimates == {}
     assert unknown.too_few == "1 patients of a class, 5 are needed"
+    healthy = by_group(cases, ["healthy"] * 20 + ["large"] * 38, patients, replicates=50)[0]
+    assert (healthy.estimates, healthy.too_few) == ({}, "0 patients of a class, 5 are needed")
     alone_of_numbers = by_group(numbers(4), ["x"] * 4, alone(4), replicates=50)
     assert alone_of_numbers[0].too_few == "4 patients, 5 are needed"
 
