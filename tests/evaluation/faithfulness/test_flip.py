@@ -31,6 +31,7 @@ def test_shares_become_counts_and_one_tile_is_left() -> None:
     assert dropped_counts(40, (0, 0.05, 0.5, 1)).tolist() == [0, 2, 20, 39]
     assert dropped_counts(5, (0, 0.1, 0.3, 0.5, 1)).tolist() == [0, 1, 2, 3, 4]
     assert [top_count(n, 0.1) for n in (2, 10, 11, 100)] == [1, 1, 2, 10]
+    assert (top_count(100, 0.07), top_count(4, 0.95)) == (7, 3), "0.07 of 100 is a little more than 7 in floating point"
 
 
 def test_the_area_under_a_curve_is_its_mean_height() -> None:
@@ -95,19 +96,22 @@ def test_curves_are_those_of_every_step_computed_by_itself(method: str) -> None:
     parts = SubBags(model, bag)
     logits = parts.logits([np.arange(23)])
     said = said_of(TASK, TASK.values(logits)[0], logits[0])
-    one = TileMap(score="made", values=scores)
+    one = TileMap(score="made", values=scores, total=-100.0)
 
     def calm(logits: np.ndarray) -> np.ndarray:
         return TASK.values(logits / 3)
 
     found = flip(parts, [one], said, task=TASK, values_of=calm, config=QUICK, rng=np.random.default_rng(0))
     order = np.argsort(-scores)
+
+    def asked(rows: np.ndarray) -> np.ndarray:
+        alone = pack([bag.features[np.sort(rows)]], xy0=[bag.xy0[np.sort(rows)]], slide_ids=["alone"])
+        with torch.no_grad():
+            return model(alone).logits.numpy()
+
     for reading, curves in ((order, found.maps[0].most_first), (order[::-1], found.maps[0].least_first)):
         for step, dropped in enumerate([0, 2, 6, 12, 17, 22]):
-            rows = np.sort(reading[dropped:])
-            alone = pack([bag.features[rows]], xy0=[bag.xy0[rows]], slide_ids=["alone"])
-            with torch.no_grad():
-                wanted = model(alone).logits.numpy()
+            wanted = asked(reading[dropped:])
             odds = wanted[0, said.output] - wanted[0, 1 - said.output]
             assert curves.logit[step] == pytest.approx(odds, rel=1e-8, abs=1e-9)
             assert curves.uncalibrated[step] == pytest.approx(TASK.values(wanted)[0, said.output], rel=1e-8)
@@ -116,6 +120,23 @@ def test_curves_are_those_of_every_step_computed_by_itself(method: str) -> None:
     for tail, name in (("", "strength"), ("_uncalibrated", "uncalibrated"), ("_logit", "logit")):
         least, most = (getattr(curves, name) for curves in (found.maps[0].least_first, found.maps[0].most_first))
         assert numbers[f"srg{tail}"] == pytest.approx(float(aupc(QUICK.shares, least) - aupc(QUICK.shares, most)))
+        areas = aupc(QUICK.shares, getattr(found.random, name))
+        gaps = areas[:, 1] - areas[:, 0]
+        assert numbers[f"random_srg{tail}"] == pytest.approx(gaps.mean())
+        assert numbers[f"random_spread{tail}"] == pytest.approx(gaps.std(ddof=1))
+        assert numbers[f"random_aupc{tail}"] == pytest.approx(areas.mean())
+        assert numbers[f"margin{tail}"] == pytest.approx(numbers[f"srg{tail}"] - gaps.mean(), rel=1e-9, abs=1e-12)
+    rng = np.random.default_rng(0)
+    drawn = [rng.permutation(23) for _ in range(10)]
+    for share, top in ((0.05, 2), (0.2, 5)):
+        for name, orders in (("top", [order]), ("random", drawn)):
+            alone, without = (
+                np.mean([calm(asked(rows))[0, said.output] for rows in parts])
+                for parts in ([own[:top] for own in orders], [own[top:] for own in orders])
+            )
+            assert numbers[f"{name}_{share}"] == pytest.approx(alone, rel=1e-8)
+            assert numbers[f"without_{name}_{share}"] == pytest.approx(without, rel=1e-8)
+    assert numbers["completeness_gap"] == pytest.approx(100 + numbers["whole_logit"])
     assert found.dropped.tolist() == [0, 2, 6, 12, 17, 22]
     assert found.random.strength.shape == (10, 2, 6)
 

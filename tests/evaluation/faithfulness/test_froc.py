@@ -20,6 +20,8 @@ def test_neighbors_of_a_higher_tile_are_silent() -> None:
     assert found.finds.shape == (3, 0)
     corner = np.array([[0, 0], [100, 100], [250, 0]])
     assert alarms(np.array([2.0, 1.0, 0.0]), corner, 100, shapely.MultiPolygon()).scores.tolist() == [2.0, 0.0]
+    near = np.array([[0, 0], [149, 0], [0, 150]])
+    assert alarms(np.array([2.0, 1.0, 0.0]), near, 100, shapely.MultiPolygon()).scores.tolist() == [2.0, 0.0]
 
 
 def test_an_alarm_finds_what_its_tile_overlaps() -> None:

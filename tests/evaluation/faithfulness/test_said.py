@@ -20,6 +20,8 @@ AGE = Regression(columns=("age",), mean=(60.0,), scale=(10.0,))
         (MultiLabel(columns=("er", "pr")), [1.0, 3.0], 1, 1, 1 / (1 + np.exp(-3))),
         (MultiLabel(columns=("er", "pr")), [-1.0, -3.0], 0, -1, 1 / (1 + np.exp(-1))),
         (MultiLabel(columns=("er", "pr"), thresholds=(0.2, 0.5)), [-1.0, -3.0], 0, 1, 1 / (1 + np.exp(1))),
+        (MultiLabel(columns=("er", "pr"), thresholds=(0.5, 0.9)), [0.0, -3.0], 0, 1, 0.5),
+        (Ordinal(levels=("1", "2", "3")), [0.0, -1.0], 0, -1, 0.5),
         (Ordinal(levels=("1", "2", "3")), [2.0, -1.0], 0, 1, 1 / (1 + np.exp(-2))),
         (Ordinal(levels=("1", "2", "3")), [-2.0, 4.0], 0, -1, 1 / (1 + np.exp(-2))),
         (Ordinal(levels=("1", "2", "3")), [3.0, 2.0], 1, 1, 1 / (1 + np.exp(-3)) / (1 + np.exp(-2))),
