@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.covariance import LedoitWolf
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import normalize
 
 from wsimil.errors import ConfigError
 from wsimil.evaluation.ood import OodReference, fit_ood
@@ -29,6 +31,19 @@ def test_the_distance_is_that_of_scikit_learn(shape: tuple[int, int]) -> None:
     theirs = np.sqrt(LedoitWolf().fit(training).mahalanobis(fresh))
     assert found.distances(fresh) == pytest.approx(theirs, rel=1e-4)  # kept in float32
     assert found.axes.shape == (min(count - 1, dim), dim)
+
+
+def test_the_distance_to_neighbors_is_that_of_scikit_learn() -> None:
+    training, fresh = slides(60, seed=0), slides(20, seed=1, shift=0.5)
+    found = fit_ood(training, [f"p{i // 2}" for i in range(60)], kind="knn", neighbors=3, false_flags=1 / 61)
+    theirs = NearestNeighbors(n_neighbors=3).fit(normalize(training))
+    assert found.distances(fresh) == pytest.approx(theirs.kneighbors(normalize(fresh))[0][:, 2], rel=1e-4)
+    held_out = []
+    for patient in range(30):
+        own = np.arange(60) // 2 == patient
+        rest = NearestNeighbors(n_neighbors=3).fit(normalize(training[~own]))
+        held_out += list(rest.kneighbors(normalize(training[own]))[0][:, 2])
+    assert found.threshold == pytest.approx(max(held_out), rel=1e-9)
 
 
 def test_the_threshold_is_of_references_that_never_saw_the_patient() -> None:
@@ -105,6 +120,8 @@ def test_a_reference_is_the_same_after_a_round_trip(kind: str) -> None:
 def test_a_rate_that_cannot_be_stated_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs 19 training slides"):
         fit_ood(slides(18, seed=0), names(18))
+    with pytest.raises(ConfigError, match="3 patients, got 40 of 2"):
+        fit_ood(slides(40, seed=0), ["a", "b"] * 20)
     with pytest.raises(ConfigError, match="are they all the same"):
         fit_ood(np.ones((40, 5)), names(40))
     with pytest.raises(ConfigError, match="5 neighbors of other patients"):
