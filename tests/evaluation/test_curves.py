@@ -32,9 +32,13 @@ def test_net_benefit_is_that_of_dcurves() -> None:
         decision_curve(TARGETS, SCORES, thresholds=[1.0])
 
 
-def test_the_band_of_net_benefit_is_that_of_the_bootstrap_metric_by_metric() -> None:
-    """Drawn replicate by replicate as any other metric is, and by the interval of a share where nobody is treated wrongly."""
-    cases = two_classes(150)
+@pytest.mark.parametrize("rarer", [0, 1])
+def test_the_band_of_net_benefit_is_that_of_the_bootstrap_metric_by_metric(rarer: int) -> None:
+    """Drawn replicate by replicate as any other metric is, patients with slides of both classes among those of the rarer."""
+    every = two_classes(200)
+    cases = every.take(
+        np.sort([*np.flatnonzero(every.targets == rarer)[:60], *np.flatnonzero(every.targets != rarer)[:90]])
+    )
     patients = [f"p{int(row**0.8)}" for row in range(len(cases))]  # of one to three rows
     curve = decision_curve(cases.targets, cases.probabilities, thresholds=[0.2, 0.5, 0.8])
     found = with_band(curve, cases.targets, cases.probabilities, patients, replicates=400, seed=3)
@@ -57,6 +61,9 @@ def test_there_is_no_band_where_a_class_has_one_patient() -> None:
     assert with_band(curve, targets, p, ["a", "b", "c", "d"]).low
     ones = decision_curve(np.ones(2, np.int64), p[:2])
     assert with_band(ones, np.ones(2, np.int64), p[:2], ["a", "b"]).low == ()
+    # Of the positive patients all but one have negative slides, too.
+    targets, p = np.array([0] * 9 + [1] * 4), np.linspace(0.1, 0.9, 13)
+    assert with_band(decision_curve(targets, p), targets, p, [*"abcdefghi", *"abcj"]).low
 
 
 @pytest.mark.parametrize("count", [63, 20_000])

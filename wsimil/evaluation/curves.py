@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn import metrics as sk
 
 from wsimil.evaluation.bootstrap import resampling
-from wsimil.evaluation.cases import Floats, Ints, checked_probabilities, checked_targets
+from wsimil.evaluation.cases import Floats, Ints, checked_probabilities, checked_targets, rarity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ def with_band(
     Without them where a class has fewer than two patients.
     """
     truth, treated, odds, _ = _treated(targets, probabilities, curve.thresholds)
-    plan = resampling(patients, truth)
+    plan = resampling(patients, rarity(truth, 2))
     if len(np.unique(truth)) < 2 or plan.smallest < 2:
         return curve
     # What a row of each class adds to the net benefit of each threshold where it is treated.
