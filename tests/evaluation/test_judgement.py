@@ -262,6 +262,7 @@ def test_wrong_labels_are_those_of_their_own_rows() -> None:
         (3, "pr", "has it not", "has it", pytest.approx(0.5)),
     ]
     assert said_of(task, judged.cases(), values) == ["er;pr", "er", "pr", "pr"]
+    assert [task.decided(row) for row in values] == ["er;pr", "er", "pr", "pr"]
 
 
 def test_errors_of_several_numbers_are_told_in_their_spreads() -> None:

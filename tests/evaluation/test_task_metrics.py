@@ -8,6 +8,7 @@ from sklearn import metrics as sk
 
 from wsimil.evaluation.bootstrap import estimates
 from wsimil.evaluation.judgement import Judged
+from wsimil.evaluation.multiclass import OrdinalCases
 from wsimil.evaluation.task_metrics import cases_of, watched
 from wsimil.evaluation.wrong import said_of
 from wsimil.targets import Classification, MultiLabel, Ordinal, Regression, Survival
@@ -55,6 +56,9 @@ def test_levels_are_measured_by_what_is_decided() -> None:
     values = np.array([[0.8, 0.1, 0.1], [0.4, 0.25, 0.35], [0.1, 0.2, 0.7]])
     cases = cases_of(task, np.array([0, 2, 2]), values)
     assert [task.levels[level] for level in cases.decided] == [task.decided(row) for row in values]  # type: ignore[attr-defined]
+    halves = np.array([[0.5, 0.25, 0.25], [0.5, 0.0, 0.5], [0.25, 0.25, 0.5]])
+    assert OrdinalCases(targets=np.zeros(3, np.int64), probabilities=halves).decided.tolist() == [0, 0, 1]
+    assert [task.decided(row) for row in halves] == ["1", "1", "2"], "of equals the lower"
     found = cases.values()
     assert found["mae_rank"] == pytest.approx(1 / 3)
     wanted = sk.cohen_kappa_score([0, 2, 2], [0, 1, 2], weights="quadratic")
