@@ -11,6 +11,7 @@ import pytest
 from wsimil.errors import ConfigError, ModelError
 from wsimil.evaluation.binary import BinaryCases
 from wsimil.evaluation.calibration import fit_bias_corrected
+from wsimil.evaluation.conformal import fit_conformal
 from wsimil.evaluation.decision import (
     Decision,
     DecisionConfig,
@@ -20,6 +21,8 @@ from wsimil.evaluation.decision import (
     mean_feature,
     save_decision,
 )
+from wsimil.evaluation.ood import fit_ood
+from wsimil.evaluation.threshold import youden_threshold
 from wsimil.mil import registry
 from wsimil.mil.saved import TrainedModel
 from wsimil.targets import Classification, MultiLabel, Regression, Task
@@ -214,12 +217,32 @@ def test_sets_hold_the_true_class_as_often_as_stated() -> None:
     assert abs(held - 0.9) < 0.035
 
 
+def test_sets_are_fitted_on_the_first_slide_of_each_patient() -> None:
+    val = replace(answers(120), patients=tuple(f"p{i // 2}" for i in range(120)))
+    decision = fitted(val, conformal="lac", coverage=0.8, calibration="none")
+    first = np.arange(0, 120, 2)
+    shares = trained().task.values(val.logits[first])
+    names = [val.patients[row] for row in first]
+    assert decision.conformal == fit_conformal(
+        val.targets[first], shares, names, kind="lac", coverage=0.8, fitted_on="val"
+    )
+
+
 def test_slides_far_from_training_are_flagged_and_others_seldom() -> None:
     decision = fitted()
     near, _ = means(400, seed=7)
     flags = [decision.beside(np.array([0.5, 0.5]), row, trained().task)["unusual"] for row in near]
     assert np.mean([flag == "yes" for flag in flags]) < 0.15
     assert decision.beside(np.array([0.5, 0.5]), np.full(DIM, 9.0), trained().task)["unusual"] == "yes"
+
+
+def test_distances_are_of_the_kind_and_the_rate_that_are_asked_for() -> None:
+    rows, owners = means()
+    for kind, rate in (("knn", 0.2), ("mahalanobis", 0.1)):
+        found = fitted(ood=kind, false_flags=rate).ood
+        assert found is not None
+        wanted = fit_ood(rows, owners, kind=kind, false_flags=rate)
+        assert (found.kind, found.threshold, found.false_flags) == (kind, wanted.threshold, rate)
 
 
 def test_what_means_nothing_is_refused_and_defaults_are_not() -> None:
@@ -298,6 +321,30 @@ def test_each_label_has_a_calibration_and_a_threshold_of_the_rows_where_it_is_kn
         {n for n, p, t in zip(LABELS.labels, row, model.task.decides_at, strict=True) if p >= t} for row in shares
     ]
     assert any(words != set(LABELS.decided(row).split(";")) - {"-"} for words, row in zip(said, shares, strict=True))
+
+
+def test_labels_without_a_calibration_are_decided_by_the_probability_of_having_them() -> None:
+    val = three_labels()
+    decision = fit_decision(DecisionConfig(calibration="none"), of_labels(), val, training_means=None)
+    for index, name in enumerate(("er", "pr")):
+        known = val.targets[:, index] >= 0
+        p = 1 / (1 + np.exp(-val.logits[known, index]))
+        found = decision.labels[name].threshold
+        assert found is not None
+        assert found.value == pytest.approx(youden_threshold(val.targets[known, index], p, fitted_on="val").value)
+
+
+def test_a_label_needs_patients_and_not_slides_that_have_it() -> None:
+    rows = np.arange(40)
+    targets = np.stack([rows < 10, rows >= 30], axis=1).astype(np.int64)  # of ten patients, and of five with two slides
+    val = ValidationAnswers(
+        logits=np.random.default_rng(0).normal(size=(40, 2)) + 2 * targets,
+        targets=targets,
+        patients=tuple(f"p{min(row, 30 + (row - 30) // 2)}" for row in rows),
+    )
+    decision = fit_decision(DecisionConfig(), trained(MultiLabel(columns=("er", "pr"))), val, training_means=None)
+    assert set(decision.labels) == {"er"}
+    assert any("(decision.fewest): pr 5" in note for note in decision.notes)
 
 
 def test_labels_of_other_names_than_the_model_has_are_refused() -> None:
