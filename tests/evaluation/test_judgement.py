@@ -11,9 +11,10 @@ from tests.evaluation.made import some_classes, two_classes
 from tests.stages.made_runs import KINDS, answers
 from wsimil.evaluation.binary import BinaryCases
 from wsimil.evaluation.bootstrap import estimates
+from wsimil.evaluation.delong import delong_auroc, delong_difference
 from wsimil.evaluation.judgement import Judged, compare, judge
 from wsimil.evaluation.multilabel import MultilabelCases
-from wsimil.evaluation.one_class import class_cases, judge_class
+from wsimil.evaluation.one_class import class_cases, delong_of_two, judge_class
 from wsimil.evaluation.risk_groups import risk_groups
 from wsimil.evaluation.survival import censoring_curve, kaplan_meier, log_rank
 from wsimil.evaluation.survival_cases import SurvivalCases
@@ -79,6 +80,47 @@ def test_a_label_that_is_not_known_of_a_row_leaves_it_out_of_that_label() -> Non
     pr = class_cases(cases, ())[1]
     assert pr.rows.tolist() == [1, 2, 3]
     assert pr.cases.targets.tolist() == [1, 0, 1]
+
+
+def test_a_label_is_judged_by_the_patients_of_the_rows_where_it_is_known() -> None:
+    """The two slides of p are one row where the label of one of them is not known."""
+    cases = MultilabelCases(
+        labels=("er",),
+        targets=np.array([[-1], [1], [0], [1], [0]]),
+        probabilities=np.array([[0.5], [0.4], [0.2], [0.7], [0.6]]),
+        thresholds=(0.5,),
+    )
+    patients = ["p", "p", "q", "r", "s"]
+    (one,) = class_cases(cases, ())
+    found = judge_class(one, cases, patients, found={}, one_run=True, replicates=50, seed=0)
+    assert found.delong_of == "rows"
+    assert found.delong == delong_auroc(one.cases.targets, one.cases.probabilities, ["p", "q", "r", "s"])
+
+
+def test_two_models_are_compared_by_the_means_of_patients_first_less_second() -> None:
+    rng = np.random.default_rng(0)
+    targets = np.repeat(np.arange(20) % 2, 2)
+    first, second = rng.random(40) + targets, rng.random(40)
+    patients = [f"p{i // 2}" for i in range(40)]
+    found, of = delong_of_two(targets, first, second, patients)
+    assert of == "patients"
+    assert found is not None
+    assert found.difference is not None
+    assert found.difference > 0
+    halved = [scores.reshape(20, 2).mean(axis=1) for scores in (first, second)]
+    assert found == delong_difference(targets[::2], *halved, patients[::2])
+
+
+def test_agreement_is_predicted_less_true() -> None:
+    task = Regression(columns=("age",), mean=(0.0,), scale=(1.0,))
+    judged = Judged(
+        task=task, slide_ids=tuple("abc"), patients=tuple("abc"), runs=("",) * 3, labels=("10", "20", "30"),
+        values=np.array([[11.0], [23.0], [38.0]]),
+    )  # fmt: skip
+    (found,) = judge(judged, groups={}, replicates=50).agreement
+    sd = np.std([1.0, 3.0, 8.0], ddof=1)
+    assert (found.mean, found.sd) == pytest.approx((4.0, sd))
+    assert (found.low, found.high) == pytest.approx((4.0 - 1.96 * sd, 4.0 + 1.96 * sd))
 
 
 def test_halves_by_risk_are_those_of_the_median() -> None:
@@ -292,6 +334,9 @@ def test_rows_in_another_order_are_not_compared_nor_none_judged() -> None:
     other = rows("two", 59)
     with pytest.raises(ValueError, match="on the same rows"):
         compare(first, other)
+    swapped = replace(first, slide_ids=(*first.slide_ids[:-2], first.slide_ids[-1], first.slide_ids[-2]))
+    with pytest.raises(ValueError, match="on the same rows"):
+        compare(first, swapped)
     with pytest.raises(ValueError, match="no row to judge"):
         judge(
             Judged(task=first.task, slide_ids=(), patients=(), runs=(), labels=(), values=np.zeros((0, 2))), groups={}
