@@ -125,6 +125,34 @@ def test_a_class_of_one_patient_has_a_value_and_no_interval() -> None:
     cases = BinaryCases(targets=np.array([1, 0, 0, 0]), probabilities=np.array([0.9, 0.1, 0.4, 0.3]), threshold=0.5)
     found = estimates(cases, alone(4))["auroc"]
     assert (found.value, found.low, found.high) == (1.0, None, None)
+    assert estimates(cases, alone(4), kind="percentile")["brier"].low is None
+
+
+def test_replicates_in_which_two_models_are_equal_count_on_both_sides() -> None:
+    """One row of twenty is decided otherwise: it is missed in (9/10)^10 of replicates, and no model is shown to be better."""
+    targets = np.tile([0, 1], 10)
+    p = np.where(targets == 1, 0.9, 0.1)
+    first = BinaryCases(targets=targets, probabilities=p, threshold=0.5)
+    second = BinaryCases(targets=targets, probabilities=np.where(np.arange(20) == 0, 0.9, p), threshold=0.5)
+    found = differences(first, second, alone(20))["accuracy"]
+    assert found.low == 0
+    assert found.p_value == pytest.approx(2 * 0.9**10, abs=8 * math.sqrt(0.35 * 0.65 / 2000))
+
+
+def test_more_than_a_twentieth_of_undefined_replicates_leaves_no_interval() -> None:
+    cases = numbers(40)
+
+    def spread(drawn: RegressionCases, most: int) -> float | None:
+        there = np.isin(drawn.targets, cases.targets[:most]).any()
+        return float(drawn.targets.std()) if there else None
+
+    # None of the first two, or three, is drawn in (1 - 2/40)^40 = 13 %, or (1 - 3/40)^40 = 4.4 % of replicates.
+    two = estimate(cases, lambda drawn: spread(drawn, 2), alone(40), replicates=1000, kind="percentile")
+    three = estimate(cases, lambda drawn: spread(drawn, 3), alone(40), replicates=1000, kind="percentile")
+    assert two.undefined / 1000 == pytest.approx(0.95**40, abs=0.04)
+    assert (two.low, two.high) == (None, None)
+    assert 0 < three.undefined <= 50
+    assert three.low is not None
 
 
 def test_a_perfect_model_has_no_interval_of_no_width() -> None:
