@@ -242,12 +242,28 @@ def test_a_slide_whose_header_lacks_what_a_map_must_share_is_refused_by_name(mak
         write_parametric_maps(tmp_path / "maps", score_table(make_prediction(size0_px=SIZE)), source, now=NOW)
 
 
-@pytest.mark.parametrize("groups", [[], [Dataset()]], ids=["no groups", "groups without it"])
+def _groups(*measures: Dataset) -> list[Dataset]:
+    groups = Dataset()
+    groups.PixelMeasuresSequence = list(measures)
+    return [groups]
+
+
+def _thickness_alone() -> Dataset:
+    measures = Dataset()
+    measures.SliceThickness = 0.001
+    return measures
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [[], [Dataset()], _groups(), _groups(_thickness_alone())],
+    ids=["no groups", "groups without measures", "no measures", "thickness alone"],
+)
 def test_a_slide_without_a_spacing_is_refused_by_name(groups: list[Dataset], make_prediction, tmp_path: Path) -> None:
     """It may be scored with an mpp from the user; it ended the export of all slides."""
     levels = [SIZE, (64, 48)]
     source = write_dicom_slide(tmp_path / "slide", levels, mpp=0.5, SharedFunctionalGroupsSequence=groups)
-    with pytest.raises(SlideError, match="does not state PixelMeasuresSequence, which a map must share"):
+    with pytest.raises(SlideError, match="does not state PixelSpacing, which a map must share"):
         write_parametric_maps(tmp_path / "maps", score_table(make_prediction(size0_px=SIZE)), source, now=NOW)
 
 

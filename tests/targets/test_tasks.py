@@ -155,7 +155,7 @@ def test_a_cell_that_cannot_be_meant_is_refused_with_its_line(
         (
             Survival(),
             ["20150101 event", "20150115 event", "20191231 event"],
-            "edges name columns and metrics by six digits",
+            "edges name columns and metrics by six digits and must differ",
         ),
         (Survival(model="cox"), ["3 censored"], "none of 1 training slides has an event"),
     ],
@@ -174,7 +174,7 @@ def test_training_targets_that_teach_nothing_are_refused(task: Task, labels: lis
         ({"kind": "survival", "model": "cox", "bins": 7}, "task.bins means nothing for task.model cox"),
         ({"kind": "survival", "columns": ["time"]}, "two columns, time and event"),
         ({"kind": "survival", "horizons": [3, 2]}, "horizons rise"),
-        ({"kind": "survival", "model": "cox", "horizons": [20150101, 20150115]}, "differ in these"),
+        ({"kind": "survival", "model": "cox", "horizons": [20150101, 20150115]}, "horizons name columns"),
         ({"columns": ["a", "b"]}, "classification takes one column"),
         ({"classes": ["tumor"]}, "task.classes are two or more, got 'tumor' alone"),
         ({"classes": ["Tumor", "tumor"]}, "differ in case alone"),
@@ -302,3 +302,12 @@ def test_every_task_can_be_split_by_patient(tmp_path: Path, kind: str) -> None:
     assert {slide.split for slide in got.slides} == {"train", "val", "test"}
     assert sum(slides for split, _, slides, _ in got.counts() if split) >= 40
     assert sum(len(whole.with_splits(seed=0, folds=4, fold=k).of("test")) for k in range(4)) == 40
+
+
+def test_intervals_that_are_alike_in_four_digits_have_names_of_their_own():
+    """Tiles have a score for each, under its name."""
+    assert Survival(edges=(365.0, 1825.4, 1830.0)).outputs == ("hazard 0-365", "hazard 365-1825", "hazard 1825-1830")
+    days = Survival(edges=(20151.0, 20153.0, 20154.0))
+    assert days.outputs == ("hazard 0-20151", "hazard 20151-20153", "hazard 20153-20154")
+    dates = Survival(edges=(20150101.0, 20150105.0, 20150109.0), horizons=(1000.0,))
+    assert dates.outputs == ("hazard 0-20150101", "hazard 20150101-20150105", "hazard 20150105-20150109")

@@ -156,8 +156,8 @@ def _image(table: ScoreTable, slide: Path) -> tuple[Dataset, tuple[int, int]]:
             " which refers to no slide"
         )
     lacking = [name for name in _SHARED if name not in header]
-    if not any("PixelMeasuresSequence" in group for group in header.get("SharedFunctionalGroupsSequence") or ()):
-        lacking.append("PixelMeasuresSequence")
+    if not _stated_measures(header).get("PixelSpacing"):
+        lacking.append("PixelSpacing")
     if lacking:
         raise SlideError(
             f"{where}: the header of its DICOM image does not state {', '.join(lacking)}, which a map must share; convert the"
@@ -320,10 +320,19 @@ def _positions(image: Dataset, corners: list[tuple[int, int]]) -> list[PlanePosi
     ]
 
 
+def _stated_measures(image: Dataset) -> Dataset:
+    """What is said of all frames' px; empty where nothing is."""
+    from pydicom import Dataset
+
+    for name in ("SharedFunctionalGroupsSequence", "PixelMeasuresSequence"):
+        image = next(iter(image.get(name) or ()), Dataset())
+    return image
+
+
 def _measures(image: Dataset) -> PixelMeasuresSequence:
     from highdicom import PixelMeasuresSequence
 
-    measures = image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    measures = _stated_measures(image)
     # DICOM asks for the thickness of the section, which some slides state only as the depth of their volume, in µm.
     thickness = measures.get("SliceThickness") or float(image.get("ImagedVolumeDepth") or 0) / 1000
     return PixelMeasuresSequence(

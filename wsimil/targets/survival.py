@@ -48,11 +48,12 @@ class Survival(Task):
             values = getattr(self, name)
             if any(not (np.isfinite(v) and v > 0) for v in values) or any(np.diff(values) <= 0):
                 raise ValueError(f"{name} rise and lie above 0, got {list(values)}")
-            if len({_named(value) for value in values}) < len(values):
-                raise ValueError(
-                    f"{name} name columns and metrics by six digits, so they differ in these, got {list(values)}; count time"
-                    " from when each patient was first seen, in a unit such as days"
-                )
+        told = self.horizons or self.edges
+        if len({_named(value) for value in told}) < len(told):
+            raise ValueError(
+                f"{'horizons' if self.horizons else 'edges'} name columns and metrics by six digits and must differ in these, got"
+                f" {list(told)}; give other task.horizons, and count time from when each patient was first seen"
+            )
         if self.edges and self.model == "hazard" and self.horizons and self.horizons[-1] > self.edges[-1]:
             raise ValueError(
                 f"horizon {self.horizons[-1]:g} lies beyond the longest training time {self.edges[-1]:g}, where nothing is known"
@@ -63,7 +64,9 @@ class Survival(Task):
         """The interval of each hazard, or the risk."""
         if self.model == "cox":
             return ("risk",)
-        return tuple(f"hazard {low:.4g}-{high:.4g}" for low, high in zip(self._begins, self._known_edges, strict=True))
+        spans = list(zip(self._begins, self._known_edges, strict=True))
+        named = (tuple(f"hazard {low:.{digits}g}-{high:.{digits}g}" for low, high in spans) for digits in (4, 6, 17))
+        return next(names for names in named if len(set(names)) == len(names))
 
     @property
     def answers(self) -> tuple[AnswerColumn, ...]:
