@@ -292,6 +292,7 @@ def test_patients_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
         pytest.param("M\u00fcller", "Mu\u0308ller", id="an umlaut as one sign and as two"),
         pytest.param("P 1", "P\u00a01", id="a space that does not break"),
         pytest.param("P1", "P1\u200b", id="a sign that cannot be seen"),
+        pytest.param("M\u00fcller", "Mu\u200b\u0308ller", id="a sign that cannot be seen in an umlaut"),
     ],
 )
 def test_patients_that_read_the_same_are_refused(tmp_path: Path, one: str, other: str) -> None:
@@ -299,6 +300,11 @@ def test_patients_that_read_the_same_are_refused(tmp_path: Path, one: str, other
     shown = " and ".join(f"{name!a} (1 slides)" for name in sorted([one, other]))
     with pytest.raises(CohortError, match=re.escape(f"patient ids {shown} differ in how Unicode writes them alone")):
         read_cohort(path)
+
+
+def test_patients_with_signs_of_their_own_are_two(tmp_path: Path) -> None:
+    path = write(tmp_path, "slide_id,patient_id,label\na,P\ue000,x\nb,P\ue001,y\nc,p3,y\n")
+    assert len(read_cohort(path).slides) == 3
 
 
 def test_patients_of_whom_one_lost_the_zeros_before_its_number_are_refused(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class Cohort:
 
     `classes` are those of a classification, at least two, and empty for other tasks; where they are given alone the task is that.
     Raises CohortError for duplicate ids, labels that do not fit the task, one class only, a patient in two splits or folds, or
-    ids that differ in case alone.
+    ids that `refuse_alike` takes for one.
     """
 
     slides: tuple[CohortSlide, ...]
@@ -396,7 +396,7 @@ def _read(path: Path) -> Table:
 
 
 def _refuse_ids(path: Path, table: Table) -> None:
-    """Raises CohortError for an empty id, a slide in two rows, and patients that differ in case alone."""
+    """Raises CohortError for an empty id, a slide in two rows, and patients that `refuse_alike` takes for one."""
     rows, known = table.rows, [name for name in _IDS if name in table.columns]
     for row in rows:
         for name in known:

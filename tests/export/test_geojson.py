@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import shapely
 
 from wsimil.errors import OutputError
 from wsimil.export.geojson import geojson_chunks, write_geojson
-from wsimil.export.qupath_script import write_script
 from wsimil.export.scores import ScoreTable, score_table
 from wsimil.export.shown import shown
 
@@ -206,25 +204,6 @@ def test_tissue_that_crosses_itself_becomes_polygons_that_do_not(make_prediction
     _hold_the_contract(tree)
     pieces = [f for f in _objects(tree, "annotation") if f["properties"]["classification"]["name"] == "Tissue"]
     assert [piece["geometry"]["type"] for piece in pieces] == ["MultiPolygon", "Polygon", "MultiPolygon"]
-
-
-def test_the_script_for_qupath_imports_by_name_and_names_nothing(tmp_path: Path) -> None:
-    write_script(tmp_path)
-    text = (tmp_path / "import_wsimil.groovy").read_text(encoding="utf-8")
-    assert "importObjectsFromFile(file.getAbsolutePath())" in text
-    assert str(tmp_path) not in text
-    for left, right in ("()", "[]", "{}"):
-        assert text.count(left) == text.count(right)
-
-
-@pytest.mark.parametrize("image", ["case.svs", "case.v2.ndpi", "case.ome.tif", "case"])
-def test_the_script_for_qupath_looks_for_the_id_that_a_slide_has_by_its_file(image: str, tmp_path: Path) -> None:
-    write_script(tmp_path)
-    text = (tmp_path / "import_wsimil.groovy").read_text(encoding="utf-8")
-    # QuPath strips ".ome.tif" whole.
-    pattern = re.search(r'ids = \[image\.replaceFirst\(/(.*?)/, ""\), GeneralTools', text)
-    assert pattern is not None
-    assert re.sub(pattern[1], "", image, count=1) == Path(image).stem
 
 
 def test_hostile_names_stay_text(make_prediction) -> None:

@@ -194,7 +194,7 @@ def test_after_a_signal_nobody_is_started_any_more(tmp_path: Path) -> None:
     def command(name: str) -> Sequence[str]:
         begun.append(name)
         os.kill(os.getpid(), signal.SIGUSR1)
-        return ["sh", "-c", "kill -9 $$"]
+        return ["sh", "-c", "sleep 0.5; kill -9 $$"]  # only the main thread hears a signal, and not at once
 
     code, _ = supervise(plan, command)
     assert code == 75

@@ -15,8 +15,11 @@ _SCRIPT = """\
 def folder = binding.hasVariable("args") && args ? args[0] : buildFilePath(PROJECT_BASE_DIR, "qupath")
 
 def image = getProjectEntry() ? getProjectEntry().getImageName() : getCurrentServer().getMetadata().getName()
-// QuPath takes ".ome.tif" for one extension; slides are named by what is before the last dot, unless a manifest names them.
-def ids = [image.replaceFirst(/\\.[^.]*$/, ""), GeneralTools.stripExtension(image)]
+// Slides are named by what is before the last dot, unless a manifest names them. QuPath takes ".ome.tif" for one extension, and
+// what is left without it may be the name of another image.
+def idOf = { it.replaceFirst(/\\.[^.]*$/, "") }
+def taken = getProject() ? getProject().getImageList().collect { idOf(it.getImageName()) } : []
+def ids = [idOf(image), *([GeneralTools.stripExtension(image)] - taken)]
 def file = ids.collect { new File(folder, it + ".geojson") }.find { it.isFile() }
 if (file == null) {
     println "wsimil: " + ids.unique().join(".geojson or ") + ".geojson is not in the folder; is the image named as the slide was?"

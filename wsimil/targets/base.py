@@ -230,9 +230,12 @@ def _whole(name: str) -> str:
 
 def _written(name: str) -> str:
     """A name in one of the ways in which Unicode writes it: an umlaut may be one sign or two, and some signs cannot be seen."""
-    return "".join(filter(str.isprintable, unicodedata.normalize("NFKC", name))).casefold()
+    seen = "".join(sign for sign in name if unicodedata.category(sign) not in _UNSEEN)
+    return unicodedata.normalize("NFKC", seen).casefold()
 
 
+_UNSEEN = {"Cc", "Cf"}
+"""Categories of Unicode: control and format."""
 _UNICODE = "how Unicode writes them"
 _SPELLINGS: Mapping[str, Callable[[str], str]] = {
     "case": str.casefold,

@@ -28,7 +28,7 @@ REQUEUE = 75
 """Exit code of workers that gave their units back because they were asked to make room (SIGUSR1)."""
 TERMINATED, INTERRUPTED = 143, 130
 _CRASHED = 1
-"""Exit code of Python upon an error that nobody foresaw; of `wsimil worker`, where its stages are done and some units are bad."""
+"""Exit code of a process upon an error that its worker did not foresee; no `Left` has it."""
 STOPS: Mapping[int, int] = {signal.SIGUSR1: REQUEUE, signal.SIGTERM: TERMINATED, signal.SIGINT: INTERRUPTED}
 """Signals that end a worker in good order, with the exit code of each."""
 
