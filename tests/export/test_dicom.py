@@ -296,9 +296,16 @@ def test_a_slide_without_an_origin_on_the_glass_is_refused(shared_dir, make_pred
 
 def test_no_map_is_laid_on_an_image_of_another_shape(make_prediction, tmp_path: Path) -> None:
     """Where no content is known, as under a pseudonym, the slide itself is not opened."""
-    source = write_dicom_slide(tmp_path / "slide", [SIZE, (64, 64)], mpp=0.5)
-    table = dataclasses.replace(score_table(make_prediction(size0_px=SIZE)), slide_content="")
-    with pytest.raises(SlideError, match=f"images of {SIZE[0]} x {SIZE[1]} and 64 x 64 px are not of one shape"):
+    source = write_dicom_slide(tmp_path / "slide", [SIZE, (256, 192), (64, 64)], mpp=0.5)
+    write_parametric_maps(tmp_path / "maps", score_table(make_prediction(size0_px=SIZE)), source, now=NOW)
+    for made in _maps(tmp_path / "maps"):
+        assert (made.TotalPixelMatrixColumns, made.TotalPixelMatrixRows) == (256, 192)
+
+
+def test_a_slide_of_two_pieces_of_tissue_gets_no_map(make_prediction, tmp_path: Path) -> None:
+    source = write_dicom_slide(tmp_path / "slide", [(1024, 768), (64, 48), (600, 600)], mpp=0.5)
+    table = score_table(make_prediction(size0_px=(1024, 768)))
+    with pytest.raises(SlideError, match="images of 1024 x 768 and 600 x 600 px are not of one shape"):
         write_parametric_maps(tmp_path / "maps", table, source, now=NOW)
 
 

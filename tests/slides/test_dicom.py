@@ -441,14 +441,52 @@ def test_a_series_that_openslide_refuses_has_its_levels_too(tmp_path: Path) -> N
         assert one.info.digest == other.info.digest
 
 
-def test_an_image_of_another_shape_in_the_series_is_no_level(tmp_path: Path) -> None:
-    """Of another piece of tissue, or the whole glass."""
+def write_levels(folder: Path, images: Sequence[np.ndarray]) -> Path:
     uid = generate_uid()
-    for name, image in (("a", IMAGE), ("b", np.ascontiguousarray(IMAGE[:101, :101]))):
-        write_dicom(tmp_path / f"{name}.dcm", frames_of(image, jpeg()), size=image.shape[1::-1], SeriesInstanceUID=uid)
-    for reader in ("auto", "openslide", "dicom"):
-        with pytest.raises(SlideError, match="takes an image of 101 x 101 px for a level of"):
-            open_slide(tmp_path / "a.dcm", reader=reader)
+    for number, image in enumerate(images):
+        path = folder / f"{number}.dcm"
+        write_dicom(path, frames_of(image, jpeg("444")), size=image.shape[1::-1], SeriesInstanceUID=uid)
+    return folder / "0.dcm"
+
+
+def test_levels_that_are_padded_to_whole_frames_are_left_out(tmp_path: Path) -> None:
+    """As Philips writes them: what lay to the right in them lay aside, and then the whole slide was refused."""
+    image = texture(17 * TILE[0], 13 * TILE[1])
+    levels = [image, half(image), half(half(image)), half(half(half(image)))]
+    for number, (columns, rows) in ((1, (9, 7)), (3, (3, 2))):
+        padded = np.full((rows * TILE[1], columns * TILE[0], 3), 255, np.uint8)
+        padded[: levels[number].shape[0], : levels[number].shape[1]] = levels[number]
+        levels[number] = padded
+    path = write_levels(tmp_path, levels)
+    with pytest.raises(SlideError, match="takes an image of 576 x 336 px for a level of"):
+        open_slide(path, reader="openslide")
+    for other in (path, tmp_path / "3.dcm"):
+        with open_slide(other) as slide:
+            assert (slide.reader, slide.info.size0_px) == ("dicom", (1088, 624))
+            assert slide.info.level_downsamples == (1.0, 4.0)
+            for level in (0, 2):
+                found = slide.read_region((0.0, 0.0), levels[level].shape[1::-1], MPP * 2**level)
+                assert np.abs(found.astype(int) - levels[level]).mean() < 3
+
+
+@pytest.mark.parametrize(
+    ("size", "is_refused"), [((101, 101), False), ((151, 151), False), ((155, 155), True), ((192, 100), True)], ids=str
+)
+def test_an_image_of_another_shape_in_the_series_is_no_level(
+    tmp_path: Path, size: tuple[int, int], is_refused: bool
+) -> None:
+    """Of another piece of tissue, which would not be there, or the whole glass."""
+    path = write_levels(tmp_path, [IMAGE, texture(*size)])
+    with pytest.raises(SlideError, match=f"takes an image of {size[0]} x {size[1]} px for a level of"):
+        open_slide(path, reader="openslide")
+    for reader in ("auto", "dicom"):
+        if is_refused:
+            with pytest.raises(SlideError, match=rf"301 x 203 and {size[0]} x {size[1]} px .* of two pieces of tissue"):
+                open_slide(path, reader=reader)
+        else:
+            with open_slide(path, reader=reader) as slide:
+                assert (slide.reader, slide.info.level_downsamples) == ("dicom", (1.0,))
+                assert np.abs(whole(slide).astype(int) - IMAGE).mean() < 3
 
 
 def concatenation(folder: Path, *, sparse: bool, total: int | None = None) -> list[Path]:

@@ -7,6 +7,7 @@ Whole Slide Microscopy Image), C.7.6.16.2.2.4 (concatenations), C.7.6.17.3 (TILE
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from wsimil.slides.dicom_codec import FrameDecoder, Kind, frame_decoder, frame_kind
 from wsimil.slides.dicom_frames import Frames, join_fragments, read_frames
 from wsimil.slides.dicom_header import read_header, read_instance_uid, read_series_header, read_series_uid
-from wsimil.slides.pyramid import of_one_shape
+from wsimil.slides.pyramid import of_one_shape, over_half
 from wsimil.slides.stored_tiles import NotDirectError, UnreadableError
 
 _FIXED = {"BitsAllocated": 8, "BitsStored": 8, "PixelRepresentation": 0}
@@ -116,11 +117,10 @@ def read_levels(path: Path, sizes_px: Sequence[tuple[int, int]]) -> tuple[DicomL
 def read_pyramid(path: Path) -> DicomPyramid:
     """All levels in the series of a file. Raises as `read_levels` does."""
     images = _images(path)
-    sizes = sorted(images, reverse=True)
-    largest = _first(images[sizes[0]])
+    largest = _first(next(iter(images.values())))
     return DicomPyramid(
         path=largest.path,
-        levels=tuple(_level(images[size]) for size in sizes),
+        levels=tuple(_level(parts) for parts in images.values()),
         series_uid=read_series_header(path).series_uid,
         properties={f"{_SPACING}[{axis}]": value for axis, value in enumerate(largest.spacing)},
         icc_profile=largest.icc_profile,
@@ -138,7 +138,7 @@ class DicomImage:
 def read_images(path: Path) -> tuple[DicomImage, ...]:
     """The images in the series of a file that show the slide, the largest first. Raises NotDirectError."""
     images = _images(path)
-    return tuple(DicomImage(size_px=size, path=_first(images[size]).path) for size in sorted(images, reverse=True))
+    return tuple(DicomImage(size_px=size, path=_first(parts).path) for size, parts in images.items())
 
 
 def instance_file(path: Path, instance_uid: str) -> Path:
@@ -149,7 +149,10 @@ def instance_file(path: Path, instance_uid: str) -> Path:
 
 
 def _images(path: Path) -> dict[tuple[int, int], list[_Part]]:
-    """The files of each level, by its size; the given file before others. Raises NotDirectError."""
+    """The files of each level, by its size, the largest first; the given file before others. Raises NotDirectError.
+
+    What is of another shape is left out: levels that are padded to whole frames, as Philips writes them, lie aside.
+    """
     series_uid = read_series_header(path).series_uid
     images: dict[tuple[int, int], list[_Part]] = {}
     for file in (path, *_siblings(path, series_uid)):
@@ -161,11 +164,21 @@ def _images(path: Path) -> dict[tuple[int, int], list[_Part]]:
             images.setdefault(part.size_px, []).append(part)
     if not images:
         raise NotDirectError("its series holds labels and overviews, and no image of the slide itself")
-    (width, height), *others = sorted(images, reverse=True)
-    for w, h in others:
-        if not of_one_shape((width, height), (w, h)):
-            raise NotDirectError(f"its images of {width} x {height} and {w} x {h} px are not of one shape")
-    return images
+    sizes = sorted(images, key=math.prod, reverse=True)
+    (width, height), tile_px = sizes[0], images[sizes[0]][0].tile_px
+    levels = [size for size in sizes if of_one_shape(sizes[0], size)]
+    for w, h in sizes:
+        if (w, h) not in levels and over_half(_least_length((w, h), tile_px), max(width, height)):
+            raise NotDirectError(
+                f"its images of {width} x {height} and {w} x {h} px are not of one shape, and so of two pieces of tissue"
+            )
+    return {size: images[size] for size in levels}
+
+
+def _least_length(size_px: tuple[int, int], tile_px: tuple[int, int]) -> int:
+    """How long an image is without what may pad it to whole frames."""
+    is_whole = all(side % tile == 0 for side, tile in zip(size_px, tile_px, strict=True))
+    return max(side - (tile - 1) * is_whole for side, tile in zip(size_px, tile_px, strict=True))
 
 
 def _first(parts: Sequence[_Part]) -> _Part:

@@ -27,6 +27,11 @@ def of_one_shape(size0_px: tuple[int, int], level_px: tuple[int, int]) -> bool:
     return abs(w * height - h * width) <= width + height
 
 
+def over_half(length_px: int, length0_px: int) -> bool:
+    """Whether an image is too long for a level below a slide: of the half, too, a side is rounded to a whole px."""
+    return 2 * length_px > length0_px + 2
+
+
 class PyramidSlide(ABC):
     """A `Slide` whose levels are read by `_read_into`, from any threads at once."""
 
