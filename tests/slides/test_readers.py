@@ -499,18 +499,28 @@ def test_levels_in_subifds_are_levels(tmp_path: Path, stored: tuple[int, int]) -
             assert np.array_equal(slide.read_region((0.0, 0.0), size, MPP * downsample), level)
 
 
-def test_a_subifd_of_another_shape_is_no_level(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other_levels", [False, True], ids=["alone", "among others"])
+def test_a_subifd_of_another_shape_is_no_level(tmp_path: Path, other_levels: bool) -> None:
     """Padded to whole stored tiles, it was taken for a level of the downsample 3.3, and what lay to the right lay aside."""
     image = texture(960, 1440)
-    for name, byteorder in (("opened", "<"), ("not opened", ">")):
+    wider = np.zeros((16, 1600, 3), np.uint8)
+    others = [np.pad(image[::4, ::4], ((0, 0), (0, 120), (0, 0))), *([image[::8, ::8], wider] if other_levels else [])]
+    downsamples = (1.0, 8.0) if other_levels else (1.0,)
+    for name, byteorder, reader in (
+        ("opened", "<", "tiff-ome" if other_levels else "tiff"),
+        ("not opened", ">", "tiff"),
+    ):
         with tifffile.TiffWriter(tmp_path / f"{name}.ome.tif", ome=True, byteorder=byteorder) as file:
             write = {"photometric": "rgb", "tile": (240, 240), "compression": "zlib"}
-            file.write(image, subifds=1, metadata={"axes": "YXS", **SPACING}, **write)
-            file.write(np.pad(image[::4, ::4], ((0, 0), (0, 120), (0, 0))), subfiletype=1, **write)
-    with open_slide(tmp_path / "opened.ome.tif") as slide:
-        assert (slide.reader, slide.info.level_downsamples) == ("tiff", (1.0,))
-    with pytest.raises(SlideError, match="its levels of 1440 x 960 and 480 x 240 px are not of one shape"):
-        open_slide(tmp_path / "not opened.ome.tif")
+            file.write(image, subifds=len(others), metadata={"axes": "YXS", **SPACING}, **write)
+            for other in others:
+                file.write(other, subfiletype=1, **write)
+        with open_slide(tmp_path / f"{name}.ome.tif") as slide:
+            assert (slide.reader, slide.info.level_downsamples) == (reader, downsamples)
+            for by in (1, 8)[: len(downsamples)]:
+                assert np.array_equal(
+                    slide.read_region((0.0, 0.0), (1440 // by, 960 // by), MPP * by), image[::by, ::by]
+                )
 
 
 def test_the_slide_is_the_largest_image_of_an_ome_tiff_whichever_comes_first(tmp_path: Path) -> None:

@@ -136,15 +136,11 @@ def read_ome_pyramid(path: Path) -> TiffPyramid:
             raise NotDirectError("it holds several images of about one size")
         if main.keyframe.parent is not file:
             raise NotDirectError(f"its main image is in another file, {main.keyframe.parent.filename}")
-        # SubIFDs may lie in any order.
+        # SubIFDs may lie in any order, and may be padded, or show something else.
         pages = sorted((level.keyframe for level in main.levels), key=lambda page: -page.imagewidth)
-        levels = tuple(_level(page, (page.imagewidth, page.imagelength)) for page in pages)
-        (width, height), *others = (level.size_px for level in levels)
-        for w, h in others:
-            if not of_one_shape((width, height), (w, h)):
-                raise NotDirectError(f"its levels of {width} x {height} and {w} x {h} px are not of one shape")
+        size0_px = _size_px(main.keyframe)
         return TiffPyramid(
-            levels=levels,
+            levels=tuple(_level(page, _size_px(page)) for page in pages if of_one_shape(size0_px, _size_px(page))),
             properties=_properties(main.keyframe, file.ome_metadata or ""),
             icc_profile=main.keyframe.iccprofile,
         )
@@ -245,8 +241,12 @@ def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
         raise NotDirectError(f"it cannot be read as a TIFF: {error}") from error
 
 
+def _size_px(page: tifffile.TiffPage) -> tuple[int, int]:
+    return page.imagewidth, page.imagelength
+
+
 def _padded_level(page: tifffile.TiffPage, size_px: tuple[int, int]) -> TiffLevel:
-    stored = page.imagewidth, page.imagelength
+    stored = _size_px(page)
     tile_px = page.tilewidth, page.tilelength
     if any(not have - tile < want <= have for have, want, tile in zip(stored, size_px, tile_px, strict=True)):
         raise NotDirectError(f"an image of {stored} px cannot be the level of {size_px} px")
