@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import imagecodecs
 import numpy as np
+import openslide
 import pytest
 import tifffile
 from PIL import Image
@@ -207,23 +208,66 @@ def test_openslide_is_not_left_to_show_them_in_false_colors(tmp_path: Path) -> N
         open_slide(path)
 
 
-def test_openslide_is_not_left_to_turn_stored_tiles_in_their_places(tmp_path: Path) -> None:
+def write_oriented(path: Path, image: np.ndarray, orientation: int, **options: Any) -> Path:
+    return write_slide(path, [image], extratags=[(274, "H", 1, orientation, True)], **options)
+
+
+TURNS = "turn each of its stored tiles in its place: its Orientation is {}, wanted 1"
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "orientation", "is_turned"),
+    [
+        ("color", {"compression": "zlib"}, 2, True),
+        ("color", {"compression": "zlib"}, 3, True),
+        ("color", {"compression": "zlib"}, 8, True),
+        ("alpha", {"compression": "zlib", "extrasamples": ["unassalpha"]}, 3, True),
+        ("grey", {"photometric": "minisblack"}, 3, True),
+        ("apart", {"planarconfig": "separate"}, 3, True),
+        ("color", {}, 3, False),
+        ("color", {"compression": "zlib"}, 0, False),
+        ("color", {"compression": "zlib"}, 9, False),
+    ],
+    ids=str,
+)
+def test_openslide_is_not_left_to_turn_stored_tiles_in_their_places(
+    tmp_path: Path, pixels: str, options: dict[str, Any], orientation: int, is_turned: bool
+) -> None:
+    """It turns none of interleaved JPEGs, and takes numbers that say nothing for upright."""
     image = texture(481, 700)
-    turned = {"extratags": [(274, "H", 1, 3, True)]}
-    opaque = np.dstack([image, np.full(image.shape[:2], 255, np.uint8)])
-    for name, pixels, options in (
-        ("rgb", image, turned),
-        ("alpha", opaque, {**turned, "extrasamples": ["unassalpha"]}),
-    ):
-        write_slide(tmp_path / f"{name}.tiff", [pixels], **{**options, "compression": "zlib"})
-    with open_slide(tmp_path / "rgb.tiff") as slide:
+    images = {
+        "color": image, "alpha": np.dstack([image, np.full(image.shape[:2], 255, np.uint8)]), "grey": image[..., 0],
+        "apart": np.ascontiguousarray(image.transpose(2, 0, 1)),
+    }  # fmt: skip
+    paths = [
+        write_oriented(tmp_path / f"{number}.tiff", images[pixels], number, **options) for number in (1, orientation)
+    ]
+    read = []
+    for path in paths:
+        with openslide.OpenSlide(path) as handle:
+            read.append(np.asarray(handle.read_region((0, 0), 0, (700, 481))))
+    assert np.array_equal(*read) != is_turned
+    refused = pytest.raises(SlideError, match=TURNS.format(orientation))
+    with refused if is_turned else nullcontext():
+        open_slide(paths[1], reader="openslide").close()
+    with nullcontext() if pixels == "color" else refused, open_slide(paths[1]) as slide:
         assert slide.reader == "tiff"
-        assert (slide.read_region((0, 0), (700, 481), MPP) == image).all()
-    for name, reader in (("rgb", "openslide"), ("alpha", "auto")):
-        with pytest.raises(
-            SlideError, match="turn each of its stored tiles in its place: its Orientation is 3, wanted 1"
-        ):
-            open_slide(tmp_path / f"{name}.tiff", reader=reader)
+        with open_slide(paths[0]) as upright:
+            found, wanted = (one.read_region((0, 0), (700, 481), MPP) for one in (slide, upright))
+        assert np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("is_level", [False, True])
+def test_stored_tiles_are_turned_of_levels_alone(tmp_path: Path, is_level: bool) -> None:
+    """A macro of another shape that lies on its side is shown to nobody."""
+    image = texture(480, 720)
+    path = write_slide(tmp_path / "slide.tiff", [image], compression="zlib")
+    tifffile.imwrite(
+        path, image[::2, ::2] if is_level else texture(300, 200), append=True, metadata=None, photometric="rgb",
+        subfiletype=int(is_level), extratags=[(274, "H", 1, 6, True)], tile=(240, 240), compression="zlib",
+    )  # fmt: skip
+    with pytest.raises(SlideError, match=TURNS.format(6)) if is_level else nullcontext():
+        open_slide(path, reader="openslide").close()
 
 
 def test_colors_that_are_stored_apart_are_not_taken_for_false_ones(tmp_path: Path) -> None:

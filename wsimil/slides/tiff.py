@@ -25,12 +25,14 @@ from wsimil.slides.stored_tiles import NotDirectError, OtherKindError
 
 _JPEG = 7
 _JPEG_2000 = {33005, 34712}
+_UNTURNED = {_JPEG, 33003, 33005}
+"""JPEG and Aperio's JPEG 2000: interleaved, OpenSlide decodes them without libtiff, which turns what it decodes to RGBA."""
 _LOSSLESS = {1, 5, 8, 32946, 50000}
 """Nothing, LZW, deflate by both its numbers, ZSTD."""
 _RGB, _YCBCR = 2, 6
 _SPACES: dict[int, Space] = {_RGB: "RGB", _YCBCR: "YCbCr"}
 _BITS, _SHOWN_BITS, _APART = 8, {1, 2, 4, 8}, 2
-_UPRIGHT = 1
+_UPRIGHT, _TURNED = 1, range(2, 9)
 _MOST_TILE_PX = 2**28
 """Of one stored tile: where a damaged header says more, OpenSlide ends the process for want of memory."""
 _FIRST = "it shows the first image alone"
@@ -189,7 +191,7 @@ def why_not_left_to_openslide(path: Path) -> str | None:
     """What OpenSlide would do to a TIFF rather than read it, and the remedy; None where it reads it.
 
     It takes the word of pages that say RGB for JPEGs that are YCbCr, and of a damaged header for how large a stored tile is, and
-    turns by the Orientation of a page each stored tile by itself.
+    turns by the Orientation of a page each stored tile by itself, unless it is a JPEG of interleaved colors.
     """
     with suppress(NotDirectError), _opened(path) as file:
         for page in file.pages:
@@ -201,7 +203,7 @@ def why_not_left_to_openslide(path: Path) -> str | None:
                     " is damaged; copy it again from its source, or drop it"
                 )
             orientation = int(page.tags.valueof("Orientation", _UPRIGHT))
-            if orientation != _UPRIGHT:
+            if orientation in _TURNED and _is_level(page) and not _is_decoded_by_openslide(page):
                 return (
                     f"turn each of its stored tiles in its place: its Orientation is {orientation}, wanted {_UPRIGHT}; convert it"
                     " with vips autorot, then vips tiffsave --tile --pyramid"
@@ -239,6 +241,16 @@ def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
         raise
     except _BROKEN as error:
         raise NotDirectError(f"it cannot be read as a TIFF: {error}") from error
+
+
+def _is_level(page: tifffile.TiffPage) -> bool:
+    """Whether OpenSlide may take a tiled page for a level: no macro that is an image of its own."""
+    return page.is_reduced or of_one_shape(_size_px(page.parent.pages.first), _size_px(page))
+
+
+def _is_decoded_by_openslide(page: tifffile.TiffPage) -> bool:
+    interleaved = page.planarconfig != _APART and page.samplesperpixel == 3 and page.photometric in _SPACES
+    return page.compression in _UNTURNED and interleaved
 
 
 def _size_px(page: tifffile.TiffPage) -> tuple[int, int]:
