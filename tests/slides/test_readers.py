@@ -598,6 +598,21 @@ def test_an_ome_tiff_of_two_pieces_of_tissue_is_not_taken_for_the_larger_one(
         open_slide(tmp_path / "slide.ome.tif")
 
 
+@pytest.mark.parametrize("byteorder", ["<", ">"], ids=["as OpenSlide reads", "as OpenSlide does not read"])
+def test_a_level_that_is_an_image_of_its_own_is_no_second_piece_of_tissue(
+    tmp_path: Path, byteorder: Literal["<", ">"]
+) -> None:
+    """Half of 1441 px may be rounded up to 721."""
+    image = texture(961, 1441)
+    with tifffile.TiffWriter(tmp_path / "slide.ome.tif", ome=True, byteorder=byteorder) as file:
+        for level in (image, texture(481, 721)):
+            file.write(
+                level, photometric="rgb", tile=(240, 240), compression="zlib", metadata={"axes": "YXS", **SPACING}
+            )
+    with open_slide(tmp_path / "slide.ome.tif") as slide:
+        assert np.array_equal(slide.read_region((0.0, 0.0), (1441, 961), MPP), image)
+
+
 def test_a_slide_that_comes_after_another_image_is_refused_where_nothing_says_which_it_is(tmp_path: Path) -> None:
     path = write_macro_first(tmp_path / "slide.tif", texture(1000, 1400))
     with pytest.raises(

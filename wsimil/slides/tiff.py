@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from wsimil.slides.jpeg import Space, decode_jpeg, stated_space, stream_head
 from wsimil.slides.mpp import ome_elements, ome_pixels
-from wsimil.slides.pyramid import of_one_shape
+from wsimil.slides.pyramid import of_one_shape, over_half
 from wsimil.slides.stored_tiles import NotDirectError, OtherKindError
 
 _JPEG = 7
@@ -132,9 +132,9 @@ def read_ome_pyramid(path: Path) -> TiffPyramid:
         first = file.series[0].keyframe.shape[:2]
         # A macro may be wider than a small region that goes before it.
         overtakes = main is not file.series[0] and any(
-            2 * side > most for side, most in zip(first, main.keyframe.shape[:2], strict=True)
+            over_half(side, most) for side, most in zip(first, main.keyframe.shape[:2], strict=True)
         )
-        if overtakes or (len(images) > 1 and max(images[1].keyframe.shape) * 2 > max(main.keyframe.shape)):
+        if overtakes or (len(images) > 1 and over_half(max(images[1].keyframe.shape), max(main.keyframe.shape))):
             raise NotDirectError("it holds several images of about one size")
         if main.keyframe.parent is not file:
             raise NotDirectError(f"its main image is in another file, {main.keyframe.parent.filename}")
@@ -176,9 +176,9 @@ def why_not_shown(path: Path) -> str | None:
             return f"{_FIRST}, and that is {size[0]} x {size[1]} px, a later one {width} x {height} px"
         if count > 1:
             return f"{_FIRST}, and there are {count} of {size[0]} x {size[1]} px (channels, planes of focus or times)"
-        # Levels may be images of their own, and half a level is rounded to a whole px.
+        # Levels may be images of their own.
         other = max(alike, key=max, default=(0, 0))
-        if file.is_ome and 2 * max(other) > max(size) + 2:
+        if file.is_ome and over_half(max(other), max(size)):
             return f"{_FIRST}, of {size[0]} x {size[1]} px, and another is nearly as large, {other[0]} x {other[1]} px"
         if first.bitspersample not in _SHOWN_BITS:
             return f"its samples have {first.bitspersample} bits"
