@@ -161,6 +161,13 @@ def test_two_units_of_one_id_are_refused(tmp_path: Path) -> None:
         WorkPlan(folder=tmp_path, stages=stages, recipe={})
 
 
+@pytest.mark.parametrize(("bad", "of"), [(0, 5), (29, 50), (63, 90), (29, 100), (1, 3), (2, 3)])
+def test_as_many_bad_units_as_are_allowed_refuse_nothing(bad: int, of: int, tmp_path: Path) -> None:
+    plan = plan_in(tmp_path, *(f"s{number}" for number in range(of)), max_bad=bad / of)
+    assert not plan_module.refuses(plan, plan.stages[0], bad)
+    assert plan_module.refuses(plan, plan.stages[0], bad + 1)
+
+
 @pytest.mark.parametrize("change", [{"lease_s": 0.0}, {"lease_s": float("nan")}, {"max_bad": 1.5}, {"max_bad": -0.1}])
 def test_a_lease_or_a_share_that_cannot_be_is_refused(tmp_path: Path, change: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="wanted a"):

@@ -153,7 +153,8 @@ def write_plan(plan: WorkPlan) -> bool:
 
 def refuses(plan: WorkPlan, stage: Stage, bad: int) -> bool:
     """Whether more units of a stage are set aside than the plan allows, so that nothing is built on the rest."""
-    return bad > plan.max_bad * len(stage.units)
+    # A share is rounded as what it is held against: 0.29 * 100 is less than 29, and 29 / 100 is 0.29.
+    return bad > 0 and bad / len(stage.units) > plan.max_bad
 
 
 def refuse_foreign_folder(folder: Path) -> None:
