@@ -1,7 +1,7 @@
 """Every score of every method: does the map beat random order, and does it beat attention?
 
     python benchmarks/faithfulness.py --work FOLDER [--sets idc idc-slide slides] [--methods NAME ...] [--folds 3] [--seeds 1]
-        [--epochs N] [--processes 2] [--json FILE]
+        [--epochs N] [--lr LR] [--processes 2] [--json FILE]
 
 Three sets. "idc": the bags of `idc_mil_bags.npz` (15 tiles each, labelled tile by tile), cross-validated by patient. "idc-slide":
 the same bags to learn from, and the one whole slide of that data, of a patient who is in none of them. "slides": slides that
@@ -114,14 +114,16 @@ def write_slides(work: Path, *, slides: int) -> tuple[Path, Path, Path]:
     return work / "features", work / "cohort/labels.csv", work / "cohort/truth"
 
 
-def train_one(task: tuple[str, str, str, str, int, int | None, int, int | None]) -> str:
+def train_one(task: tuple[str, str, str, str, int, int | None, int, dict[str, Any]]) -> str:
     """One model, unless it is there already."""
-    recipe, features, cohort, run, seed, folds, fold, epochs = task
+    recipe, features, cohort, run, seed, folds, fold, other = task
     torch.set_num_threads(1)
     method, config, fit = RECIPES[recipe]
-    given: dict[str, Any] = {"device": "cpu", "fit": {**fit, "seed": seed}, "method": {"name": method, **config}}
-    if epochs is not None:
-        given["fit"]["epochs"] = epochs
+    given: dict[str, Any] = {
+        "device": "cpu",
+        "fit": {**fit, **other, "seed": seed},
+        "method": {"name": method, **config},
+    }
     if folds is not None:
         given["split"] = {"folds": folds, "fold": fold}
     if not (Path(run) / "predictions.parquet").is_file():
@@ -193,9 +195,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--slides", type=int, default=48)
     parser.add_argument("--epochs", type=int, help="At most so many; the default fit's otherwise.")
+    parser.add_argument("--lr", type=float, help="The learning rate; the default fit's otherwise.")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    other = {name: value for name in ("epochs", "lr") if (value := getattr(given, name)) is not None}
     table = []
     with get_context("spawn").Pool(given.processes) as pool:
         for name in given.sets:
@@ -210,8 +214,7 @@ def main() -> None:
                 for recipe in given.methods
             }  # fmt: skip
             tasks = [
-                (recipe, str(features), str(cohort), run, int(seed), given.folds if name == "idc" else None, int(fold),
-                 given.epochs)
+                (recipe, str(features), str(cohort), run, int(seed), given.folds if name == "idc" else None, int(fold), other)
                 for recipe, all_ in runs.items() for run in all_ for seed, _, fold in [Path(run).name.partition("-")]
             ]  # fmt: skip
             for run in pool.imap_unordered(train_one, tasks):
@@ -233,6 +236,7 @@ def main() -> None:
             "seeds": given.seeds,
             "slides": given.slides,
             "epochs": given.epochs,
+            "lr": given.lr,
             "device": "cpu",
             "rows": table,
         }
