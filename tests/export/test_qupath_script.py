@@ -66,6 +66,10 @@ def test_the_script_loads_what_is_said_of_the_open_image_and_of_no_other(tmp_pat
     assert json.loads(done.stdout.splitlines()[-1]) == [[f"{name}.geojson" for name in loaded] for *_, loaded in _CASES]
 
 
-def test_the_script_names_nothing_of_this_machine(tmp_path: Path) -> None:
+def test_the_script_imports_by_name_and_names_nothing(tmp_path: Path) -> None:
     write_script(tmp_path)
-    assert str(tmp_path) not in (tmp_path / NAME).read_text(encoding="utf-8")
+    text = (tmp_path / NAME).read_text(encoding="utf-8")
+    assert "importObjectsFromFile(file.getAbsolutePath())" in text
+    assert str(tmp_path) not in text
+    for left, right in ("()", "[]", "{}"):
+        assert text.count(left) == text.count(right)

@@ -124,12 +124,17 @@ def test_a_run_goes_on_with_no_other_features_than_it_was_begun_with(tmp_path: P
         run(tmp_path, contents="second")
 
 
+def as_if_not_noted(folder: Path, name: str) -> None:
+    """Take out of a run's checkpoint what an older version did not write."""
+    saved = read_checkpoint(folder)
+    assert saved is not None
+    recipe = {key: value for key, value in saved.facts["recipe"].items() if key != name}
+    write_checkpoint(folder, replace(saved, facts={**saved.facts, "recipe": recipe}))
+
+
 def test_a_run_that_does_not_say_what_its_features_held_is_not_gone_on_with_but_loads(tmp_path: Path) -> None:
     run(tmp_path)
-    saved = read_checkpoint(tmp_path)
-    assert saved is not None
-    recipe = {name: value for name, value in saved.facts["recipe"].items() if name != "contents"}
-    write_checkpoint(tmp_path, replace(saved, facts={**saved.facts, "recipe": recipe}))
+    as_if_not_noted(tmp_path, "contents")
     with pytest.raises(TrainingError, match="an older version began it"):
         run(tmp_path)
     assert weights(tmp_path)["standardize.mean"].shape[0] == DIM
@@ -137,10 +142,7 @@ def test_a_run_that_does_not_say_what_its_features_held_is_not_gone_on_with_but_
 
 def test_a_run_whose_smoothed_classes_were_weighed_otherwise_is_not_gone_on_with(tmp_path: Path) -> None:
     run(tmp_path)
-    saved = read_checkpoint(tmp_path)
-    assert saved is not None
-    recipe = {name: value for name, value in saved.facts["recipe"].items() if name != "loss_version"}
-    write_checkpoint(tmp_path, replace(saved, facts={**saved.facts, "recipe": recipe}))
+    as_if_not_noted(tmp_path, "loss_version")
     with pytest.raises(TrainingError, match="what bags cost whose classes are weighed and smoothed"):
         run(tmp_path)
     run(tmp_path / "other", config=QUICK.model_copy(update={"label_smoothing": 0.0}))

@@ -113,7 +113,7 @@ def read_levels(path: Path, sizes_px: Sequence[tuple[int, int]], *, padded: bool
             return tuple(_padded_level(page, size) for page, size in zip(pages, sizes_px, strict=False))
         levels = []
         for width, height in sizes_px:
-            found = [page for page in pages if (page.imagewidth, page.imagelength) == (width, height)]
+            found = [page for page in pages if _size_px(page) == (width, height)]
             if len(found) != 1:
                 raise NotDirectError(f"{len(found)} of its images are {width} x {height} px")
             levels.append(_level(found[0], (width, height)))
@@ -159,11 +159,11 @@ def why_not_shown(path: Path) -> str | None:
     with suppress(NotDirectError), _opened(path) as file:
         pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
         first, *others = pages
-        size = first.imagewidth, first.imagelength
+        size = _size_px(first)
         full = [page for page in others if not page.is_reduced and not page.is_mask]
-        later = [(page.imagewidth, page.imagelength) for page in full]
+        later = [_size_px(page) for page in full]
         # A mask of one sample beside a slide of three is no channel of it, nor a plane.
-        alike = [(page.imagewidth, page.imagelength) for page in full if page.samplesperpixel == first.samplesperpixel]
+        alike = [_size_px(page) for page in full if page.samplesperpixel == first.samplesperpixel]
         count = 1 + alike.count(size)
         if len({uuid["FileName"] for uuid in ome_elements(file.ome_metadata or "", "UUID") if "FileName" in uuid}) > 1:
             for pixels in ome_pixels(file.ome_metadata or ""):

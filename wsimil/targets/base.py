@@ -20,6 +20,9 @@ Targets: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
 
 MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "?"})
 _LEAST_PATIENTS = 4
+_UNSEEN = {"Cc", "Cf"}
+"""Categories of Unicode: control and format."""
+_UNICODE = "how Unicode writes them"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,9 +237,6 @@ def _written(name: str) -> str:
     return unicodedata.normalize("NFKC", seen).casefold()
 
 
-_UNSEEN = {"Cc", "Cf"}
-"""Categories of Unicode: control and format."""
-_UNICODE = "how Unicode writes them"
 _SPELLINGS: Mapping[str, Callable[[str], str]] = {
     "case": str.casefold,
     _UNICODE: _written,

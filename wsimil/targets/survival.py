@@ -49,7 +49,7 @@ class Survival(Task):
             if any(not (np.isfinite(v) and v > 0) for v in values) or any(np.diff(values) <= 0):
                 raise ValueError(f"{name} rise and lie above 0, got {list(values)}")
         told = self.horizons or self.edges
-        if len({_named(value) for value in told}) < len(told):
+        if len({f"{value:g}" for value in told}) < len(told):  # as metrics name them, too
             raise ValueError(
                 f"{'horizons' if self.horizons else 'edges'} name columns and metrics by six digits and must differ in these, got"
                 f" {list(told)}; give other task.horizons, and count time from when each patient was first seen"
@@ -75,7 +75,7 @@ class Survival(Task):
         return (
             AnswerColumn(name="risk", title="risk", probability=False),
             *(
-                AnswerColumn(name=f"survival_{_named(h)}{tail}", title=f"survival at {h:.4g}{unit}")
+                AnswerColumn(name=f"survival_{h:g}{tail}", title=f"survival at {h:.4g}{unit}")
                 for h in self.answered_horizons
             ),
         )
@@ -193,7 +193,3 @@ class Survival(Task):
             return number(cell)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-
-
-def _named(horizon: float) -> str:
-    return f"{horizon:.6g}"
