@@ -469,6 +469,26 @@ def test_levels_that_are_padded_to_whole_frames_are_left_out(tmp_path: Path) -> 
                 assert np.abs(found.astype(int) - levels[level]).mean() < 3
 
 
+def test_padded_levels_that_keep_the_shape_are_left_out_too(tmp_path: Path) -> None:
+    """As of a slide that is nearly square: what lay to the right in them lay a tenth aside, and nothing told."""
+    image = texture(9 * TILE[0], 9 * TILE[1])
+    padded = np.full((5 * TILE[1], 5 * TILE[0], 3), 255, np.uint8)
+    padded[: image.shape[0] // 2, : image.shape[1] // 2] = half(image)
+    path = write_levels(tmp_path, [image, padded, half(half(image))])
+    with pytest.raises(SlideError, match="takes an image of 320 x 240 px for a level of"):
+        open_slide(path, reader="openslide")
+    with open_slide(path) as slide:
+        assert (slide.reader, slide.info.level_downsamples) == ("dicom", (1.0, 4.0))
+
+
+def test_levels_of_whole_frames_that_are_not_padded_are_levels(tmp_path: Path) -> None:
+    image = texture(8 * TILE[0], 4 * TILE[1])
+    path = write_levels(tmp_path, [image, half(image), half(half(image))])
+    for reader in ("dicom", "openslide"):
+        with open_slide(path, reader=reader) as slide:
+            assert slide.info.level_downsamples == (1.0, 2.0, 4.0)
+
+
 @pytest.mark.parametrize(
     ("size", "is_refused"), [((101, 101), False), ((151, 151), False), ((155, 155), True), ((192, 100), True)], ids=str
 )

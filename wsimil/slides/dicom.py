@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from wsimil.slides.dicom_codec import FrameDecoder, Kind, frame_decoder, frame_kind
 from wsimil.slides.dicom_frames import Frames, join_fragments, read_frames
 from wsimil.slides.dicom_header import read_header, read_instance_uid, read_series_header, read_series_uid
-from wsimil.slides.pyramid import of_one_shape, over_half
+from wsimil.slides.pyramid import is_padded, of_one_shape, over_half
 from wsimil.slides.stored_tiles import NotDirectError, UnreadableError
 
 _FIXED = {"BitsAllocated": 8, "BitsStored": 8, "PixelRepresentation": 0}
@@ -151,7 +151,8 @@ def instance_file(path: Path, instance_uid: str) -> Path:
 def _images(path: Path) -> dict[tuple[int, int], list[_Part]]:
     """The files of each level, by its size, the largest first; the given file before others. Raises NotDirectError.
 
-    What is of another shape is left out: levels that are padded to whole frames, as Philips writes them, lie aside.
+    What is of another shape is left out, and so are levels that are padded to whole frames, as Philips writes them: they lie
+    aside.
     """
     series_uid = read_series_header(path).series_uid
     images: dict[tuple[int, int], list[_Part]] = {}
@@ -166,7 +167,12 @@ def _images(path: Path) -> dict[tuple[int, int], list[_Part]]:
         raise NotDirectError("its series holds labels and overviews, and no image of the slide itself")
     sizes = sorted(images, key=math.prod, reverse=True)
     (width, height), tile_px = sizes[0], images[sizes[0]][0].tile_px
-    levels = [size for size in sizes if of_one_shape(sizes[0], size)]
+    levels = [
+        size
+        for size in sizes
+        if of_one_shape(sizes[0], size)
+        and not (images[size][0].tile_px == tile_px and is_padded(sizes[0], size, tile_px))
+    ]
     for w, h in sizes:
         if (w, h) not in levels and over_half(_least_length((w, h), tile_px), max(width, height)):
             raise NotDirectError(

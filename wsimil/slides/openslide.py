@@ -9,7 +9,7 @@ is not whole, which blurs by an amount that changes from tile to tile. So tiles 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from wsimil.errors import SlideError
 from wsimil.geometry import SlideInfo, round_half_up
 from wsimil.slides.content import content_digest, file_ends, is_tiff
 from wsimil.slides.mpp import resolve_mpp
-from wsimil.slides.pyramid import PyramidSlide, of_one_shape
+from wsimil.slides.pyramid import PyramidSlide, is_padded, of_one_shape
 from wsimil.slides.tiff import why_not_shown
 
 _CACHE_BYTES = 64 * 2**20
@@ -60,7 +60,7 @@ class OpenSlideSlide(PyramidSlide):
             quickhash = properties.get("openslide.quickhash-1", "")
             vendor = properties.get("openslide.vendor", "unknown")
             if vendor in _PAGE_A_LEVEL_VENDORS:
-                _refuse_other_shapes(path, slide_id, self._handle.level_dimensions)
+                _refuse_no_levels(path, slide_id, self._handle.level_dimensions, properties)
             file = _level0_file(path, properties) if vendor == "dicom" else path
             if file != path:
                 head, tail, size = file_ends(file, slide_id)
@@ -152,14 +152,27 @@ def _refuse_if_not_shown(path: Path, slide_id: str) -> None:
         )
 
 
-def _refuse_other_shapes(path: Path, slide_id: str, sizes_px: Sequence[tuple[int, int]]) -> None:
+def _refuse_no_levels(
+    path: Path, slide_id: str, sizes_px: Sequence[tuple[int, int]], properties: Mapping[str, str]
+) -> None:
     (width, height), *others = sizes_px
-    for w, h in others:
-        if not of_one_shape((width, height), (w, h)):
+    for level, (w, h) in enumerate(others, start=1):
+        pads = properties["openslide.vendor"] == "dicom" and _is_padded(sizes_px, level, properties)
+        if pads or not of_one_shape((width, height), (w, h)):
             raise NotShownError(
-                f"slide {slide_id!r}: OpenSlide takes an image of {w} x {h} px for a level of {path}, which is {width} x {height}"
-                f" px and so of another shape: it shows something else, or is padded; {_CONVERT}"
+                f"slide {slide_id!r}: OpenSlide takes an image of {w} x {h} px for a level of {path}, but {width} x {height} px"
+                f" do not become that size at a lower resolution: it shows something else, or is padded; {_CONVERT}"
             )
+
+
+def _is_padded(sizes_px: Sequence[tuple[int, int]], level: int, properties: Mapping[str, str]) -> bool:
+    tile_px = _tile_px(properties, level)
+    return 0 not in tile_px and tile_px == _tile_px(properties, 0) and is_padded(sizes_px[0], sizes_px[level], tile_px)
+
+
+def _tile_px(properties: Mapping[str, str], level: int) -> tuple[int, int]:
+    width, height = (int(properties.get(f"openslide.level[{level}].tile-{side}", 0)) for side in ("width", "height"))
+    return width, height
 
 
 def _level0_file(path: Path, properties: dict[str, str]) -> Path:
