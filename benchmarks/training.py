@@ -6,8 +6,9 @@ One bag of 1,024 features in, forward, loss, backward and optimizer. Before anyt
 gradient from the same weights, dropouts and random masks off; then both draw. Each round runs both in turn; figures are medians
 over rounds of the ratio of one round. Memory is the highest resident size during a step less that before it, gradients and the
 optimizer's moments aside, which a process of its own measures. "bf16" is the step of wsimil with fit.precision bfloat16, beside
-plain torch in float32. "products" are the matrix products of that step of wsimil, by themselves, in the same rounds: what would
-be left of its time if all else took none (TransMIL's convolutions and torch's own attention are not among them).
+plain torch in float32, where the CPU has instructions for it. "products" are the matrix products of that step of wsimil, by
+themselves, in the same rounds: what would be left of its time if all else took none (TransMIL's convolutions and torch's own
+attention are not among them).
 """
 
 from __future__ import annotations
@@ -238,13 +239,18 @@ def steps(given: argparse.Namespace) -> dict[str, Any]:
     for count in given.instances:
         bag = bag_of(count)
         for name in contestants:
-            ours, bf16 = Ours(name), Ours(name, precision="bfloat16")
-            runs = {
-                "plain": Plain(name), "time": ours, "products": products_of(ours, bag), "bf16_time": bf16,
-                "bf16_products": products_of(bf16, bag),
-            }  # fmt: skip
+            ours = Ours(name)
+            runs: dict[str, Ours | Plain | Products] = {
+                "plain": Plain(name),
+                "time": ours,
+                "products": products_of(ours, bag),
+            }
+            if "bf16" in flags:
+                bf16 = Ours(name, precision="bfloat16")
+                runs |= {"bf16_time": bf16, "bf16_products": products_of(bf16, bag)}
+                del bf16
             times = [{kind: timed(run, bag) for kind, run in runs.items()} for _ in range(given.rounds + 1)][1:]
-            del runs, ours, bf16
+            del runs, ours
             with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
                 plain, own = (pool.apply(extra_bytes, (name, o, count, given.threads)) for o in (False, True))
             goal = CONTESTANTS[name].goal
@@ -254,14 +260,16 @@ def steps(given: argparse.Namespace) -> dict[str, Any]:
                 "memory": own / plain,
                 **{
                     kind: statistics.median(t[kind] / t["plain"] for t in times)
-                    for kind in ("time", "products", "bf16_time", "bf16_products")
+                    for kind in times[0]
+                    if kind != "plain"
                 },
             }  # fmt: skip
             rows.append(row)
             shown = f"{row['plain_seconds']:.2f} s, {row['plain_megabytes']:.0f} MB"
+            short = [f"{row[kind]:.2f}" if kind in row else "" for kind in ("bf16_time", "bf16_products")]
             print(
                 f"| {name} | {count} | {shown} | {goal:g} | {row['time']:.2f} | {row['products']:.2f} | {goal / 2:g} |"
-                f" {row['bf16_time']:.2f} | {row['bf16_products']:.2f} | {row['memory']:.2f} |",
+                f" {short[0]} | {short[1]} | {row['memory']:.2f} |",
                 flush=True,
             )
     about = {name: name in flags for name in ("avx512_bf16", "amx_bf16")}

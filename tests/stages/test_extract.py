@@ -24,7 +24,7 @@ from wsimil.extraction.embedding import resample
 from wsimil.extraction.sources import Shard, list_sources
 from wsimil.quality.measure import measure
 from wsimil.slides import open_slide
-from wsimil.stages.extract import ExtractSummary, extract
+from wsimil.stages.extract import ExtractSummary, encoders_and_spec, extract
 from wsimil.stages.plan_extraction import plan
 from wsimil.stages.progress import Quiet
 from wsimil.store import open_store
@@ -379,6 +379,19 @@ def test_an_override_that_contradicts_a_slide_is_said(tmp_path: Path, make_slide
         stage(config, list_sources(tmp_path / "in"), tmp_path / "out", reporter=Listening())
     assert len(told) == 2
     assert "a: taken as 0.4 µm per pixel, override; metadata disagree: 0.5" in told[0]
+
+
+def test_a_precision_that_the_cpu_was_not_made_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    class Listening(Quiet):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+    encoders_and_spec(load_config(ExtractConfig, given={"device": "cpu", "precision": "bf16"}), Listening())
+    assert [text.partition(":")[0] for text in told] == ["precision bf16"]
 
 
 def test_a_folder_of_masks_that_is_not_there_is_refused(slides: Path, tmp_path: Path) -> None:

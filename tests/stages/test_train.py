@@ -105,3 +105,21 @@ def test_an_entropy_that_does_nothing_is_told(
     notes = Notes()
     train(load_config(TrainConfig, given=given), features, cohort, tmp_path / "run", reporter=notes)
     assert [text.partition(":")[0] for text in notes.said] == ["fit.entropy has no effect"] * wanted
+
+
+def test_a_precision_that_the_cpu_was_not_made_for_is_told(
+    feature_study: Callable[..., tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+    features, cohort = feature_study()
+    given = {
+        "device": "cpu",
+        "fit.epochs": 1,
+        "fit.precision": "bfloat16",
+        "method.hidden_dim": 8,
+        "fit.max_instances": 2,
+    }
+    notes = Notes()
+    train(load_config(TrainConfig, given=given), features, cohort, tmp_path / "run", reporter=notes)
+    assert [text.partition(":")[0] for text in notes.said] == ["precision bfloat16"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import platform
+
 import torch
 
 from wsimil.errors import ConfigError
+from wsimil.stages.progress import Reporter
 
 
 def resolve_device(name: str) -> str:
@@ -37,3 +40,13 @@ def resolve_devices(names: str) -> list[str]:
         count = torch.cuda.device_count()
         return [f"cuda:{index}" for index in range(count)] or [resolve_device("cuda")]
     return [resolve_device(name.strip()) for name in names.split(",")]
+
+
+def tell_slow_precision(device: str, precision: str, reporter: Reporter) -> None:
+    """Say it where the CPU has no instructions for a short type: torch multiplies in it one number at a time."""
+    if device != "cpu" or precision in ("float32", "fp32") or platform.machine().lower() not in ("x86_64", "amd64"):
+        return
+    if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        reporter.note(
+            f"precision {precision}: this CPU has no instructions for it, and takes some ten times as long as in float32 or more"
+        )

@@ -24,7 +24,7 @@ from wsimil.files import check_writable, output_error, remove_stale, write_text
 from wsimil.geometry import TileSpec
 from wsimil.provenance import Provenance
 from wsimil.slides.mpp import METADATA_DISAGREE
-from wsimil.stages.device import resolve_devices
+from wsimil.stages.device import resolve_devices, tell_slow_precision
 from wsimil.stages.failures import failed_earlier, stays_listed, write_failures
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
@@ -87,7 +87,7 @@ def extract(
     for folder in (out, out / "tissue", out / "thumbnails", out / "quality"):
         if folder.is_dir():
             remove_stale(folder)
-    encoders, spec = encoders_and_spec(config)
+    encoders, spec = encoders_and_spec(config, reporter)
     config = with_stain_target(config)
     if wanted is not None:
         _refuse_another_kind(wanted, encoders[0], spec, config)
@@ -154,12 +154,14 @@ def peak_rss_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def encoders_and_spec(config: ExtractConfig) -> tuple[list[Encoder], TileSpec]:
+def encoders_and_spec(config: ExtractConfig, reporter: Reporter) -> tuple[list[Encoder], TileSpec]:
     """The encoder on every device, and the exact tiling. Raises ConfigError, EncoderError."""
     devices = resolve_devices(config.device)
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if all(device.startswith("cuda") for device in devices) else "fp32"
+    for device in devices:
+        tell_slow_precision(device, precision, reporter)
     encoders = [
         build_encoder(
             config.encoder, weights=config.encoder_weights, device=device, precision=precision, compiled=config.compile

@@ -59,7 +59,7 @@ def plan(
 ) -> ExtractPlan:
     """What `extract` would do: tissue and tiles of every slide, without writing; the rate is measured on up to 64 tiles."""
     reporter = reporter or Quiet()
-    (encoder, *_), spec = encoders_and_spec(config)
+    (encoder, *_), spec = encoders_and_spec(config, reporter)
     config = with_stain_target(config)
     refuse_lost_masks(config)
     store = open_store(out, mode="r", backend=config.store) if out.is_dir() else None

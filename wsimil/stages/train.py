@@ -30,7 +30,7 @@ from wsimil.mil.saved import WEIGHTS, TrainedModel, load_model
 from wsimil.splits import read_plan
 from wsimil.stages.answers import answer_from, answer_of_patient, estimate_splits, write_answers
 from wsimil.stages.cohort_features import MatchedFeatures, PatientBags, StoredBags, match
-from wsimil.stages.device import resolve_device
+from wsimil.stages.device import resolve_device, tell_slow_precision
 from wsimil.stages.features import open_features
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.occupied import occupied
@@ -130,6 +130,7 @@ def _trained(
     check_writable(out)
     cohort = matched.cohort
     device = resolve_device(config.device)
+    tell_slow_precision(device, config.fit.precision, reporter)
     reporter.begin("epochs", config.fit.epochs)
 
     def on_epoch(record: EpochRecord) -> None:

@@ -42,7 +42,7 @@ class ExtractRunner:
         refuse_lost_masks(study.config.extract)
         self._config = with_stain_target(study.config.extract)
         near = {} if study.weights is None else {"encoder_weights": study.weights}
-        self._encoders, self._spec = encoders_and_spec(study.config.extract.model_copy(update=near))
+        self._encoders, self._spec = encoders_and_spec(study.config.extract.model_copy(update=near), watch)
         self._refuse_other_weights()
         self._refuse_another_recipe()
 
