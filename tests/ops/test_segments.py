@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import pytest
 import torch
 
 from wsimil.ops.packed_linear import packed_linear, row_linear
-from wsimil.ops.segment_max import segment_max
+from wsimil.ops.segment_max import segment_max, shares_of_max
 from wsimil.ops.segment_softmax import segment_softmax
 from wsimil.ops.segment_sum import segment_sum
 from wsimil.ops.varlen import bag_ids, cu_seqlens_of, join_bags, lengths_of, split_bags
@@ -147,3 +147,26 @@ def test_bags_are_split_and_joined():
 def test_lengths_that_cannot_be_packed_are_refused(lengths, message):
     with pytest.raises(ValueError, match=message):
         cu_seqlens_of(lengths)
+
+
+def test_shares_of_a_maximum_are_what_rows_add_to_those_before_them_over_all_orders():
+    """Below 0 too, where the first row of an order lowers what a bag of nothing has, and with rows that tie."""
+    values = torch.cat([draw(5, 3) - 0.7, draw(1, 3, seed=1), draw(4, 3, seed=2)])
+    values[7] = values[8]
+    wanted = []
+    for (part,) in each((5, 1, 4), values):
+        orders, total = list(permutations(range(len(part)))), torch.zeros_like(part)
+        for order in orders:
+            most = torch.cat([torch.zeros_like(part[:1]), part[list(order)].cummax(0).values])
+            total[list(order)] += most.diff(dim=0)
+        wanted.append(total / len(orders))
+    got = shares_of_max(values, cu_seqlens_of([5, 1, 4]))
+    torch.testing.assert_close(got, torch.cat(wanted), rtol=1e-13, atol=1e-15)
+    assert got[7].tolist() == got[8].tolist()
+
+
+@pytest.mark.parametrize("lengths", PACKS)
+def test_shares_of_a_maximum_add_up_to_it(lengths):
+    values, ends = draw(sum(lengths), 70), cu_seqlens_of(lengths)
+    got = segment_sum(torch.ones_like(values[:, :1]), shares_of_max(values, ends), ends)[:, 0]
+    torch.testing.assert_close(got, segment_max(values, ends).values, rtol=1e-12, atol=1e-12)

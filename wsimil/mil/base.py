@@ -64,8 +64,8 @@ class MILModel(nn.Module, ABC):
     """Whether an answer rests on a few instances picked by rank: rounding may then pick others."""
 
     shows_each_alone: bool = False
-    """Whether a heatmap shows each instance's own answer, where contributions say less: an exact split of a maximum leaves all
-    instances but one at zero, and by TransMIL's the answer changes less than by this (`benchmarks/faithfulness.py`).
+    """Whether a heatmap shows each instance's own answer, which the bag's follows more closely than contributions
+    (`benchmarks/faithfulness.py`).
     """
 
     def __init__(self, config: FrozenConfig, *, in_dim: int, num_classes: int) -> None:

@@ -145,11 +145,15 @@ class BagOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Contributions:
-    """The bag's logits as a sum over its instances: `logits[b] = bias + values[bag b].sum(0)`, to rounding."""
+    """The bag's logits as a sum over its instances: `logits[b] = bias + values[bag b].sum(0)`, to rounding.
+
+    `of_maximum`: the logits rest on maxima, which are no sums, and `values` are Shapley values.
+    """
 
     output: BagOutput
     values: Float[Tensor, "T C"]
     bias: Float[Tensor, " C"]
+    of_maximum: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

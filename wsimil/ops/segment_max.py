@@ -1,4 +1,4 @@
-"""Maxima over the rows of each bag."""
+"""Maxima over the rows of each bag, and the share of each row in them."""
 # ruff: noqa: F722  # jaxtyping's dimension strings are no forward references
 
 from __future__ import annotations
@@ -28,3 +28,20 @@ def segment_max(values: Float[Tensor, "T L"], cu_seqlens: CuSeqlens) -> Maxima:
     parts = [part.max(dim=0) for part in split_bags(values, cu_seqlens)]
     rows = torch.stack([part.indices for part in parts]) + cu_seqlens[:-1, None]
     return Maxima(values=torch.stack([part.values for part in parts]), rows=rows)
+
+
+def shares_of_max(values: Float[Tensor, "T L"], cu_seqlens: CuSeqlens) -> Float[Tensor, "T L"]:
+    """The Shapley value of each row in `values[bag].max(0)`, where a bag of no rows has a maximum of 0.
+
+    What a row adds to the maximum of those before it, the mean over all orders of a bag's rows: what a value adds to the next
+    smaller one is shared by all rows that reach it. Shares of a bag add up to its maximum, equal rows have equal ones.
+    Littlechild & Owen 1973, Management Science 20(3).
+    """
+    parts = []
+    for part in split_bags(values, cu_seqlens):
+        ordered = part.sort(dim=0)
+        zero = torch.zeros_like(ordered.values[:1])
+        reached_by = torch.arange(len(part), 0, -1, dtype=part.dtype, device=part.device)[:, None]
+        shares = (ordered.values.diff(dim=0, prepend=zero) / reached_by).cumsum(dim=0)
+        parts.append(torch.empty_like(shares).scatter_(0, ordered.indices, shares))
+    return torch.cat(parts)

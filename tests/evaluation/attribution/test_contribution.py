@@ -14,6 +14,8 @@ from wsimil.mil.layers.region_attention import CrossRegionLayer
 from wsimil.testing.method_laws import make_bags
 
 LRP = {"acmil multihead", "mhim recycled", "multihead", *MIXED}
+WITHOUT_RULE = ("mean of features", "mean of logits", "max of features", "max of logits")
+"""Which split their logits, and are not made linear."""
 
 
 def summed(values: Tensor, bags: BagBatch) -> Tensor:
@@ -49,9 +51,10 @@ def test_in_float32_the_sum_is_far_within_what_a_prediction_allows(case: str) ->
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_rule_is_exact_where_logits_are_sums_and_constant_attention_elsewhere(case: str) -> None:
+def test_the_rule_tells_sums_from_maxima_and_constant_attention(case: str) -> None:
     rule = score(build(case), make_bags((5,), dtype=torch.float64), "contribution").rule
-    assert rule == ("attention-constant LRP" if case in LRP else "exact")
+    of_sums = "Shapley values of the maximum" if case.startswith("max") else "exact"
+    assert rule == ("attention-constant LRP" if case in LRP else of_sums)
 
 
 @pytest.mark.parametrize("case", sorted(LRP))
@@ -107,7 +110,7 @@ def test_lrp_of_a_network_in_which_nothing_needs_to_be_held_is_its_gradient(
         torch.testing.assert_close((gradient * x).sum(dim=1).detach(), found.values[:, column], rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in LRP and case != "dsmil values"])
+@pytest.mark.parametrize("case", [case for case in CASES if case not in (*LRP, *WITHOUT_RULE, "dsmil values")])
 def test_where_a_method_splits_exactly_lrp_gives_the_same(case: str) -> None:
     model, bags = build(case), make_bags((37, 1, 120), dtype=torch.float64)
     h = model.embed_instances(bags, None).detach()

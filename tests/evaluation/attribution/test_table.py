@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from wsimil.evaluation.attribution.scoring import score
 from wsimil.evaluation.attribution.table import attribute
 from wsimil.mil import registry
 from wsimil.mil.base import MILModel
-from wsimil.mil.batch import BagOutput
+from wsimil.mil.batch import BagOutput, pack
 from wsimil.mil.ensemble import Ensemble
 from wsimil.testing.method_laws import CLASSES, DIM, make_bags
 
@@ -62,11 +64,22 @@ def test_instances_that_tie_for_a_maximum_share_it(level):
     np.testing.assert_allclose(logits, model(bags).logits[0].detach().numpy(), rtol=1e-5)
 
 
-def test_a_maximum_of_logits_goes_to_the_instance_that_has_it():
-    model, bags = build("pooling", pool="max"), make_bags((63,))
-    (scores,) = attribute(model, bags, outputs=NAMES, kinds=("contribution",)).per_bag()
-    for column in range(3):
-        assert np.flatnonzero(scores[:, column]).tolist() == [int(scores[:, 3 + column].argmax())]
+@pytest.mark.parametrize("level", ["feature", "logit"])
+def test_a_maximum_is_shared_by_what_each_instance_adds_to_those_before_it_over_all_orders(level):
+    model, bags = small(f"max of {level}s"), make_bags((5,), dtype=torch.float64)
+    nothing = model.classifier.bias.detach()
+    total, orders = torch.zeros(5, 3, dtype=torch.float64), list(itertools.permutations(range(5)))
+    for order in orders:
+        before = nothing
+        for count, row in enumerate(order, start=1):
+            part = pack([bags.features[list(order[:count])]], xy0=[np.zeros((count, 2), np.int64)], slide_ids=["a"])
+            with torch.no_grad():
+                answer = model(part).logits[0]
+            total[row] += answer - before
+            before = answer
+    found = score(model, bags, "contribution")
+    assert found.rule == "Shapley values of the maximum"
+    torch.testing.assert_close(found.values.detach(), total / len(orders), rtol=1e-12, atol=1e-12)
 
 
 class TwoHeads(MILModel):
@@ -117,9 +130,9 @@ def first_kinds(model: MILModel) -> list[str]:
     return list(dict.fromkeys(name.partition(":")[0] for name in names))
 
 
-def test_a_maximum_is_shown_by_what_it_was_taken_of() -> None:
-    assert first_kinds(build("pooling", pool="max", level="logit")) == ["single", "score"]
-    assert first_kinds(build("pooling", pool="max", level="feature")) == ["single"]
+def test_pooling_is_shown_by_the_contributions_of_tiles() -> None:
+    assert first_kinds(build("pooling", pool="max", level="logit")) == ["contribution", "score"]
+    assert first_kinds(build("pooling", pool="max", level="feature")) == ["contribution"]
     assert first_kinds(build("pooling")) == ["contribution", "score"]
     assert first_kinds(build("abmil")) == ["attention", "contribution"]
 
@@ -131,9 +144,9 @@ def test_a_transmil_is_shown_by_each_tile_alone() -> None:
 
 
 def test_an_ensemble_is_shown_as_its_members_are_where_they_agree() -> None:
-    maxima, mean = [build("pooling", pool="max", level="feature") for _ in range(2)], build("pooling", level="feature")
-    assert first_kinds(Ensemble(maxima, ["pooling", "pooling"])) == ["single"]
-    assert first_kinds(Ensemble([maxima[0], mean], ["pooling", "pooling"])) == ["contribution"]
+    transmils, mean = [build("transmil", hidden_dim=16) for _ in range(2)], build("pooling", level="feature")
+    assert first_kinds(Ensemble(transmils, ["transmil", "transmil"])) == ["attention", "single"]
+    assert first_kinds(Ensemble([transmils[0], mean], ["transmil", "pooling"])) == ["contribution"]
 
 
 @pytest.mark.parametrize("case", ["abmil", "acmil multihead", "dsmil", "max of logits", "ensemble"])

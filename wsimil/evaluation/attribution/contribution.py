@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wsimil.evaluation.attribution.answered import Answered, answered, answered_by, joined
 from wsimil.evaluation.attribution.inputs_alone import by_inputs_alone
-from wsimil.evaluation.attribution.scored import EXACT, LRP, MIXED, Scored, mean_of
+from wsimil.evaluation.attribution.scored import EXACT, LRP, MIXED, SHAPLEY, Scored, mean_of
 from wsimil.mil.base import MILModel
 from wsimil.mil.batch import BagBatch, Contributions
 from wsimil.mil.ensemble import Ensemble
@@ -41,7 +41,7 @@ def contributed(model: MILModel, bags: BagBatch) -> Contributed | None:
     if not model.mixes_instances:
         split = model.contributions(bags)
         if split is not None:
-            return _of_split(split, bags, EXACT)
+            return _of_split(split, bags, SHAPLEY if split.of_maximum else EXACT)
     relevance = _relevance(model, bags)
     if relevance is not None:
         return Contributed(scored=relevance, answer=answered(model, bags))

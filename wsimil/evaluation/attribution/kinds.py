@@ -20,8 +20,7 @@ LEAVE_ONE_OUT_TILES: Final = 4096
 def default_kinds(model: MILModel) -> tuple[ScoreKind, ...]:
     """The kinds of scores that tiles get where nobody asks for others, what a heatmap shows first.
 
-    Contributions; but each instance's own logit where they say less: of a maximum, where they name the one instance that it took,
-    and of TransMIL.
+    Contributions; but of TransMIL each instance's own logit, as contributions say less there.
     """
     return ("single" if model.shows_each_alone else "contribution", "attention")
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 EXACT: Final = "exact"
+SHAPLEY: Final = "Shapley values of the maximum"
 MIXED: Final = "exact, of tiles that have seen others"
 LRP: Final = "attention-constant LRP"
 ALONE: Final = "bags of one tile"

@@ -20,8 +20,10 @@ from wsimil.mil.layers.embedding import Activation, InstanceEmbedding
 from wsimil.mil.layers.initialize import Init, initialize
 from wsimil.mil.layers.left_out import left_out_of_sums
 from wsimil.ops.packed_linear import packed_linear, row_linear
-from wsimil.ops.segment_max import segment_max
+from wsimil.ops.segment_max import segment_max, shares_of_max
 from wsimil.ops.segment_sum import segment_sum
+
+_COLUMNS = 64
 
 
 class PoolingConfig(FrozenConfig):
@@ -53,37 +55,27 @@ class Pooling(MILModel):
         self.classifier = nn.Linear(self.embed.out_dim, num_classes)
         self.pool = config.pool
         self.level = config.level
-        self.shows_each_alone = config.pool == "max"
         initialize(self, config.init)
 
     def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions:
-        """A mean gives each instance its share, a maximum goes to the instance that reaches it; ties share it evenly."""
+        """Each instance has its share in a mean, and in a maximum its Shapley value, where a bag of nothing has the bias."""
         output = self._pool(h, bags)
         weight, bias, ends = self.classifier.weight, self.classifier.bias, bags.cu_seqlens
         if self.pool == "mean":
             values = _mean_weights(bags).to(h.dtype) * packed_linear(h, weight, None, ends)
         elif output.instance_logits is None:
-            values = packed_linear(h * _winners(h, output.embedding, bags), weight, None, ends)
+            values = torch.zeros(len(h), len(bias), dtype=weight.dtype, device=h.device)
+            # The order of a column takes three times its memory.
+            for at in range(0, h.shape[1], _COLUMNS):
+                shares = shares_of_max(h[:, at : at + _COLUMNS], ends)
+                values += packed_linear(shares, weight[:, at : at + _COLUMNS], None, ends)
         else:
-            values = _winners(output.instance_logits, output.logits, bags) * (output.instance_logits - bias)
-        return Contributions(output=output, values=values, bias=bias)
+            values = shares_of_max(output.instance_logits - bias, ends)
+        return Contributions(output=output, values=values, bias=bias, of_maximum=self.pool == "max")
 
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`."""
         return self._pool(h, bags)
-
-    def linearized(self, x: Float[Tensor, "T L"], bags: BagBatch, *, at: Float[Tensor, "T L"]) -> Float[Tensor, "B C"]:
-        """See `MILModel.linearized`: with the instances held that reach a maximum."""
-        weight, bias, ends = self.classifier.weight, self.classifier.bias, bags.cu_seqlens
-        if self.pool == "mean":
-            return self._pool(x, bags).logits
-        with torch.no_grad():
-            output = self._pool(at, bags)
-            scores = at if output.instance_logits is None else output.instance_logits
-            winners = _winners(scores, segment_max(scores, ends).values, bags)
-        if output.instance_logits is None:
-            return row_linear(_sum(winners * x, bags), weight, bias)
-        return _sum(winners * packed_linear(x, weight, bias, ends), bags)
 
     def left_out(self, h: Float[Tensor, "T L"], bags: BagBatch) -> LeftOut:
         """See `MILModel.left_out`: of a maximum only the instance that alone reaches it takes something away."""
@@ -119,14 +111,3 @@ def _mean_weights(bags: BagBatch) -> Float[Tensor, "T 1"]:
     lengths = bags.cu_seqlens.diff()
     wide = torch.promote_types(bags.features.dtype, torch.float32)
     return lengths.to(wide).reciprocal()[bags.bag_ids, None]
-
-
-def _sum(x: Float[Tensor, "T K"], bags: BagBatch) -> Float[Tensor, "B K"]:
-    return segment_sum(torch.ones_like(x[:, :1]), x, bags.cu_seqlens)[:, 0]
-
-
-def _winners(x: Float[Tensor, "T K"], best: Float[Tensor, "B K"], bags: BagBatch) -> Float[Tensor, "T K"]:
-    """For each column 1 at the row that holds its bag's best, 1 / m at each of m rows that tie, 0 elsewhere."""
-    hits = (x == best[bags.bag_ids]).to(x.dtype)
-    counts = torch.zeros_like(best).index_add_(0, bags.bag_ids, hits)
-    return hits / counts[bags.bag_ids]
