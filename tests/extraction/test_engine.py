@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +17,12 @@ from PIL import Image
 
 from wsimil.encoders import EncoderCard, Precision, build_encoder, card
 from wsimil.errors import EncoderError, FeatureError, SlideError
+from wsimil.extraction.batches import Judged
 from wsimil.extraction.config import TileConfig
 from wsimil.extraction.embedding import resample
-from wsimil.extraction.engine import Ended, Event, Ready, Told, encode_tiles, run_engine
+from wsimil.extraction.engine import Advanced, Ended, Event, Ready, Told, encode_tiles, run_engine
 from wsimil.extraction.timing import StageSeconds, Trace
-from wsimil.geometry import TileGrid
+from wsimil.geometry import TileGrid, TileSpec
 from wsimil.slides import Slide, open_slide
 from wsimil.tiling import tile
 from wsimil.tissue import segment
@@ -225,6 +227,45 @@ def test_a_slide_that_breaks_off_ends_alone(cohort: list[tuple[Slide, TileGrid]]
     assert found[1].features is None
     for key in (0, 2):
         assert_alike(found[key].features, wanted[key].features)
+
+
+class Numbered:
+    """A slide whose tiles show their row, and an encoder that reads it."""
+
+    card, device, compiled, precision = SimpleNamespace(dim=1), torch.device("cpu"), False, "fp32"
+
+    def read_tiles(self, grid: TileGrid, rows: np.ndarray, out: np.ndarray) -> None:
+        out[:, 0, 0, 0], out[:, 0, 0, 1] = rows % 256, rows // 256
+
+    def embed(self, tiles: torch.Tensor, *, precision: Precision | None = None) -> torch.Tensor:
+        return tiles[:, 0, 0, :1].float() + 256 * tiles[:, 0, 0, 1:2].float()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 32])
+def test_slides_of_which_few_tiles_are_kept_come_to_an_end(grid: TileGrid, batch_size: int) -> None:
+    rows = np.arange(1000)
+    xy0 = np.stack([rows, np.zeros_like(rows)], axis=1)
+    spec = TileSpec(size_px=8, mpp=grid.slide.mpp, stride_px=8, min_tissue=0)
+    many = replace(grid, spec=spec, xy0=xy0, tissue=np.ones(1000, np.float32), read_px=8)
+    kept = rows % 23 == 5
+
+    def judge(tiles: np.ndarray) -> Judged:
+        row = tiles[:, 0, 0, 0] + 256 * tiles[:, 0, 0, 1].astype(np.int64)
+        return Judged(values={"row": row.astype(np.float32)}, beyond={"limit": ~kept[row]})
+
+    ready = [Ready(key=key, slide=Numbered(), grid=many, judge=judge) for key in range(3)]  # type: ignore[arg-type]
+    events = run_engine(ready, [Numbered()], size_px=8, batch_size=batch_size, readers=2, dtype="float32")  # type: ignore[list-item]
+    told: list[Event] = []
+    running = threading.Thread(target=lambda: told.extend(events), daemon=True)
+    running.start()
+    running.join(30)
+    assert ended(told).keys() == {0, 1, 2}
+    for one in ended(told).values():
+        assert one.features is not None
+        np.testing.assert_array_equal(one.features[kept, 0], rows[kept])
+        np.testing.assert_array_equal(one.beyond["limit"], ~kept)
+        np.testing.assert_array_equal(one.values["row"], rows)
+    assert sum(event.tiles for event in told if isinstance(event, Advanced)) == 3000
 
 
 def test_an_encoder_that_fails_on_a_batch_ends_the_slides_of_that_batch(cohort: list[tuple[Slide, TileGrid]]) -> None:

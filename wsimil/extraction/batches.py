@@ -160,6 +160,13 @@ class TileMemory:
             fit = torch.empty(room, dtype=torch.uint8, pin_memory=self._pinned and pooled)
         return Memory(fit, counted=count, pooled=pooled)
 
+    def move(self, memory: Memory, tiles: torch.Tensor) -> Memory:
+        """Memory of their own for copies of some of a piece's tiles; the rest of it would be held for nothing."""
+        with self._changed:
+            self._out += len(tiles)
+        self.give_back(memory)
+        return Memory(tiles.flatten(), counted=len(tiles), pooled=False)
+
     def give_back(self, memory: Memory) -> None:
         """One part of what was read into `memory` is not needed any more."""
         if not memory.release():

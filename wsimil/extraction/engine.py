@@ -273,8 +273,9 @@ class _Run:
             job.seconds.read += time.perf_counter() - begin
             if kept.all():
                 return Part(job=job, rows=rows, tiles=tiles, memory=memory)
-            dropped = int(len(rows) - kept.sum())
-            return Part(job=job, rows=rows[kept], tiles=tiles[torch.from_numpy(kept)], memory=memory, dropped=dropped)
+            tiles, dropped = tiles[torch.from_numpy(kept)], int(len(rows) - kept.sum())
+            memory = self._memory.move(memory, tiles)
+            return Part(job=job, rows=rows[kept], tiles=tiles, memory=memory, dropped=dropped)
         except BaseException:
             self._memory.give_back(memory)
             raise
