@@ -102,6 +102,13 @@ def test_grey_dirt_shadows_and_black_borders_are_not_tissue(tmp_path: Path) -> N
     assert agreement(found(write(tmp_path / "s.tiff", image)), truth) > 0.94
 
 
+def test_tissue_so_deeply_stained_that_one_channel_is_black_is_tissue(tmp_path: Path) -> None:
+    truth = disc()
+    image = stained(HEMATOXYLIN, truth * 3.0)
+    assert np.median(image[truth].min(axis=1)) < 40 < np.median(image[truth].max(axis=1))
+    assert agreement(found(write(tmp_path / "s.tiff", image)), truth) > 0.94
+
+
 def test_fluorescence_has_no_tissue_and_the_mask_says_why(tmp_path: Path) -> None:
     image = np.zeros((900, 1100, 3), dtype=np.uint8)
     image[disc(radius=200), 2] = 220
@@ -137,6 +144,32 @@ def test_specks_and_holes_go_by_area_in_square_micrometres(tmp_path: Path) -> No
     kept = found(path, TissueConfig(min_tissue_um2=3000.0, max_hole_um2=3000.0)).mask
     assert ndimage.label(kept)[1] == 2
     assert not kept[75, 75]
+
+
+@pytest.mark.parametrize("corner", [(0, 4), (4, 0), (7, 4), (4, 7)], ids=["top", "left", "bottom", "right"])
+def test_glass_that_reaches_any_border_is_no_hole(corner: tuple[int, int]) -> None:
+    mask = np.ones((8, 8), dtype=np.bool_)
+    mask[corner] = False
+    assert (classical.clean(mask, 1.0, TissueConfig(min_tissue_um2=0, max_hole_um2=9)) == mask).all()
+
+
+def test_glass_that_touches_glass_at_a_corner_is_one_and_tissue_that_does_is_two() -> None:
+    mask = np.ones((7, 7), dtype=np.bool_)
+    mask[[0, 1], [2, 3]] = False
+    config = TissueConfig(min_tissue_um2=2, max_hole_um2=9)
+    assert (classical.clean(mask, 1.0, config) == mask).all()
+    assert not classical.clean(np.eye(7, dtype=np.bool_), 1.0, config).any()
+
+
+def test_a_piece_as_large_as_the_least_and_a_hole_as_large_as_the_most_stay() -> None:
+    filled = np.zeros((9, 9), dtype=np.bool_)
+    filled[2:7, 2:7] = True
+    mask = filled.copy()
+    mask[4, 3:5] = False
+    # At 2 µm a px the piece has 92 µm², and its hole 8.
+    for least, most, wanted in ((92, 8, mask), (92, 9, filled), (93, 8, np.zeros_like(mask))):
+        found = classical.clean(mask, 2.0, TissueConfig(min_tissue_um2=least, max_hole_um2=most))
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_a_bay_of_glass_at_the_border_is_no_hole(tmp_path: Path) -> None:
