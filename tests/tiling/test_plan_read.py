@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from wsimil.errors import SlideError
@@ -63,6 +63,7 @@ def test_a_slide_coarser_than_the_request_by_more_than_a_tenth_is_refused() -> N
 
 
 @settings(deadline=None, max_examples=300)
+@example(mpp=1.8, step=2.0, levels=1, size_px=8, tile_mpp=15.0)
 @given(
     mpp=st.floats(0.1, 2.0),
     step=st.floats(1.8, 4.4),
@@ -79,6 +80,7 @@ def test_every_plan_is_right_within_half_a_percent_and_never_enlarges_without_ne
     except SlideError:
         assume(False)
     side_um = plan.read_px * info.level_downsamples[plan.read_level] * mpp
-    assert abs(side_um / (size_px * tile_mpp) - 1) <= 0.005
+    # The plan divides in another order: at 67 px in place of 66 2/3, what rounding leaves is on the other side of the limit.
+    assert abs(side_um / (size_px * tile_mpp) - 1) <= 0.005 + 1e-12
     assert plan.read_px >= size_px or plan.read_level == 0
     assert plan.read_px * 1.11 >= size_px
