@@ -130,6 +130,11 @@ def test_grid_positions_never_drift_by_more_than_half_a_pixel(extent: float, str
     assert len(positions) == 0 or extent > 0
 
 
+def test_no_position_is_rounded_up_to_the_end() -> None:
+    assert grid_positions(21, 10.4).tolist() == [0, 10]
+    assert grid_positions(21.5, 10.4).tolist() == [0, 10, 21]
+
+
 def test_box_means_cut_pixels_at_fractional_edges() -> None:
     mask = np.zeros((4, 4), dtype=np.bool_)
     mask[1, 1] = True

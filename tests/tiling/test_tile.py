@@ -99,11 +99,11 @@ def test_a_tile_that_only_touches_tissue_is_not_kept() -> None:
 
 
 def test_the_grid_starts_and_ends_with_the_declared_bounds() -> None:
-    info = slide(size=(5000, 4000), bounds=(1003, 507, 1000, 900))
+    info = slide(size=(5000, 4000), bounds=(1003, 507, 1000, 700))
     grid = tile(info, full(info), spec(112.0))
     assert grid.xy0[0].tolist() == [1003, 507]
     assert np.unique(grid.xy0[:, 0]).tolist() == [1003 + 224 * i for i in range(5)]
-    assert np.unique(grid.xy0[:, 1]).tolist() == [507 + 224 * i for i in range(5)]
+    assert np.unique(grid.xy0[:, 1]).tolist() == [507 + 224 * i for i in range(4)]
 
 
 @settings(deadline=None, max_examples=40)

@@ -132,6 +132,20 @@ def test_polygons_are_read_as_they_are_in_level_0_px(tmp_path: Path, origin: Any
         read_polygons(tmp_path / "absent.geojson", slide_id="s", bounds0_px=info.bounds0_px)
 
 
+def test_fractions_of_a_px_are_rounded_half_up(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.geojson", {"type": "Polygon", "coordinates": [[[0.4, 0.5], [8.5, 0.6], [8.4, 9.7]]]})
+    ((ring,),) = read_polygons(path, slide_id="s", bounds0_px=(0, 0, 50, 40))
+    assert ring.tolist() == [[0, 1], [9, 1], [8, 10]]
+
+
+def test_features_in_two_frames_are_refused(tmp_path: Path) -> None:
+    info = slide(bounds=(10, 20, 500, 400))
+    one, other = (to_geojson(blobs(info), info, origin=origin) for origin in ("bounds", "level0"))
+    path = write(tmp_path / "q.geojson", [one, other])
+    with pytest.raises(SlideError, match=r"name the frames \['bounds', 'level0'\], wanted one of"):
+        read_geojson(path, info)
+
+
 def test_no_polygon_is_no_tissue(tmp_path: Path) -> None:
     path = write(tmp_path / "q.geojson", {"type": "FeatureCollection", "features": []})
     assert not read_geojson(path, slide()).mask.any()
@@ -151,6 +165,7 @@ def test_no_polygon_is_no_tissue(tmp_path: Path) -> None:
         ('{"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}', "at least 3 points"),
         ('{"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [1, "a"]]]}', "a point is"),
         ('{"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [1, NaN]]]}', "a point is"),
+        ('{"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [1, true]]]}', "a point is"),
         (
             '{"type": "Polygon", "coordinates": [[[-9, -9], [-5, -9], [-5, -5]]]}',
             "none of its 1 polygons covers the slide",
