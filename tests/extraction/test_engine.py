@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -241,12 +241,15 @@ class Numbered:
         return tiles[:, 0, 0, :1].float() + 256 * tiles[:, 0, 0, 1:2].float()
 
 
+def numbered(grid: TileGrid, count: int) -> TileGrid:
+    spec = TileSpec(size_px=8, mpp=grid.slide.mpp, stride_px=8, min_tissue=0)
+    xy0 = np.stack([np.arange(count), np.zeros(count, np.int64)], axis=1)
+    return replace(grid, spec=spec, xy0=xy0, tissue=np.ones(count, np.float32), read_px=8)
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 32])
 def test_slides_of_which_few_tiles_are_kept_come_to_an_end(grid: TileGrid, batch_size: int) -> None:
-    rows = np.arange(1000)
-    xy0 = np.stack([rows, np.zeros_like(rows)], axis=1)
-    spec = TileSpec(size_px=8, mpp=grid.slide.mpp, stride_px=8, min_tissue=0)
-    many = replace(grid, spec=spec, xy0=xy0, tissue=np.ones(1000, np.float32), read_px=8)
+    rows, many = np.arange(1000), numbered(grid, 1000)
     kept = rows % 23 == 5
 
     def judge(tiles: np.ndarray) -> Judged:
@@ -353,6 +356,23 @@ def test_once_closed_nobody_reads_any_more(cohort: list[tuple[Slide, TileGrid]],
     events.close()
     assert not reading
     assert threading.active_count() == before
+
+
+def test_closing_ends_every_encoder_that_waits_for_tiles(grid: TileGrid) -> None:
+    few = numbered(grid, 4)
+
+    def slides() -> Iterator[Ready]:
+        yield Ready(key=0, slide=Numbered(), grid=few)  # type: ignore[arg-type]
+        threading.Event().wait(0.5)  # the next one is made ready
+        yield Ready(key=1, slide=Numbered(), grid=few)  # type: ignore[arg-type]
+
+    encoders = [Numbered() for _ in range(3)]
+    events = run_engine(slides(), encoders, size_px=8, batch_size=2, readers=1, dtype="float32")  # type: ignore[arg-type]
+    next(event for event in events if isinstance(event, Ended))
+    ending = threading.Thread(target=events.close, daemon=True)
+    ending.start()
+    ending.join(30)
+    assert not ending.is_alive()
 
 
 def test_a_trace_shows_reading_waiting_and_encoding_by_thread(

@@ -213,7 +213,8 @@ class _Run:
             self._memory.close()
             self._unwritten.release(len(threads))  # each thread waits once at most, and then stops
             self._readers.shutdown(wait=True, cancel_futures=True)
-            self._pieces.put(None)
+            for _ in self._embedders:  # each waits once at most, too
+                self._pieces.put(None)
             for thread in threads:
                 thread.join()
 
