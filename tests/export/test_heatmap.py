@@ -125,12 +125,13 @@ def test_a_signed_range_that_is_not_symmetric_is_refused(bad: tuple[float, float
         raw_heatmap(score_table(make_prediction(n=63)), "contribution:tumor", cohort_range=bad)
 
 
-@pytest.mark.parametrize("values", [[], [0.0], [np.nan], [0.0] * 1000 + [3.0], [5.0] * 63])
-def test_a_range_is_never_empty(values: list[float]) -> None:
-    low, high = display_range(np.array(values, np.float32), "sequential")
-    assert low == 0 < high
-    low, high = display_range(np.array(values, np.float32), "signed")
-    assert low == -high < 0
+@pytest.mark.parametrize(
+    ("values", "end"),
+    [([], 1.0), ([0.0], 1.0), ([np.nan], 1.0), ([0.0] * 1000 + [3.0], 3.0), ([5.0] * 63, 5.0), ([0.25], 0.25)],
+)
+def test_a_range_is_never_empty_and_of_constant_scores_ends_with_them(values: list[float], end: float) -> None:
+    assert display_range(np.array(values, np.float32), "sequential") == (0.0, end)
+    assert display_range(np.array(values, np.float32), "signed") == (-end, end)
 
 
 def test_ranks_span_zero_to_one_and_equal_scores_share_one(make_prediction) -> None:

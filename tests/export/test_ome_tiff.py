@@ -151,6 +151,17 @@ def test_tiles_of_several_grids_are_laid_on_cells_that_divide_their_offsets(make
     assert cells_over(dataclasses.replace(table, xy0=xy0), (0, 0, 4000, 3000)).cell0 == 224 / 8
 
 
+@pytest.mark.parametrize(("by", "cell0"), [(1, 224), (2, 28)])
+def test_tiles_that_lie_on_one_grid_but_for_rounding_have_cells_of_a_stride(
+    by: int, cell0: float, make_prediction
+) -> None:
+    table = score_table(make_prediction(n=63))
+    xy0 = table.xy0.copy()
+    xy0[30:] += [by, 0]
+    moved = dataclasses.replace(table, xy0=xy0)
+    assert cells_over(moved, (0, 0, 4000, 3000)).cell0 == cells_of_tiles(moved).cell0 == cell0
+
+
 def test_a_raster_never_has_more_cells_than_memory_allows(make_prediction) -> None:
     table = score_table(make_prediction(n=63, size_px=16))
     xy0 = table.xy0.copy()
