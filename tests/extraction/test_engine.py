@@ -20,7 +20,7 @@ from wsimil.errors import EncoderError, FeatureError, SlideError
 from wsimil.extraction.batches import Judged
 from wsimil.extraction.config import TileConfig
 from wsimil.extraction.embedding import resample
-from wsimil.extraction.engine import Advanced, Ended, Event, Ready, Told, encode_tiles, run_engine
+from wsimil.extraction.engine import Advanced, Begun, Ended, Event, Ready, Told, encode_tiles, run_engine
 from wsimil.extraction.timing import StageSeconds, Trace
 from wsimil.geometry import TileGrid, TileSpec
 from wsimil.slides import Slide, open_slide
@@ -134,10 +134,12 @@ def cohort(make_slide: Make, tmp_path_factory: pytest.TempPathFactory) -> list[t
     return slides
 
 
-def run(slides: Sequence[tuple[Slide, TileGrid] | None], *encoders: object, batch_size: int = 7) -> list[Event]:
+def run(
+    slides: Sequence[tuple[Slide, TileGrid] | None], *encoders: object, batch_size: int = 7, size_px: int = 224
+) -> list[Event]:
     ready = [Ready(key=i) if one is None else Ready(key=i, slide=one[0], grid=one[1]) for i, one in enumerate(slides)]
     chosen = encoders or (build_encoder("efficientnet_lite0_trunc"),)
-    return list(run_engine(ready, chosen, size_px=224, batch_size=batch_size, readers=3, dtype="float32"))  # type: ignore[arg-type]
+    return list(run_engine(ready, chosen, size_px=size_px, batch_size=batch_size, readers=3, dtype="float32"))  # type: ignore[arg-type]
 
 
 def ended(events: Iterable[Event]) -> dict[int, Ended]:
@@ -269,6 +271,13 @@ def test_slides_of_which_few_tiles_are_kept_come_to_an_end(grid: TileGrid, batch
         np.testing.assert_array_equal(one.beyond["limit"], ~kept)
         np.testing.assert_array_equal(one.values["row"], rows)
     assert sum(event.tiles for event in told if isinstance(event, Advanced)) == 3000
+
+
+def test_a_slide_whose_first_tiles_alone_cannot_be_read_is_not_begun(grid: TileGrid) -> None:
+    many = numbered(grid, 40)
+    events = run([(Breaking(Numbered(), row=0), many), (Numbered(), many)], Numbered(), size_px=8)  # type: ignore[list-item, arg-type]
+    assert [event.key for event in events if isinstance(event, Begun)] == [1]
+    assert isinstance(ended(events)[0].error, SlideError)
 
 
 def test_an_encoder_that_fails_on_a_batch_ends_the_slides_of_that_batch(cohort: list[tuple[Slide, TileGrid]]) -> None:

@@ -329,7 +329,7 @@ class _Run:
             except Exception as error:  # noqa: BLE001 - it is this slide's, and ends it alone
                 self._end(job, error)
                 continue
-            if not job.begun:
+            if not job.begun and job.error is None:
                 job.begun = True
                 self._tell(Begun(key=job.key, tiles=len(job.grid)))
             if part.dropped:
