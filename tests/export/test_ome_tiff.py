@@ -139,6 +139,25 @@ def test_cells_are_strides_on_one_grid_wherever_it_begins(make_prediction) -> No
     assert cells_of_tiles(table).origin0 == (301, 207)
 
 
+def test_a_cell_is_the_mean_of_the_tiles_that_overlap_on_it(make_prediction) -> None:
+    table = score_table(make_prediction(size0_px=(500, 400), stride_px=112))
+    values = np.arange(len(table), dtype=np.float32)
+    columns, rows = ((table.xy0 // 112).max(axis=0) + 1).tolist()
+    wide = np.full((rows + 2, columns + 2), np.nan)
+    wide[1:-1, 1:-1] = values.reshape(rows, columns)
+    wanted = np.nanmean([wide[:-1, :-1], wide[:-1, 1:], wide[1:, :-1], wide[1:, 1:]], axis=0)
+    np.testing.assert_allclose(cells_of_tiles(table).raster(values), wanted, rtol=1e-6)
+    # Of a slide is shown what lies within it.
+    np.testing.assert_allclose(cells_over(table, (0, 0, 500, 400)).raster(values), wanted[:rows, :columns], rtol=1e-6)
+
+
+def test_of_two_tiles_a_pixel_apart_both_count(make_prediction) -> None:
+    table = score_table(make_prediction(n=2))
+    table = dataclasses.replace(table, xy0=np.array([[0, 0], [1, 0]]))
+    raster = cells_over(table, (0, 0, 4000, 3000)).raster(np.array([1, 3], np.float32))
+    assert raster[0, 1] == 2
+
+
 def test_tiles_of_several_grids_are_laid_on_cells_that_divide_their_offsets(make_prediction) -> None:
     table = score_table(make_prediction(n=63))
     xy0 = table.xy0.copy()
