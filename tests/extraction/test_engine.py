@@ -105,6 +105,23 @@ def test_features_that_stay_infinite_name_the_tile(slide: Slide, grid: TileGrid)
         encode(slide, grid, Faulty(with_nan(2, ("bf16", "fp32"))))
 
 
+def test_the_tile_that_is_not_finite_is_the_one_that_is_tried_again_and_named(grid: TileGrid) -> None:
+    class Overflowing(Numbered):
+        precision, finite_in = "bf16", "fp32"
+
+        def embed(self, tiles: torch.Tensor, *, precision: Precision | None = None) -> torch.Tensor:
+            rows = super().embed(tiles)
+            return rows if precision == self.finite_in else torch.where(rows == 13, torch.nan, rows)
+
+    encoder, many = Overflowing(), numbered(grid, 40)
+    (found,) = ended(run([(Numbered(), many)], encoder, size_px=8)).values()  # type: ignore[list-item]
+    assert found.features is not None
+    np.testing.assert_array_equal(found.features[:, 0], np.arange(40))
+    encoder.finite_in = ""
+    (found,) = ended(run([(Numbered(), many)], encoder, size_px=8)).values()  # type: ignore[list-item]
+    assert "also in float32; the first is the tile at level-0 x=13, y=0:" in str(found.error)
+
+
 def test_features_beyond_float16_are_refused_and_fit_float32(slide: Slide, grid: TileGrid) -> None:
     def large(features: torch.Tensor, precision: Precision) -> torch.Tensor:
         return features + 1e5
@@ -234,7 +251,7 @@ def test_a_slide_that_breaks_off_ends_alone(cohort: list[tuple[Slide, TileGrid]]
 class Numbered:
     """A slide whose tiles show their row, and an encoder that reads it."""
 
-    card, device, compiled, precision = SimpleNamespace(dim=1), torch.device("cpu"), False, "fp32"
+    card, device, compiled, precision = SimpleNamespace(dim=1, name="numbers"), torch.device("cpu"), False, "fp32"
 
     def read_tiles(self, grid: TileGrid, rows: np.ndarray, out: np.ndarray) -> None:
         out[:, 0, 0, 0], out[:, 0, 0, 1] = rows % 256, rows // 256
