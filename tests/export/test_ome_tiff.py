@@ -11,10 +11,12 @@ import pytest
 import tifffile
 
 from wsimil.evaluation.calibration import Calibration
+from wsimil.export import ome_tiff
 from wsimil.export.ome_tiff import NAMESPACE, write_ome_tiff
 from wsimil.export.raster import area_mean, cells_of_tiles, cells_over, halved, point_mean
 from wsimil.export.scores import ScoreTable, score_table
 from wsimil.export.shown import shown
+from wsimil.geometry import Origin
 
 HOSTILE = '"/><script>alert(1)</script>&\n\x00 %s 日本語'
 
@@ -76,6 +78,36 @@ def test_ome_types_reads_sizes_units_channels_and_the_map_annotation(make_predic
     assert facts["shown.contribution:tumor"] == "contribution to tumor; log-odds; 0 = adds nothing"
     assert (facts["level0_width"], facts["level0_height"]) == ("4000", "3000")
     assert facts["slide"] == HOSTILE.replace("\n", "\ufffd").replace("\x00", "\ufffd")
+
+
+@pytest.mark.parametrize(("origin", "shape"), [("bounds", (12, 14)), ("level0", (108, 143))])
+def test_the_image_is_as_large_as_what_it_begins_with(
+    origin: Origin, shape: tuple[int, int], make_prediction, tmp_path: Path
+) -> None:
+    table = score_table(make_prediction(bounds0_px=(301, 207, 3000, 2500)))
+    write_ome_tiff(tmp_path / "a.ome.tiff", table, origin=origin)
+    assert tifffile.imread(tmp_path / "a.ome.tiff").shape == (3, *shape)
+
+
+def test_every_level_says_its_own_resolution_and_that_it_is_reduced(make_prediction, tmp_path: Path) -> None:
+    table = score_table(make_prediction(size_px=8, size0_px=(4200, 800)))
+    write_ome_tiff(tmp_path / "a.ome.tiff", table)
+    with tifffile.TiffFile(tmp_path / "a.ome.tiff") as file:
+        pages = [level.keyframe for level in file.series[0].levels]
+        assert [page.is_reduced for page in pages] == [False, True, True]
+        um = [1e4 * page.tags["XResolution"].value[1] / page.tags["XResolution"].value[0] for page in pages]
+    np.testing.assert_allclose(um, [4, 8, 16])
+
+
+@pytest.mark.parametrize("short_by", [0, 1])
+def test_all_channels_together_decide_whether_offsets_need_64_bits(
+    short_by: int, make_prediction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = score_table(make_prediction(size0_px=(2240, 2240)))
+    monkeypatch.setattr(ome_tiff, "_BIG_BYTES", 3 * 10 * 10 * 4 - short_by)
+    write_ome_tiff(tmp_path / "a.ome.tiff", table)
+    with tifffile.TiffFile(tmp_path / "a.ome.tiff") as file:
+        assert file.is_bigtiff == bool(short_by)
 
 
 def test_libvips_reads_the_same_levels(make_prediction, tmp_path: Path) -> None:

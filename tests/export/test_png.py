@@ -167,6 +167,16 @@ def test_area_that_was_not_scored_is_grey_and_never_looks_like_a_low_score(score
     assert (np.ptp(scored, axis=2) > 20).all()
 
 
+def test_a_thin_line_goes_all_around_what_is_scored(make_prediction) -> None:
+    table = score_table(make_prediction(size0_px=(2240, 2240), n=1))
+    heatmap = dataclasses.replace(raw_heatmap(table, "attention"), xy0=np.array([[448, 672]]))
+    nothing = dataclasses.replace(heatmap, values=np.array([np.nan], np.float32))
+    picture, plain = (overlay(one, None, shape=(20, 20)) for one in (heatmap, nothing))
+    changed = np.zeros((20, 20), np.bool_)
+    changed[5:9, 4:6] = changed[6:8, 3:7] = True  # the tile, and what touches it
+    np.testing.assert_array_equal((picture != plain).any(axis=2), changed)
+
+
 def test_a_thumbnail_of_another_type_is_refused(make_prediction) -> None:
     table = score_table(make_prediction(n=63))
     with pytest.raises(ValueError, match=r"uint8 \[h, w, 3\]"):
