@@ -97,12 +97,13 @@ def test_the_answer_for_a_patient_is_not_called_the_slides(make_prediction, monk
     [
         ((-3, 1), 1.5, "≤ −1.5", "1.5"),
         ((-1, 3), 1.5, "−1.5", "≥ 1.5"),
+        ((-1.5, 1.5), 1.5, "−1.5", "1.5"),
         ((-3, 3), 12.0, "−12", "12"),
         ((-3, 3), 99.7, "−100", "100"),
     ],
 )
 def test_a_legend_tells_what_its_colors_mean_and_whether_scores_lie_beyond(
-    scores: tuple[int, int], end: float, low: str, high: str, make_prediction, monkeypatch: pytest.MonkeyPatch
+    scores: tuple[float, float], end: float, low: str, high: str, make_prediction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = _noted(monkeypatch)
     table = score_table(make_prediction(n=63, tumor=np.linspace(*scores, 63, dtype=np.float32)))
