@@ -17,6 +17,7 @@ from wsimil.export.overlay import overlay, tint
 from wsimil.export.page import Page, Style, shorten, text_width
 from wsimil.export.png import render_png, write_png
 from wsimil.export.scores import ScoreTable, score_table
+from wsimil.targets import MultiLabel
 
 
 def _render(table: ScoreTable, score: str | None = None, **options: NDArray[np.uint8]) -> Image.Image:
@@ -129,6 +130,29 @@ def test_answers_stand_beside_their_numbers_the_highest_first(make_prediction, m
     left = int(said["b"][0]) + 142
     bars = [int(np.argmin(picture[int(y), left:] < 140)) for y in heights]
     np.testing.assert_allclose(np.array(bars) / sum(bars), [0.6, 0.35, 0.05], atol=0.02)
+
+
+def test_the_least_probable_of_many_classes_are_told_together(make_prediction, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = _noted(monkeypatch)
+    values = np.array([0.005, 0.01, 0.015, 0.02, *[0.095] * 10])
+    table = score_table(make_prediction(n=63, classes=tuple("abcdefghijklmn")))
+    _render(dataclasses.replace(table, values=values))
+    # Of ten that are alike the first eight are told.
+    assert set("efghijkl") <= said.keys()
+    assert not set("abcdmn") & said.keys()
+    assert said["6 more, together"][1] == said["0.240"][1]
+
+
+def test_labels_stand_in_their_own_order_and_are_never_added_up(
+    make_prediction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = _noted(monkeypatch)
+    labels, values = tuple("abcdefghij"), np.arange(1, 11) / 20
+    table = score_table(make_prediction(n=63, classes=labels))
+    _render(dataclasses.replace(table, task=MultiLabel(columns=labels, labels=labels), values=values))
+    heights = [said[name][1] for name in labels[:8]]
+    assert heights == sorted(heights) == [said[f"{value:.3f}"][1] for value in values[:8]]
+    assert "2 more" in said
 
 
 def test_the_same_table_gives_the_same_bytes(make_prediction) -> None:
