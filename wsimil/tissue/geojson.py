@@ -66,7 +66,7 @@ def read_geojson(
 
     Takes a FeatureCollection, a Feature, a list of features or a bare geometry; coordinates in level-0 px may be fractional.
     A mask px is tissue if its centre lies in a polygon. `origin` overrules what the file says of its frame. Raises
-    SlideError where the file cannot be read or meant, and where all its polygons lie beside the slide.
+    SlideError where the file cannot be read or meant, and where all its polygons lie beside the slide, or are too small for a px.
     """
     where = f"slide {info.slide_id!r}: tissue file {path}"
     tree = _load(path, where)
@@ -74,14 +74,20 @@ def read_geojson(
     shift = _shift0(info.bounds0_px, origin or _stated_origin(tree, where))
     mpp = mask_mpp(info, config)
     width, height = mask_size_px(info, mpp)
-    mask = np.zeros((height, width), dtype=np.bool_)
+    mask, beside = np.zeros((height, width), dtype=np.bool_), True
     for rings in geometries:
         inside = [(ring + shift) * (info.mpp / mpp) for ring in rings]
         low = np.clip(np.floor(inside[0].min(axis=0)), 0, (width, height)).astype(np.int64)
         high = np.clip(np.ceil(inside[0].max(axis=0)), 0, (width, height)).astype(np.int64)
         part = mask[low[1] : high[1], low[0] : high[0]]
+        beside &= not part.size
         part |= fill([ring - low for ring in inside], (part.shape[0], part.shape[1]))
     if geometries and not mask.any():
+        if not beside:
+            raise SlideError(
+                f"{where}: none of its {len(geometries)} polygons holds the middle of a pixel of the mask, which is {mpp:g} µm"
+                " wide; draw larger ones, or choose a smaller tissue.mpp"
+            )
         corner = geometries[0][0][0]
         raise SlideError(
             f"{where}: none of its {len(geometries)} polygons covers the slide of {info.size0_px[0]} x {info.size0_px[1]} px;"
