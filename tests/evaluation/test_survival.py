@@ -90,6 +90,16 @@ def test_groups_are_compared_as_lifelines_and_scipy_do() -> None:
     assert log_rank(TIMES, np.zeros(40, bool), GROUPS).p_value is None
 
 
+@pytest.mark.parametrize("gone", ["a", "z"])
+@pytest.mark.parametrize("months", [5, 6, 7, 8])
+def test_a_group_that_is_gone_before_the_first_event_is_compared_with_nothing(months: int, gone: str) -> None:
+    """By rounding, its variance was not 0 where events were tied, and the two were said to survive alike, with p = 1."""
+    times = np.array([1.0, 2, 3, *np.repeat(np.arange(5.0, 5 + months), 2)])
+    events = times > 3
+    found = log_rank(times, events, [gone] * 3 + ["m"] * (2 * months))
+    assert (found.groups, found.statistic, found.p_value) == (2, None, None)
+
+
 def test_concordance_is_that_of_lifelines() -> None:
     cases = SurvivalCases(times=TIMES, events=EVENTS, risks=RISKS, censoring=censoring_curve(TIMES, EVENTS))
     assert cases.values()["harrell_c"] == pytest.approx(0.6925403225806451, rel=1e-9)

@@ -119,8 +119,9 @@ def log_rank(times: Floats, events: NDArray[np.bool_], groups: Sequence[str]) ->
     share = at_risk / n[:, None]
     excess = (died - d[:, None] * share).sum(axis=0)[:-1]
     scale = np.where(n > 1, d * (n - d) / np.maximum(n - 1, 1), 0.0)
-    covariance = np.diag(scale @ share) - np.einsum("t,ta,tb->ab", scale, share, share)
-    covariance = covariance[:-1, :-1]
+    # Each step by itself: where all who are at risk are of one group it adds 0, which a difference of sums may miss.
+    spread = share[:, :, None] * (np.eye(len(names)) - share[:, None, :])
+    covariance = np.einsum("t,tab->ab", scale, spread)[:-1, :-1]
     if np.linalg.matrix_rank(covariance) < len(covariance):
         return LogRank(groups=len(names), statistic=None, p_value=None)
     statistic = float(excess @ np.linalg.solve(covariance, excess))
