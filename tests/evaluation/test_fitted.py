@@ -188,6 +188,14 @@ def test_no_temperature_is_made_up() -> None:
         fit_temperature(logits, np.zeros(50, np.int64), fitted_on="val")
 
 
+def test_a_model_that_gives_all_rows_the_same_logits_has_no_temperature() -> None:
+    """Of classes that are even, rounding said that it was better than chance, and the temperature was 1 / 0."""
+    for rows in range(1, 30):
+        targets = np.tile([0, 1, 2], rows)
+        with pytest.raises(ModelError, match="no more than chance"):
+            fit_temperature(np.tile([0.7, 0.1, 0.3], (3 * rows, 1)), targets, fitted_on="val")
+
+
 @pytest.mark.parametrize("split", ["test", "external", ""])
 def test_nothing_is_fitted_on_the_test_split(split: str) -> None:
     cases = two_classes(40)

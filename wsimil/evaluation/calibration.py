@@ -119,7 +119,9 @@ def fit_temperature(logits: Floats, targets: Ints, *, fitted_on: str) -> Calibra
     def slope(inverse: float) -> float:
         return float(((softmax(scores * inverse) * scores).sum(axis=1) - own).mean())
 
-    if slope(0.0) >= 0:
+    size = float(np.abs(scores).max()) or 1.0
+    low = 1e-9 / size  # at 0 rounding says which side of chance the logits are on
+    if slope(low) >= 0:
         raise ModelError(
             f"no temperature fits: the logits of {len(truth)} rows favor the true class no more than chance"
         )
@@ -127,10 +129,10 @@ def fit_temperature(logits: Floats, targets: Ints, *, fitted_on: str) -> Calibra
         raise ModelError(
             f"no temperature fits: all {len(truth)} rows are decided right; give more rows, or leave logits alone"
         )
-    high = 1.0 / float(np.abs(scores).max())
+    high = 1.0 / size
     while slope(high) < 0:
         high *= 2
-    inverse = float(brentq(slope, 0.0, high, xtol=1e-14 * high, rtol=1e-13))
+    inverse = float(brentq(slope, low, high, xtol=1e-14 * high, rtol=1e-13))
     return Calibration(
         kind="temperature", classes=scores.shape[1], fitted_on=fitted_on, rows=len(truth), temperature=1 / inverse
     )
