@@ -196,6 +196,14 @@ def test_a_model_that_gives_all_rows_the_same_logits_has_no_temperature() -> Non
             fit_temperature(np.tile([0.7, 0.1, 0.3], (3 * rows, 1)), targets, fitted_on="val")
 
 
+def test_what_rounding_leaves_of_logits_that_are_all_the_same_is_no_signal() -> None:
+    """It was blown up to a temperature of 1e-16 and shifts of 1e15, with which any other row had a probability of 0 or 1."""
+    for rows in range(10, 60):
+        targets = (np.arange(rows) % 3 == 0).astype(np.int64)
+        with pytest.raises(ModelError, match="no more than chance"):
+            fit_bias_corrected(np.tile([0.7, 0.1], (rows, 1)), targets, fitted_on="val")
+
+
 @pytest.mark.parametrize("split", ["test", "external", ""])
 def test_nothing_is_fitted_on_the_test_split(split: str) -> None:
     cases = two_classes(40)

@@ -122,9 +122,7 @@ def fit_temperature(logits: Floats, targets: Ints, *, fitted_on: str) -> Calibra
     size = float(np.abs(scores).max()) or 1.0
     low = 1e-9 / size  # at 0 rounding says which side of chance the logits are on
     if slope(low) >= 0:
-        raise ModelError(
-            f"no temperature fits: the logits of {len(truth)} rows favor the true class no more than chance"
-        )
+        raise _at_chance(len(truth))
     if not (scores.max(axis=1) > own).any():
         raise ModelError(
             f"no temperature fits: all {len(truth)} rows are decided right; give more rows, or leave logits alone"
@@ -155,7 +153,9 @@ def fit_bias_corrected(logits: Floats, targets: Ints, *, fitted_on: str) -> Cali
     centered = scores - scores.mean(axis=1, keepdims=True)
     middle = centered.mean(axis=0)  # what all rows have in common is the shifts' own, however large it is
     centered -= middle
-    size = float(np.abs(centered).max()) or 1.0
+    size = float(np.abs(centered).max())
+    if size <= 1e-12 * float(np.abs(scores).max()):  # what rounding leaves of rows that are all the same
+        raise _at_chance(rows)
     # Of each row the derivative of logits by 1 / temperature and by the shifts of all classes but the first.
     columns = np.broadcast_to(np.eye(classes)[:, 1:], (rows, classes, classes - 1))
     design = np.concatenate([centered[:, :, None] / size, columns], axis=2)
@@ -174,7 +174,7 @@ def fit_bias_corrected(logits: Floats, targets: Ints, *, fitted_on: str) -> Cali
     found = minimize(loss, np.zeros(classes), jac=True, hess=curvature, method="trust-exact", options={"gtol": 1e-11})
     inverse = found.x[0] / size
     if not found.x[0] > 1e-9:
-        raise ModelError(f"no temperature fits: the logits of {rows} rows favor the true class no more than chance")
+        raise _at_chance(rows)
     if not np.abs(found.jac).max() < 1e-7:
         raise ModelError(f"no temperature fits: the search over {rows} rows did not end ({found.message})")
     shifts = np.array([0.0, *found.x[1:]]) - inverse * middle
@@ -213,6 +213,10 @@ def _checked(logits: Floats, targets: Ints) -> tuple[Floats, Ints]:
             f"a calibration needs rows of all {scores.shape[1]} classes, got {np.bincount(truth, minlength=scores.shape[1])}"
         )
     return checked_numbers("logits", scores, (len(truth), scores.shape[1])), truth
+
+
+def _at_chance(rows: int) -> ModelError:
+    return ModelError(f"no temperature fits: the logits of {rows} rows favor the true class no more than chance")
 
 
 def _rises(curve: tuple[tuple[float, float], ...]) -> bool:
