@@ -26,6 +26,7 @@ from wsimil.stages.predict_options import PredictOptions
 from wsimil.stages.train import train
 from wsimil.stages.train_config import TrainConfig
 from wsimil.store import open_store
+from wsimil.targets import MultiLabel
 from wsimil.testing.store_laws import make_bag
 
 QUICK = EvaluateOptions(replicates=200)
@@ -342,6 +343,21 @@ def test_a_cohort_of_one_class_has_no_auroc_and_a_report(tmp_path: Path) -> None
     tree = tree_of(tmp_path / "out")
     assert tree["metrics"]["auroc"]["value"] is None
     assert tree["metrics"]["sensitivity"]["value"] is not None
+
+
+def test_a_label_that_is_the_only_one_has_a_report_and_can_be_compared(tmp_path: Path) -> None:
+    """Its curves looked for their numbers among those of a task of two classes."""
+    task, rng = MultiLabel(labels=("er",)), np.random.default_rng(0)
+    labels = ["er" if i % 3 else "-" for i in range(60)]
+    for name in "ab":
+        write_run(tmp_path / name, task, labels, list(rng.random((60, 1))))
+    cohort = write_cohort(tmp_path / "c.csv", task, labels)
+    evaluate([tmp_path / "a"], cohort, tmp_path / "out", options=QUICK)
+    tree = tree_of(tmp_path / "out")
+    assert tree["classes"]["er"]["metrics"]["auroc"] == tree["metrics"]["auroc:er"] == tree["metrics"]["auroc_macro"]
+    compare(tmp_path / "a", tmp_path / "b", cohort, tmp_path / "compared", options=QUICK)
+    wanted = pytest.approx(tree["metrics"]["auroc:er"]["value"])
+    assert tree_of(tmp_path / "compared")["delong"]["er"]["first"] == wanted
 
 
 def test_the_same_answers_give_the_same_bytes(tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def _roc(shown: Sequence[OneClass], total: int) -> Figure:
         title=title + _of(shown, total),
         reading="Towards the upper left is better; the diagonal is chance; a dot marks the threshold.",
         plot=plot.svg(),
-        keys=_keys(shown, total, "auroc"),
+        keys=_keys(shown, "auroc"),
     )
 
 
@@ -287,7 +287,7 @@ def _pr(shown: Sequence[OneClass], total: int) -> Figure:
         title=title + _of(shown, total),
         reading="Towards the upper right is better; the dashed level is chance, the share of rows of the class.",
         plot=plot.svg(),
-        keys=_keys(shown, total, "auprc"),
+        keys=_keys(shown, "auprc"),
     )
 
 
@@ -353,12 +353,12 @@ def _square(title: str, x: str, y: str, description: str) -> Plot:
     return Plot(Scale.unit(x), Scale.unit(y), title=title, description=description)
 
 
-def _keys(shown: Sequence[OneClass], total: int, metric: str) -> tuple[Key, ...]:
+def _keys(shown: Sequence[OneClass], metric: str) -> tuple[Key, ...]:
     return tuple(
         Key(
             swatch=swatch(COLORS[i], DASHES[i]),
             name=one.name,
-            metric=("metrics", metric) if total == 1 else ("classes", one.name, "metrics", metric),
+            metric=("classes", one.name, "metrics", metric),
         )
         for i, one in enumerate(shown)
     )
