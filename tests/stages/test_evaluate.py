@@ -327,6 +327,24 @@ def test_delong_is_of_patients_where_they_have_several_slides(tmp_path: Path) ->
     assert found == {"of": "patients", **asdict(wanted)}
 
 
+def test_a_page_says_that_delong_is_of_means_wherever_it_is(tmp_path: Path) -> None:
+    """It went by the first class, of which there is none where a patient has slides with it and without it."""
+    task, labels, _ = answers("three")
+    labels = [labels[i // 2 * 2] for i in range(60)]
+    labels[:2] = ["one", "two"]
+    patients = [f"p{i // 2}" for i in range(60)]
+    for name, seed in (("a", 0), ("b", 1)):
+        write_run(tmp_path / name, task, labels, answers("three", seed=seed)[2], patients=patients)
+    cohort = write_cohort(tmp_path / "c.csv", task, labels, patients=patients)
+    evaluate([tmp_path / "a"], cohort, tmp_path / "out", options=QUICK)
+    assert [(tree_of(tmp_path / "out")["classes"][name]["delong"] or {}).get("of") for name in task.group_names] == [
+        None, None, "patients"
+    ]  # fmt: skip
+    compare(tmp_path / "a", tmp_path / "b", cohort, tmp_path / "compared", options=QUICK)
+    for folder in ("out", "compared"):
+        assert "of the mean of a patient's slides" in (tmp_path / folder / "report.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cohort_of_one_slide_gives_a_report(kind: str, tmp_path: Path) -> None:
     summary = judged(tmp_path, kind, count=1)

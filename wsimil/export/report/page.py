@@ -68,7 +68,7 @@ def report_page(report: Report, tree: Mapping[str, Json]) -> str:
             strata=_STRATA.get(found.task.kind, ""),
             figures=drawn,
             delongs=delongs,
-            delong_of=found.classes[0].delong_of if found.classes else "",
+            delong_of_means=any(one.delong_of == "patients" for one in found.classes),
             class_metrics=[
                 name for name in _CLASS_METRICS if found.classes and all(name in one.estimates for one in found.classes)
             ],
@@ -110,7 +110,7 @@ def comparison_page(report: ComparisonReport, tree: Mapping[str, Json]) -> str:
             counts=found.counts,
             figures={"two": figures.two_models(found, report.names)},
             delongs=[one.name for one in delongs],
-            delong_of=delongs[0].delong_of if delongs else "",
+            delong_of_means=any(one.delong_of == "patients" for one in delongs),
             difference_bar=difference_bar,
         )
     )  # fmt: skip
