@@ -15,6 +15,8 @@ from tests.stages.made_runs import answers
 from wsimil.evaluation.curves import decision_curve
 from wsimil.evaluation.judgement import Judged, compare, judge
 from wsimil.evaluation.one_class import OneClass
+from wsimil.evaluation.risk_groups import RiskGroup, RiskGroups
+from wsimil.evaluation.survival import LogRank, kaplan_meier
 from wsimil.export.report import figures
 from wsimil.export.report.figures import Figure
 from wsimil.targets import Survival, Task
@@ -177,6 +179,26 @@ def test_survival_of_a_group_falls_where_its_events_are() -> None:
     for line, (falls, left) in zip((low, high), (wanted["low"], wanted["high"]), strict=True):
         for time, share in zip(falls, left, strict=True):
             assert np.abs(line - [time, share]).max(axis=1).min() < 0.02
+
+
+def test_the_interval_of_a_group_ends_where_its_curve_does() -> None:
+    """It went on to the end of the other group, over months in which nobody of its own was followed."""
+    times, events = np.array([1.0, 2, 3, 4, 5, 6, 10, 20, 30, 40]), np.ones(10, bool)
+    events[[4, 9]] = False
+    groups = []
+    for name, rows in (("lower risk", np.arange(5, 10)), ("higher risk", np.arange(5))):
+        curve = kaplan_meier(times[rows], events[rows])
+        groups.append(RiskGroup(name=name, patients=5, events=4, curve=curve, at_risk=(5,)))
+    log_rank = LogRank(groups=2, statistic=None, p_value=None)
+    found = RiskGroups(groups=tuple(groups), log_rank=log_rank, at_times=(0.0, 20.0, 40.0), calibration=())
+    drawn = seen(figures.survival(found, "months"))
+    for one, band, line in zip(groups, drawn.bands, drawn.lines.values(), strict=True):
+        begins = next(time for time, low in zip(one.curve.times, one.curve.low, strict=True) if low is not None)
+        assert (band[:, 0].min(), band[:, 0].max()) == pytest.approx((begins, line[:, 0].max()), abs=0.01)
+        half = len(band) // 2
+        for time, low, high in zip(one.curve.times, one.curve.low, one.curve.high, strict=True):
+            for edge, end in ((band[:half], high), (band[half:], low)):
+                assert end is None or np.abs(edge - [time, end]).max(axis=1).min() < 0.01
 
 
 @pytest.mark.parametrize("positive", [1, 7, 10, 25, 40, 63, 98])

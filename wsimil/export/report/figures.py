@@ -182,7 +182,7 @@ def survival(found: RiskGroups, unit: str) -> Figure:
         color, dash = COLORS[i], DASHES[i]
         told = [k for k, low in enumerate(one.curve.low) if low is not None and one.curve.high[k] is not None]
         if told:
-            x = [v for k in told for v in (one.curve.times[k], (*one.curve.times, last)[k + 1])]
+            x = [v for k in told for v in (one.curve.times[k], (*one.curve.times[1:], one.curve.times[-1])[k])]
             low = [v for k in told for v in (one.curve.low[k] or 0.0,) * 2]
             high = [v for k in told for v in (one.curve.high[k] or 0.0,) * 2]
             plot.band(x, low, high, color)
