@@ -109,7 +109,8 @@ def over_runs(
     """Every metric over runs: `runs` [n] names the fold or seed that each row was answered in; a slide has a row for each of
     its runs.
 
-    Patients are drawn within their class and their set of runs, so that a replicate leaves no fold without the classes it has.
+    Pooled rows draw patients within their class, as rows of one run do. For the mean over runs they are drawn within their set of
+    runs too, so that a replicate leaves no fold without the classes it has.
     """
     if len(runs) != len(cases) or len(patients) != len(cases):
         raise ValueError(f"{len(runs)} runs and {len(patients)} patients for {len(cases)} rows; give those of each row")
@@ -117,7 +118,7 @@ def over_runs(
     rows_of = [np.flatnonzero(run_of == index) for index in range(len(run_names))]
     parts = [cases.take(rows) for rows in rows_of]
     each = [part.values() for part in parts]
-    plan = _within_runs(resampling(patients, cases.strata), run_of.astype(np.int64))
+    plan = resampling(patients, cases.strata)
 
     def averages(weights: Floats) -> dict[str, Floats]:
         found = [part.replicates(weights[:, rows]) for part, rows in zip(parts, rows_of, strict=True)]
@@ -129,7 +130,8 @@ def over_runs(
         column = [values[name] for values in each]
         known = [value for value in column if value is not None]
         means[name] = float(np.mean(known)) if known and len(known) == len(column) else None
-    averaged = intervals(means, averages, plan, replicates=replicates, level=level, seed=seed)
+    within = _within_runs(plan, run_of.astype(np.int64))
+    averaged = intervals(means, averages, within, replicates=replicates, level=level, seed=seed)
     return {
         name: _spread([values[name] for values in each], averaged=averaged[name], pooled=pooled[name])
         for name in pooled
