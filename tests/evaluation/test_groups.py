@@ -95,6 +95,17 @@ def test_small_folds_keep_their_classes_in_every_replicate() -> None:
     assert (found.averaged.replicates, found.averaged.undefined) == (200, 0)
 
 
+def test_the_mean_over_folds_that_are_repeated_has_an_interval() -> None:
+    """Of 100 patients in five folds, three times over, most share their folds with nobody, which left no interval at all."""
+    cases, rng = two_classes(100), np.random.default_rng(0)
+    rows = np.concatenate([rng.permutation(100) for _ in range(3)])
+    found = over_runs(cases.take(rows), [str(i // 20) for i in range(300)], [str(row) for row in rows], replicates=200)
+    for name in ("auroc", "brier"):
+        mean = found[name].averaged
+        assert mean.low is not None
+        assert mean.low < mean.value < mean.high
+
+
 def test_seeds_of_one_model_do_not_narrow_the_interval_over_patients() -> None:
     cases = two_classes(60)
     once = over_runs(cases, ["0"] * 60, alone(60))["auroc"]

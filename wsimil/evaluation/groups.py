@@ -110,7 +110,8 @@ def over_runs(
     its runs.
 
     Pooled rows draw patients within their class, as rows of one run do. For the mean over runs they are drawn within their set of
-    runs too, so that a replicate leaves no fold without the classes it has.
+    runs too, so that a replicate leaves no fold without the classes it has; but not where one of a class is alone in its set, as
+    most are where folds are repeated.
     """
     if len(runs) != len(cases) or len(patients) != len(cases):
         raise ValueError(f"{len(runs)} runs and {len(patients)} patients for {len(cases)} rows; give those of each row")
@@ -131,7 +132,8 @@ def over_runs(
         known = [value for value in column if value is not None]
         means[name] = float(np.mean(known)) if known and len(known) == len(column) else None
     within = _within_runs(plan, run_of.astype(np.int64))
-    averaged = intervals(means, averages, within, replicates=replicates, level=level, seed=seed)
+    kept = plan if within.smallest < 2 else within
+    averaged = intervals(means, averages, kept, replicates=replicates, level=level, seed=seed)
     return {
         name: _spread([values[name] for values in each], averaged=averaged[name], pooled=pooled[name])
         for name in pooled
