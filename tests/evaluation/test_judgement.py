@@ -167,6 +167,34 @@ def test_folds_of_other_sizes_are_halved_alike() -> None:
     assert found.groups[1].curve == kaplan_meier(cases.times[high], cases.events[high])
 
 
+def test_a_patient_who_is_alone_in_a_run_is_in_its_middle() -> None:
+    cases = survivors(9)
+    found = risk_groups(cases, [str(i) for i in range(9)], ["a"] + ["b"] * 8)
+    assert found is not None
+    high = np.array([False, *(cases.risks[1:] > np.median(cases.risks[1:]))])
+    assert found.groups[1].curve == kaplan_meier(cases.times[high], cases.events[high])
+
+
+@pytest.mark.parametrize(
+    ("last", "marks"),
+    [
+        (0.0, (0.0,)),
+        (0.6, (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)),
+        (6.0, (0, 1, 2, 3, 4, 5, 6)),
+        (6.5, (0, 2, 4, 6)),
+        (60.0, (0, 10, 20, 30, 40, 50, 60)),
+    ],
+)
+def test_those_at_risk_are_told_at_round_times_from_0_to_the_last(last: float, marks: tuple[float, ...]) -> None:
+    times = np.array([0.0, last])
+    cases = SurvivalCases(
+        times=times, events=np.ones(2, bool), risks=-times, censoring=censoring_curve(times, np.ones(2, bool))
+    )
+    found = risk_groups(cases, ["a", "b"], ["", ""])
+    assert found is not None
+    assert found.at_times == pytest.approx(marks)
+
+
 def test_halves_over_runs_are_halves_of_patients() -> None:
     """Mean ranks over runs that disagree need not have their middle at a half."""
     cases = survivors(40)
@@ -210,6 +238,9 @@ def test_calibration_at_a_horizon_holds_predicted_against_seen() -> None:
     at = found.calibration[0]
     assert at.horizon == 0.5
     assert [row.patients for row in at.bins] == [20] * 5
+    more = risk_groups(survivors(130), [str(i) for i in range(130)], [""] * 130)
+    assert more is not None
+    assert [row.patients for row in more.calibration[0].bins] == [26] * 5
     lowest = np.argsort(cases.survival[:, 0], kind="stable")[:20]
     curve = kaplan_meier(cases.times[lowest], cases.events[lowest])
     step = max(i for i, time in enumerate(curve.times) if time <= 0.5)

@@ -73,6 +73,13 @@ def test_the_survival_curve_is_that_of_scipy() -> None:
     ours = kaplan_meier(TIMES, EVENTS)
     assert ours.survival == pytest.approx(theirs.evaluate(ours.times), rel=1e-9)
     assert theirs.evaluate(ours.median) <= 0.5 < theirs.evaluate(ours.median - 1e-9)
+    for level in (0.5, 0.95):
+        ours = kaplan_meier(TIMES, EVENTS, level=level)
+        told = [i for i, low in enumerate(ours.low) if low is not None]
+        band = theirs.confidence_interval(level, method="log-log")
+        for end, name in ((ours.low, "low"), (ours.high, "high")):
+            wanted = getattr(band, name).evaluate(np.array(ours.times)[told])
+            assert [end[i] for i in told] == pytest.approx(wanted, rel=1e-9)
     assert kaplan_meier(TIMES[EVENTS][:1], np.array([False])).median is None
 
 
@@ -88,6 +95,8 @@ def test_groups_are_compared_as_lifelines_and_scipy_do() -> None:
     assert found.p_value == pytest.approx(theirs.pvalue, rel=1e-9)
     assert log_rank(TIMES, EVENTS, ["one"] * 40).statistic is None
     assert log_rank(TIMES, np.zeros(40, bool), GROUPS).p_value is None
+    with pytest.raises(ValueError, match="1 groups for 40 rows"):
+        log_rank(TIMES, EVENTS, ["one"])
 
 
 @pytest.mark.parametrize("gone", ["a", "z"])
@@ -103,6 +112,19 @@ def test_a_group_that_is_gone_before_the_first_event_is_compared_with_nothing(mo
 def test_concordance_is_that_of_lifelines() -> None:
     cases = SurvivalCases(times=TIMES, events=EVENTS, risks=RISKS, censoring=censoring_curve(TIMES, EVENTS))
     assert cases.values()["harrell_c"] == pytest.approx(0.6925403225806451, rel=1e-9)
+
+
+def test_concordance_of_more_rows_than_are_compared_at_once_is_that_of_all_pairs() -> None:
+    cases = followed(1300, whole=True)
+    assert cases.events.sum() > 600
+    first, second = cases.times[:, None], cases.times
+    comparable = cases.events[:, None] & ((second > first) | ((second == first) & ~cases.events))
+    right = (np.sign(cases.risks[:, None] - cases.risks) + 1) / 2
+    early = comparable * ((first < 20) / cases.censoring.before(cases.times)[:, None] ** 2)
+    found = cases.values()
+    assert found["harrell_c"] == pytest.approx(right[comparable].mean(), rel=1e-12)
+    assert found["uno_c"] == pytest.approx((early * right).sum() / early.sum(), rel=1e-12)
+    assert (cases.events & (cases.times == 20)).any()
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -131,6 +153,23 @@ def test_every_figure_is_that_of_scikit_survival(whole: bool) -> None:
     )
     auc, _ = metrics.cumulative_dynamic_auc(truth, truth, cases.risks, horizons)
     assert [ours[f"auc_at_{h:g}"] for h in horizons] == pytest.approx(auc, rel=1e-9)
+
+
+def test_two_horizons_are_enough_for_an_integral_and_must_rise_from_above_0() -> None:
+    cases = followed(60)
+    assert cases.survival is not None
+    two = replace(cases, horizons=(2.0, 5.0), survival=cases.survival[:, :2]).values()
+    assert two["integrated_brier"] == pytest.approx((two["brier_at_2"] + two["brier_at_5"]) / 2)
+    assert "integrated_brier" not in replace(cases, horizons=(2.0,), survival=cases.survival[:, :1]).values()
+    for horizons in ((2.0, 2.0), (0.0, 2.0)):
+        with pytest.raises(ValueError, match="must rise from above 0"):
+            replace(cases, horizons=horizons, survival=None)
+
+
+def test_a_replicate_has_as_many_events_as_there_are() -> None:
+    cases = followed(40)
+    weights = np.concatenate(list(resampling([str(i) for i in range(40)], cases.strata).weights(50, seed=0)))
+    assert set((weights @ cases.events).tolist()) == {cases.events.sum()}
 
 
 @settings(max_examples=30, deadline=None)
