@@ -102,6 +102,9 @@ def test_wilson_is_that_of_scipy() -> None:
     for events, rows in ((0, 7), (3, 10), (250, 251), (5, 5)):
         theirs = stats.binomtest(events, rows).proportion_ci(method="wilson")
         assert wilson(events, rows) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    for events, rows in ((0, 0), (3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match=f"got {events} of {rows}"):
+            wilson(events, rows)
 
 
 @settings(max_examples=40, deadline=None)
@@ -145,3 +148,9 @@ def test_calibration_error_stands_beside_that_of_a_calibrated_model() -> None:
     assert found.found == pytest.approx(sure.values()["ece_equal_width"])
     assert found.found > found.quantile_95 > found.mean
     assert found.p_value == pytest.approx(1 / 2001)
+
+
+def test_an_error_that_a_calibrated_model_shows_as_well_is_no_sign_against_it() -> None:
+    sure = np.array([0, 1, 1, 0])
+    found = ece_if_calibrated(sure, sure.astype(np.float64), binning="equal_width", draws=50)
+    assert (found.found, found.mean, found.p_value) == (0.0, 0.0, 1.0)

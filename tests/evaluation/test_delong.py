@@ -80,9 +80,23 @@ def test_what_has_no_variance_has_no_interval() -> None:
     assert delong_auroc(np.array([1, 1]), np.array([0.1, 0.2]), alone(2)).value is None
     one = delong_auroc(np.array([0, 0, 1]), np.array([0.1, 0.5, 0.3]), alone(3))
     assert (one.value, one.standard_error) == (0.5, None)
+    other = delong_auroc(np.array([0, 1, 1]), np.array([0.2, 0.5, 0.1]), alone(3))
+    assert (other.value, other.standard_error) == (0.5, None)
     cases = two_classes(30)
     same = delong_difference(cases.targets, cases.probabilities, cases.probabilities * 2, alone(30))
     assert (same.difference, same.p_value, same.low) == (0.0, None, None)
+
+
+def test_plain_intervals_end_where_an_auroc_and_a_difference_do() -> None:
+    targets, first, second = (
+        np.array([0, 0, 0, 1, 1, 1]),
+        np.array([6, 3, 0, 0, 8, 9.0]),
+        np.array([6, 7, 5, 9, 8, 0.0]),
+    )
+    found, back = (delong_difference(targets, *pair, alone(6)) for pair in ((first, second), (second, first)))
+    assert (found.high, back.low) == (1.0, -1.0)
+    cases = two_classes(24, shift=2.5)
+    assert delong_auroc(cases.targets, -cases.probabilities, alone(24)).low_plain == 0.0
 
 
 def test_the_logit_interval_stays_inside_and_is_not_symmetric() -> None:

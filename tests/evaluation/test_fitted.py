@@ -174,6 +174,23 @@ def test_a_row_that_no_isotonic_curve_knows_is_spread_evenly() -> None:
         Calibration(kind="bias_corrected", classes=3, fitted_on="val", rows=9, temperature=1.0, shifts=(0.5, -0.5))
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"kind": "temperature", "temperature": 0.0},
+        {"kind": "temperature", "temperature": np.inf},
+        {"kind": "temperature", "temperature": 1.0, "classes": 1},
+        {"kind": "bias_corrected", "temperature": 1.0, "shifts": (0.0, np.nan)},
+        {"kind": "isotonic", "curves": (((0.2, 0.1), (0.2, 0.3)),)},
+        {"kind": "isotonic", "curves": (((0.2, 0.1), (0.4, 1.1)),)},
+        {"kind": "isotonic", "curves": ((),)},
+    ],
+)
+def test_a_calibration_that_could_not_have_been_fitted_is_refused(facts: dict[str, object]) -> None:
+    with pytest.raises(ModelError, match="is incomplete or does not rise"):
+        Calibration(**{"classes": 2, "fitted_on": "val", "rows": 9, **facts})
+
+
 def test_no_temperature_is_made_up() -> None:
     logits, targets = logits_of(50, 3)
     with pytest.raises(ModelError, match="no more than chance"):
@@ -310,6 +327,32 @@ def test_conformal_quantiles_survive_json_and_a_class_of_few_is_in_every_set() -
     assert Conformal.from_json(json.loads(json.dumps(made.to_json(), allow_nan=False))) == made
     with pytest.raises(ValueError, match="takes rows as independent"):
         fit_conformal(np.array([0, 0, 1]), p, ["a", "a", "b"], kind="lac", coverage=0.5, fitted_on="val")
+
+
+def test_a_coverage_that_rows_reach_exactly_is_enough() -> None:
+    """0.55 of 100 is a little more than 55 in floating point: the quantile was that of the 56th row of 99."""
+    strange = np.arange(99) / 100
+    p = np.stack([1 - strange, strange], axis=1)
+    made = fit_conformal(np.zeros(99, np.int64), p, alone(99), kind="lac", coverage=0.55, fitted_on="val")
+    assert made.quantiles == (pytest.approx(0.54),)
+    with pytest.raises(ValueError, match="of 2 classes, got probabilities of 3"):
+        made.sets(np.full((1, 3), 1 / 3))
+
+
+def test_sets_are_counted_by_their_size_and_by_the_class_that_they_should_hold() -> None:
+    sets = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 0], [1, 0, 1]], bool)
+    cases = ConformalCases(targets=np.array([0, 1, 1, 0, 0]), sets=sets)
+    assert cases.values() == {
+        "coverage": pytest.approx(3 / 5),
+        "mean_set_size": pytest.approx(6 / 5),
+        "share_single": pytest.approx(2 / 5),
+        "share_empty": pytest.approx(1 / 5),
+        "coverage:0": pytest.approx(2 / 3),
+        "coverage:1": pytest.approx(1 / 2),
+        "coverage:2": None,
+    }
+    assert cases.strata.tolist() == [2, 1, 1, 2, 2]
+    assert cases.counts == {"0": 3, "1": 2, "2": 0}
 
 
 def test_measured_coverage_has_an_interval_over_patients() -> None:

@@ -131,3 +131,4 @@ def test_a_rank_pooled_over_folds_of_other_scales_is_lower_than_their_mean() -> 
     )
     found = over_runs(halved, ["a"] * 50 + ["b"] * 50, alone(100), replicates=50)["auroc"]
     assert found.pooled.value < found.averaged.value - 0.1
+    assert found.sd == pytest.approx((found.most - found.least) / 2**0.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.covariance import LedoitWolf
@@ -117,6 +119,27 @@ def test_a_reference_is_the_same_after_a_round_trip(kind: str) -> None:
     assert (again.kind, again.threshold, again.false_flags, again.rows) == (kind, found.threshold, 0.05, 60)
 
 
+@pytest.mark.parametrize("kind", ["mahalanobis", "knn"])
+def test_a_slide_at_the_threshold_is_not_flagged_and_one_beyond_it_is(kind: str) -> None:
+    found, fresh = fit_ood(slides(40, seed=0), names(40), kind=kind), slides(1, seed=1)
+    (distance,) = found.distances(fresh)
+    assert not replace(found, threshold=distance).flags(fresh).any()
+    assert replace(found, threshold=np.nextafter(distance, 0)).flags(fresh).all()
+
+
+def test_a_rate_that_slides_reach_exactly_is_enough() -> None:
+    """0.55 of 100 is a little more than 55 in floating point: the threshold was the 56th distance of 99."""
+    training = slides(99, seed=0)
+    found = fit_ood(training, names(99), kind="knn", neighbors=1, false_flags=0.45)
+    theirs = NearestNeighbors(n_neighbors=2).fit(normalize(training)).kneighbors(normalize(training))[0][:, 1]
+    assert found.threshold == pytest.approx(np.sort(theirs)[54], rel=1e-9)
+
+
+def test_a_slide_whose_mean_feature_is_0_has_a_distance() -> None:
+    found = fit_ood(slides(40, seed=0), names(40), kind="knn")
+    assert found.distances(np.zeros((1, 40))) == pytest.approx([np.sqrt(2)])
+
+
 def test_a_rate_that_cannot_be_stated_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs 19 training slides"):
         fit_ood(slides(18, seed=0), names(18))
@@ -126,5 +149,7 @@ def test_a_rate_that_cannot_be_stated_is_refused() -> None:
         fit_ood(np.ones((40, 5)), names(40))
     with pytest.raises(ConfigError, match="5 neighbors of other patients"):
         fit_ood(slides(40, seed=0), [f"p{max(i - 35, 0)}" for i in range(40)], kind="knn", neighbors=5)
+    with pytest.raises(ConfigError, match="0 neighbors of other patients"):
+        fit_ood(slides(40, seed=0), names(40), kind="knn", neighbors=0)
     with pytest.raises(ValueError, match="finite"):
         fit_ood(slides(40, seed=0), names(40)).flags(np.full((1, 40), np.nan))
