@@ -129,6 +129,14 @@ def test_what_cannot_be_joined_is_refused(
     assert not (tmp_path / "blind").exists()
 
 
+def test_an_ensemble_is_no_member_of_another(runs: tuple[Path, Path, list[Path]], tmp_path: Path) -> None:
+    _, _, folders = runs
+    ensemble(folders, tmp_path / "joined")
+    with pytest.raises(ModelError, match=r"'.*joined' is an ensemble already; give the runs that it was joined of"):
+        ensemble([tmp_path / "joined", folders[0]], tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
 def test_a_decision_that_means_nothing_for_the_task_is_refused_before_anything_is_written(
     feature_study: Study, tmp_path: Path
 ) -> None:

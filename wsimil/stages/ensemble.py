@@ -29,6 +29,7 @@ from wsimil.stages.cohort_features import PatientBags, StoredBags
 from wsimil.stages.features import open_features
 from wsimil.stages.occupied import occupied
 from wsimil.stages.run_folder import clear_run, refuse_taken
+from wsimil.stages.words import quoted
 from wsimil.store import FeatureStore
 from wsimil.store.base import read_headers
 from wsimil.training.loading import BagSource
@@ -65,6 +66,8 @@ def ensemble(
     if out.resolve() in {run.resolve() for run in runs}:
         raise ConfigError(f"{out} is one of the runs, and would go for the ensemble; choose another output folder")
     members = [load_model(run) for run in runs]
+    if joined_before := [str(run) for run, member in zip(runs, members, strict=True) if member.method == ENSEMBLE]:
+        raise ModelError(f"{quoted(joined_before)} is an ensemble already; give the runs that it was joined of")
     for run, member in zip(runs[1:], members[1:], strict=True):
         _refuse_other(runs[0], members[0], run, member)
     decision = decision or DecisionConfig()
