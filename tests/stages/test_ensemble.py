@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -135,6 +136,20 @@ def test_an_ensemble_is_no_member_of_another(runs: tuple[Path, Path, list[Path]]
     with pytest.raises(ModelError, match=r"'.*joined' is an ensemble already; give the runs that it was joined of"):
         ensemble([tmp_path / "joined", folders[0]], tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+def test_runs_of_two_kinds_of_features_are_told_to_learn_from_one(
+    runs: tuple[Path, Path, list[Path]], tmp_path: Path
+) -> None:
+    _, _, folders = runs
+    facts = json.loads((folders[1] / "model.json").read_text(encoding="utf-8"))
+    facts["features"]["tiling"]["mpp"] = 2.0
+    (folders[1] / "model.json").write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(
+        ModelError, match=r"run0 and .*run1 learned from features of two kinds .*; join runs"
+    ) as refused:
+        ensemble(folders, tmp_path / "joined")
+    assert "wsimil predict" not in str(refused.value)
 
 
 def test_a_decision_that_means_nothing_for_the_task_is_refused_before_anything_is_written(

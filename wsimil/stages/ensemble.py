@@ -116,7 +116,11 @@ def _refuse_other(first: Path, ours: TrainedModel, second: Path, theirs: Trained
         raise ModelError(
             f"{first} or {second} was imported without its kind of features; import it again with --features"
         )
-    theirs.check_features(ours.features, f"{first} beside {second}")
+    if differences := ours.features.kind_differences(theirs.features):
+        raise ModelError(
+            f"{first} and {second} learned from features of two kinds ({first} != {second}): {'; '.join(differences)}; join"
+            " runs that learned from features of one kind"
+        )
 
 
 def _read_cohort(run: Path) -> list[dict[str, str]]:
