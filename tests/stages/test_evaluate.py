@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -97,6 +98,17 @@ def test_a_cohort_that_the_model_has_seen_is_refused_with_the_reasons(tmp_path: 
     write_run(tmp_path / "run", task, labels, values, splits=["val"] * 60)
     cohort = write_cohort(tmp_path / "c.csv", task, labels)
     with pytest.raises(CohortError, match=r"no slide of .* is left to be judged: .* 64 the model was chosen on them"):
+        evaluate([tmp_path / "run"], cohort, tmp_path / "out", options=QUICK)
+
+
+def test_ids_that_are_written_otherwise_are_named_where_nobody_is_left(tmp_path: Path) -> None:
+    task, labels, values = answers("two")
+    write_run(tmp_path / "run", task, labels, values)
+    cohort = write_cohort(tmp_path / "c.csv", task, labels)
+    text = re.sub(r"^s(\d+),", r"s\1.svs,", cohort.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    cohort.write_text(text, encoding="utf-8")
+    says = r"60 not predicted; 60 slides with an answer are not in that file: 's0', .*; write ids there as they were predicted"
+    with pytest.raises(CohortError, match=says):
         evaluate([tmp_path / "run"], cohort, tmp_path / "out", options=QUICK)
 
 

@@ -135,14 +135,20 @@ def gather(runs: Sequence[Run], cohort_csv: Path, options: EvaluateOptions) -> M
     runs = [replace(run, learned=run.learned.among(known.patients)) for run in runs]
     extracted = None if options.features is None else read_extracted(options.features)
     counted = count(runs, known, split=options.split, extracted=extracted)
+    strangers = sorted({row.slide_id for run in runs for row in run.rows} - set(known.owners))
     if not counted.rows:
         reasons = "; ".join(f"{lost.units} {lost.reason}" for step in counted.flow for lost in step.lost)
+        unlisted = (
+            f"; {unit_words(unit, len(strangers))} with an answer {'is' if len(strangers) == 1 else 'are'} not in that file:"
+            f" {quoted(strangers)}; write ids there as they were predicted, or"
+            if strangers
+            else ";"
+        )
         raise CohortError(
-            f"no {unit} of {cohort_csv} is left to be judged: of {unit_words(unit, counted.flow[0].units)} {reasons};"
+            f"no {unit} of {cohort_csv} is left to be judged: of {unit_words(unit, counted.flow[0].units)} {reasons}{unlisted}"
             " give a cohort with slides that the model has not seen"
         )
     notes = [str(finding) for finding in known.cohort.findings if "no label" not in finding.what]
-    strangers = sorted({row.slide_id for run in runs for row in run.rows} - set(known.owners))
     if strangers:
         notes.append(
             f"{unit_words(unit, len(strangers))} with an answer {'is' if len(strangers) == 1 else 'are'} not in the cohort file"
