@@ -112,6 +112,15 @@ def test_ids_that_are_written_otherwise_are_named_where_nobody_is_left(tmp_path:
         evaluate([tmp_path / "run"], cohort, tmp_path / "out", options=QUICK)
 
 
+def test_answers_of_one_model_are_no_two_seeds(tmp_path: Path) -> None:
+    task, labels, values = answers("two")
+    for name in ("run", "copy"):
+        write_run(tmp_path / name, task, labels, values)
+    cohort = write_cohort(tmp_path / "c.csv", task, labels)
+    with pytest.raises(ConfigError, match=r"run and .*copy hold answers of one model, and both answer 's0'"):
+        evaluate([tmp_path / "run", tmp_path / "copy"], cohort, tmp_path / "out", options=QUICK)
+
+
 def test_reasons_of_an_extraction_are_in_the_flow(tmp_path: Path) -> None:
     task, labels, values = answers("two")
     values[4] = None

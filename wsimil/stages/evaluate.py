@@ -91,6 +91,7 @@ def evaluate(predictions: Sequence[Path], cohort_csv: Path, out: Path, *, option
 def _evaluated(predictions: Sequence[Path], cohort_csv: Path, out: Path, options: EvaluateOptions) -> EvaluateSummary:
     runs = read_runs(predictions, model=options.model)
     material = gather(runs, cohort_csv, options)
+    _refuse_one_model_twice(material.counted)
     task = shared_task([run.model.task for run in runs])
     found = judged(material.counted.rows, task, material.known)
     thresholds = pooled_thresholds({run.name: run.model for run in runs})
@@ -171,6 +172,18 @@ def gather(runs: Sequence[Run], cohort_csv: Path, options: EvaluateOptions) -> M
             " left out: if it learned from some of those judged here, these numbers are too good."
         )
     return Material(runs=tuple(runs), known=known, counted=counted, notes=tuple(notes))
+
+
+def _refuse_one_model_twice(counted: Counted) -> None:
+    """Raises ConfigError where a unit would count twice by the answers of one model, which are no two folds or seeds."""
+    first: dict[tuple[str, str], Run] = {}
+    for run, row in counted.rows:
+        other = first.setdefault((run.model.digest, row.slide_id), run)
+        if other is not run:
+            raise ConfigError(
+                f"{other.folder} and {run.folder} hold answers of one model, and both answer {row.slide_id!r}: they are no two"
+                " folds or seeds; give one of them"
+            )
 
 
 def card_of(run: Run) -> ModelCard:
