@@ -21,6 +21,7 @@ from wsimil.export.formats import FORMATS
 from wsimil.export.scores import read_scores, write_scores
 from wsimil.geometry import SlideInfo, TileGrid, TileSpec
 from wsimil.stages.export import ExportOptions, ExportSummary, export, remove_exports
+from wsimil.stages.occupied import occupied
 from wsimil.store import open_store
 from wsimil.targets import Classification
 from wsimil.testing.store_laws import make_bag
@@ -85,6 +86,17 @@ def test_the_same_predictions_give_the_same_bytes(predictions: Path, tmp_path: P
     assert len(files) == 2 * len(WITHOUT_SLIDE) + 1
     for path in files:
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+
+
+def test_a_folder_into_which_another_process_exports_is_left_as_it_is(predictions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "csv").mkdir(parents=True)
+    (out / "csv/one.csv").write_text("of the other one")
+    with occupied(out), pytest.raises(OutputError, match="in use by process"):
+        run(predictions, out, formats=("csv",))
+    assert (out / "csv/one.csv").read_text() == "of the other one"
+    run(predictions, out, formats=("csv",))
+    assert {entry.name for entry in out.iterdir()} == {"csv"}
 
 
 def test_without_a_place_exports_lie_within_the_predictions_and_leave_their_files_alone(predictions: Path) -> None:

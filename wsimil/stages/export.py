@@ -26,6 +26,7 @@ from wsimil.geometry import Origin
 from wsimil.stages.features import is_feature_folder, open_features
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.listed import Listed
+from wsimil.stages.occupied import occupied
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.store import FeatureStore
 from wsimil.store.base import is_slide_id, slide_path
@@ -95,11 +96,19 @@ def export(
 
     What stood at these names before is replaced. A slide that fails stands in failures.csv and the rest goes on; nothing of an
     earlier export is left at its name. Scores of another answer than `predictions` list fail, and where no answers are listed
-    those of another model than the first slide's. Raises WsimilError for what concerns all slides.
+    those of another model than the first slide's. Raises WsimilError for what concerns all slides; also where another process is
+    at work in `out`.
     """
-    reporter = reporter or Quiet()
     out = out or predictions / FOLDER
-    tables, listed = _tables(predictions), Listed.of(predictions)
+    tables = _tables(predictions)
+    with occupied(out):
+        return _exported(predictions, tables, out, options, now, reporter or Quiet())
+
+
+def _exported(
+    predictions: Path, tables: Sequence[Path], out: Path, options: ExportOptions, now: datetime, reporter: Reporter
+) -> ExportSummary:
+    listed = Listed.of(predictions)
     features = options.features
     store = open_features(features) if features is not None and is_feature_folder(features) else None
     slides = {} if options.slides is None else _slides(options.slides)
