@@ -155,6 +155,16 @@ def test_a_slide_that_fails_mid_read_fails_alone(shared_dir: Path, tmp_path: Pat
     assert list(tmp_path.glob("*.h5")) == []
 
 
+@pytest.mark.parametrize("name", ["model.json", "predictions.json"])
+def test_a_folder_of_results_takes_no_features(name: str, slides: Path, tmp_path: Path) -> None:
+    for file in (name, "failures.csv", "config.yaml"):
+        (tmp_path / file).write_text("of the results", encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"holds {name}: features replace"):
+        run(slides, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {name, "failures.csv", "config.yaml"}
+    assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == "of the results"
+
+
 def test_mended_slides_leave_no_failure_behind(slides: Path, make_slide: Make, tmp_path: Path) -> None:
     make_slide(tmp_path / "in/a.tiff", mpp=None)
     assert run(tmp_path / "in", tmp_path / "out").count("failed") == 1

@@ -11,12 +11,14 @@ import pytest
 
 from tests.stages.conftest import replace_features
 from wsimil.config import load_config
-from wsimil.errors import TrainingError
+from wsimil.errors import ConfigError, TrainingError
 from wsimil.evaluation.decision import DECISION, Decision
 from wsimil.stages import train as stage
+from wsimil.stages.crossval import crossval
 from wsimil.stages.progress import Quiet
 from wsimil.stages.train import train
 from wsimil.stages.train_config import TrainConfig
+from wsimil.stages.work_items import WorkItem
 
 EPOCHS = 3
 
@@ -123,3 +125,18 @@ def test_a_precision_that_the_cpu_was_not_made_for_is_told(
     notes = Notes()
     train(load_config(TrainConfig, given=given), features, cohort, tmp_path / "run", reporter=notes)
     assert [text.partition(":")[0] for text in notes.said] == ["precision bfloat16"]
+
+
+def test_a_folder_of_features_takes_no_run_and_no_study(
+    feature_study: Callable[..., tuple[Path, Path]], tmp_path: Path
+) -> None:
+    features, cohort = feature_study()
+    (features / "config.yaml").write_text("of the extraction", encoding="utf-8")
+    config = load_config(TrainConfig, given={"device": "cpu", "fit.epochs": 1})
+    with pytest.raises(ConfigError, match="holds features"):
+        train(config, features, cohort, features)
+    item = WorkItem(name="a/0/seed-0", config=config, features=features, cohort=cohort, out=features / "a/0/seed-0")
+    with pytest.raises(ConfigError, match="holds features"):
+        crossval([item], features)
+    assert (features / "config.yaml").read_text(encoding="utf-8") == "of the extraction"
+    assert not (features / "model.json").exists()

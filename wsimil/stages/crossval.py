@@ -24,6 +24,7 @@ from wsimil.stages.answered import shared_task
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.occupied import occupied
 from wsimil.stages.progress import Quiet, Reporter
+from wsimil.stages.run_folder import refuse_features
 from wsimil.stages.train import plan, train
 from wsimil.stages.work_items import WorkItem, study_text
 
@@ -57,6 +58,7 @@ def crossval(
     reporter = reporter or Quiet()
     if not items:
         raise ConfigError("a study without runs")
+    refuse_features(out)
     with occupied(out):
         check_writable(out)
         contents = refuse_untrainable(items)

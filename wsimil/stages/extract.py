@@ -28,6 +28,7 @@ from wsimil.stages.device import resolve_devices, tell_slow_precision
 from wsimil.stages.failures import failed_earlier, stays_listed, write_failures
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
+from wsimil.stages.run_folder import refuse_results
 from wsimil.stages.slide_work import Place, SlideOutcome, SlideWork, Status
 from wsimil.store import open_store
 
@@ -82,6 +83,7 @@ def extract(
     """
     reporter = reporter or Quiet()
     started = time.perf_counter()
+    refuse_results(out)
     check_writable(out)
     store = open_store(out, mode="w", backend=config.store)
     for folder in (out, out / "tissue", out / "thumbnails", out / "quality"):

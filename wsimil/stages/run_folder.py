@@ -12,6 +12,7 @@ from wsimil.mil.facts import FACTS, WEIGHTS
 from wsimil.stages.learned import ORIGIN
 from wsimil.stages.occupied import LOCK
 from wsimil.stages.work_items import DONE
+from wsimil.store.places import is_feature_place
 from wsimil.training.checkpoint import FILE as CHECKPOINT
 from wsimil.training.checkpoint import FOLDER
 
@@ -50,12 +51,30 @@ def refuse_taken(out: Path) -> None:
 
 
 def refuse_untrained(out: Path) -> None:
-    """Raises ConfigError where a model or answers lie that no training in this folder has made."""
+    """Raises ConfigError where a model or answers lie that no training in this folder has made, or features."""
+    if not _is_run(out):
+        refuse_features(out)
     made = next((name for name in (FACTS, ORIGIN) if (out / name).exists()), None)
     if made is not None and not (out / CHECKPOINT).is_file():
         raise ConfigError(
             f"{out} holds {made} and no checkpoint to go on from, so it is no run of wsimil train, or not a whole one; choose"
             f" another output folder, or, where nothing in it is needed, remove the folder {out} to train it anew"
+        )
+
+
+def refuse_features(out: Path) -> None:
+    """Raises ConfigError where features lie, whose config.yaml and failures.csv results would replace."""
+    if is_feature_place(out):
+        raise ConfigError(
+            f"{out} holds features, whose config.yaml and failures.csv would be replaced; choose another output folder"
+        )
+
+
+def refuse_results(out: Path) -> None:
+    """Raises ConfigError where a model or answers lie, whose config.yaml and failures.csv an extraction would replace."""
+    if name := next((name for name in (FACTS, ORIGIN, CHECKPOINT) if (out / name).exists()), None):
+        raise ConfigError(
+            f"{out} holds {name}: features replace config.yaml and failures.csv, so give them a folder of their own"
         )
 
 
