@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -219,6 +220,21 @@ def test_what_rounding_leaves_of_logits_that_are_all_the_same_is_no_signal() -> 
         targets = (np.arange(rows) % 3 == 0).astype(np.int64)
         with pytest.raises(ModelError, match="no more than chance"):
             fit_bias_corrected(np.tile([0.7, 0.1], (rows, 1)), targets, fitted_on="val")
+
+
+def test_what_float32_leaves_of_one_answer_over_bags_of_many_sizes_is_no_signal() -> None:
+    """As of a model whose units are all dead: each bag's mean of one and the same logits is rounded in its own way."""
+    rng, told = np.random.default_rng(0), []
+    for _ in range(20):
+        one = np.float32(rng.normal(size=2))
+        logits = np.stack([np.tile(one, (n, 1)).mean(axis=0) for n in rng.integers(20, 2000, 60)]).astype(np.float64)
+        targets = (rng.random(60) < 0.5).astype(np.int64)
+        with pytest.raises(ModelError, match="no more than chance"):
+            fit_bias_corrected(logits, targets, fitted_on="val")
+        with suppress(ModelError):
+            told.append(fit_temperature(logits, targets, fitted_on="val").temperature)
+    assert told
+    assert min(told) > 1e-3
 
 
 @pytest.mark.parametrize("split", ["test", "external", ""])

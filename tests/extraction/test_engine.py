@@ -297,6 +297,17 @@ def test_a_slide_whose_first_tiles_alone_cannot_be_read_is_not_begun(grid: TileG
     assert isinstance(ended(events)[0].error, SlideError)
 
 
+def test_tiles_that_quality_drops_of_a_slide_that_has_ended_are_no_progress(grid: TileGrid) -> None:
+    def judge(tiles: np.ndarray) -> Judged:
+        return Judged(values={}, beyond={"limit": tiles[:, 0, 0, 0] % 2 == 1})
+
+    slides = [(Breaking(Numbered(), row=0), numbered(grid, 200)), (Numbered(), numbered(grid, 40))]
+    ready = [Ready(key=key, slide=slide, grid=tiles, judge=judge) for key, (slide, tiles) in enumerate(slides)]  # type: ignore[arg-type]
+    events = list(run_engine(ready, [Numbered()], size_px=8, batch_size=7, readers=3, dtype="float32"))  # type: ignore[list-item]
+    assert isinstance(ended(events)[0].error, SlideError)
+    assert sum(event.tiles for event in events if isinstance(event, Advanced)) == 40
+
+
 def test_an_encoder_that_fails_on_a_batch_ends_the_slides_of_that_batch(cohort: list[tuple[Slide, TileGrid]]) -> None:
     def first_call(number: int) -> None:
         if number == 0:

@@ -34,7 +34,7 @@ class Notes(Quiet):
 def test_a_precision_that_the_cpu_was_not_made_for_is_told(
     monkeypatch: pytest.MonkeyPatch, device: str, precision: str, machine: str, capability: str, wanted: int
 ) -> None:
-    """It takes some fifty times as long there, and nothing else tells why."""
+    """Nothing else tells why it takes so long there."""
     monkeypatch.setattr("platform.machine", lambda: machine)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     notes = Notes()

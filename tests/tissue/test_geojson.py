@@ -171,6 +171,10 @@ def test_no_polygon_is_no_tissue(tmp_path: Path) -> None:
             "none of its 1 polygons covers the slide",
         ),
         (
+            '{"type": "Polygon", "coordinates": [[[-5000, 80], [80, -5000], [-5000, -5000]]]}',
+            "none of its 1 polygons covers the slide",
+        ),
+        (
             '{"type": "Polygon", "coordinates": [[[9, 9], [9.5, 9], [9.5, 9.5]]]}',
             r"none of its 1 polygons holds the middle of a pixel of the mask, which is 2\.405\d* µm wide; .* tissue\.mpp",
         ),

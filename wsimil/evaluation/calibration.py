@@ -114,6 +114,8 @@ def fit_temperature(logits: Floats, targets: Ints, *, fitted_on: str) -> Calibra
     from scipy.optimize import brentq  # whoever asks a model fits nothing
 
     scores, truth = _checked(logits, targets)
+    if _are_one_row(scores):
+        scores = np.broadcast_to(scores.mean(axis=0), scores.shape)
     own = scores[np.arange(len(truth)), truth]
 
     def slope(inverse: float) -> float:
@@ -148,14 +150,14 @@ def fit_bias_corrected(logits: Floats, targets: Ints, *, fitted_on: str) -> Cali
 
     scores, truth = _checked(logits, targets)
     rows, classes = scores.shape
+    if _are_one_row(scores):
+        raise _at_chance(rows)
     counts = np.bincount(truth, minlength=classes).astype(np.float64)
     wanted = ((1 + counts[:, None] * np.eye(classes)) / (counts + classes)[:, None])[truth]
     centered = scores - scores.mean(axis=1, keepdims=True)
     middle = centered.mean(axis=0)  # what all rows have in common is the shifts' own, however large it is
     centered -= middle
     size = float(np.abs(centered).max())
-    if size <= 1e-12 * float(np.abs(scores).max()):  # what rounding leaves of rows that are all the same
-        raise _at_chance(rows)
     # Of each row the derivative of logits by 1 / temperature and by the shifts of all classes but the first.
     columns = np.broadcast_to(np.eye(classes)[:, 1:], (rows, classes, classes - 1))
     design = np.concatenate([centered[:, :, None] / size, columns], axis=2)
@@ -213,6 +215,14 @@ def _checked(logits: Floats, targets: Ints) -> tuple[Floats, Ints]:
             f"a calibration needs rows of all {scores.shape[1]} classes, got {np.bincount(truth, minlength=scores.shape[1])}"
         )
     return checked_numbers("logits", scores, (len(truth), scores.shape[1])), truth
+
+
+def _are_one_row(scores: Floats) -> bool:
+    """Whether logits differ by what rounding leaves, and by nothing else: that of float32 where it holds all of them."""
+    centered = scores - scores.mean(axis=1, keepdims=True)
+    apart = float(np.abs(centered - centered.mean(axis=0)).max())
+    kind = np.float32 if (scores == scores.astype(np.float32)).all() else np.float64
+    return apart <= 100 * float(np.finfo(kind).eps) * float(np.abs(scores).max())
 
 
 def _at_chance(rows: int) -> ModelError:

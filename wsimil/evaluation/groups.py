@@ -38,9 +38,10 @@ class RunSpread:
 
     `mean`, `sd` (n - 1; None for one run), `least`, `most` are over the `runs` in which it is defined; the sd
     is no standard error, as folds share training slides. `averaged` is the mean over runs with an interval over patients,
-    each replicate drawing the same patients in all runs; None where it is undefined in one of them. `pooled` takes the rows
-    of all runs as one: for ranks (AUROC) it compares scores across models, which makes it lower where folds differ in scale
-    (Forman & Scholz 2010, SIGKDD Explorations).
+    each replicate drawing the same patients in all runs; None where it is undefined in one of them. Of folds that hold two
+    patients of a class its interval is somewhat too narrow (90 % where 95 % is stated). `pooled` takes the rows of all runs as
+    one: for ranks (AUROC) it compares scores across models, which makes it lower where folds differ in scale (Forman & Scholz
+    2010, SIGKDD Explorations).
     """
 
     runs: int
@@ -111,7 +112,7 @@ def over_runs(
 
     Pooled rows draw patients within their class, as rows of one run do. For the mean over runs they are drawn within their set of
     runs too, so that a replicate leaves no fold without the classes it has; but not where one of a class is alone in its set, as
-    most are where folds are repeated.
+    most are where folds are repeated. What too many replicates then leave undefined in a fold has no interval.
     """
     if len(runs) != len(cases) or len(patients) != len(cases):
         raise ValueError(f"{len(runs)} runs and {len(patients)} patients for {len(cases)} rows; give those of each row")

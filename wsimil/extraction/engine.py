@@ -332,7 +332,7 @@ class _Run:
             if not job.begun and job.error is None:
                 job.begun = True
                 self._tell(Begun(key=job.key, tiles=len(job.grid)))
-            if part.dropped:
+            if part.dropped and job.error is None:
                 self._through(job, part.dropped)
             if len(part) and job.error is None:
                 self._parts.append(part)

@@ -145,9 +145,9 @@ class BagOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Contributions:
-    """The bag's logits as a sum over its instances: `logits[b] = bias + values[bag b].sum(0)`, to rounding.
+    """The bag's logits split over its instances: `logits[b] = bias + values[bag b].sum(0)`, to rounding.
 
-    `of_maximum`: the logits rest on maxima, which are no sums, and `values` are Shapley values.
+    `of_maximum`: the logits rest on maxima, and `values` are Shapley values; else they are the terms of a sum.
     """
 
     output: BagOutput

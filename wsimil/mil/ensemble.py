@@ -75,6 +75,7 @@ class Ensemble(MILModel):
             output=self.joined([one.output for one in found], bags),
             values=torch.stack([one.values for one in found]).mean(dim=0),
             bias=torch.stack([one.bias for one in found]).mean(dim=0),
+            of_maximum=any(one.of_maximum for one in found),
         )
 
     def losses(self, bags: BagBatch, step: StepContext) -> LossTerms:

@@ -38,10 +38,11 @@ def shares_of_max(values: Float[Tensor, "T L"], cu_seqlens: CuSeqlens) -> Float[
     Littlechild & Owen 1973, Management Science 20(3).
     """
     parts = []
+    wide = torch.promote_types(values.dtype, torch.float32)  # half counts no more than 2,048 rows
     for part in split_bags(values, cu_seqlens):
-        ordered = part.sort(dim=0)
-        zero = torch.zeros_like(ordered.values[:1])
-        reached_by = torch.arange(len(part), 0, -1, dtype=part.dtype, device=part.device)[:, None]
-        shares = (ordered.values.diff(dim=0, prepend=zero) / reached_by).cumsum(dim=0)
-        parts.append(torch.empty_like(shares).scatter_(0, ordered.indices, shares))
-    return torch.cat(parts)
+        ordered = part.t().to(wide).contiguous().sort(dim=1)  # columns that lie in one piece are sorted twice as fast
+        zero = torch.zeros_like(ordered.values[:, :1])
+        reached_by = torch.arange(len(part), 0, -1, dtype=wide, device=part.device)
+        shares = (ordered.values.diff(dim=1, prepend=zero) / reached_by).cumsum(dim=1)
+        parts.append(torch.empty_like(shares).scatter_(1, ordered.indices, shares).t())
+    return torch.cat(parts).to(values.dtype)

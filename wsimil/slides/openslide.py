@@ -161,7 +161,7 @@ def _refuse_no_levels(
         if pads or not of_one_shape((width, height), (w, h)):
             raise NotShownError(
                 f"slide {slide_id!r}: OpenSlide takes an image of {w} x {h} px for a level of {path}, but {width} x {height} px"
-                f" do not become that size at a lower resolution: it shows something else, or is padded; {_CONVERT}"
+                f" are not that halved some times: it seems to show something else, or to be padded; {_CONVERT}"
             )
 
 

@@ -31,7 +31,7 @@ def is_padded(size0_px: tuple[int, int], level_px: tuple[int, int], tile_px: tup
     """Whether an image of whole tiles is not the slide halved some times, so that what pads it may be part of it.
 
     A slide that is nearly square keeps its shape under padding, and then its tissue lies aside all the same. A whole number
-    of tiles at another downsample, as of a third, is taken for padding too: it costs a level, and no truth.
+    of tiles at another downsample, as of a third, is taken for padding too.
     """
     if any(side % tile for side, tile in zip(level_px, tile_px, strict=True)):
         return False

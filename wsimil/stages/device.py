@@ -48,5 +48,5 @@ def tell_slow_precision(device: str, precision: str, reporter: Reporter) -> None
         return
     if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
         reporter.note(
-            f"precision {precision}: this CPU has no instructions for it, and takes some ten times as long as in float32 or more"
+            f"precision {precision}: this CPU has no instructions for it, and takes more than ten times as long as in float32"
         )

@@ -162,7 +162,7 @@ def encoders_and_spec(config: ExtractConfig, reporter: Reporter) -> tuple[list[E
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if all(device.startswith("cuda") for device in devices) else "fp32"
-    for device in devices:
+    for device in dict.fromkeys(devices):
         tell_slow_precision(device, precision, reporter)
     encoders = [
         build_encoder(

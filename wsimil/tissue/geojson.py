@@ -74,16 +74,16 @@ def read_geojson(
     shift = _shift0(info.bounds0_px, origin or _stated_origin(tree, where))
     mpp = mask_mpp(info, config)
     width, height = mask_size_px(info, mpp)
-    mask, beside = np.zeros((height, width), dtype=np.bool_), True
+    mask, on_slide = np.zeros((height, width), dtype=np.bool_), False
     for rings in geometries:
         inside = [(ring + shift) * (info.mpp / mpp) for ring in rings]
         low = np.clip(np.floor(inside[0].min(axis=0)), 0, (width, height)).astype(np.int64)
         high = np.clip(np.ceil(inside[0].max(axis=0)), 0, (width, height)).astype(np.int64)
         part = mask[low[1] : high[1], low[0] : high[0]]
-        beside &= not part.size
+        on_slide |= bool(((inside[0] >= 0) & (inside[0] <= (width, height))).all(axis=1).any())
         part |= fill([ring - low for ring in inside], (part.shape[0], part.shape[1]))
     if geometries and not mask.any():
-        if not beside:
+        if on_slide:
             raise SlideError(
                 f"{where}: none of its {len(geometries)} polygons holds the middle of a pixel of the mask, which is {mpp:g} µm"
                 " wide; draw larger ones, or choose a smaller tissue.mpp"

@@ -82,6 +82,13 @@ def test_a_maximum_is_shared_by_what_each_instance_adds_to_those_before_it_over_
     torch.testing.assert_close(found.values.detach(), total / len(orders), rtol=1e-12, atol=1e-12)
 
 
+def test_an_ensemble_with_a_maximum_in_it_is_no_sum() -> None:
+    (mean, other), maximum = [build("pooling") for _ in range(2)], build("pooling", pool="max")
+    for second, wanted in ((maximum, True), (other, False)):
+        split = Ensemble([mean, second], ["pooling", "pooling"]).contributions(make_bags((5,)))
+        assert split.of_maximum is wanted
+
+
 class TwoHeads(MILModel):
     """A method that splits nothing: two heads of attention, no instance logits."""
 
@@ -130,9 +137,9 @@ def first_kinds(model: MILModel) -> list[str]:
     return list(dict.fromkeys(name.partition(":")[0] for name in names))
 
 
-def test_pooling_is_shown_by_the_contributions_of_tiles() -> None:
-    assert first_kinds(build("pooling", pool="max", level="logit")) == ["contribution", "score"]
-    assert first_kinds(build("pooling", pool="max", level="feature")) == ["contribution"]
+def test_a_maximum_is_shown_by_what_it_was_taken_of() -> None:
+    assert first_kinds(build("pooling", pool="max", level="logit")) == ["single", "score"]
+    assert first_kinds(build("pooling", pool="max", level="feature")) == ["single"]
     assert first_kinds(build("pooling")) == ["contribution", "score"]
     assert first_kinds(build("abmil")) == ["attention", "contribution"]
 
@@ -144,9 +151,9 @@ def test_a_transmil_is_shown_by_each_tile_alone() -> None:
 
 
 def test_an_ensemble_is_shown_as_its_members_are_where_they_agree() -> None:
-    transmils, mean = [build("transmil", hidden_dim=16) for _ in range(2)], build("pooling", level="feature")
-    assert first_kinds(Ensemble(transmils, ["transmil", "transmil"])) == ["attention", "single"]
-    assert first_kinds(Ensemble([transmils[0], mean], ["transmil", "pooling"])) == ["contribution"]
+    maxima, mean = [build("pooling", pool="max", level="feature") for _ in range(2)], build("pooling", level="feature")
+    assert first_kinds(Ensemble(maxima, ["pooling", "pooling"])) == ["single"]
+    assert first_kinds(Ensemble([maxima[0], mean], ["pooling", "pooling"])) == ["contribution"]
 
 
 @pytest.mark.parametrize("case", ["abmil", "acmil multihead", "dsmil", "max of logits", "ensemble"])

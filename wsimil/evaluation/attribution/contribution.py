@@ -1,4 +1,4 @@
-"""What each instance adds to each logit: exactly where a method's logits are sums over instances, else by constant-attention LRP.
+"""What each instance adds to each logit: exactly where these are sums over instances or maxima, else by constant-attention LRP.
 
 With weights of attention, deviations that norms divide by and gates held as they are, a network is affine in its embedded
 instances: their parts and its value at zero, the bias, sum to the logit. Ali et al. 2022, ICML, arXiv:2202.07304; Hense et al.

@@ -20,7 +20,7 @@ LEAVE_ONE_OUT_TILES: Final = 4096
 def default_kinds(model: MILModel) -> tuple[ScoreKind, ...]:
     """The kinds of scores that tiles get where nobody asks for others, what a heatmap shows first.
 
-    Contributions; but of TransMIL each instance's own logit, as contributions say less there.
+    Contributions; but each instance's own logit of TransMIL and of a maximum, where contributions say less.
     """
     return ("single" if model.shows_each_alone else "contribution", "attention")
 

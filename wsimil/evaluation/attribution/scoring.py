@@ -28,10 +28,10 @@ def score(
     """How each instance of `bags` speaks for each logit, in logits; of attention, how much each head looks at it.
 
     "contribution": what the instance adds to the logit, which is the sum over the bag and `bias`: exact where the method's
-    logits are sums over instances, else by LRP with constant attention; where a method has no rule, `single`, as the
-    rule says. "single": the logits of a bag of this instance alone. "leave_one_out": the bag's logits less those without
-    the instance. "integrated_gradients" and "gradient_x_input": from a baseline, see `gradients`. "attention": how much
-    of the bag's vector the instance makes up, which is not what it speaks for.
+    logits are sums over instances, Shapley values where they are maxima, else by LRP with constant attention; where a method
+    has no rule, `single`, as the rule says. "single": the logits of a bag of this instance alone. "leave_one_out": the bag's
+    logits less those without the instance. "integrated_gradients" and "gradient_x_input": from a baseline, see `gradients`.
+    "attention": how much of the bag's vector the instance makes up, which is not what it speaks for.
 
     Of an ensemble all are means over members, as its logits are. Raises ValueError for an unknown kind, ModelError where a method
     has no attention, or where a bag of more than `leave_one_out_tiles` would have to be answered anew without each.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from wsimil.config import FrozenConfig
 from wsimil.mil.base import MILModel
-from wsimil.mil.batch import BagBatch, BagOutput, Contributions, LeftOut, StepContext
+from wsimil.mil.batch import BagBatch, BagOutput, ClassScores, Contributions, LeftOut, StepContext
 from wsimil.mil.layers.embedding import Activation, InstanceEmbedding
 from wsimil.mil.layers.initialize import Init, initialize
 from wsimil.mil.layers.left_out import left_out_of_sums
@@ -55,6 +55,7 @@ class Pooling(MILModel):
         self.classifier = nn.Linear(self.embed.out_dim, num_classes)
         self.pool = config.pool
         self.level = config.level
+        self.shows_each_alone = config.pool == "max"
         initialize(self, config.init)
 
     def split(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> Contributions:
@@ -76,6 +77,16 @@ class Pooling(MILModel):
     def aggregate(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> BagOutput:
         """See `MILModel.aggregate`."""
         return self._pool(h, bags)
+
+    def class_scores(self, h: Float[Tensor, "T L"], bags: BagBatch, step: StepContext | None) -> ClassScores | None:
+        """See `MILModel.class_scores`: of a maximum each instance's own logits, which training steps need not share out."""
+        if self.pool == "mean":
+            return super().class_scores(h, bags, step)
+        output = self._pool(h, bags)
+        own = output.instance_logits
+        if own is None:
+            own = packed_linear(h, self.classifier.weight, self.classifier.bias, bags.cu_seqlens)
+        return ClassScores(output=output, values=own)
 
     def left_out(self, h: Float[Tensor, "T L"], bags: BagBatch) -> LeftOut:
         """See `MILModel.left_out`: of a maximum only the instance that alone reaches it takes something away."""
