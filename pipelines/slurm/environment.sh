@@ -42,6 +42,7 @@ wsimil_environment() {
         WSIMIL=("${WSIMIL_PYTHON[@]}" -m wsimil)
         return
     fi
+    # shellcheck disable=SC2153  # a setting
     local mounts=("$STUDY" ${MOUNTS[@]+"${MOUNTS[@]}"}) binds=() path
     for path in "${mounts[@]}"; do
         binds+=("$path:$path")
