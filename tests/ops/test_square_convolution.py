@@ -35,7 +35,8 @@ def test_where_no_kernel_is_asked_for_its_gradient_is_not_computed() -> None:
     for learned in (True, False):
         own = [x.clone().requires_grad_(), kernel.clone().requires_grad_(learned), bias.clone().requires_grad_(learned)]
         y = square_convolution(*own, 7)
-        with profile(activities=[ProfilerActivity.CPU]) as seen:
+        # torch 2.11 warns where it is not told whether to keep events.
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
             y.sum().backward()
         names = {event.key for event in seen.key_averages()}
         assert ("aten::convolution_backward" in names) is learned
