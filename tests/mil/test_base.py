@@ -172,3 +172,15 @@ else:
 
 def test_annotated_shapes_are_those_at_run_time():
     subprocess.run([sys.executable, "-c", SHAPES], check=True)
+
+
+@pytest.mark.parametrize("level", ["feature", "logit"])
+def test_how_instances_speak_for_classes_of_a_maximum_is_the_answer_to_each_alone(level):
+    """MHIM masks by it in each step: what the maximum shares out among them would take a sort of all features."""
+    model = registry.build("pooling", {"pool": "max", "level": level}, in_dim=DIM, num_classes=CLASSES).eval()
+    bags, ones = make_bags((5,)), make_bags((1,) * 5)
+    ones.features[:] = bags.features
+    with torch.no_grad():
+        scored = model.class_scores(model.embed_instances(bags, None), bags, None)
+        torch.testing.assert_close(scored.values, model(ones).logits)
+        assert torch.equal(scored.output.logits, model(bags).logits)
