@@ -5,18 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.stages.notes import Notes
 from wsimil.stages.device import tell_slow_precision
-from wsimil.stages.progress import Quiet
-
-
-class Notes(Quiet):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.stages.notes import Notes
 from wsimil.config import load_config
 from wsimil.encoders import build_encoder
 from wsimil.errors import ConfigError, OutputError
@@ -191,29 +192,26 @@ def test_slides_that_failed_stay_listed_when_others_are_extracted(make_slide: Ma
 
 
 def test_whoever_took_away_a_slide_that_failed_is_told_how_it_leaves_the_list(make_slide: Make, tmp_path: Path) -> None:
-    told: list[str] = []
-
-    class Listening(Quiet):
-        def note(self, text: str) -> None:
-            told.append(text)
-
+    notes = Notes()
     out, config = tmp_path / "out", load_config(ExtractConfig, given={"device": "cpu"})
     for name in ("a", "b"):
         make_slide(tmp_path / f"in/{name}.tiff", mpp=None, size_px=(512, 512))
     run(tmp_path / "in", out)
     (tmp_path / "in/a.tiff").unlink()
-    extract(config, list_sources(tmp_path / "in"), out, reporter=Listening())
+    extract(config, list_sources(tmp_path / "in"), out, reporter=notes)
     assert [
-        note for note in told if f"1 slides failed in earlier runs and are not among these: they stay in {out}" in note
+        note
+        for note in notes.said
+        if f"1 slides failed in earlier runs and are not among these: they stay in {out}" in note
     ]
-    assert "remove the lines of those that are meant to be gone" in told[-1]
+    assert "remove the lines of those that are meant to be gone" in notes.said[-1]
     lines = (out / "failures.csv").read_text(encoding="utf-8").splitlines()
     (out / "failures.csv").write_text(
         "\n".join(line for line in lines if not line.startswith("a,")) + "\n", encoding="utf-8"
     )
-    told.clear()
-    extract(config, list_sources(tmp_path / "in"), out, reporter=Listening())
-    assert not told
+    notes.said.clear()
+    extract(config, list_sources(tmp_path / "in"), out, reporter=notes)
+    assert not notes.said
     assert set(failures(out)) == {"b"}
 
 
@@ -377,31 +375,21 @@ def test_a_file_name_that_is_no_text_is_an_ordinary_slide_of_the_run(tmp_path: P
 
 
 def test_an_override_that_contradicts_a_slide_is_said(tmp_path: Path, make_slide: Make) -> None:
-    told: list[str] = []
-
-    class Listening(Quiet):
-        def note(self, text: str) -> None:
-            told.append(text)
-
+    notes = Notes()
     make_slide(tmp_path / "in/a.tiff", mpp=0.5)
     config = load_config(ExtractConfig, given={"device": "cpu", "mpp_override": 0.4})
     for stage in (plan, extract):
-        stage(config, list_sources(tmp_path / "in"), tmp_path / "out", reporter=Listening())
-    assert len(told) == 2
-    assert "a: taken as 0.4 µm per pixel, override; metadata disagree: 0.5" in told[0]
+        stage(config, list_sources(tmp_path / "in"), tmp_path / "out", reporter=notes)
+    assert len(notes.said) == 2
+    assert "a: taken as 0.4 µm per pixel, override; metadata disagree: 0.5" in notes.said[0]
 
 
 def test_a_precision_that_the_cpu_was_not_made_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-
-    class Listening(Quiet):
-        def note(self, text: str) -> None:
-            told.append(text)
-
+    notes = Notes()
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
-    encoders_and_spec(load_config(ExtractConfig, given={"device": "cpu", "precision": "bf16"}), Listening())
-    assert [text.partition(":")[0] for text in told] == ["precision bf16"]
+    encoders_and_spec(load_config(ExtractConfig, given={"device": "cpu", "precision": "bf16"}), notes)
+    assert [text.partition(":")[0] for text in notes.said] == ["precision bf16"]
 
 
 def test_a_folder_of_masks_that_is_not_there_is_refused(slides: Path, tmp_path: Path) -> None:

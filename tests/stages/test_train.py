@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.stages.conftest import replace_features
+from tests.stages.notes import Notes
 from wsimil.config import load_config
 from wsimil.errors import ConfigError, TrainingError
 from wsimil.evaluation.decision import DECISION, Decision
@@ -79,16 +80,6 @@ def test_no_header_is_read_again_while_features_are_as_they_were(
     features, cohort = feature_study()
     train(load_config(TrainConfig, given={"device": "cpu", "fit.epochs": 2}), features, cohort, tmp_path / "run")
     assert len(headers_read) == len(set(headers_read)) > 0
-
-
-class Notes(Quiet):
-    """Keeps what is said of the whole run."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.mark.parametrize(
