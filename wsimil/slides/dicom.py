@@ -171,7 +171,7 @@ def _images(path: Path) -> dict[tuple[int, int], list[_Part]]:
         size
         for size in sizes
         if of_one_shape(sizes[0], size)
-        and not (images[size][0].tile_px == tile_px and is_padded(sizes[0], size, tile_px))
+        and not is_padded(sizes[0], size, tile0_px=tile_px, tile_px=images[size][0].tile_px)
     ]
     for w, h in sizes:
         if (w, h) not in levels and over_half(_least_length((w, h), tile_px), max(width, height)):

@@ -160,14 +160,16 @@ def _refuse_no_levels(
         pads = properties["openslide.vendor"] == "dicom" and _is_padded(sizes_px, level, properties)
         if pads or not of_one_shape((width, height), (w, h)):
             raise NotShownError(
-                f"slide {slide_id!r}: OpenSlide takes an image of {w} x {h} px for a level of {path}, but {width} x {height} px"
-                f" are not that halved some times: it seems to show something else, or to be padded; {_CONVERT}"
+                f"slide {slide_id!r}: OpenSlide takes an image of {w} x {h} px for a level of {path}, which is {width} x {height}"
+                f" px: it is not all of that at a lower resolution, but shows something else, or is padded; {_CONVERT}"
             )
 
 
 def _is_padded(sizes_px: Sequence[tuple[int, int]], level: int, properties: Mapping[str, str]) -> bool:
     tile_px = _tile_px(properties, level)
-    return 0 not in tile_px and tile_px == _tile_px(properties, 0) and is_padded(sizes_px[0], sizes_px[level], tile_px)
+    return 0 not in tile_px and is_padded(
+        sizes_px[0], sizes_px[level], tile0_px=_tile_px(properties, 0), tile_px=tile_px
+    )
 
 
 def _tile_px(properties: Mapping[str, str], level: int) -> tuple[int, int]:

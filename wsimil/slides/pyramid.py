@@ -27,13 +27,15 @@ def of_one_shape(size0_px: tuple[int, int], level_px: tuple[int, int]) -> bool:
     return abs(w * height - h * width) <= width + height
 
 
-def is_padded(size0_px: tuple[int, int], level_px: tuple[int, int], tile_px: tuple[int, int]) -> bool:
-    """Whether an image of whole tiles is not the slide halved some times, so that what pads it may be part of it.
+def is_padded(
+    size0_px: tuple[int, int], level_px: tuple[int, int], *, tile0_px: tuple[int, int], tile_px: tuple[int, int]
+) -> bool:
+    """Whether an image of whole tiles of the slide is not the slide halved some times, so that what pads it may be part of it.
 
     A slide that is nearly square keeps its shape under padding, and then its tissue lies aside all the same. A whole number
     of tiles at another downsample, as of a third, is taken for padding too.
     """
-    if any(side % tile for side, tile in zip(level_px, tile_px, strict=True)):
+    if tile_px != tile0_px or any(side % tile for side, tile in zip(level_px, tile_px, strict=True)):
         return False
     halvings = 2 ** round(math.log2(size0_px[0] / level_px[0]))
     return any(abs(side0 / halvings - side) >= 1 for side0, side in zip(size0_px, level_px, strict=True))
