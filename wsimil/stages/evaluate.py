@@ -137,24 +137,21 @@ def gather(runs: Sequence[Run], cohort_csv: Path, options: EvaluateOptions) -> M
     extracted = None if options.features is None else read_extracted(options.features)
     counted = count(runs, known, split=options.split, extracted=extracted)
     strangers = sorted({row.slide_id for run in runs for row in run.rows} - set(known.owners))
+    unlisted = f"{unit_words(unit, len(strangers))} with an answer {'is' if len(strangers) == 1 else 'are'} not in"
     if not counted.rows:
         reasons = "; ".join(f"{lost.units} {lost.reason}" for step in counted.flow for lost in step.lost)
-        unlisted = (
-            f"; {unit_words(unit, len(strangers))} with an answer {'is' if len(strangers) == 1 else 'are'} not in that file:"
-            f" {quoted(strangers)}; write ids there as they were predicted, or"
+        rename = (
+            f" {unlisted} that file: {quoted(strangers)}; write ids there as they were predicted, or"
             if strangers
-            else ";"
+            else ""
         )
         raise CohortError(
-            f"no {unit} of {cohort_csv} is left to be judged: of {unit_words(unit, counted.flow[0].units)} {reasons}{unlisted}"
+            f"no {unit} of {cohort_csv} is left to be judged: of {unit_words(unit, counted.flow[0].units)} {reasons};{rename}"
             " give a cohort with slides that the model has not seen"
         )
     notes = [str(finding) for finding in known.cohort.findings if "no label" not in finding.what]
     if strangers:
-        notes.append(
-            f"{unit_words(unit, len(strangers))} with an answer {'is' if len(strangers) == 1 else 'are'} not in the cohort file"
-            f" and not counted: {quoted(strangers)}"
-        )
+        notes.append(f"{unlisted} the cohort file and not counted: {quoted(strangers)}")
     changed = relabelled(runs, known)
     if changed:
         notes.append(
