@@ -229,6 +229,7 @@ def steps(given: argparse.Namespace) -> dict[str, Any]:
     """One row for each method and size."""
     torch.set_num_threads(given.threads)
     flags = Path("/proc/cpuinfo").read_text()
+    precisions = {"": "float32", **({"bf16_": "bfloat16"} if "bf16" in flags else {})}
     contestants = [name for name in CONTESTANTS if not given.methods or name in given.methods]
     agreement = {name: hold_to_one_answer(name) for name in contestants}
     rows = []
@@ -239,16 +240,10 @@ def steps(given: argparse.Namespace) -> dict[str, Any]:
     for count in given.instances:
         bag = bag_of(count)
         for name in contestants:
-            ours = Ours(name)
-            runs: dict[str, Ours | Plain | Products] = {
-                "plain": Plain(name),
-                "time": ours,
-                "products": products_of(ours, bag),
-            }
-            if "bf16" in flags:
-                bf16 = Ours(name, precision="bfloat16")
-                runs |= {"bf16_time": bf16, "bf16_products": products_of(bf16, bag)}
-                del bf16
+            runs: dict[str, Ours | Plain | Products] = {"plain": Plain(name)}
+            for prefix, precision in precisions.items():
+                ours = Ours(name, precision=precision)
+                runs |= {f"{prefix}time": ours, f"{prefix}products": products_of(ours, bag)}
             times = [{kind: timed(run, bag) for kind, run in runs.items()} for _ in range(given.rounds + 1)][1:]
             del runs, ours
             with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
