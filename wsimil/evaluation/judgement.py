@@ -13,12 +13,13 @@ from wsimil.evaluation.bootstrap import Difference, Estimate, differences, estim
 from wsimil.evaluation.cases import Cases, Floats
 from wsimil.evaluation.curves import Confusion, Curve, confusion, roc_curve
 from wsimil.evaluation.delong import DeLongDifference
-from wsimil.evaluation.groups import GroupRow, RunSpread, by_group, over_runs
+from wsimil.evaluation.groups import GroupRow, by_group
 from wsimil.evaluation.multiclass import MulticlassCases
 from wsimil.evaluation.multilabel import MultilabelCases
 from wsimil.evaluation.one_class import OneClass, class_cases, delong_of_two, judge_class
 from wsimil.evaluation.regression import RegressionCases, SeveralNumbersCases
 from wsimil.evaluation.risk_groups import RiskGroups, risk_groups
+from wsimil.evaluation.runs import RunSpread, over_runs
 from wsimil.evaluation.survival_cases import SurvivalCases
 from wsimil.evaluation.task_metrics import cases_of
 from wsimil.evaluation.wrong import WrongAnswer, class_names, wrong_answers

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from wsimil.errors import ConfigError
 from wsimil.files import write_text
-from wsimil.stages.crossval import sum_up
 from wsimil.stages.features import open_features
 from wsimil.stages.progress import Reporter
 from wsimil.stages.study.planning import RUNS, TRAIN, Study
 from wsimil.stages.study.reasons import reason_of
+from wsimil.stages.study_summary import sum_up
 from wsimil.stages.train import train
 from wsimil.stages.work_items import WorkItem, study_text
 from wsimil.training.checkpoint import FOLDER as CHECKPOINT
