@@ -24,6 +24,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 
 from wsimil.cohort import Cohort, CohortSlide
 from wsimil.evaluation.attribution.table import attribute
+from wsimil.evaluation.runs import retrained
 from wsimil.mil.batch import BagBatch, pack
 from wsimil.mil.saved import load_model
 from wsimil.provenance import Provenance, sha256_json
@@ -185,17 +186,10 @@ def run_all(tasks: Iterable[Task], results: Path, *, processes: int) -> dict[str
 
 
 def corrected_interval(differences: NDArray[np.float64], *, test_share: float) -> tuple[float, float]:
-    """95 % interval of the mean of paired differences over folds that share training bags.
-
-    Nadeau & Bengio 2003, "Inference for the generalization error", Machine Learning 52: the variance counts
-    1 / n + test / train in place of 1 / n.
-    """
-    from scipy.stats import t
-
-    n = len(differences)
-    spread = math.sqrt((1 / n + test_share) * differences.var(ddof=1))
-    middle, reach = float(differences.mean()), float(t.ppf(0.975, n - 1)) * spread
-    return middle - reach, middle + reach
+    """95 % interval of the mean of paired differences over folds that share training bags; a point where all are the same."""
+    found = retrained(differences, test_share=test_share)
+    middle = float(differences.mean())
+    return (middle, middle) if found is None else (found.low, found.high)
 
 
 @cache

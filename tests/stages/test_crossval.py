@@ -21,9 +21,11 @@ from wsimil.config import load_config
 from wsimil.errors import ConfigError, ModelError, OutputError
 from wsimil.evaluation.decision import DecisionConfig
 from wsimil.evaluation.metrics import auroc
+from wsimil.evaluation.runs import holm, retrained
 from wsimil.mil.saved import load_model
 from wsimil.stages.crossval import TrainingPool, _train, crossval
 from wsimil.stages.occupied import occupied
+from wsimil.stages.text_study import show_study
 from wsimil.stages.train import train
 from wsimil.stages.train_config import TrainConfig
 from wsimil.stages.work_items import WorkItem, work_items
@@ -73,7 +75,7 @@ def test_runs_of_a_study_are_those_of_train_alone_to_the_bit(study: tuple[Path, 
     tables = [pd.read_parquet(i.out / "predictions.parquet") for i in items]
     tests = [table[table["split"] == "test"] for table in tables]
     each = [auroc((t["label"] == "t").to_numpy(np.int64), t[["prob_n", "prob_t"]].to_numpy()) for t in tests]
-    spread = summary.configs["abmil"]["auroc"]
+    spread = summary.tables.configs["abmil"]["auroc"]
     assert spread.runs == 6
     assert spread.mean == pytest.approx(np.mean([value for value in each if value is not None]))
     assert json.loads((tmp_path / "study" / "summary.json").read_text(encoding="utf-8"))["abmil"]["auroc"]["runs"] == 6
@@ -82,7 +84,7 @@ def test_runs_of_a_study_are_those_of_train_alone_to_the_bit(study: tuple[Path, 
     assert len(set(slides)) == 36
     again = crossval(items, tmp_path / "study")
     assert (len(again.before), len(again.done)) == (6, 0)
-    assert again.configs == summary.configs
+    assert again.tables.configs == summary.tables.configs
 
 
 def test_a_run_that_fails_is_recorded_and_the_others_go_on(study: tuple[Path, Path, Path], tmp_path: Path) -> None:
@@ -96,7 +98,53 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(study: tuple[Path, Pa
     assert summary.done == ("good/0/seed-0",)
     assert "not finite" in summary.failures["bad/0/seed-0"]
     assert "bad/0/seed-0" in (out / "failures.csv").read_text(encoding="utf-8")
-    assert set(summary.configs) == {"good"}
+    assert set(summary.tables.configs) == {"good"}
+
+
+def test_configs_are_held_against_the_first_on_the_runs_that_both_have(
+    study: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    configs = {
+        "abmil": configured(),
+        "mean": configured(**{"method": {"name": "pooling", "pool": "mean"}}),
+        "other": configured(**{"fit.lr": 1e-2}),
+        "patients": configured(bag="patient"),
+    }
+    every = items_of(study, out, configs=configs, rounds=("0", "1"), seeds=(0, 1))
+    absent = {"mean/0/seed-1", *(f"patients/{run}" for run in ("0/seed-0", "0/seed-1", "1/seed-0"))}
+    summary = crossval([item for item in every if item.name not in absent], out)
+    assert not summary.failures
+    assert summary.tables.apart == {"patients": "it answers another question"}
+
+    def brier_of(name: str) -> float:
+        table = pd.read_parquet(out / name / "predictions.parquet").query("split == 'test'")
+        return float(((table["prob_t"] - (table["label"] == "t")) ** 2).mean())
+
+    runs = [item.name.partition("/")[2] for item in every if item.name.startswith("mean/") and item.name not in absent]
+    gains = {run: brier_of(f"mean/{run}") - brier_of(f"abmil/{run}") for run in runs}
+    table = pd.read_csv(out / "differences.csv").set_index(["config", "metric"])
+    row = table.loc["mean", "brier"]
+    assert (row["less"], row["runs"], row["rounds"]) == ("abmil", 3, 2)
+    assert row["difference"] == pytest.approx(np.mean([*gains.values()]), rel=1e-6)
+    assert row["mean"] - row["mean_of_less"] == pytest.approx(row["difference"], abs=1e-8)
+    assert table.loc["other", "brier"]["runs"] == 4
+    learned = [load_model(out / "mean" / run).training["slides"]["train"] for run in runs]  # type: ignore[index,call-overload]
+    tested = [len(pd.read_parquet(out / "mean" / run / "predictions.parquet").query("split == 'test'")) for run in runs]
+    by_round = [np.mean([gain for run, gain in gains.items() if run.startswith(f"{n}/")]) for n in range(2)]
+    anew = retrained(np.array(by_round), test_share=sum(tested) / sum(learned))
+    assert anew is not None
+    assert (row["retrained_low"], row["retrained_p_value"]) == (pytest.approx(anew.low), pytest.approx(anew.p_value))
+    brier = table.xs("brier", level="metric")
+    assert sorted(brier["p_holm"]) == pytest.approx(sorted(holm(brier["p_value"].tolist())))
+    show_study(summary, out, as_json=False)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "patients is not held against abmil: it answers another question" in shown
+    assert f"mean auroc 3 {table.loc['mean', 'auroc']['difference']:+.3f}" in shown
+    show_study(summary, out, as_json=True)
+    assert {one["config"] for one in json.loads(capsys.readouterr().out)["differences"]} == {"mean", "other"}
+    crossval([item for item in every if item.name.startswith("abmil/")], out)
+    assert not (out / "differences.csv").exists()
 
 
 def test_a_process_that_dies_fails_its_own_run_alone(
@@ -194,7 +242,7 @@ def test_runs_of_features_that_were_replaced_since_are_not_summed_up_with_those_
     more = crossval(items_of(study, out, rounds=("0", "1")), out)
     assert more.done == ("abmil/1/seed-0",)
     assert "what the features of its slides hold" in more.failures["abmil/0/seed-0"]
-    assert more.configs["abmil"]["auroc"].runs == 1
+    assert more.tables.configs["abmil"]["auroc"].runs == 1
     moved = (tmp_path / "first", *study[1:])
     again = crossval(items_of(moved, out, rounds=("0",)), out)
     assert again.before == ("abmil/0/seed-0",)
@@ -244,7 +292,7 @@ def test_runs_that_began_with_a_model_that_was_replaced_meanwhile_are_not_summed
         summary = crossval(some, tmp_path / "study")
         assert [*summary.failures] == [item.name for item in some]
         assert "fit.warm_start was replaced while the study ran" in summary.failures[items[0].name]
-        assert (summary.before, summary.done, summary.configs) == ((), (), {})
+        assert (summary.before, summary.done, summary.tables.configs) == ((), (), {})
         facts.write_text(before, encoding="utf-8")
     assert len(crossval(items, tmp_path / "study").before) == 2
 
@@ -338,10 +386,16 @@ def test_hazards_whose_intervals_differ_by_fold_are_summed_up_by_what_all_tell(
         "--overwrite",
     ]
     assert CliRunner().invoke(app, made).exit_code == 0
-    items = items_of(study, tmp_path / "study", configs={"hazard": configured(**{"task.kind": "survival"})})
+    hazard = {"task.kind": "survival"}
+    configs = {
+        "hazard": configured(**hazard),
+        "cox": configured(**hazard, **{"task.model": "cox", "fit.batch_bags": 8}),
+    }
+    items = items_of(study, tmp_path / "study", configs=configs)
     summary = crossval(items, tmp_path / "study")
     assert not summary.failures
-    edges = {load_model(item.out).task.edges for item in items}
+    assert {(one.config, one.metric) for one in summary.tables.differences} == {("cox", "harrell_c"), ("cox", "uno_c")}
+    edges = {load_model(item.out).task.edges for item in items if item.name.startswith("hazard/")}
     assert len(edges) == 3
-    assert set(summary.configs["hazard"]) == {"harrell_c", "uno_c"}
-    assert summary.configs["hazard"]["harrell_c"].runs == 3
+    assert set(summary.tables.configs["hazard"]) == {"harrell_c", "uno_c"}
+    assert summary.tables.configs["hazard"]["harrell_c"].runs == 3

@@ -111,6 +111,17 @@ def resampling(patients: Sequence[str], strata: Ints) -> Resampling:
     return Resampling(owner=owner.astype(np.int64), stratum=stratum)
 
 
+def resampling_of_both(first: Cases, second: Cases, patients: Sequence[str]) -> Resampling:
+    """As `resampling`, for two models on the same rows. Raises ValueError where they do not hold the same truth row by row."""
+    pairs = zip(first.truth, second.truth, strict=True)
+    if len(first) != len(second) or not all(np.array_equal(ours, theirs) for ours, theirs in pairs):
+        raise ValueError(
+            f"two models are compared on the same rows, got {len(first)} and {len(second)} rows in another order or with another"
+            " truth; match them by slide first"
+        )
+    return resampling(patients, first.strata)
+
+
 def estimates(
     cases: Cases,
     patients: Sequence[str],
@@ -157,14 +168,15 @@ def differences(
 
     Raises ValueError where they do not hold the same truth row by row; the caller matches rows by slide.
     """
-    plan = _shared(first, second, patients)
+    plan = resampling_of_both(first, second, patients)
 
     def both(weights: Floats) -> dict[str, Floats]:
         ours, theirs = first.replicates(weights), second.replicates(weights)
         return {name: ours[name] - theirs[name] for name in ours}
 
-    draw = _Draw(plan=plan, replicates=replicates, level=level, seed=seed, kind=kind)
-    return _differences(first.values(), second.values(), both, draw)
+    return difference_intervals(
+        first.values(), second.values(), both, plan, replicates=replicates, level=level, seed=seed, kind=kind
+    )
 
 
 def difference(
@@ -179,14 +191,15 @@ def difference(
     kind: Kind = "percentile",
 ) -> Difference:
     """Any metric of two models on the same rows, replicate by replicate."""
-    plan = _shared(first, second, patients)
+    plan = resampling_of_both(first, second, patients)
     ours, theirs = _one_by_one(first, metric), _one_by_one(second, metric)
 
     def both(weights: Floats) -> dict[str, Floats]:
         return {"": ours(weights)[""] - theirs(weights)[""]}
 
-    draw = _Draw(plan=plan, replicates=replicates, level=level, seed=seed, kind=kind)
-    return _differences({"": metric(first)}, {"": metric(second)}, both, draw)[""]
+    return difference_intervals(
+        {"": metric(first)}, {"": metric(second)}, both, plan, replicates=replicates, level=level, seed=seed, kind=kind
+    )[""]
 
 
 def intervals(
@@ -209,6 +222,38 @@ def intervals(
             value=value,
             low=low,
             high=high,
+            replicates=len(kept),
+            undefined=0 if name not in drawn else replicates - len(kept),
+        )
+    return result
+
+
+def difference_intervals(
+    first: Mapping[str, float | None],
+    second: Mapping[str, float | None],
+    replicated: Callable[[Floats], Mapping[str, Floats]],
+    plan: Resampling,
+    *,
+    replicates: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+    kind: Kind = "percentile",
+) -> dict[str, Difference]:
+    """Intervals of `first` less `second`, of which `replicated` gives replicates; what `differences` is made of."""
+    draw = _Draw(plan=plan, replicates=replicates, level=level, seed=seed, kind=kind)
+    drawn, lost = draw.of(replicated, first)
+    result = {}
+    for name, ours in first.items():
+        theirs = second[name]
+        value = None if ours is None or theirs is None else ours - theirs
+        kept, (low, high) = draw.interval(value, drawn.get(name), lost.get(name))
+        result[name] = Difference(
+            first=ours,
+            second=theirs,
+            difference=value,
+            low=low,
+            high=high,
+            p_value=None if low is None else _p_value(kept),
             replicates=len(kept),
             undefined=0 if name not in drawn else replicates - len(kept),
         )
@@ -256,31 +301,6 @@ class _Draw:
         return kept, (low, high)
 
 
-def _differences(
-    first: Mapping[str, float | None],
-    second: Mapping[str, float | None],
-    replicated: Callable[[Floats], Mapping[str, Floats]],
-    draw: _Draw,
-) -> dict[str, Difference]:
-    drawn, lost = draw.of(replicated, first)
-    result = {}
-    for name, ours in first.items():
-        theirs = second[name]
-        value = None if ours is None or theirs is None else ours - theirs
-        kept, (low, high) = draw.interval(value, drawn.get(name), lost.get(name))
-        result[name] = Difference(
-            first=ours,
-            second=theirs,
-            difference=value,
-            low=low,
-            high=high,
-            p_value=None if low is None else _p_value(kept),
-            replicates=len(kept),
-            undefined=0 if name not in drawn else draw.replicates - len(kept),
-        )
-    return result
-
-
 def _p_value(kept: Floats) -> float:
     side = min(int((kept <= 0).sum()), int((kept >= 0).sum()))
     return min(1.0, 2 * (side + 1) / (len(kept) + 1))
@@ -301,16 +321,6 @@ def _bca(tails: Floats, value: float, kept: Floats, lost: Floats, plan: Resampli
     acceleration = cubes / (6 * squares**1.5) if squares > 0 else 0.0
     shifted = bias + ndtri(tails)
     return np.asarray(ndtr(bias + shifted / (1 - acceleration * shifted)), dtype=np.float64)
-
-
-def _shared(first: Cases, second: Cases, patients: Sequence[str]) -> Resampling:
-    pairs = zip(first.truth, second.truth, strict=True)
-    if len(first) != len(second) or not all(np.array_equal(ours, theirs) for ours, theirs in pairs):
-        raise ValueError(
-            f"two models are compared on the same rows, got {len(first)} and {len(second)} rows in another order or with another"
-            " truth; match them by slide first"
-        )
-    return resampling(patients, first.strata)
 
 
 def _one_by_one(cases: C, metric: Metric[C]) -> Callable[[Floats], dict[str, Floats]]:

@@ -78,14 +78,16 @@ def read_runs(predictions: Sequence[Path], *, model: Path | None = None) -> tupl
 
 def refuse_other_question(first: ModelFacts, second: ModelFacts, first_folder: Path, second_folder: Path) -> None:
     """Raises ConfigError where two models do not answer one question about one kind of unit."""
-    keys = [
-        (m.task.kind, m.task.columns, m.task.group_names, getattr(m.task, "unit", ""), m.bag) for m in (first, second)
-    ]
-    if keys[0] != keys[1]:
+    if question(first.task, first.bag) != question(second.task, second.bag):
         raise ConfigError(
             f"{first_folder} and {second_folder} do not answer the same question: {_question(first)}, and {_question(second)};"
             " judge them apart"
         )
+
+
+def question(task: Task, bag: BagUnit) -> tuple[object, ...]:
+    """What is asked of a model, and of which unit: two can be held against each other where it is the same."""
+    return (task.kind, task.columns, task.group_names, getattr(task, "unit", ""), bag)
 
 
 def read_known(path: Path, task: Task, bag: BagUnit, *, groups: Sequence[str] | None) -> Known:

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Self
 
 from wsimil.errors import ConfigError, WsimilError
-from wsimil.evaluation.runs import RunSpread
 from wsimil.files import check_writable, write_text
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.occupied import occupied
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.run_folder import refuse_features
-from wsimil.stages.study_summary import sum_up
+from wsimil.stages.study_summary import StudyTables, sum_up
 from wsimil.stages.train import plan, train
 from wsimil.stages.work_items import WorkItem, study_text
 
@@ -30,12 +29,12 @@ _REPLACED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudySummary:
-    """How a study went: runs done now and before, reasons of those that failed, and metrics of each config over its runs."""
+    """How a study went: runs done now and before, reasons of those that failed, and the tables of the others."""
 
     done: tuple[str, ...]
     before: tuple[str, ...]
     failures: Mapping[str, str]
-    configs: Mapping[str, Mapping[str, RunSpread]]
+    tables: StudyTables
 
 
 def crossval(
@@ -44,9 +43,9 @@ def crossval(
     """Train every run that is not done, `workers` at a time in processes of their own, and sum up; a rerun does the rest.
 
     A run that fails is recorded in failures.csv and the others go on; so does one that learned from other features than there
-    are now. Writes study.json, summary.json and summary.csv into `out`, and what `train` writes into the folder of each run.
-    Threads and the cache of features are shared out among workers. Raises WsimilError where no run could start or another
-    process is at work in `out`, KeyboardInterrupt once running ones have written their checkpoints.
+    are now. Writes study.json and the tables of `sum_up` into `out`, and what `train` writes into the folder of each run. Threads
+    and the cache of features are shared out among workers. Raises WsimilError where no run could start or another process is at
+    work in `out`, KeyboardInterrupt once running ones have written their checkpoints.
     """
     reporter = reporter or Quiet()
     if not items:
@@ -70,12 +69,12 @@ def crossval(
                 reporter.finish_item(f"{item.name}: {'done' if reason is None else 'failed: ' + reason}")
         replaced = [item.name for item in items if item.name not in failures and not item.is_done()]
         failures |= dict.fromkeys(replaced, _REPLACED)
-        configs = sum_up(items, failures, out)
+        tables = sum_up(items, failures, out)
     return StudySummary(
         done=tuple(item.name for item in open_items if item.name not in failures),
         before=tuple(item.name for item in before if item.name not in failures),
         failures=failures,
-        configs=configs,
+        tables=tables,
     )
 
 

@@ -1,4 +1,4 @@
-"""The tables of a study: metrics of each config over its runs."""
+"""The tables of a study: metrics of each config over its runs, and how far configs are from the first."""
 
 from __future__ import annotations
 
@@ -6,54 +6,164 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Self, cast
 
 import numpy as np
 
+from wsimil.cohort import BagUnit
+from wsimil.evaluation.cases import Cases
 from wsimil.evaluation.decision import load_decided
 from wsimil.evaluation.judgement import Judged
-from wsimil.evaluation.runs import RunSpread, over_runs
+from wsimil.evaluation.runs import PairedRuns, RunSpread, between_runs, holm, over_runs
 from wsimil.files import write_text
-from wsimil.stages.answered import shared_task
+from wsimil.mil.saved import TrainedModel
+from wsimil.stages.answered import question, shared_task
 from wsimil.stages.work_items import WorkItem
+from wsimil.targets import Task
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
-def sum_up(items: Sequence[WorkItem], failures: Mapping[str, str], out: Path) -> Mapping[str, Mapping[str, RunSpread]]:
-    """Metrics of each config over the runs that did not fail, written as summary.json and .csv beside failures.csv."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigDifference:
+    """A metric of a config less that of another one, `less`, on the runs that both have.
+
+    `p_holm` and `retrained_p_holm` are the p-values of `paired` corrected for how many configs are held against that one.
+    """
+
+    config: str
+    less: str
+    metric: str
+    paired: PairedRuns
+    p_holm: float | None
+    retrained_p_holm: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyTables:
+    """Metrics of each config over its runs, and of each but the first the differences from that one's.
+
+    `apart` are configs that cannot be held against the first, with the reason.
+    """
+
+    configs: Mapping[str, Mapping[str, RunSpread]]
+    differences: tuple[ConfigDifference, ...]
+    apart: Mapping[str, str]
+
+
+def sum_up(items: Sequence[WorkItem], failures: Mapping[str, str], out: Path) -> StudyTables:
+    """Sum up the runs that did not fail, in summary.json, summary.csv and, of several configs, differences.csv; failures.csv has
+    the others."""
     _write_failures(out / "failures.csv", failures)
-    configs = summarized([item for item in items if item.name not in failures])
-    write_text(out / "summary.json", json.dumps(_json(configs), indent=1) + "\n")
-    write_text(out / "summary.csv", _csv(configs))
-    return configs
+    tables = study_tables([item for item in items if item.name not in failures])
+    write_text(out / "summary.json", json.dumps(_json(tables.configs), indent=1) + "\n")
+    write_text(out / "summary.csv", _csv(tables.configs))
+    differing = out / "differences.csv"
+    differing.unlink(missing_ok=True)
+    if tables.differences:
+        write_text(differing, _differences_csv(tables.differences))
+    return tables
 
 
-def summarized(items: Sequence[WorkItem]) -> dict[str, dict[str, RunSpread]]:
-    """Metrics of the test split of each config over its runs, all of them finished."""
-    import pandas as pd
+def study_tables(items: Sequence[WorkItem]) -> StudyTables:
+    """The tables of runs that are all finished, of their test splits."""
+    by_config: dict[str, list[WorkItem]] = {}
+    for item in items:
+        by_config.setdefault(item.name.split("/")[0], []).append(item)
+    found = {name: _Answers.of(own) for name, own in by_config.items()}
+    found = {name: answers for name, answers in found.items() if len(answers.table)}
+    configs = {}
+    for name, answers in found.items():
+        judged, cases = answers.judged(answers.table, answers.task)
+        configs[name] = over_runs(cases, judged.runs, judged.patients)
+    paired: dict[str, Mapping[str, PairedRuns]] = {}
+    apart: dict[str, str] = {}
+    for name in [*found][1:]:
+        first, other = next(iter(found.values())), found[name]
+        if question(other.task, other.unit) != question(first.task, first.unit):
+            apart[name] = "it answers another question"
+        elif not (set(other.models) & set(first.models)):
+            apart[name] = "the two have no round and seed in common"
+        else:
+            paired[name] = _paired(other, first)
+    differences = _corrected(paired, less=next(iter(found))) if paired else ()
+    return StudyTables(configs=configs, differences=differences, apart=apart)
 
-    found: dict[str, dict[str, RunSpread]] = {}
-    for name in dict.fromkeys(item.name.split("/")[0] for item in items):
-        own = [item for item in items if item.name.split("/")[0] == name]
-        models = [load_decided(item.out)[0] for item in own]
-        task, unit = shared_task([model.task for model in models]), models[0].bag
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Answers:
+    """What the runs of a config, named "<round>/seed-<n>", said of their test splits: `table` by run and unit."""
+
+    models: Mapping[str, TrainedModel]
+    task: Task
+    unit: BagUnit
+    table: DataFrame
+
+    @classmethod
+    def of(cls, items: Sequence[WorkItem]) -> Self:
+        import pandas as pd
+
+        models = {item.name.partition("/")[2]: load_decided(item.out)[0] for item in items}
+        unit = next(iter(models.values())).bag
         tables = []
-        for item in own:
+        for run, item in zip(models, items, strict=True):
             table = pd.read_parquet(item.out / "predictions.parquet")
             table = table[(table["split"] == "test") & (table["status"] == "ok")]
-            tables.append(table.assign(run=item.name))
-        whole = pd.concat(tables, ignore_index=True)
-        if len(whole):
-            judged = Judged(
-                task=task, slide_ids=tuple(whole[f"{unit}_id"]), patients=tuple(whole["patient_id"]),
-                runs=tuple(whole["run"]), labels=tuple(whole["label"]),
-                values=whole[[column.name for column in task.answers]].to_numpy(np.float64),
-            )  # fmt: skip
-            # Each run decides at the thresholds of its own validation split.
-            at = {item.name: model.task.decides_at for item, model in zip(own, models, strict=True)}
-            cases = judged.cases(at if task.decides_at else None)
-            found[name] = over_runs(cases, judged.runs, judged.patients)
-    return found
+            tables.append(table.assign(run=run))
+        return cls(
+            models=models,
+            task=shared_task([model.task for model in models.values()]),
+            unit=unit,
+            table=pd.concat(tables).set_index(["run", f"{unit}_id"], drop=False),
+        )
+
+    def judged(self, table: DataFrame, task: Task) -> tuple[Judged, Cases]:
+        """Rows of the table as answers to `task`; each run decides at the thresholds of its own validation split."""
+        judged = Judged(
+            task=task, slide_ids=tuple(table[f"{self.unit}_id"]), patients=tuple(table["patient_id"]),
+            runs=tuple(table["run"]), labels=tuple(table["label"]),
+            values=table[[column.name for column in task.answers]].to_numpy(np.float64),
+        )  # fmt: skip
+        at = {run: model.task.decides_at for run, model in self.models.items()}
+        return judged, judged.cases(at if task.decides_at else None)
+
+
+def _paired(ours: _Answers, first: _Answers) -> Mapping[str, PairedRuns]:
+    """Both on the units that both answered for in the same run."""
+    shared = ours.table.index.intersection(first.table.index)
+    task = shared_task([ours.task, first.task])
+    judged, cases = ours.judged(ours.table.loc[shared], task)
+    _, others = first.judged(first.table.loc[shared], task)
+    runs = {run: run.rpartition("/")[0] for run in judged.runs}
+    learned = sum(cast(Mapping[str, int], ours.models[run].training["slides"])["train"] for run in runs)
+    return between_runs(
+        cases, others, judged.runs, judged.patients, rounds=runs, test_share=len(judged) / learned
+    )  # fmt: skip
+
+
+def _corrected(paired: Mapping[str, Mapping[str, PairedRuns]], *, less: str) -> tuple[ConfigDifference, ...]:
+    """Differences of configs by name, each metric's p-values corrected for how many configs there are."""
+    corrected: dict[tuple[str, str, bool], float] = {}
+    for retrained in (False, True):
+        p_values: dict[str, dict[str, float]] = {}
+        for name, found in paired.items():
+            for metric, one in found.items():
+                of = one.retrained if retrained else one.difference
+                if of is not None and of.p_value is not None:
+                    p_values.setdefault(metric, {})[name] = of.p_value
+        for metric, known in p_values.items():
+            for name, p_value in zip(known, holm([*known.values()]), strict=True):
+                corrected[name, metric, retrained] = p_value
+    return tuple(
+        ConfigDifference(
+            config=name, less=less, metric=metric, paired=one, p_holm=corrected.get((name, metric, False)),
+            retrained_p_holm=corrected.get((name, metric, True)),
+        )
+        for name, found in paired.items() for metric, one in found.items()
+    )  # fmt: skip
 
 
 def _write_failures(path: Path, failures: Mapping[str, str]) -> None:
@@ -82,4 +192,19 @@ def _csv(configs: Mapping[str, Mapping[str, RunSpread]]) -> str:
             numbers = [part for one in estimates for part in (one.value, one.low, one.high)]
             row = [spread.mean, spread.sd, spread.least, spread.most, *numbers]
             writer.writerow([name, metric, spread.runs, *("" if v is None else f"{v:.9g}" for v in row)])
+    return text.getvalue()
+
+
+def _differences_csv(differences: Sequence[ConfigDifference]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    ends = ("low", "high", "p_value", "p_holm")
+    numbers = ("mean", "mean_of_less", "difference", *ends, *(f"retrained_{end}" for end in ends))
+    writer.writerow(("config", "less", "metric", "runs", "rounds", *numbers))
+    for one in differences:
+        paired, of, anew = one.paired, one.paired.difference, one.paired.retrained
+        row = [of.first, of.second, of.difference, of.low, of.high, of.p_value, one.p_holm]
+        row += [None] * 3 if anew is None else [anew.low, anew.high, anew.p_value]
+        cells = ("" if v is None else f"{v:.9g}" for v in [*row, one.retrained_p_holm])
+        writer.writerow([one.config, one.less, one.metric, paired.runs, paired.rounds, *cells])
     return text.getvalue()

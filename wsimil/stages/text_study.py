@@ -7,12 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wsimil.export.report.cells import p_text
 from wsimil.stages.text import say, say_json, table
 
 if TYPE_CHECKING:
-    from wsimil.evaluation.bootstrap import Estimate
+    from wsimil.evaluation.bootstrap import Difference, Estimate
     from wsimil.stages.crossval import StudySummary
     from wsimil.stages.ensemble import EnsembleSummary
+    from wsimil.stages.study_summary import StudyTables
     from wsimil.stages.work_items import WorkItem
 
 _FIRST = ("auroc", "auroc_macro", "balanced_accuracy", "cohen_kappa_quadratic", "spearman", "mae", "harrell_c")
@@ -30,15 +32,15 @@ def show_items(items: Sequence[WorkItem], *, as_json: bool) -> None:
 
 
 def show_study(summary: StudySummary, out: Path, *, as_json: bool) -> None:
-    """Metrics of each config over its runs."""
+    """Metrics of each config over its runs, and how far others are from the first."""
+    tables = summary.tables
     if as_json:
-        configs = {name: {m: asdict(s) for m, s in found.items()} for name, found in summary.configs.items()}
         runs = {"done": list(summary.done), "before": list(summary.before), "failures": dict(summary.failures)}
-        say_json({**runs, "configs": configs})
+        say_json({**runs, **asdict(tables)})
         return
     say(f"{len(summary.done)} runs done, {len(summary.before)} done before, {len(summary.failures)} failed -> {out}")
     rows = []
-    for name, found in summary.configs.items():
+    for name, found in tables.configs.items():
         for metric in [one for one in _FIRST if one in found]:
             spread = found[metric]
             sd = "" if spread.sd is None else f" ± {spread.sd:.3f}"
@@ -49,8 +51,28 @@ def show_study(summary: StudySummary, out: Path, *, as_json: bool) -> None:
         say(
             f"Over patients of the test splits; all metrics are in {out}/summary.csv. The sd is between runs, which share slides."
         )
+    _show_differences(tables, out)
     if summary.failures:
         table(["failed run", "reason"], list(summary.failures.items()))
+
+
+def _show_differences(tables: StudyTables, out: Path) -> None:
+    shown = [one for one in tables.differences if one.metric in _FIRST]
+    if shown:
+        rows = []
+        for one in shown:
+            of, anew = one.paired.difference, one.paired.retrained
+            retrained = "" if anew is None else f"[{anew.low:+.3f}, {anew.high:+.3f}]"
+            rows.append(
+                [one.config, one.metric, str(one.paired.runs), _signed(of), retrained, p_text(one.retrained_p_holm)]
+            )
+        table([f"less {shown[0].less}", "metric", "runs", "mean [95 %]", "trained anew [95 %]", "p"], rows)
+        say(
+            "The first interval is over patients, of these models; the second and p count that training slides and seeds would be"
+            f" others too. p is corrected for the number of configs, intervals are not. All are in {out}/differences.csv."
+        )
+    for name, reason in tables.apart.items():
+        say(f"{name} is not held against {next(iter(tables.configs))}: {reason}")
 
 
 def show_ensemble(summary: EnsembleSummary, out: Path, *, as_json: bool) -> None:
@@ -64,6 +86,14 @@ def show_ensemble(summary: EnsembleSummary, out: Path, *, as_json: bool) -> None
     say(f"{summary.seen_patients} patients were seen by one of them at least, and never count in its tests")
     for note in summary.decision.notes:
         say(f"note: {note}")
+
+
+def _signed(found: Difference) -> str:
+    if found.difference is None:
+        return "undefined"
+    if found.low is None or found.high is None:
+        return f"{found.difference:+.3f}"
+    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def _shown(estimate: Estimate) -> str:
