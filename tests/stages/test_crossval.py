@@ -25,6 +25,7 @@ from wsimil.evaluation.runs import holm, retrained
 from wsimil.mil.saved import load_model
 from wsimil.stages.crossval import TrainingPool, _train, crossval
 from wsimil.stages.occupied import occupied
+from wsimil.stages.study_summary import study_tables
 from wsimil.stages.text_study import show_study
 from wsimil.stages.train import train
 from wsimil.stages.train_config import TrainConfig
@@ -143,6 +144,8 @@ def test_configs_are_held_against_the_first_on_the_runs_that_both_have(
     assert f"mean auroc 3 {table.loc['mean', 'auroc']['difference']:+.3f}" in shown
     show_study(summary, out, as_json=True)
     assert {one["config"] for one in json.loads(capsys.readouterr().out)["differences"]} == {"mean", "other"}
+    strangers = study_tables([item for item in every if item.name in ("abmil/0/seed-0", "other/1/seed-0")])
+    assert (strangers.differences, strangers.apart) == ((), {"other": "the two have no answers of one round and seed"})
     crossval([item for item in every if item.name.startswith("abmil/")], out)
     assert not (out / "differences.csv").exists()
 

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
@@ -18,13 +18,12 @@ from wsimil.evaluation.decision import load_decided
 from wsimil.evaluation.judgement import Judged
 from wsimil.evaluation.runs import PairedRuns, RunSpread, between_runs, holm, over_runs
 from wsimil.files import write_text
-from wsimil.mil.saved import TrainedModel
 from wsimil.stages.answered import question, shared_task
 from wsimil.stages.work_items import WorkItem
 from wsimil.targets import Task
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +76,7 @@ def study_tables(items: Sequence[WorkItem]) -> StudyTables:
     found = {name: answers for name, answers in found.items() if len(answers.table)}
     configs = {}
     for name, answers in found.items():
-        judged, cases = answers.judged(answers.table, answers.task)
+        judged, cases = answers.judged(answers.task)
         configs[name] = over_runs(cases, judged.runs, judged.patients)
     paired: dict[str, Mapping[str, PairedRuns]] = {}
     apart: dict[str, str] = {}
@@ -85,63 +84,66 @@ def study_tables(items: Sequence[WorkItem]) -> StudyTables:
         first, other = next(iter(found.values())), found[name]
         if question(other.task, other.unit) != question(first.task, first.unit):
             apart[name] = "it answers another question"
-        elif not (set(other.models) & set(first.models)):
-            apart[name] = "the two have no round and seed in common"
+        elif (shared := other.table.index.intersection(first.table.index)).empty:
+            apart[name] = "the two have no answers of one round and seed"
         else:
-            paired[name] = _paired(other, first)
+            paired[name] = _paired(other.at(shared), first.at(shared))
     differences = _corrected(paired, less=next(iter(found))) if paired else ()
     return StudyTables(configs=configs, differences=differences, apart=apart)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Answers:
-    """What the runs of a config, named "<round>/seed-<n>", said of their test splits: `table` by run and unit."""
+    """What the runs of a config, named "<round>/seed-<n>", said of their test splits: `table` by run and unit.
 
-    models: Mapping[str, TrainedModel]
+    `thresholds` are those of each run's own validation split; `learned` counts the units it learned from.
+    """
+
     task: Task
     unit: BagUnit
+    thresholds: Mapping[str, Sequence[float]]
+    learned: Mapping[str, int]
     table: DataFrame
 
     @classmethod
     def of(cls, items: Sequence[WorkItem]) -> Self:
         import pandas as pd
 
-        models = {item.name.partition("/")[2]: load_decided(item.out)[0] for item in items}
-        unit = next(iter(models.values())).bag
-        tables = []
-        for run, item in zip(models, items, strict=True):
+        tasks, thresholds, learned, tables = [], {}, {}, []
+        for item in items:
+            run, model = item.name.partition("/")[2], load_decided(item.out)[0]
+            tasks.append(model.task)
+            thresholds[run] = model.task.decides_at
+            learned[run] = cast(Mapping[str, int], model.training["slides"])["train"]
             table = pd.read_parquet(item.out / "predictions.parquet")
             table = table[(table["split"] == "test") & (table["status"] == "ok")]
             tables.append(table.assign(run=run))
         return cls(
-            models=models,
-            task=shared_task([model.task for model in models.values()]),
-            unit=unit,
-            table=pd.concat(tables).set_index(["run", f"{unit}_id"], drop=False),
-        )
-
-    def judged(self, table: DataFrame, task: Task) -> tuple[Judged, Cases]:
-        """Rows of the table as answers to `task`; each run decides at the thresholds of its own validation split."""
-        judged = Judged(
-            task=task, slide_ids=tuple(table[f"{self.unit}_id"]), patients=tuple(table["patient_id"]),
-            runs=tuple(table["run"]), labels=tuple(table["label"]),
-            values=table[[column.name for column in task.answers]].to_numpy(np.float64),
+            task=shared_task(tasks), unit=model.bag, thresholds=thresholds, learned=learned,
+            table=pd.concat(tables).set_index(["run", f"{model.bag}_id"], drop=False),
         )  # fmt: skip
-        at = {run: model.task.decides_at for run, model in self.models.items()}
-        return judged, judged.cases(at if task.decides_at else None)
+
+    def at(self, rows: Index) -> Self:
+        """The same of these rows alone."""
+        return replace(self, table=self.table.loc[rows])
+
+    def judged(self, task: Task) -> tuple[Judged, Cases]:
+        """The rows as answers to `task`."""
+        judged = Judged(
+            task=task, slide_ids=tuple(self.table[f"{self.unit}_id"]), patients=tuple(self.table["patient_id"]),
+            runs=tuple(self.table["run"]), labels=tuple(self.table["label"]),
+            values=self.table[[column.name for column in task.answers]].to_numpy(np.float64),
+        )  # fmt: skip
+        return judged, judged.cases(self.thresholds if task.decides_at else None)
 
 
 def _paired(ours: _Answers, first: _Answers) -> Mapping[str, PairedRuns]:
-    """Both on the units that both answered for in the same run."""
-    shared = ours.table.index.intersection(first.table.index)
+    """Both on the same rows."""
     task = shared_task([ours.task, first.task])
-    judged, cases = ours.judged(ours.table.loc[shared], task)
-    _, others = first.judged(first.table.loc[shared], task)
-    runs = {run: run.rpartition("/")[0] for run in judged.runs}
-    learned = sum(cast(Mapping[str, int], ours.models[run].training["slides"])["train"] for run in runs)
-    return between_runs(
-        cases, others, judged.runs, judged.patients, rounds=runs, test_share=len(judged) / learned
-    )  # fmt: skip
+    (judged, cases), (_, others) = ours.judged(task), first.judged(task)
+    rounds = {run: run.rpartition("/")[0] for run in judged.runs}
+    test_share = len(judged) / sum(ours.learned[run] for run in rounds)
+    return between_runs(cases, others, judged.runs, judged.patients, rounds=rounds, test_share=test_share)
 
 
 def _corrected(paired: Mapping[str, Mapping[str, PairedRuns]], *, less: str) -> tuple[ConfigDifference, ...]:
