@@ -321,6 +321,29 @@ def test_a_level_with_a_fractional_downsample_is_read_without_blur(tmp_path: Pat
         assert (tile == stored[y : y + 64, x : x + 64]).all()
 
 
+@pytest.mark.parametrize("reader", ["auto", "openslide"])
+def test_what_lies_at_the_far_end_of_a_narrow_slide_is_in_its_place_on_every_level(
+    tmp_path: Path, reader: Reader
+) -> None:
+    """The mean of both axes, of which the short one was rounded, put it 400 px aside, and a tile was 6 % too wide."""
+    image = np.full((127, 7200, 3), 230, np.uint8)
+    image[:, 7040:7104] = (120, 20, 120)
+    path = write_slide(tmp_path / "slide.tiff", [image, shrunk(image, 4), shrunk(image, 16)], compression="zlib")
+    with open_slide(path, reader=reader) as slide:
+        assert slide.info.level_downsamples == (1.0, 4.0, 16.0)
+        for mpp in (MPP, 4 * MPP, 16 * MPP):
+            step = mpp / MPP
+            shown = slide.read_region((6880.0, 0.0), (int(320 / step), int(112 / step)), mpp)
+            found = 6880 + (np.flatnonzero(shown[2, :, 1] < 125) + 0.5) * step
+            assert abs(found.mean() - 7072) < step
+        for level in (1, 2):
+            grid = grid_of(slide, side=8, stride=8, level=level, limit=7200)
+            columns = np.flatnonzero(grid.xy0[:, 1] == 0)
+            row = np.hstack([*slide.read_tiles(grid, columns)])[2, :, 1]
+            found = (np.flatnonzero(row < 125) + 0.5) * slide.info.level_downsamples[level]
+            assert abs(found.mean() - 7072) < slide.info.level_downsamples[level]
+
+
 def without_tiles(path: Path, page: int, indices: list[int]) -> None:
     """Set byte counts of stored tiles to 0 in place."""
     with tifffile.TiffFile(path) as file:

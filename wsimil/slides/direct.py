@@ -48,8 +48,8 @@ class DirectSlide(PyramidSlide):
         if self._absent is not None:
             self._absent.close()
 
-    def _origin0(self, position: int, downsample: float) -> float:
-        return position * downsample
+    def _origin0(self, position: int, level: int) -> float:
+        return position * self._info.level_downsamples[level]
 
     def _read_into(self, output: NDArray[np.uint8], x: int, y: int, level: int, *, step: int = 0) -> None:
         width, height = self._level_sizes_px[level]

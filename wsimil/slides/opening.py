@@ -14,6 +14,7 @@ from wsimil.slides.direct import DirectSlide
 from wsimil.slides.half_scale import JpegLevel, with_half_levels
 from wsimil.slides.mpp import resolve_mpp
 from wsimil.slides.openslide import NotShownError, OpenSlideSlide, RefusedError
+from wsimil.slides.pyramid import level_downsample
 from wsimil.slides.stored_tiles import NotDirectError, OtherKindError, UnreadableError
 from wsimil.slides.tiff import (
     TiffLevel,
@@ -178,7 +179,7 @@ def _straight_slide(
         mpp=resolved.mpp,
         mpp_source=resolved.source,
         mpp_detail=resolved.detail,
-        level_downsamples=tuple((width / level.size_px[0] + height / level.size_px[1]) / 2 for level in levels),
+        level_downsamples=tuple(level_downsample((width, height), level.size_px) for level in levels),
         bounds0_px=(0, 0, width, height),
         vendor=vendor,
         digest=content_digest(file, slide_id, quickhash=hashed, head=head, tail=tail, size=size),

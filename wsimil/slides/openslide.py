@@ -9,6 +9,7 @@ is not whole, which blurs by an amount that changes from tile to tile. So tiles 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from wsimil.errors import SlideError
 from wsimil.geometry import SlideInfo, round_half_up
 from wsimil.slides.content import content_digest, file_ends, is_tiff
 from wsimil.slides.mpp import resolve_mpp
-from wsimil.slides.pyramid import PyramidSlide, is_padded, of_one_shape
+from wsimil.slides.pyramid import PyramidSlide, is_padded, level_downsample, mean_downsample, of_one_shape
 from wsimil.slides.tiff import why_not_shown
 
 _CACHE_BYTES = 64 * 2**20
@@ -71,12 +72,13 @@ class OpenSlideSlide(PyramidSlide):
                 mpp=resolved.mpp,
                 mpp_source=resolved.source,
                 mpp_detail=resolved.detail,
-                level_downsamples=tuple(self._handle.level_downsamples),
+                level_downsamples=_downsamples(self._handle),
                 bounds0_px=_bounds0_px(properties, self._handle.dimensions),
                 vendor=vendor,
                 digest=content_digest(file, slide_id, quickhash=quickhash, head=head, tail=tail, size=size),
             )
             super().__init__(info, self._handle.level_dimensions)
+            self._own_downsamples = tuple(self._handle.level_downsamples)
             self._handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
         except BaseException:
             self._handle.close()
@@ -96,8 +98,9 @@ class OpenSlideSlide(PyramidSlide):
     def _release(self) -> None:
         self._handle.close()
 
-    def _origin0(self, position: int, downsample: float) -> float:
-        return position * downsample if position < 0 else _level0_of(position, downsample)
+    def _origin0(self, position: int, level: int) -> float:
+        own, downsample = self._own_downsamples[level], self._info.level_downsamples[level]
+        return position * downsample if position < 0 else _level0_of(position, own) * (downsample / own)
 
     def _read_into(self, output: NDArray[np.uint8], x: int, y: int, level: int, *, step: int = 0) -> None:
         if x < 0 or y < 0:
@@ -107,10 +110,8 @@ class OpenSlideSlide(PyramidSlide):
             if inside.size:
                 self._read_into(inside, max(0, x), max(0, y), level, step=step)
             return
-        position0 = (
-            _level0_of(x, self._info.level_downsamples[level]),
-            _level0_of(y, self._info.level_downsamples[level]),
-        )
+        own = self._own_downsamples[level]
+        position0 = _level0_of(x, own), _level0_of(y, own)
         # OpenSlide keeps a handle that failed once in that state: what follows would only repeat the first message.
         with self._reading(x, y, level, openslide.OpenSlideError):
             region = self._handle.read_region(position0, level, (output.shape[1], output.shape[0]))
@@ -123,8 +124,17 @@ class OpenSlideSlide(PyramidSlide):
             output[...] = (rgba[..., :3] * opacity + 255 * (255 - opacity) + 127) // 255
 
 
+def _downsamples(handle: openslide.OpenSlide) -> tuple[float, ...]:
+    """OpenSlide's word, or a better one where it takes the mean of both axes. Vendors that state theirs may pad levels."""
+    size0_px = handle.dimensions
+    return tuple(
+        level_downsample(size0_px, size_px) if math.isclose(own, mean_downsample(size0_px, size_px)) else own
+        for own, size_px in zip(handle.level_downsamples, handle.level_dimensions, strict=True)
+    )
+
+
 def _level0_of(position: int, downsample: float) -> int:
-    """The level-0 px that lies nearest to a whole px of a level."""
+    """What to hand OpenSlide, whose own downsample is given, for a whole px of a level: the level-0 px nearest to it."""
     return round_half_up(position * downsample)
 
 

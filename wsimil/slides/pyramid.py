@@ -46,6 +46,23 @@ def over_half(length_px: int, length0_px: int) -> bool:
     return 2 * length_px > length0_px + 2
 
 
+def mean_downsample(size0_px: tuple[int, int], level_px: tuple[int, int]) -> float:
+    """By how much a level is smaller than its slide, as OpenSlide takes it where a format does not tell."""
+    return (size0_px[0] / level_px[0] + size0_px[1] / level_px[1]) / 2
+
+
+def level_downsample(size0_px: tuple[int, int], level_px: tuple[int, int]) -> float:
+    """By how much a level is smaller than its slide, so that its ends lie in their places within some px.
+
+    The mean does that on most slides. The short side of a narrow one is rounded to a whole px, too, which is a large part of
+    it; its long side is then told by the long side alone.
+    """
+    mean = mean_downsample(size0_px, level_px)
+    if all(abs(side0 / mean - side) <= 1 for side0, side in zip(size0_px, level_px, strict=True)):
+        return mean
+    return max(size0_px) / max(level_px)
+
+
 class PyramidSlide(ABC):
     """A `Slide` whose levels are read by `_read_into`, from any threads at once."""
 
@@ -113,7 +130,7 @@ class PyramidSlide(ABC):
                 self._readers_left.notify_all()
 
     @abstractmethod
-    def _origin0(self, position: int, downsample: float) -> float:
+    def _origin0(self, position: int, level: int) -> float:
         """The level-0 px that a read from this px of a level on begins with."""
 
     def read_tiles(
@@ -180,7 +197,7 @@ class PyramidSlide(ABC):
         self, xy0: tuple[float, float], scale: tuple[float, float], size_px: tuple[int, int], level: int
     ) -> NDArray[np.uint8]:
         x, y = (
-            self._span(at, step, n, limit, level_px, self._info.level_downsamples[level])
+            self._span(at, step, n, limit, level_px, level)
             for at, step, n, limit, level_px in zip(
                 xy0, scale, size_px, self._info.size0_px, self._level_sizes_px[level], strict=True
             )
@@ -190,14 +207,14 @@ class PyramidSlide(ABC):
         box = (x.low, y.low, x.high, y.high)
         return np.asarray(Image.fromarray(source).resize(size_px, Image.Resampling.BILINEAR, box=box))
 
-    def _span(self, at0: float, step0: float, count: int, limit0: int, level_px: int, downsample: float) -> _Span:
+    def _span(self, at0: float, step0: float, count: int, limit0: int, level_px: int, level: int) -> _Span:
         """What to read for `count` steps from `at0` on, with room for a filter that reaches one step further.
 
         So chunks join unseen. There is no room past the slide (`limit0`, or `level_px` in px of the level): white would bleed in.
         """
-        length0 = step0 * count
+        downsample, length0 = self._info.level_downsamples[level], step0 * count
         start = max(math.floor((at0 - step0) / downsample) - 1, min(0, math.floor(at0 / downsample)))
-        start0 = self._origin0(start, downsample)
+        start0 = self._origin0(start, level)
         low = (at0 - start0) / downsample
         high = (at0 + length0 - start0) / downsample
         read = math.ceil(high + step0 / downsample + 1)
