@@ -226,6 +226,7 @@ TURNS = "turn each of its stored tiles in its place: its Orientation is {}, want
         ("apart", {"planarconfig": "separate"}, 3, True),
         ("color", {}, 3, False),
         ("color", {"compression": "zlib"}, 0, False),
+        ("color", {"compression": "zlib"}, 5, False),
         ("color", {"compression": "zlib"}, 9, False),
     ],
     ids=str,
@@ -233,7 +234,7 @@ TURNS = "turn each of its stored tiles in its place: its Orientation is {}, want
 def test_openslide_is_not_left_to_turn_stored_tiles_in_their_places(
     tmp_path: Path, pixels: str, options: dict[str, Any], orientation: int, is_turned: bool
 ) -> None:
-    """It turns none of interleaved JPEGs, and takes numbers that say nothing for upright."""
+    """It turns none of interleaved JPEGs, nor for 5, and takes numbers that say nothing for upright."""
     image = texture(481, 700)
     images = {
         "color": image, "alpha": np.dstack([image, np.full(image.shape[:2], 255, np.uint8)]), "grey": image[..., 0],

@@ -32,7 +32,8 @@ _LOSSLESS = {1, 5, 8, 32946, 50000}
 _RGB, _YCBCR = 2, 6
 _SPACES: dict[int, Space] = {_RGB: "RGB", _YCBCR: "YCbCr"}
 _BITS, _SHOWN_BITS, _APART = 8, {1, 2, 4, 8}, 2
-_UPRIGHT, _TURNED = 1, range(2, 9)
+_UPRIGHT, _TURNED = 1, {2, 3, 4, 6, 7, 8}
+"""Orientations. libtiff mirrors and turns by halves; of 5, the transposed, nothing is left to do."""
 _MOST_TILE_PX = 2**28
 """Of one stored tile: where a damaged header says more, OpenSlide ends the process for want of memory."""
 _FIRST = "it shows the first image alone"
