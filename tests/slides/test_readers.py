@@ -728,11 +728,54 @@ def philips(path: Path, image: np.ndarray) -> Path:
 
 
 @pytest.mark.parametrize("description", [None, APERIO], ids=["generic", "aperio"])
-@pytest.mark.parametrize("size", [(256, 352), (400, 400)], ids=["padded", "of something else"])
-def test_an_image_of_another_shape_is_no_level(tmp_path: Path, description: str | None, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("stored", "kept"),
+    [
+        ([(500, 700), (256, 352)], (1.0, 2.0)),
+        ([(400, 400), (250, 350)], (1.0, 4.0)),
+        ([(720, 720)], (1.0,)),
+        ([(496, 608), (125, 175)], (1.0, 8.0)),
+    ],
+    ids=["padded", "of something else", "padded to whole tiles", "of another shape"],
+)
+def test_what_is_no_level_is_left_out(
+    tmp_path: Path, description: str | None, stored: list[tuple[int, int]], kept: tuple[float, ...]
+) -> None:
     """A macro among the levels was what the tissue, and tiles of that resolution, came from; padded levels lay aside."""
     image = texture(1000, 1400)
-    path = write_slide(tmp_path / "slide.tiff", [image, shrunk(image, 2), texture(*size)], description=description)
+    levels = [image if number == 0 else texture(*size, seed=number) for number, size in enumerate([(0, 0), *stored])]
+    path = write_slide(tmp_path / "slide.tiff", levels, description=description, compression="zlib")
+    sizes = {1000 // height: level for height, level in zip([s for s, _ in stored], levels[1:], strict=True)}
+    for reader in READERS:
+        with open_slide(path, reader=reader) as slide:
+            assert slide.info.level_downsamples == kept
+            for down in kept:
+                wanted = image if down == 1 else sizes[int(down)]
+                size_px = int(1400 / down), int(1000 / down)
+                assert (slide.read_region((0.0, 0.0), size_px, MPP * down) == wanted).all()
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_padded_levels_that_keep_the_shape_are_left_out(tmp_path: Path, reader: Reader) -> None:
+    """Of a slide that is nearly square: what lay to the right in them lay a tenth aside, and nothing told."""
+    images = [texture(2160, 2160), texture(1200, 1200), texture(540, 540)]
+    with open_slide(write_slide(tmp_path / "slide.tiff", images), reader=reader) as slide:
+        assert slide.info.level_downsamples == (1.0, 4.0)
+    with tifffile.TiffWriter(tmp_path / "slide.ome.tif", ome=True, byteorder=">") as file:
+        for number, image in enumerate(images):
+            about = {"subfiletype": 1} if number else {"subifds": 2, "metadata": {"axes": "YXS", **SPACING}}
+            file.write(image, photometric="rgb", tile=(240, 240), compression="zlib", **about)
+    if reader != "openslide":
+        with open_slide(tmp_path / "slide.ome.tif", reader=reader) as slide:
+            assert slide.info.level_downsamples == (1.0, 4.0)
+
+
+@pytest.mark.parametrize("description", [None, APERIO], ids=["generic", "aperio"])
+@pytest.mark.parametrize("size", [(900, 900), (240, 1200)], ids=str)
+def test_another_piece_of_tissue_that_openslide_takes_for_a_level_is_not_left_out(
+    tmp_path: Path, description: str | None, size: tuple[int, int]
+) -> None:
+    path = write_slide(tmp_path / "slide.tiff", [texture(1000, 1400), texture(*size)], description=description)
     for reader in READERS:
         with pytest.raises(SlideError, match=f"takes an image of {size[1]} x {size[0]} px for a level of"):
             open_slide(path, reader=reader)

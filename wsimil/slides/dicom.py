@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from wsimil.slides.dicom_codec import FrameDecoder, Kind, frame_decoder, frame_kind
 from wsimil.slides.dicom_frames import Frames, join_fragments, read_frames
 from wsimil.slides.dicom_header import read_header, read_instance_uid, read_series_header, read_series_uid
-from wsimil.slides.pyramid import is_padded, of_one_shape, over_half
+from wsimil.slides.pyramid import is_another_piece, is_level
 from wsimil.slides.stored_tiles import NotDirectError, UnreadableError
 
 _FIXED = {"BitsAllocated": 8, "BitsStored": 8, "PixelRepresentation": 0}
@@ -167,24 +167,13 @@ def _images(path: Path) -> dict[tuple[int, int], list[_Part]]:
         raise NotDirectError("its series holds labels and overviews, and no image of the slide itself")
     sizes = sorted(images, key=math.prod, reverse=True)
     (width, height), tile_px = sizes[0], images[sizes[0]][0].tile_px
-    levels = [
-        size
-        for size in sizes
-        if of_one_shape(sizes[0], size)
-        and not is_padded(sizes[0], size, tile0_px=tile_px, tile_px=images[size][0].tile_px)
-    ]
+    levels = [size for size in sizes if is_level(sizes[0], size, tile0_px=tile_px, tile_px=images[size][0].tile_px)]
     for w, h in sizes:
-        if (w, h) not in levels and over_half(_least_length((w, h), tile_px), max(width, height)):
+        if (w, h) not in levels and is_another_piece((width, height), (w, h), tile_px=tile_px):
             raise NotDirectError(
                 f"its images of {width} x {height} and {w} x {h} px are not of one shape, and so of two pieces of tissue"
             )
     return {size: images[size] for size in levels}
-
-
-def _least_length(size_px: tuple[int, int], tile_px: tuple[int, int]) -> int:
-    """How long an image is without what may pad it to whole frames."""
-    is_whole = all(side % tile == 0 for side, tile in zip(size_px, tile_px, strict=True))
-    return max(side - (tile - 1) * is_whole for side, tile in zip(size_px, tile_px, strict=True))
 
 
 def _first(parts: Sequence[_Part]) -> _Part:

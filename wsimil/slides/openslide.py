@@ -10,7 +10,7 @@ is not whole, which blurs by an amount that changes from tile to tile. So tiles 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +21,13 @@ from wsimil.errors import SlideError
 from wsimil.geometry import SlideInfo, round_half_up
 from wsimil.slides.content import content_digest, file_ends, is_tiff
 from wsimil.slides.mpp import resolve_mpp
-from wsimil.slides.pyramid import PyramidSlide, is_padded, level_downsample, mean_downsample, of_one_shape
+from wsimil.slides.pyramid import PyramidSlide, is_another_piece, is_level, level_downsample, mean_downsample
 from wsimil.slides.tiff import why_not_shown
 
 _CACHE_BYTES = 64 * 2**20
 _PAGE_A_LEVEL_VENDORS = {"aperio", "dicom", "generic-tiff"}
 """Of which OpenSlide takes for levels whatever images could be some; of others it knows how levels lie on one another."""
+_NO_TILE_PX = 2**31
 _MAYBE_CUT_SHORT = "it is a TIFF, so the copy may be cut short: compare its size with the source's; if it is whole, "
 _CONVERT = (
     "convert it to a pyramidal TIFF or SVS (bioformats2raw with raw2ometiff --rgb, vips tiffsave --tile --pyramid, or QuPath's"
@@ -60,8 +61,9 @@ class OpenSlideSlide(PyramidSlide):
             resolved = resolve_mpp(properties, slide_id=slide_id, override=mpp_override)
             quickhash = properties.get("openslide.quickhash-1", "")
             vendor = properties.get("openslide.vendor", "unknown")
-            if vendor in _PAGE_A_LEVEL_VENDORS:
-                _refuse_no_levels(path, slide_id, self._handle.level_dimensions, properties)
+            self._numbers = _level_numbers(self._handle, path, slide_id, properties)
+            self._own_downsamples = [self._handle.level_downsamples[number] for number in self._numbers]
+            sizes_px = [self._handle.level_dimensions[number] for number in self._numbers]
             file = _level0_file(path, properties) if vendor == "dicom" else path
             if file != path:
                 head, tail, size = file_ends(file, slide_id)
@@ -72,13 +74,15 @@ class OpenSlideSlide(PyramidSlide):
                 mpp=resolved.mpp,
                 mpp_source=resolved.source,
                 mpp_detail=resolved.detail,
-                level_downsamples=_downsamples(self._handle),
+                level_downsamples=tuple(
+                    _downsample(own, sizes_px[0], size_px)
+                    for own, size_px in zip(self._own_downsamples, sizes_px, strict=True)
+                ),
                 bounds0_px=_bounds0_px(properties, self._handle.dimensions),
                 vendor=vendor,
                 digest=content_digest(file, slide_id, quickhash=quickhash, head=head, tail=tail, size=size),
             )
-            super().__init__(info, self._handle.level_dimensions)
-            self._own_downsamples = tuple(self._handle.level_downsamples)
+            super().__init__(info, sizes_px)
             self._handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
         except BaseException:
             self._handle.close()
@@ -114,7 +118,7 @@ class OpenSlideSlide(PyramidSlide):
         position0 = _level0_of(x, own), _level0_of(y, own)
         # OpenSlide keeps a handle that failed once in that state: what follows would only repeat the first message.
         with self._reading(x, y, level, openslide.OpenSlideError):
-            region = self._handle.read_region(position0, level, (output.shape[1], output.shape[0]))
+            region = self._handle.read_region(position0, self._numbers[level], (output.shape[1], output.shape[0]))
         rgba = np.asarray(region)
         alpha = rgba[..., 3:]
         if alpha.min() == 255:
@@ -124,13 +128,9 @@ class OpenSlideSlide(PyramidSlide):
             output[...] = (rgba[..., :3] * opacity + 255 * (255 - opacity) + 127) // 255
 
 
-def _downsamples(handle: openslide.OpenSlide) -> tuple[float, ...]:
+def _downsample(own: float, size0_px: tuple[int, int], size_px: tuple[int, int]) -> float:
     """OpenSlide's word, or a better one where it takes the mean of both axes. Vendors that state theirs may pad levels."""
-    size0_px = handle.dimensions
-    return tuple(
-        level_downsample(size0_px, size_px) if math.isclose(own, mean_downsample(size0_px, size_px)) else own
-        for own, size_px in zip(handle.level_downsamples, handle.level_dimensions, strict=True)
-    )
+    return level_downsample(size0_px, size_px) if math.isclose(own, mean_downsample(size0_px, size_px)) else own
 
 
 def _level0_of(position: int, downsample: float) -> int:
@@ -162,28 +162,33 @@ def _refuse_if_not_shown(path: Path, slide_id: str) -> None:
         )
 
 
-def _refuse_no_levels(
-    path: Path, slide_id: str, sizes_px: Sequence[tuple[int, int]], properties: Mapping[str, str]
-) -> None:
-    (width, height), *others = sizes_px
-    for level, (w, h) in enumerate(others, start=1):
-        pads = properties["openslide.vendor"] == "dicom" and _is_padded(sizes_px, level, properties)
-        if pads or not of_one_shape((width, height), (w, h)):
+def _level_numbers(handle: openslide.OpenSlide, path: Path, slide_id: str, properties: Mapping[str, str]) -> list[int]:
+    """OpenSlide's numbers of its levels that are levels of the slide: no macro among them, nothing padded.
+
+    Raises NotShownError where one is of another piece of tissue, which would not be there, and for any in DICOM, of which the
+    images that are none are left out by who reads it straight.
+    """
+    size0_px, *others = handle.level_dimensions
+    vendor = properties.get("openslide.vendor")
+    numbers = [0]
+    for number, size_px in enumerate(others, start=1):
+        tile0_px, tile_px = _tile_px(properties, 0), _tile_px(properties, number)
+        if vendor not in _PAGE_A_LEVEL_VENDORS or is_level(size0_px, size_px, tile0_px=tile0_px, tile_px=tile_px):
+            numbers.append(number)
+        elif vendor == "dicom" or is_another_piece(size0_px, size_px, tile_px=tile_px):
+            (width, height), (w, h) = size0_px, size_px
             raise NotShownError(
                 f"slide {slide_id!r}: OpenSlide takes an image of {w} x {h} px for a level of {path}, which is {width} x {height}"
                 f" px: it is not all of that at a lower resolution, but shows something else, or is padded; {_CONVERT}"
             )
+    return numbers
 
 
-def _is_padded(sizes_px: Sequence[tuple[int, int]], level: int, properties: Mapping[str, str]) -> bool:
-    tile_px = _tile_px(properties, level)
-    return 0 not in tile_px and is_padded(
-        sizes_px[0], sizes_px[level], tile0_px=_tile_px(properties, 0), tile_px=tile_px
+def _tile_px(properties: Mapping[str, str], number: int) -> tuple[int, int]:
+    """Of the stored tiles of one of OpenSlide's levels; of no image a whole number where it does not say."""
+    width, height = (
+        int(properties.get(f"openslide.level[{number}].tile-{side}", _NO_TILE_PX)) for side in ("width", "height")
     )
-
-
-def _tile_px(properties: Mapping[str, str], level: int) -> tuple[int, int]:
-    width, height = (int(properties.get(f"openslide.level[{level}].tile-{side}", 0)) for side in ("width", "height"))
     return width, height
 
 

@@ -41,6 +41,20 @@ def is_padded(
     return any(abs(side0 / halvings - side) >= 1 for side0, side in zip(size0_px, level_px, strict=True))
 
 
+def is_level(
+    size0_px: tuple[int, int], level_px: tuple[int, int], *, tile0_px: tuple[int, int], tile_px: tuple[int, int]
+) -> bool:
+    """Whether an image is all of a slide at a lower resolution, and nothing else; `tile_px` as in `is_padded`."""
+    return of_one_shape(size0_px, level_px) and not is_padded(size0_px, level_px, tile0_px=tile0_px, tile_px=tile_px)
+
+
+def is_another_piece(size0_px: tuple[int, int], image_px: tuple[int, int], *, tile_px: tuple[int, int]) -> bool:
+    """Whether an image that is no level of a slide is of another piece of tissue: more than half as large, padding apart."""
+    is_whole = all(side % tile == 0 for side, tile in zip(image_px, tile_px, strict=True))
+    least = max(side - (tile - 1) * is_whole for side, tile in zip(image_px, tile_px, strict=True))
+    return over_half(least, max(size0_px))
+
+
 def over_half(length_px: int, length0_px: int) -> bool:
     """Whether an image is too long for a level below a slide: of the half, too, a side is rounded to a whole px."""
     return 2 * length_px > length0_px + 2

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from wsimil.slides.jpeg import Space, decode_jpeg, stated_space, stream_head
 from wsimil.slides.mpp import ome_elements, ome_pixels
-from wsimil.slides.pyramid import of_one_shape, over_half
+from wsimil.slides.pyramid import is_level, of_one_shape, over_half
 from wsimil.slides.stored_tiles import NotDirectError, OtherKindError
 
 _JPEG = 7
@@ -141,9 +141,8 @@ def read_ome_pyramid(path: Path) -> TiffPyramid:
             raise NotDirectError(f"its main image is in another file, {main.keyframe.parent.filename}")
         # SubIFDs may lie in any order, and may be padded, or show something else.
         pages = sorted((level.keyframe for level in main.levels), key=lambda page: -page.imagewidth)
-        size0_px = _size_px(main.keyframe)
         return TiffPyramid(
-            levels=tuple(_level(page, _size_px(page)) for page in pages if of_one_shape(size0_px, _size_px(page))),
+            levels=tuple(_level(page, _size_px(page)) for page in pages if _shows_all(main.keyframe, page)),
             properties=_properties(main.keyframe, file.ome_metadata or ""),
             icc_profile=main.keyframe.iccprofile,
         )
@@ -247,6 +246,13 @@ def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
 def _is_level(page: tifffile.TiffPage) -> bool:
     """Whether OpenSlide may take a tiled page for a level: no macro that is an image of its own."""
     return page.is_reduced or of_one_shape(_size_px(page.parent.pages.first), _size_px(page))
+
+
+def _shows_all(main: tifffile.TiffPage, page: tifffile.TiffPage) -> bool:
+    tile0_px, tile_px = ((one.tilewidth, one.tilelength) for one in (main, page))
+    if not page.is_tiled:
+        return of_one_shape(_size_px(main), _size_px(page))
+    return is_level(_size_px(main), _size_px(page), tile0_px=tile0_px, tile_px=tile_px)
 
 
 def _is_decoded_by_openslide(page: tifffile.TiffPage) -> bool:
