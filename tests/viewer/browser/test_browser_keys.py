@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -152,3 +155,23 @@ def test_a_screenshot_holds_the_view_its_legend_and_its_scale_bar(two: Look) -> 
     assert warmth.min() < -50 < 50 < warmth.max(), "a legend, from blue to orange"
     assert (np.ptp(view, axis=-1) > 30).any(), "an overlay"
     assert (view == 230).all(axis=-1).any(), "a slide"
+
+
+@pytest.mark.parametrize("hatch", ["not scored", "left out"])
+def test_a_screenshot_says_what_its_hatches_mean(built: Built, look: Open, tmp_path: Path, hatch: str) -> None:
+    """The line about them lay below its edge."""
+    table = drawn_table(Lattice())
+    if hatch == "not scored":
+        scores = table.scores.copy()
+        scores[3, 1:] = np.nan
+        table = replace(table, scores=scores)
+    one = look(write_page(tmp_path / "page.html", built, [table], {table.slide_id: grey_picture()}))
+    if hatch == "left out":
+        one.tab("What if")
+        one.page.get_by_role("button", name="most for").click()
+    _, picture = one.screenshot()
+    below_ends = picture[72 + round(one.state()["placement"]["height"]) + 64 :, 14:400]
+    inked = (below_ends < 150).all(axis=-1).any(axis=1)
+    assert not inked[-4:].any(), "nothing is cut"
+    lines = ["Range", "No threshold", "0 =", "Rule", "Effective tiles", hatch]
+    assert inked[: 15 * len(lines)].reshape(len(lines), 15).any(axis=1).all()

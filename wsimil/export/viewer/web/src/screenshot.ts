@@ -20,19 +20,23 @@ export interface Shot {
 }
 
 const HEAD_PX = 72;
-const FOOT_PX = 146;
+/** The foot down to its lines about the legend, and how far these are apart. */
+const FOOT_PX = 71;
+const LINE_PX = 15;
 const FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif";
 
 export async function takeShot(shot: Shot): Promise<Blob> {
   const ratio = window.devicePixelRatio || 1;
   const canvas = document.createElement("canvas");
+  const lines = shot.legend ? linesOf(shot.legend) : [];
+  const height = HEAD_PX + shot.height + FOOT_PX + LINE_PX * lines.length;
   canvas.width = Math.round(shot.width * ratio);
-  canvas.height = Math.round((HEAD_PX + shot.height + FOOT_PX) * ratio);
+  canvas.height = Math.round(height * ratio);
   const context = canvas.getContext("2d");
   if (context === null) throw new Error("this browser gives no canvas to draw on");
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   context.fillStyle = "#ffffff";
-  context.fillRect(0, 0, shot.width, HEAD_PX + shot.height + FOOT_PX);
+  context.fillRect(0, 0, shot.width, height);
   head(context, shot);
   context.save();
   context.beginPath();
@@ -42,7 +46,7 @@ export async function takeShot(shot: Shot): Promise<Blob> {
     if (layer.width > 1) context.drawImage(layer, 0, HEAD_PX, shot.width, shot.height);
   }
   context.restore();
-  foot(context, shot);
+  foot(context, shot, lines);
   return await new Promise((resolve, reject) => {
     canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("the picture could not be encoded"))), "image/png");
   });
@@ -54,7 +58,16 @@ function head(context: CanvasRenderingContext2D, { title, facts, notice, width }
   text(context, notice, 14, 61, `12px ${FONT}`, "#8a5a00", width - 28);
 }
 
-function foot(context: CanvasRenderingContext2D, shot: Shot): void {
+/** All that is said of the legend, hatches too. */
+function linesOf(legend: LegendFacts): readonly string[] {
+  const { unscored, leftOut } = legend;
+  const lines = legendLines(legend);
+  if (unscored > 0) lines.push(`Hatched grey: not scored (${count(unscored)} tiles)`);
+  if (leftOut > 0) lines.push(`Hatched white: left out (${count(leftOut)} tiles)`);
+  return lines;
+}
+
+function foot(context: CanvasRenderingContext2D, shot: Shot, lines: readonly string[]): void {
   const top = HEAD_PX + shot.height;
   const right = shot.width - 14 - shot.bar.px;
   context.fillStyle = "#14202b";
@@ -83,11 +96,9 @@ function foot(context: CanvasRenderingContext2D, shot: Shot): void {
   context.textAlign = "right";
   text(context, `${short(high)} ${score.unit} ${up}`, 14 + wide, top + 59, `12px ${FONT}`, "#14202b", wide / 2);
   context.textAlign = "left";
-  const { unscored, leftOut } = shot.legend;
-  const lines = legendLines(shot.legend);
-  if (unscored > 0) lines.push(`Hatched grey: not scored (${count(unscored)} tiles)`);
-  if (leftOut > 0) lines.push(`Hatched white: left out (${count(leftOut)} tiles)`);
-  lines.forEach((line, i) => text(context, line, 14, top + 76 + 15 * i, `11.5px ${FONT}`, "#4c5a67", shot.width - 28));
+  lines.forEach((line, i) =>
+    text(context, line, 14, top + 76 + LINE_PX * i, `11.5px ${FONT}`, "#4c5a67", shot.width - 28),
+  );
 }
 
 function text(
