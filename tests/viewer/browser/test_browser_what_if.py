@@ -296,3 +296,23 @@ def test_notes_of_a_file_are_downloaded_as_qupath_takes_them(plain: tuple[Look, 
     assert text == notes_csv([("slide-a", saved, notes)], table.task.answers)
     assert "'=SUM(A1) <b>stroma</b>" in text
     assert len(text.splitlines()) == 5
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_notes_of_a_file_count_from_the_scan_or_say_that_nobody_knows_where_it_begins(
+    built: Built, look: Open, tmp_path: Path, known: bool
+) -> None:
+    """They said "bounds" and counted from level 0, so that QuPath showed them aside."""
+    table = replace(drawn_table(Lattice()), bounds0_px=(130, 70, 3900, 3200), bounds_known=known)
+    one = look(write_page(tmp_path / "page.html", built, [table]))
+    one.tab("Notes")
+    one.page.get_by_role("button", name="Pin", exact=True).click()
+    one.page.mouse.click(*one.screen(1000, 900))
+    with one.page.expect_download() as download:
+        one.page.get_by_role("button", name="Download GeoJSON").click()
+    tree = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
+    notes, about = parse_notes(tree["wsimil"]["notes"], tiles=len(table), answers=2), tree["wsimil"]
+    written = notes_geojson(notes, table, saved=about["saved"], origin="bounds" if known else "level0")
+    assert (about["origin"], about["offset_level0_px"]) == (("bounds", [130, 70]) if known else ("level0", [0, 0]))
+    assert tree["features"][0]["geometry"] == written["features"][0]["geometry"]
+    assert ("Where the scan begins is not known" in one.page.locator(".toast").inner_text()) != known

@@ -104,7 +104,7 @@ def case_json(index: int, table: ScoreTable, *, what_if: Mapping[str, Json]) -> 
         "index": index,
         "slide_id": table.slide_id,
         "size0_px": list(table.slide_size0_px),
-        "bounds0_px": list(table.bounds0_px),
+        "bounds0_px": list(table.bounds0_px) if table.bounds_known else None,
         "mpp": table.mpp,
         "tile": {"size0": table.size0, "stride0": table.stride0, "mpp": table.tile_mpp},
         "tiling": table.tiling,

@@ -414,6 +414,10 @@ export class App {
     if (kind === "csv") this.notebook.downloadCsv();
     else if (!this.row || !this.notebook.downloadGeojson(this.row.index))
       this.messages.say("There are no notes on this slide yet.");
+    else if (this.slide?.bounds0 === null)
+      this.messages.say(
+        "Where the scan begins is not known, and QuPath counts from there: these places count from level 0, and may lie aside.",
+      );
   }
 
   // Pictures

@@ -7,7 +7,7 @@ export interface SlideCase {
   readonly index: number;
   readonly slideId: string;
   readonly size0: readonly [number, number];
-  readonly bounds0: readonly [number, number, number, number];
+  readonly bounds0: CasePayload["bounds0_px"];
   readonly mpp: number;
   readonly tileSize0: number;
   readonly stride0: number;

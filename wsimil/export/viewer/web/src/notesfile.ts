@@ -20,7 +20,10 @@ const COLORS: Readonly<Record<string, readonly number[]>> = {
   unsure: [120, 120, 120],
 };
 
-/** Annotations in the frame in which QuPath shows the slide, and all notes as they are under the key "wsimil". */
+/**
+ * Annotations in the frame in which QuPath shows the slide, or in that of level 0 where nobody knows where the scan begins, and all
+ * notes as they are under the key "wsimil".
+ */
 export function notesGeojson({ slide, notes, saved }: Noted, index: Index): Json {
   const features: Json[] = [];
   if (notes.verdict || notes.text) features.push(verdictFeature(slide, notes));
@@ -32,8 +35,8 @@ export function notesGeojson({ slide, notes, saved }: Noted, index: Index): Json
       version: index.version,
       slide: slide.slideId,
       saved,
-      origin: "bounds",
-      offset_level0_px: slide.bounds0.slice(0, 2),
+      origin: slide.bounds0 === null ? "level0" : "bounds",
+      offset_level0_px: begin(slide),
       tiling: slide.tiling,
       model: index.model,
       answer: {
@@ -71,6 +74,11 @@ export function fileName(slideId: string): string {
       .replace(/^[._-]+/, "")
       .slice(0, 100) || "slide"
   );
+}
+
+/** Where places count from, level-0 px. */
+function begin({ bounds0 }: SlideCase): Point {
+  return bounds0 === null ? [0, 0] : [bounds0[0], bounds0[1]];
 }
 
 function verdictFeature(slide: SlideCase, notes: Notes): Json {
@@ -136,7 +144,7 @@ function feature(
   measurements: { readonly [key: string]: Json },
   metadata: { readonly [key: string]: Json },
 ): Json {
-  const [dx, dy] = slide.bounds0;
+  const [dx, dy] = begin(slide);
   const moved = ([x, y]: Point): Json => [round(x - dx), round(y - dy)];
   const lists =
     type === "Polygon"

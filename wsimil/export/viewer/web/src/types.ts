@@ -102,7 +102,8 @@ export interface CasePayload {
   readonly index: number;
   readonly slide_id: string;
   readonly size0_px: readonly [number, number];
-  readonly bounds0_px: readonly [number, number, number, number];
+  /** Null where nobody knows where the scan begins. */
+  readonly bounds0_px: readonly [number, number, number, number] | null;
   readonly mpp: number;
   readonly tile: { readonly size0: number; readonly stride0: number; readonly mpp: number };
   /** Which places the numbers of tiles are. */
