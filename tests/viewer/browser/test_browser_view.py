@@ -411,3 +411,13 @@ def test_ten_thousand_slides_are_a_short_list_of_elements(built: Built, look: Op
     one.page.locator(".case-scroll").evaluate("list => { list.scrollTop = list.scrollHeight }")
     one.page.get_by_text("slide-09998").wait_for()
     assert one.page.locator(".case").count() < 60
+
+
+@pytest.mark.parametrize("width", [900, 1060, 1061, 1280])
+def test_the_legend_hides_no_part_of_the_scale_bar(built: Built, look: Open, tmp_path: Path, width: int) -> None:
+    """In half of a usual screen it lay over the end of it."""
+    one = look(write_page(tmp_path / "page.html", built, [drawn_table(Lattice())]), size=(width, 700))
+    for length_px in (100, 150):
+        one.page.evaluate(f"document.querySelector('.scalebar-line').style.width = '{length_px}px'")
+        bar, legend = (one.page.locator(kind).bounding_box() for kind in (".scalebar", "section.legend"))
+        assert bar["x"] + bar["width"] <= legend["x"] or bar["y"] >= legend["y"] + legend["height"]
