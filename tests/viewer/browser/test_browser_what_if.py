@@ -195,6 +195,23 @@ def test_what_was_left_out_is_shown(plain: tuple[Look, ScoreTable]) -> None:
     assert not changed[y - 5 : y + 5, x - 5 : x + 5].any()
 
 
+def test_answers_of_which_the_names_begin_alike_are_told_apart(built: Built, look: Open, tmp_path: Path) -> None:
+    """Beside a what-if both were called "adenoca…"."""
+    table, index = drawn_table(Lattice()), drawn_index([drawn_table(Lattice())])
+    names = [f"adenocarcinoma of subtype {number}" for number in (1, 2)]
+    for answer, name in zip(index["task"]["answers"], names, strict=True):  # type: ignore[index,call-overload,arg-type]
+        answer["title"] = f"probability of {name}"
+    page = static_page(index, {"0": drawn_case(0, table, None)}, built, pictures=False)
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    one = look((tmp_path / "page.html").as_uri())
+    one.tab("What if")
+    one.page.get_by_role("button", name="most for").click()
+    shown = one.page.locator(".answer-line.compared .answer-title")
+    assert shown.all_inner_texts() == names
+    for title in shown.all():
+        assert title.evaluate("one => one.scrollWidth <= one.clientWidth && one.scrollHeight <= one.clientHeight")
+
+
 def test_nothing_is_answered_where_nothing_is_left(plain: tuple[Look, ScoreTable]) -> None:
     one, _ = plain
     one.tab("What if")
