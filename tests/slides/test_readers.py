@@ -464,6 +464,22 @@ def test_a_tiff_of_several_planes_is_not_taken_for_the_first(
             open_slide(path, slide_id="x", mpp_override=MPP, reader=reader)
 
 
+def test_the_resolution_of_a_smaller_image_that_comes_first_is_not_taken_for_the_slides(tmp_path: Path) -> None:
+    """Tiles were four times too small."""
+    image = texture(960, 1440)
+    with tifffile.TiffWriter(tmp_path / "slide.tiff") as file:
+        for by in (4, 1, 2):
+            file.write(
+                shrunk(image, by), photometric="rgb", tile=(240, 240), compression="zlib", metadata=None,
+                subfiletype=int(by < 4), resolution=(1e4 / (by * MPP),) * 2, resolutionunit="CENTIMETER",
+            )  # fmt: skip
+    with openslide.OpenSlide(tmp_path / "slide.tiff") as handle:
+        assert (handle.dimensions, float(handle.properties["openslide.mpp-x"])) == ((1440, 960), 4 * MPP)
+    for reader in READERS:
+        with pytest.raises(SlideError, match=r"resolution of the first image, of 360 x 240 px.* 1440 x 960 px"):
+            open_slide(tmp_path / "slide.tiff", reader=reader)
+
+
 def test_a_mask_of_one_sample_beside_the_slide_does_no_harm(tmp_path: Path) -> None:
     image = texture(480, 720)
     path = write_slide(tmp_path / "slide.tiff", [image], compression="zlib")

@@ -153,7 +153,8 @@ def why_not_shown(path: Path) -> str | None:
 
     It shows the first image alone: a larger one may come later, as where the macro goes first, or further ones of the same
     size, as where color channels, planes of focus or times are an image each, in this file or in others of its OME-TIFF, or of
-    about its size, as where an OME-TIFF has an image of each piece of tissue. Of more than 8 bits it shows the highest, which
+    about its size, as where an OME-TIFF has an image of each piece of tissue. Of a pyramid whose smallest level comes first it
+    shows the levels, and gives the resolution of that one. Of more than 8 bits it shows the highest, which
     are 0 in what a camera of 12 recorded.
     """
     with suppress(NotDirectError), _opened(path) as file:
@@ -171,6 +172,13 @@ def why_not_shown(path: Path) -> str | None:
                 later.append((x, y))
                 if (x, y) == size:
                     count = max(count, z * t * -(-c // first.samplesperpixel))
+        reduced = [_size_px(page) for page in others if page.is_reduced and not page.is_mask]
+        width, height = max(reduced, key=math.prod, default=size)
+        if width * height > math.prod(size):
+            return (
+                f"it takes the resolution of the first image, of {size[0]} x {size[1]} px, for that of a later one of"
+                f" {width} x {height} px"
+            )
         width, height = max(later, key=math.prod, default=size)
         if width * height > math.prod(size):
             return f"{_FIRST}, and that is {size[0]} x {size[1]} px, a later one {width} x {height} px"
