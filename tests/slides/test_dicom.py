@@ -7,6 +7,7 @@ import itertools
 import os
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -441,12 +442,22 @@ def test_a_series_that_openslide_refuses_has_its_levels_too(tmp_path: Path) -> N
         assert one.info.digest == other.info.digest
 
 
-def write_levels(folder: Path, images: Sequence[np.ndarray]) -> Path:
+def write_levels(folder: Path, images: Sequence[np.ndarray], spacings: Sequence[str | None] = ()) -> Path:
+    """In one series; `spacings` are the same for both axes."""
     uid = generate_uid()
     for number, image in enumerate(images):
         path = folder / f"{number}.dcm"
-        write_dicom(path, frames_of(image, jpeg("444")), size=image.shape[1::-1], SeriesInstanceUID=uid)
+        about = {} if not spacings else {"SharedFunctionalGroupsSequence": spaced(spacings[number])}
+        write_dicom(path, frames_of(image, jpeg("444")), size=image.shape[1::-1], SeriesInstanceUID=uid, **about)
     return folder / "0.dcm"
+
+
+def spaced(spacing: str | None) -> list[Dataset]:
+    measures, shared = Dataset(), Dataset()
+    if spacing is not None:
+        measures.PixelSpacing = [spacing, spacing]
+    shared.PixelMeasuresSequence = [measures]
+    return [shared]
 
 
 def test_levels_that_are_padded_to_whole_frames_are_left_out(tmp_path: Path) -> None:
@@ -479,6 +490,35 @@ def test_padded_levels_that_keep_the_shape_are_left_out_too(tmp_path: Path) -> N
         open_slide(path, reader="openslide")
     with open_slide(path) as slide:
         assert (slide.reader, slide.info.level_downsamples) == ("dicom", (1.0, 4.0))
+
+
+@pytest.mark.parametrize(
+    ("spacings", "is_left_out"),
+    [
+        (("0.0005", "0.001", "0.008"), True),
+        (("0.0005", "0.001", "0.0005000001"), True),
+        (("0.0005", "0.001", "0.004"), False),
+        (("0.0003", "0.0005", "0.002"), False),
+        (("0.0005", "0.0005", "0.0005"), False),
+        (("0.0005", None, None), False),
+        (("0.0005", "0.001", "-0.008"), False),
+    ],
+    ids=str,
+)
+def test_an_image_that_states_that_it_shows_more_or_less_than_the_slide_is_no_level(
+    tmp_path: Path, spacings: tuple[str | None, ...], is_left_out: bool
+) -> None:
+    """Padded to one frame, or of the whole glass, it may have the shape of the slide and half of a half of its size."""
+    image = texture(8 * TILE[0], 8 * TILE[1])
+    last = np.full((TILE[1], TILE[0], 3), 255, np.uint8)
+    last[: TILE[1] // 2, : TILE[0] // 2] = half(half(half(half(image))))
+    path = write_levels(tmp_path, [image, half(image), last], spacings)
+    wanted = (1.0, 2.0) if is_left_out else (1.0, 2.0, 8.0)
+    for reader in ("auto", "dicom"):
+        with open_slide(path, reader=reader) as slide:
+            assert (slide.reader, slide.info.level_downsamples) == ("dicom", wanted)
+    with pytest.raises(SlideError, match="an image of 64 x 48 px for a level of") if is_left_out else nullcontext():
+        open_slide(path, reader="openslide").close()
 
 
 def test_levels_of_whole_frames_that_are_not_padded_are_levels(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,16 @@ from numpy.typing import NDArray
 from wsimil.slides.dicom_codec import FrameDecoder, Kind, frame_decoder, frame_kind
 from wsimil.slides.dicom_frames import Frames, join_fragments, read_frames
 from wsimil.slides.dicom_header import read_header, read_instance_uid, read_series_header, read_series_uid
-from wsimil.slides.pyramid import is_another_piece, is_level
+from wsimil.slides.pyramid import is_another_piece, is_level, mean_downsample
 from wsimil.slides.stored_tiles import NotDirectError, UnreadableError
 
 _FIXED = {"BitsAllocated": 8, "BitsStored": 8, "PixelRepresentation": 0}
 # The planes of RLE frames are apart, whatever the header says.
 _INTERLEAVED = {"PlanarConfiguration": 0}
 _COPY = "copy all files of its series again from their source"
+_ASIDE = 1.25
+"""By more than this factor must spacings differ from what sizes say before an image is no level, for headers are not exact."""
+_LEAST_MM, _MOST_MM = 1e-6, 1e3
 _SPACING = "dicom.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing"
 
 
@@ -141,6 +145,16 @@ def read_images(path: Path) -> tuple[DicomImage, ...]:
     return tuple(DicomImage(size_px=size, path=_first(parts).path) for size, parts in images.items())
 
 
+def left_out(path: Path) -> frozenset[tuple[int, int]]:
+    """Sizes of images in the series of a file that are no levels of the slide; none where they cannot be read straight."""
+    try:
+        images = _series_images(path)
+    except NotDirectError:
+        return frozenset()
+    size0_px = max(images, key=math.prod)
+    return frozenset(size for size in images if not _is_level(images, size0_px, size))
+
+
 def instance_file(path: Path, instance_uid: str) -> Path:
     """The file of this SOP Instance UID in the folder of `path`; `path` where there is none."""
     if read_instance_uid(path) == instance_uid:
@@ -152,8 +166,23 @@ def _images(path: Path) -> dict[tuple[int, int], list[_Part]]:
     """The files of each level, by its size, the largest first; the given file before others. Raises NotDirectError.
 
     What is of another shape is left out, and so are levels that are padded to whole frames, as Philips writes them: they lie
-    aside.
+    aside. So is what has the shape, and states by its pixel spacing that it shows more or less than the slide: padding to one
+    frame, the whole glass, or a part.
     """
+    images = _series_images(path)
+    sizes = sorted(images, key=math.prod, reverse=True)
+    (width, height), tile_px = sizes[0], images[sizes[0]][0].tile_px
+    levels = [size for size in sizes if _is_level(images, sizes[0], size)]
+    for w, h in sizes:
+        if (w, h) not in levels and is_another_piece((width, height), (w, h), tile_px=tile_px):
+            raise NotDirectError(
+                f"its images of {width} x {height} and {w} x {h} px are not of one shape, and so of two pieces of tissue"
+            )
+    return {size: images[size] for size in levels}
+
+
+def _series_images(path: Path) -> dict[tuple[int, int], list[_Part]]:
+    """The files of each image that shows the slide, by its size; the given file before others. Raises NotDirectError."""
     series_uid = read_series_header(path).series_uid
     images: dict[tuple[int, int], list[_Part]] = {}
     for file in (path, *_siblings(path, series_uid)):
@@ -165,15 +194,42 @@ def _images(path: Path) -> dict[tuple[int, int], list[_Part]]:
             images.setdefault(part.size_px, []).append(part)
     if not images:
         raise NotDirectError("its series holds labels and overviews, and no image of the slide itself")
-    sizes = sorted(images, key=math.prod, reverse=True)
-    (width, height), tile_px = sizes[0], images[sizes[0]][0].tile_px
-    levels = [size for size in sizes if is_level(sizes[0], size, tile0_px=tile_px, tile_px=images[size][0].tile_px)]
-    for w, h in sizes:
-        if (w, h) not in levels and is_another_piece((width, height), (w, h), tile_px=tile_px):
-            raise NotDirectError(
-                f"its images of {width} x {height} and {w} x {h} px are not of one shape, and so of two pieces of tissue"
-            )
-    return {size: images[size] for size in levels}
+    return images
+
+
+def _is_level(
+    images: Mapping[tuple[int, int], Sequence[_Part]], size0_px: tuple[int, int], size_px: tuple[int, int]
+) -> bool:
+    largest, part = _first(images[size0_px]), _first(images[size_px])
+    has_shape = is_level(size0_px, size_px, tile0_px=largest.tile_px, tile_px=part.tile_px)
+    return has_shape and not _is_belied(largest, part)
+
+
+def _is_belied(largest: _Part, part: _Part) -> bool:
+    """Whether pixel spacings state another downsample than sizes do, whatever their last digits were rounded from.
+
+    What is not stated, or copied from level to level, says nothing.
+    """
+    ends = [_rounded(text) for text in (*largest.spacing, *part.spacing)]
+    if part.spacing == largest.spacing or len(ends) != 4 or None in ends:
+        return False
+    (low_y0, high_y0), (low_x0, high_x0), (low_y, high_y), (low_x, high_x) = (end for end in ends if end is not None)
+    least, most = min(low_x / high_x0, low_y / high_y0), max(high_x / low_x0, high_y / low_y0)
+    downsample = mean_downsample(largest.size_px, part.size_px)
+    return not least / _ASIDE <= downsample <= most * _ASIDE
+
+
+def _rounded(text: str) -> tuple[float, float] | None:
+    """Between what two numbers lies what was rounded to a decimal; None for what can be no spacing in mm."""
+    try:
+        value = Decimal(text.replace(",", "."))
+    except InvalidOperation:
+        return None
+    exponent = value.as_tuple().exponent
+    if not isinstance(exponent, int) or not _LEAST_MM < value < _MOST_MM:
+        return None
+    half = Decimal(5).scaleb(exponent - 1)
+    return float(value - half), float(value + half)
 
 
 def _first(parts: Sequence[_Part]) -> _Part:

@@ -170,10 +170,12 @@ def _level_numbers(handle: openslide.OpenSlide, path: Path, slide_id: str, prope
     """
     size0_px, *others = handle.level_dimensions
     vendor = properties.get("openslide.vendor")
+    belied = _left_out(path) if vendor == "dicom" and others else frozenset()
     numbers = [0]
     for number, size_px in enumerate(others, start=1):
         tile0_px, tile_px = _tile_px(properties, 0), _tile_px(properties, number)
-        if vendor not in _PAGE_A_LEVEL_VENDORS or is_level(size0_px, size_px, tile0_px=tile0_px, tile_px=tile_px):
+        has_shape = is_level(size0_px, size_px, tile0_px=tile0_px, tile_px=tile_px) and size_px not in belied
+        if vendor not in _PAGE_A_LEVEL_VENDORS or has_shape:
             numbers.append(number)
         elif vendor == "dicom" or is_another_piece(size0_px, size_px, tile_px=tile_px):
             (width, height), (w, h) = size0_px, size_px
@@ -190,6 +192,14 @@ def _tile_px(properties: Mapping[str, str], number: int) -> tuple[int, int]:
         int(properties.get(f"openslide.level[{number}].tile-{side}", _NO_TILE_PX)) for side in ("width", "height")
     )
     return width, height
+
+
+def _left_out(path: Path) -> frozenset[tuple[int, int]]:
+    """Sizes of images in a DICOM series that are no levels, of which headers say more than OpenSlide does."""
+    # As below.
+    from wsimil.slides.dicom import left_out
+
+    return left_out(path)
 
 
 def _level0_file(path: Path, properties: dict[str, str]) -> Path:
