@@ -11,6 +11,7 @@ from pathlib import Path
 
 import geojson
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import shapely
 
@@ -315,6 +316,23 @@ def test_a_file_of_somebody_elses_is_told_at_start(serve: Serve, predictions: Pa
     client = serve(predictions)
     assert any("s0.geojson" in line for line in client.heard)
     assert "nor in notes.csv" in client.heard[-1]
+    assert client.post("cases/1/notes", NOTES).status == 200
+
+
+def test_a_slide_whose_notes_cannot_be_saved_is_told_at_start(serve: Serve, predictions: Path) -> None:
+    """Whoever wrote some heard it when they were saved, and lost them to a start with another --origin."""
+    path = predictions / "scores" / "s1.parquet"
+    arrow = pq.read_table(path)
+    metadata = {
+        key: value.replace(b'"bounds_known":true', b'"bounds_known":false')
+        for key, value in arrow.schema.metadata.items()
+    }
+    pq.write_table(arrow.replace_schema_metadata(metadata), path)
+    client = serve(predictions)
+    assert any("notes on slide 's1'" in line and "--origin level0" in line for line in client.heard)
+    assert client.post("cases/1/notes", NOTES).status == 409
+    client = serve(predictions, origin="level0")
+    assert not client.heard
     assert client.post("cases/1/notes", NOTES).status == 200
 
 

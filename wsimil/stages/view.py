@@ -62,7 +62,14 @@ def open_viewer(
         from wsimil.stages.viewing.recompute import Recompute  # torch takes a second, and many studies do without
 
         recompute = Recompute(options.run, options.features)
-    for note in (*study.notes, *notebook.left_out):
+    told = [*study.notes, *notebook.left_out]
+    if study.unplaced is not None and options.origin == "bounds":
+        told.append(
+            f"notes on slide {study.unplaced!r}, and on others like it, cannot be saved: where the scan begins is not known,"
+            " because features were made by another tool and converted without the slide, and QuPath counts from there; say"
+            " --origin level0, or convert the features with --slides and predict again"
+        )
+    for note in told:
         report(note)
     desk = Desk(
         study=study,

@@ -31,12 +31,16 @@ _COUNTED = 2000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """Predictions in `folder`: the list, and a slide's score table when it is asked for. `notes` are for people."""
+    """Predictions in `folder`: the list, and a slide's score table when it is asked for. `notes` are for people.
+
+    `unplaced` is one of the slides of which nobody knows where the scan begins; None where none was found among those looked at.
+    """
 
     folder: Path
     cohort: Cohort
     mix: Mix | None
     notes: tuple[str, ...] = ()
+    unplaced: str | None = None
 
     def table(self, index: int) -> ScoreTable:
         """The score table of a slide of the list.
@@ -78,17 +82,20 @@ def open_study(folder: Path, *, run: Path | None = None, cohort_csv: Path | None
         task = replace(task, threshold=deciding.chosen.value)
     if isinstance(task, MultiLabel):
         task = replace(task, thresholds=deciding.thresholds)
+    unplaced: list[str] = []
+    tables = _watched(_shown(folder, sampled(scored), notes), unplaced)
     return Study(
         folder=folder,
         cohort=Cohort(
             model=model,
             rule=_rule(task, model, run, next(_shown(folder, scored, []), None)),
             thresholds=deciding.thresholds,
-            scores=cohort_scores(_shown(folder, sampled(scored), notes), slides=len(scored)),
+            scores=cohort_scores(tables, slides=len(scored)),
             cases=cases,
         ),
         mix=head_mix(model.method, model.config),
         notes=tuple(notes),
+        unplaced=next(iter(unplaced), None),
     )
 
 
@@ -105,6 +112,12 @@ def _shown(folder: Path, cases: Sequence[ListedCase], notes: list[str]) -> Itera
             yield _table(folder, case)
         except StoreError as error:
             notes.append(str(error))
+
+
+def _watched(tables: Iterator[ScoreTable], unplaced: list[str]) -> Iterator[ScoreTable]:
+    for table in tables:
+        unplaced += [] if table.bounds_known else [table.slide_id]
+        yield table
 
 
 def _cases(
