@@ -400,7 +400,9 @@ def test_closing_ends_every_encoder_that_waits_for_tiles(grid: TileGrid) -> None
 
     def slides() -> Iterator[Ready]:
         yield Ready(key=0, slide=Numbered(), grid=few)  # type: ignore[arg-type]
-        threading.Event().wait(0.5)  # the next one is made ready
+        for thread in threading.enumerate():
+            if thread.name.startswith("read"):
+                thread.join(30)  # as of a closed engine, while the next one is made ready
         yield Ready(key=1, slide=Numbered(), grid=few)  # type: ignore[arg-type]
 
     encoders = [Numbered() for _ in range(3)]
