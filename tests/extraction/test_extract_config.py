@@ -53,7 +53,15 @@ def test_an_impossible_mpp_is_a_config_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [{}, {"tile_um": 100.0, "overlap": 0.3}, {"size_px": 50, "mpp": 4.0, "min_tissue": 0.6}, {"overlap": 0.95}]
+    "asked",
+    [
+        {},
+        {"tile_um": 100.0, "overlap": 0.3},
+        {"size_px": 50, "mpp": 4.0, "min_tissue": 0.6},
+        {"overlap": 0.95},
+        {"overlap": 0.99},
+        {"size_px": 149, "overlap": 0.99},
+    ],
 )
 def test_an_extraction_can_be_repeated_from_its_provenance(asked: dict[str, float]) -> None:
     quality = {"max_pen": 0.1, "min_sharpness": 40.0}

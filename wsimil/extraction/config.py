@@ -18,6 +18,7 @@ from wsimil.tissue import TissueConfig
 RESAMPLING = "bilinear, antialiased, on uint8"
 ICC_TO_SRGB = "ICC profile to sRGB, relative colorimetric"
 DEFAULT_TILE_UM = 128.0
+_MOST_OVERLAP = 0.99
 
 
 class TileConfig(FrozenConfig):
@@ -32,7 +33,7 @@ class TileConfig(FrozenConfig):
     tile_um: float | None = Field(None, gt=0)
     size_px: int | None = Field(None, ge=8)
     mpp: float | None = Field(None, gt=0)
-    overlap: float = Field(0.0, ge=0, le=0.99)
+    overlap: float = Field(0.0, ge=0, le=_MOST_OVERLAP)
     min_tissue: float = Field(0.25, ge=0, le=1)
 
     @model_validator(mode="after")
@@ -156,7 +157,8 @@ def config_from_provenance(provenance: Provenance) -> ExtractConfig:
             "tile": {
                 "size_px": size_px,
                 "mpp": tiling["mpp"],
-                "overlap": 1 - stride_px / size_px,
+                # A stride of whole px may be a little less than the share that was asked for; that share gives it again.
+                "overlap": min(1 - stride_px / size_px, _MOST_OVERLAP),
                 "min_tissue": tiling["min_tissue"],
             },
             "tissue": provenance.pixels["tissue"],
