@@ -120,6 +120,9 @@ def test_the_tile_that_is_not_finite_is_the_one_that_is_tried_again_and_named(gr
     encoder.finite_in = ""
     (found,) = ended(run([(Numbered(), many)], encoder, size_px=8)).values()  # type: ignore[list-item]
     assert "also in float32; the first is the tile at level-0 x=13, y=0:" in str(found.error)
+    both = [(Numbered(), numbered(grid, 4)), (Numbered(), many)]
+    found = ended(run(both, encoder, size_px=8, batch_size=16))[1]  # type: ignore[arg-type]
+    assert "for 1 of 4 tiles that were read together, also" in str(found.error)
 
 
 def test_features_beyond_float16_are_refused_and_fit_float32(slide: Slide, grid: TileGrid) -> None:

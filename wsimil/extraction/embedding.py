@@ -151,8 +151,8 @@ class Embedder:
             x, y = job.grid.xy0[rows[bad[0]]]
             raise FeatureError(
                 f"slide {job.slide_id!r}: encoder {self.encoder.card.name!r} gives NaN or infinity for {len(bad)} of"
-                f" {len(rows)} tiles of a batch, also in float32; the first is the tile at level-0 x={x}, y={y}: look at that"
-                " place, and check the encoder's weights"
+                f" {len(rows)} tiles that were read together, also in float32; the first is the tile at level-0 x={x}, y={y}:"
+                " look at that place, and check the encoder's weights"
             )
         with np.errstate(over="ignore"):  # what overflows is refused by place in the next lines
             stored = vectors.astype(self._dtype)
