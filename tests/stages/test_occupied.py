@@ -19,6 +19,7 @@ from wsimil.config import load_config
 from wsimil.errors import OutputError
 from wsimil.stages.compare import compare
 from wsimil.stages.evaluate import EvaluateOptions, evaluate
+from wsimil.stages.explain_check import ExplainOptions, explain_check
 from wsimil.stages.occupied import LOCK, occupied
 from wsimil.stages.predict import predict
 from wsimil.stages.predict_options import PredictOptions
@@ -159,3 +160,16 @@ def test_a_folder_in_which_another_process_judges_is_left_as_it_is(verb: str, tm
         "report.html",
         "MODEL_CARD.md",
     }
+
+
+def test_a_folder_in_which_another_process_judges_maps_is_left_as_it_is(
+    feature_study: Callable[..., tuple[Path, Path]], tmp_path: Path
+) -> None:
+    features, cohort = feature_study()
+    run, out = tmp_path / "run", tmp_path / "maps"
+    train(load_config(TrainConfig, given={"device": "cpu", "fit.epochs": 1}), features, cohort, run)
+    out.mkdir()
+    (out / "explain.html").write_text("of the other one")
+    with occupied(out), pytest.raises(OutputError, match="in use by process"):
+        explain_check([run], features, out, options=ExplainOptions(device="cpu", scores=("contribution",)))
+    assert (out / "explain.html").read_text() == "of the other one"

@@ -23,6 +23,7 @@ from wsimil.stages.explain_unit import Judge, write_curves
 from wsimil.stages.features import is_feature_folder, open_features
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.learned import ORIGIN
+from wsimil.stages.occupied import occupied
 from wsimil.stages.progress import Quiet, Reporter
 
 _WRITTEN = ("explain.html", "explain.json", "curves.parquet")
@@ -71,10 +72,17 @@ def explain_check(
     """Judge the maps of `runs` on slides that each run neither learned from nor was chosen on.
 
     Several runs of one method (folds, seeds) are judged together, those of other methods beside them. A slide that fails stands
-    among the failures and the rest goes on. Raises WsimilError for what concerns all slides, CohortError where none is left.
+    among the failures and the rest goes on. Raises WsimilError for what concerns all slides, CohortError where none is left; also
+    where another process is at work in `out`.
     """
-    reporter = reporter or Quiet()
     _refuse_foreign_folder(out)
+    with occupied(out):
+        return _checked(runs, features, out, options, reporter or Quiet())
+
+
+def _checked(
+    runs: Sequence[Path], features: Path, out: Path, options: ExplainOptions, reporter: Reporter
+) -> ExplainSummary:
     loaded = load_runs(runs, device=resolve_device(options.device))
     store = open_features(features)
     held = held_out(loaded, store.ids(), cohort_csv=options.cohort_csv, split=options.split)
