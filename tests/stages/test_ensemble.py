@@ -103,7 +103,10 @@ def test_nothing_is_fitted_on_features_of_another_kind(runs: tuple[Path, Path, l
     bag = store.read("s5")
     encoder = {**bag.provenance.encoder, "weights": "others"}
     store.write(replace(bag, provenance=replace(bag.provenance, encoder=encoder)))
-    with pytest.raises(ModelError, match=r"--features: slide 's5': these features do not fit the model"):
+    says = (
+        r"--features: slide 's5': these features do not fit the model.*; give the features that the runs learned from"
+    )
+    with pytest.raises(ModelError, match=says):
         ensemble(folders, tmp_path / "joined", features=features)
     assert not (tmp_path / "joined").exists()
 

@@ -435,6 +435,13 @@ def test_what_cannot_be_judged_is_refused(study: tuple[Path, Path, Path], tmp_pa
     moved.write_text(re.sub(r"^(s\d+),p(\d+)", r"\1,q\2", cohort.read_text(), flags=re.M))
     with pytest.raises(CohortError, match="belongs to patient"):
         check([run], features, tmp_path / "out", cohort_csv=moved)
+    store = open_store(features, mode="w")
+    for bag in map(store.read, store.ids()):
+        encoder = {**bag.provenance.encoder, "weights": "others"}
+        store.write(replace(bag, provenance=replace(bag.provenance, encoder=encoder)))
+    says = "do not fit the model.*; give features that the model's encoder and tiling made"
+    with pytest.raises(CohortError, match=says):
+        check([run], features, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

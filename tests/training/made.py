@@ -63,7 +63,7 @@ def run(
         method=method,
         method_config=given.pop("method_config", {}),
         config=config,
-        features=FEATURES,
+        features=given.pop("features", FEATURES),
         contents=given.pop("contents", "made up"),
         in_dim=DIM,
         run=folder,

@@ -438,6 +438,14 @@ def test_a_warm_start_refuses_other_classes_and_other_sizes(tmp_path: Path) -> N
         run(tmp_path / "third", config=config, method="dsmil")
 
 
+def test_a_warm_start_from_features_of_another_kind_is_refused_with_what_to_give(tmp_path: Path) -> None:
+    run(tmp_path / "first")
+    other = replace(FEATURES, encoder={**FEATURES.encoder, "name": "another"})
+    says = r"encoder\.name: 'made up' != 'another'; begin with a run that learned from features of this kind"
+    with pytest.raises(ModelError, match=says):
+        run(tmp_path / "second", config=QUICK.model_copy(update={"warm_start": tmp_path / "first"}), features=other)
+
+
 def test_a_warm_start_refuses_a_run_on_other_splits(tmp_path: Path) -> None:
     run(tmp_path / "first")
     cohort = made_cohort()

@@ -25,6 +25,8 @@ from wsimil.mil.facts import FACTS, FORMAT_VERSION, WEIGHTS, read_facts, task_of
 from wsimil.provenance import Json, Provenance, sha256_json
 from wsimil.targets import Task
 
+_REMEDY = "extract with the model's encoder and tiling, or give slides to wsimil predict, which does so by itself"
+
 __all__ = ["FACTS", "FORMAT_VERSION", "WEIGHTS", "TrainedModel", "load_model", "save_model"]
 
 
@@ -58,8 +60,8 @@ class TrainedModel:
         """What a prediction says of the model that made it."""
         return {"method": self.method, "digest": self.digest, **self.calibration}
 
-    def check_features(self, provenance: Provenance, where: str) -> None:
-        """Raises ModelError where features are of another kind than the model's, naming what differs in both."""
+    def check_features(self, provenance: Provenance, where: str, *, remedy: str = _REMEDY) -> None:
+        """Raises ModelError where features are of another kind than the model's, naming what differs in both and the `remedy`."""
         if self.features is None:
             width = provenance.encoder.get("dim")
             if width is not None and width != self.model.in_dim:
@@ -69,8 +71,7 @@ class TrainedModel:
         if differences:
             raise ModelError(
                 f"{where}: these features do not fit the model, which was trained on others (model != features):"
-                f" {'; '.join(differences)}; extract with the model's encoder and tiling, or give slides to wsimil predict, which"
-                " does so by itself"
+                f" {'; '.join(differences)}; {remedy}"
             )
 
 

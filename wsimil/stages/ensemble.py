@@ -171,7 +171,9 @@ def _refuse_other_kind(
     splits = ("val",) if config.ood == "none" else ("train", "val")
     used = {row["slide_id"] for table in tables for row in table if row["split"] in splits}
     for slide_id, header in read_headers(store, sorted(used)).items():
-        member.check_features(header.provenance, f"--features: slide {slide_id!r}")
+        member.check_features(
+            header.provenance, f"--features: slide {slide_id!r}", remedy="give the features that the runs learned from"
+        )
 
 
 def _fitted(

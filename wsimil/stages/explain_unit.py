@@ -40,6 +40,8 @@ from wsimil.stages.explain_runs import CheckedRun, Held
 from wsimil.stages.explain_truth import TruthFolder
 from wsimil.store import FeatureStore
 
+_OTHER_KIND = "give features that the model's encoder and tiling made"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Curve:
@@ -146,7 +148,7 @@ class Judge:
             header = self._store.header(slide)
             if header.n:
                 for run in self._runs:
-                    run.trained.check_features(header.provenance, f"slide {slide!r}")
+                    run.trained.check_features(header.provenance, f"slide {slide!r}", remedy=_OTHER_KIND)
         filled = tuple(slide for slide in slides if self._store.header(slide).n)
         bags = StoredBags(store=self._store)
         if self._held.unit == "patient":

@@ -202,7 +202,8 @@ class _Run:
         return FitResult(history=tuple(history), kept_epoch=kept, stopped_early=len(history) < self.config.epochs)
 
     def _warm_start(self, run: Path, other: TrainedModel) -> None:
-        other.check_features(self.features, f"fit.warm_start {run}")
+        remedy = "begin with a run that learned from features of this kind, or give the features that it learned from"
+        other.check_features(self.features, f"fit.warm_start {run}", remedy=remedy)
         if other.bag != self.bag:
             raise ModelError(f"fit.warm_start {run}: its bags are of a {other.bag}, those of this run of a {self.bag}")
         if other.task.kind != self.task.kind or other.task.outputs != self.task.outputs:
