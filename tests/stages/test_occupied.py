@@ -74,13 +74,13 @@ def test_the_lock_of_another_user_who_was_killed_holds_nobody_up(
 def test_a_folder_that_was_made_and_into_which_nothing_came_is_taken_away(
     there: bool, filled: bool, tmp_path: Path
 ) -> None:
-    out = tmp_path / "run"
+    out = tmp_path / "study" / "runs" / "first"
     if there:
-        out.mkdir()
+        out.mkdir(parents=True)
     with occupied(out):
         if filled:
             (out / "model.json").touch()
-    assert out.exists() == (there or filled)
+    assert out.exists() == (tmp_path / "study").exists() == (there or filled)
     assert not (out / LOCK).exists()
 
 

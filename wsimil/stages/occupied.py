@@ -20,14 +20,15 @@ _AGAIN_S = 0.02
 
 @contextmanager
 def occupied(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
-    """Keep other processes out of `folder`, which is made if need be, and removed where it was made and nothing came into it.
+    """Keep other processes out of `folder`, which is made if need be, and removed, with those above it that were made for it,
+    where nothing came into it.
 
     Whoever comes second is refused, after `wait_s` seconds where the first may be gone by then.
     The lock is the kernel's, which drops it with a process that dies. On file systems without locks nobody is refused.
     Raises OutputError, which says who is there.
     """
     path = folder / LOCK
-    was_there = folder.exists()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     handle = _locked(path, wait_s)
     try:
         with suppress(OSError):  # on a full disk the lock holds without words
@@ -36,9 +37,9 @@ def occupied(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
-        if not was_there:
-            with suppress(OSError):  # something is in it
-                folder.rmdir()
+        with suppress(OSError):  # something is in it
+            for place in made:
+                place.rmdir()
         os.close(handle)
 
 
