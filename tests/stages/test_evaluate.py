@@ -20,6 +20,7 @@ from wsimil.evaluation.delong import delong_auroc, delong_difference
 from wsimil.evaluation.groups import by_group, over_runs
 from wsimil.evaluation.task_metrics import cases_of
 from wsimil.export.report.numbers import plain
+from wsimil.files import write_text
 from wsimil.stages.compare import compare
 from wsimil.stages.evaluate import EvaluateOptions, EvaluateSummary, evaluate
 from wsimil.stages.predict import predict
@@ -110,6 +111,33 @@ def test_ids_that_are_written_otherwise_are_named_where_nobody_is_left(tmp_path:
     says = r"60 not predicted; 60 slides with an answer are not in that file: 's0', .*; write ids there as they were predicted"
     with pytest.raises(CohortError, match=says):
         evaluate([tmp_path / "run"], cohort, tmp_path / "out", options=QUICK)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "compare"])
+def test_an_interrupt_leaves_no_files_of_two_judgements(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, labels, values = answers("two")
+    runs = [write_run(tmp_path / name, task, labels, values, digest=name * 64) for name in "ab"]
+    cohort, out = write_cohort(tmp_path / "c.csv", task, labels), tmp_path / "out"
+
+    def report() -> None:
+        if verb == "evaluate":
+            evaluate(runs[:1], cohort, out, options=QUICK)
+        else:
+            compare(*runs, cohort, out, options=QUICK)
+
+    def interrupted(path: Path, text: str) -> None:
+        if path.name == "report.html":
+            raise KeyboardInterrupt
+        write_text(path, text)
+
+    report()
+    monkeypatch.setattr("wsimil.stages.evaluate.write_text", interrupted)
+    monkeypatch.setattr("wsimil.stages.compare.write_text", interrupted, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        report()
+    assert [path.name for path in out.iterdir()] == ["predictions.csv"]
 
 
 def test_answers_of_one_model_are_no_two_seeds(tmp_path: Path) -> None:

@@ -19,12 +19,11 @@ from wsimil.export.report.card import comparison_card
 from wsimil.export.report.numbers import comparison_tree
 from wsimil.export.report.page import comparison_page
 from wsimil.export.report.report import ComparisonReport, FlowStep, Lost
-from wsimil.files import check_writable, write_text
 from wsimil.provenance import Json
 from wsimil.stages.answered import Run, judged, read_runs, refuse_other_question, shared_task
 from wsimil.stages.cohort_flow import Counted
 from wsimil.stages.deciding import pooled_thresholds
-from wsimil.stages.evaluate import EvaluateOptions, card_of, gather, refuse_answers
+from wsimil.stages.evaluate import EvaluateOptions, card_of, gather, refuse_answers, write_judgement
 from wsimil.stages.occupied import occupied
 from wsimil.stages.words import quoted
 
@@ -96,14 +95,13 @@ def _compared(first: Path, second: Path, cohort_csv: Path, out: Path, options: E
         notes=tuple(notes),
     )
     tree = comparison_tree(report)
-    check_writable(out)
-    for name, text in {
+    files = {
         "predictions.csv": _table(pairs[0], pairs[1], (thresholds[0], thresholds[1]), unit),
         "report.html": comparison_page(report, tree),
         "MODEL_CARD.md": comparison_card(report, tree),
         "metrics.json": json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-    }.items():
-        write_text(out / name, text)
+    }
+    write_judgement(out, files)
     return CompareSummary(comparison=found, names=names, flow=flow, notes=report.notes, unit=unit, tree=tree)
 
 

@@ -113,15 +113,13 @@ def _evaluated(predictions: Sequence[Path], cohort_csv: Path, out: Path, options
         notes=material.notes,
     )
     tree = report_tree(report)
-    check_writable(out)
-    table = _table(found, material, thresholds)
-    for name, text in {
-        "predictions.csv": table,
+    files = {
+        "predictions.csv": _table(found, material, thresholds),
         "report.html": report_page(report, tree),
         "MODEL_CARD.md": model_card(report, tree),
         "metrics.json": json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-    }.items():
-        write_text(out / name, text)
+    }
+    write_judgement(out, files)
     return EvaluateSummary(judgement=judgement, flow=report.flow, notes=report.notes, unit=unit, tree=tree)
 
 
@@ -209,6 +207,18 @@ def card_of(run: Run) -> ModelCard:
         learned_known=learned.known,
         cohort=cohort,
     )
+
+
+def write_judgement(out: Path, files: Mapping[str, str]) -> None:
+    """Write `files`, texts by name; those of an earlier judgement go first, so that an interrupt leaves no parts of both.
+
+    Raises OutputError.
+    """
+    check_writable(out)
+    for name in files:
+        (out / name).unlink(missing_ok=True)
+    for name, text in files.items():
+        write_text(out / name, text)
 
 
 def refuse_answers(out: Path) -> None:
