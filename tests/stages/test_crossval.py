@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from wsimil.stages.text_study import show_study
 from wsimil.stages.train import train
 from wsimil.stages.train_config import TrainConfig
 from wsimil.stages.work_items import WorkItem, work_items
+from wsimil.store import open_store
 
 Study = Callable[..., tuple[Path, Path]]
 QUICK = {"fit.epochs": 3, "fit.lr": 3e-3, "device": "cpu"}
@@ -249,6 +251,21 @@ def test_runs_of_features_that_were_replaced_since_are_not_summed_up_with_those_
     moved = (tmp_path / "first", *study[1:])
     again = crossval(items_of(moved, out, rounds=("0",)), out)
     assert again.before == ("abmil/0/seed-0",)
+
+
+def test_a_study_of_features_of_another_kind_is_refused_before_anything_is_overwritten(
+    study: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "study"
+    crossval(items_of(study, out, rounds=("0",)), out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    store = open_store(study[0], mode="w")
+    for bag in map(store.read, store.ids()):
+        encoder = {**bag.provenance.encoder, "weights": "others"}
+        store.write(replace(bag, provenance=replace(bag.provenance, encoder=encoder)))
+    with pytest.raises(ConfigError, match=r"another kind .* 'others'; give the features that the study was made of"):
+        crossval(items_of(study, out), out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_a_run_is_not_left_as_it_is_once_the_model_it_began_with_is_another(

@@ -6,12 +6,15 @@ import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from wsimil.errors import ConfigError, WsimilError
+from wsimil.errors import ConfigError, ModelError, WsimilError
 from wsimil.files import check_writable, write_text
+from wsimil.mil.facts import ModelFacts, read_facts
+from wsimil.provenance import Provenance
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.occupied import occupied
 from wsimil.stages.progress import Quiet, Reporter
@@ -79,14 +82,30 @@ def crossval(
 
 
 def refuse_untrainable(items: Sequence[WorkItem]) -> dict[str, str]:
-    """A digest of what the features hold, by config. Raises WsimilError where the runs of a config could not start."""
+    """A digest of what the features hold, by config. Raises WsimilError where the runs of a config could not start, also where
+    the study was made of features of another kind."""
     contents = {}
     for name, item in {item.name.split("/")[0]: item for item in items}.items():
         try:
-            contents[name] = plan(item.config, item.features, item.cohort).contents
+            planned = plan(item.config, item.features, item.cohort)
         except WsimilError as error:
             raise type(error)(f"config {name}: {error}") from None
+        contents[name] = planned.contents
+        for one in items:
+            if one.name.split("/")[0] == name:
+                _refuse_other_kind(one, planned.kind)
     return contents
+
+
+def _refuse_other_kind(item: WorkItem, kind: Provenance) -> None:
+    """Raises ConfigError where its folder holds a run that learned from features of another kind: each of them would fail."""
+    with suppress(ModelError):  # there is none, or a broken one, which fails by itself
+        made_of = ModelFacts.of(read_facts(item.out), str(item.out)).features
+        if made_of is not None and (differences := made_of.kind_differences(kind)):
+            raise ConfigError(
+                f"{item.out} learned from features of another kind than those in {item.features} (run != features):"
+                f" {'; '.join(differences)}; give the features that the study was made of, or choose another output folder"
+            )
 
 
 class TrainingPool:

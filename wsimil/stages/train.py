@@ -27,6 +27,7 @@ from wsimil.evaluation.predictor import answer_logits
 from wsimil.files import check_writable, write_text
 from wsimil.mil import registry
 from wsimil.mil.saved import WEIGHTS, TrainedModel, load_model
+from wsimil.provenance import Provenance
 from wsimil.splits import read_plan
 from wsimil.stages.answers import answer_from, answer_of_patient, estimate_splits, write_answers
 from wsimil.stages.cohort_features import MatchedFeatures, PatientBags, StoredBags, match
@@ -65,10 +66,11 @@ class TrainSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainPlan:
-    """What a run would train on; `contents` is a digest of what the features hold."""
+    """What a run would train on; `contents` is a digest of what the features hold, `kind` says how they were made."""
 
     cohort: Cohort
     contents: str
+    kind: Provenance
     method: str
     in_dim: int
 
@@ -111,7 +113,13 @@ def plan(config: TrainConfig, features: Path, cohort_csv: Path) -> TrainPlan:
     check_options(
         options, task, model, method=name, counts=lambda: instance_counts(source, units.of("train"), most=most)
     )
-    return TrainPlan(cohort=matched.cohort, contents=matched.contents, method=name, in_dim=matched.header.dim)
+    return TrainPlan(
+        cohort=matched.cohort,
+        contents=matched.contents,
+        kind=matched.header.provenance,
+        method=name,
+        in_dim=matched.header.dim,
+    )
 
 
 def cohort_lines(cohort: Cohort) -> list[str]:
