@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
-from wsimil.evaluation.table import Row, write_table
+from wsimil.errors import StoreError
+from wsimil.evaluation.table import Row, read_table, write_table
 from wsimil.targets import Classification
 
 CLASSES = ("normal tissue", "=tumor, high grade")
@@ -41,3 +44,28 @@ def test_a_cell_that_a_spreadsheet_would_run_is_made_inert(tmp_path: Path) -> No
         for row in csv.DictReader(file):
             assert row["slide_id"][0] == row["patient_id"][0] == "'"
     assert pd.read_parquet(tmp_path / "predictions.parquet")["slide_id"].tolist() == hostile
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda table: table.assign(prob_t=["0,75", "0,5"]), "could not convert string to float: '0,75'"),
+        (lambda table: table.assign(prob_t=[75.0, 50.0]), r"must lie in \[0, 1\], got 0\.25\.\.75"),
+        (lambda table: table.assign(prob_t=[0.75, 0.75]), r"must sum to 1 in each row; row 1 sums to 1\.25"),
+        (lambda table: table.assign(prob_t=[np.nan, 0.5]), "calls the answer for 'a' ok, and it is none"),
+        (lambda table: table.drop(columns="slides"), "has no column 'slides'"),
+    ],
+)
+def test_a_table_that_was_changed_to_what_is_no_answer_is_refused(
+    change: Callable[[pd.DataFrame], pd.DataFrame], says: str, tmp_path: Path
+) -> None:
+    task = Classification(classes=("n", "t"))
+    rows = [
+        Row(slide_id=name, patient_id=name, values=np.array([1 - p, p])) for name, p in {"a": 0.75, "b": 0.5}.items()
+    ]
+    write_table(tmp_path, [*rows, Row(slide_id="c", patient_id="c", status="no tissue tile")], task=task, bag="patient")
+    assert len(read_table(tmp_path, task=task, bag="patient")) == 3
+    path = tmp_path / "predictions.parquet"
+    change(pd.read_parquet(path).iloc[:2]).to_parquet(path)
+    with pytest.raises(StoreError, match=says):
+        read_table(tmp_path, task=task, bag="patient")

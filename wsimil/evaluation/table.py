@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from wsimil.cohort import BagUnit
 from wsimil.errors import StoreError
+from wsimil.evaluation.cases import checked_distributions, checked_probabilities
 from wsimil.files import atomic_path, write_text
-from wsimil.targets import Task
+from wsimil.targets import Classification, Ordinal, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,16 +70,16 @@ def write_table(folder: Path, rows: Sequence[Row], *, task: Task, bag: BagUnit =
 
 
 def read_table(folder: Path, *, task: Task, bag: BagUnit = "slide") -> tuple[Row, ...]:
-    """The rows of predictions.parquet, to the bit. Raises StoreError where it is missing, broken or of another task."""
+    """The rows of predictions.parquet, to the bit. Raises StoreError where it is missing, broken or of another task, and where
+    its numbers are no answers of the task, as after a change by hand."""
     path = folder / "predictions.parquet"
     try:
         table = pq.read_table(path, partitioning=None, memory_map=False)
     except (pa.ArrowException, OSError) as error:
         raise StoreError(f"{path} cannot be read ({error}); predict again") from error
     numbers, key = [column.name for column in task.answers], f"{bag}_id"
-    lacking = [
-        name for name in (key, "patient_id", *numbers, "label", "split", "status") if name not in table.column_names
-    ]
+    wanted = (key, "patient_id", *(["slides"] if bag == "patient" else []), *numbers, "label", "split", "status")
+    lacking = [name for name in wanted if name not in table.column_names]
     if lacking:
         raise StoreError(
             f"{path} has no column {', '.join(map(repr, lacking))}, which the model beside it answers in; it has"
@@ -89,8 +90,17 @@ def read_table(folder: Path, *, task: Task, bag: BagUnit = "slide") -> tuple[Row
         raise StoreError(f"{path} answers for a {bag} twice; predict again")
     words = {name: table.column(name).to_pylist() for name in ("patient_id", "label", "split", "status")}
     slides = table.column("slides").to_pylist() if bag == "patient" else [""] * len(ids)
-    values = np.stack([table.column(name).to_numpy().astype(np.float64) for name in numbers], axis=1)
-    whole = np.isfinite(values).all(axis=1)
+    try:
+        values = np.stack([table.column(name).to_numpy().astype(np.float64) for name in numbers], axis=1)
+        whole = np.isfinite(values).all(axis=1)
+        _refuse_no_answers(values[whole], task)
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"{path} holds no answers of the model beside it ({error}); predict again") from error
+    odd = [one for one, of, sound in zip(ids, words["status"], whole, strict=True) if of == "ok" and not sound]
+    if odd:
+        raise StoreError(
+            f"{path} calls the answer for {odd[0]!r} ok, and it is none: not all of its numbers are finite; predict again"
+        )
     return tuple(
         Row(
             slide_id=slide_id,
@@ -103,6 +113,15 @@ def read_table(folder: Path, *, task: Task, bag: BagUnit = "slide") -> tuple[Row
         )
         for i, slide_id in enumerate(ids)
     )
+
+
+def _refuse_no_answers(values: NDArray[np.float64], task: Task) -> None:
+    """Raises ValueError where numbers that are probabilities cannot be."""
+    if isinstance(task, Classification | Ordinal):
+        checked_distributions("probabilities", values, len(values))
+        return
+    shares = values[:, [column.probability for column in task.answers]]
+    checked_probabilities("probabilities", shares, shares.shape)
 
 
 def _text(row: Row, name: str, task: Task) -> str:
