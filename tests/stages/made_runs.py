@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsimil.evaluation.table import Row, write_table
+from wsimil.mil.facts import answers_digest
 from wsimil.provenance import Json
 from wsimil.targets import Classification, MultiLabel, Ordinal, Regression, Survival, Task
 
@@ -68,7 +69,8 @@ def write_run(
         )
         for one, patient, value, label, split in zip(ids, patients, values, labels, splits, strict=True)
     ]
-    write_table(run, rows, task=task, bag="patient" if bag == "patient" else "slide")
+    made_by = answers_digest(digest, facts["training"])
+    write_table(run, rows, task=task, bag="patient" if bag == "patient" else "slide", answered_by=made_by)
     return run
 
 

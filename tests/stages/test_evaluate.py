@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.stages.made_runs import KINDS, LEARNED, answers, read_csv, write_coho
 from wsimil.config import load_config
 from wsimil.errors import CohortError, ConfigError, StoreError
 from wsimil.evaluation.bootstrap import differences, estimates
+from wsimil.evaluation.calibration import Calibration
 from wsimil.evaluation.delong import delong_auroc, delong_difference
 from wsimil.evaluation.groups import by_group, over_runs
 from wsimil.evaluation.task_metrics import cases_of
@@ -138,6 +140,22 @@ def test_an_interrupt_leaves_no_files_of_two_judgements(
     with pytest.raises(KeyboardInterrupt):
         report()
     assert [path.name for path in out.iterdir()] == ["predictions.csv"]
+
+
+def test_answers_that_were_copied_beside_another_model_are_not_judged_as_its_own(tmp_path: Path) -> None:
+    task, labels, values = answers("two")
+    runs = [write_run(tmp_path / name, task, labels, values, digest=name * 64) for name in "ab"]
+    cohort = write_cohort(tmp_path / "c.csv", task, labels)
+    shutil.copy(runs[0] / "predictions.parquet", runs[1])
+    with pytest.raises(
+        StoreError, match=r"b.predictions\.parquet holds answers of another model than the one beside it"
+    ):
+        evaluate(runs[1:], cohort, tmp_path / "out", options=QUICK)
+    warm = Calibration(kind="temperature", classes=2, fitted_on="val", rows=9, temperature=2.0)
+    write_run(tmp_path / "b", task, labels, values, digest="a" * 64, training={"calibration": warm.to_json()})
+    shutil.copy(runs[0] / "predictions.parquet", runs[1])
+    with pytest.raises(StoreError, match="or of the same one calibrated otherwise"):
+        evaluate(runs[1:], cohort, tmp_path / "out", options=QUICK)
 
 
 def test_answers_of_one_model_are_no_two_seeds(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from wsimil.evaluation.cases import checked_distributions, checked_probabilities
 from wsimil.files import atomic_path, write_text
 from wsimil.targets import Classification, Ordinal, Task
 
+_ANSWERED_BY = b"wsimil answered by"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -37,12 +39,14 @@ class Row:
     beside: Mapping[str, str | float] = field(default_factory=dict)
 
 
-def write_table(folder: Path, rows: Sequence[Row], *, task: Task, bag: BagUnit = "slide") -> None:
+def write_table(
+    folder: Path, rows: Sequence[Row], *, task: Task, bag: BagUnit = "slide", answered_by: str = ""
+) -> None:
     """Write predictions.csv (values that a spreadsheet would run as formulas get a leading quote) and predictions.parquet.
 
     Columns: slide_id, patient_id (where a bag is a patient: patient_id, slides), the task's answers (prob_<class> for each
-    class), what stands beside them, predicted where the task decides for one of several, label, split, status.
-    Raises OutputError.
+    class), what stands beside them, predicted where the task decides for one of several, label, split, status. `answered_by` is
+    a digest of who answers, "" where nobody says so; it stands in the parquet metadata. Raises OutputError.
     """
     numbers = [column.name for column in task.answers]
     kinds = {name: type(value) for row in rows for name, value in row.beside.items()}
@@ -65,18 +69,27 @@ def write_table(folder: Path, rows: Sequence[Row], *, task: Task, bag: BagUnit =
         columns[name] = [row.beside.get(name) if name in kinds else _text(row, name, task) for row in rows]
     types = {name: pa.float64() if name in numbers or kinds.get(name) is float else pa.string() for name in columns}
     arrow = pa.table({name: pa.array(values, type=types[name]) for name, values in columns.items()})
+    if answered_by:
+        arrow = arrow.replace_schema_metadata({_ANSWERED_BY: answered_by})
     with atomic_path(folder / "predictions.parquet") as temporary:
         pq.write_table(arrow, temporary)
 
 
-def read_table(folder: Path, *, task: Task, bag: BagUnit = "slide") -> tuple[Row, ...]:
+def read_table(folder: Path, *, task: Task, bag: BagUnit = "slide", answered_by: str = "") -> tuple[Row, ...]:
     """The rows of predictions.parquet, to the bit. Raises StoreError where it is missing, broken or of another task, and where
-    its numbers are no answers of the task, as after a change by hand."""
+    its numbers are no answers of the task, as after a change by hand, or those of another model than `answered_by` says.
+    """
     path = folder / "predictions.parquet"
     try:
         table = pq.read_table(path, partitioning=None, memory_map=False)
     except (pa.ArrowException, OSError) as error:
         raise StoreError(f"{path} cannot be read ({error}); predict again") from error
+    said = (table.schema.metadata or {}).get(_ANSWERED_BY, b"").decode()
+    if said and answered_by and said != answered_by:
+        raise StoreError(
+            f"{path} holds answers of another model than the one beside it, or of the same one calibrated otherwise; copy the"
+            " whole folder, or run what wrote it again"
+        )
     numbers, key = [column.name for column in task.answers], f"{bag}_id"
     wanted = (key, "patient_id", *(["slides"] if bag == "patient" else []), *numbers, "label", "split", "status")
     lacking = [name for name in wanted if name not in table.column_names]

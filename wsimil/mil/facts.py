@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from wsimil.cohort import BagUnit
 from wsimil.errors import ModelError
-from wsimil.provenance import Json, Provenance
+from wsimil.provenance import Json, Provenance, sha256_json
 from wsimil.targets import Classification, Task, from_json
 
 WEIGHTS, FACTS = "model.safetensors", "model.json"
@@ -38,6 +38,11 @@ class ModelFacts:
     digest: str
     version: str
 
+    @property
+    def answers(self) -> str:
+        """See `answers_digest`."""
+        return answers_digest(self.digest, self.training)
+
     @classmethod
     def of(cls, tree: Mapping[str, Any], where: str) -> Self:
         """The facts that model.json holds. Raises ModelError, which names `where` they stand."""
@@ -59,6 +64,12 @@ class ModelFacts:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = " ".join(str(error).split())
             raise ModelError(f"{where} does not describe a model that this version can read: {reason}") from error
+
+
+def answers_digest(digest: str, facts: Mapping[str, Json]) -> str:
+    """SHA-256 over all that decides the answers of a model: its weights' `digest`, and the calibrations among `facts` of it."""
+    frozen = {name: facts[name] for name in ("calibration", "calibrations") if name in facts}
+    return sha256_json({"weights": digest, **frozen})
 
 
 def read_facts(run: Path) -> dict[str, Any]:

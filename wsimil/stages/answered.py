@@ -67,7 +67,7 @@ def read_runs(predictions: Sequence[Path], *, model: Path | None = None) -> tupl
     runs = []
     for name, folder in zip(names, folders, strict=True):
         origin = read_origin(folder, model=model)
-        rows = read_table(folder, task=origin.model.task, bag=origin.model.bag)
+        rows = read_table(folder, task=origin.model.task, bag=origin.model.bag, answered_by=origin.model.answers)
         run = Run(name=name, folder=folder, model=origin.model, learned=origin.learned, rows=rows, alike=origin.alike)
         runs.append(run)
     first = runs[0].model

@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsimil.bags import FeatureBag
-from wsimil.cohort import BagUnit, Cohort
+from wsimil.cohort import Cohort
 from wsimil.evaluation.attribution import LEAVE_ONE_OUT_TILES, ScoreKind
 from wsimil.evaluation.decision import Decision, mean_feature
 from wsimil.evaluation.prediction import Prediction
 from wsimil.evaluation.predictor import answer_values, predict
 from wsimil.evaluation.table import Row, write_table
+from wsimil.mil.facts import answers_digest
 from wsimil.mil.saved import TrainedModel
 from wsimil.stages.cohort_features import PatientBags
 from wsimil.store import FeatureStore
 from wsimil.store.base import InstanceStore
-from wsimil.targets import Task
 
 if TYPE_CHECKING:
     from wsimil.evaluation.bootstrap import Estimate
@@ -141,13 +141,13 @@ def estimate_splits(answers: Sequence[Answer], cohort: Cohort) -> dict[str, dict
 def write_answers(
     folder: Path,
     answers: Sequence[Answer],
+    trained: TrainedModel,
     *,
-    task: Task,
     cohort: Cohort | None = None,
     splits: Mapping[str, str] | None = None,
-    bag: BagUnit = "slide",
 ) -> None:
-    """Write predictions.csv and .parquet; what `cohort` knows of a slide stands beside its answer, `splits` wins over it."""
+    """Write predictions.csv and .parquet of `trained`; what `cohort` knows of a slide stands beside its answer, `splits` wins
+    over it."""
     known = {slide.slide_id: slide for slide in cohort.slides} if cohort else {}
     rows = []
     for one in answers:
@@ -155,7 +155,7 @@ def write_answers(
         rows.append(
             Row(
                 slide_id=one.slide_id,
-                patient_id=one.slide_id if bag == "patient" else slide.patient_id if slide else "",
+                patient_id=one.slide_id if trained.bag == "patient" else slide.patient_id if slide else "",
                 values=one.values,
                 label=slide.label if slide else "",
                 split=(splits or {}).get(one.slide_id, (slide.split or "") if slide else ""),
@@ -164,4 +164,5 @@ def write_answers(
                 beside=one.beside,
             )
         )
-    write_table(folder, rows, task=task, bag=bag)
+    answered_by = answers_digest(trained.digest, trained.calibration)
+    write_table(folder, rows, task=trained.task, bag=trained.bag, answered_by=answered_by)

@@ -41,7 +41,7 @@ class Listed:
         if not (folder / ORIGIN).is_file() or not (folder / "predictions.parquet").is_file():
             return cls(values=None)
         model = read_origin(folder).model
-        rows = read_table(folder, task=model.task, bag=model.bag)
+        rows = read_table(folder, task=model.task, bag=model.bag, answered_by=model.answers)
         return cls(values={slide_id: row.values for row in rows for slide_id in row.slides or (row.slide_id,)})
 
     def refuse_another(self, table: ScoreTable) -> None:

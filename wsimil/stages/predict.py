@@ -384,10 +384,10 @@ def conclude(
     doubtful = [one for pair in at_odds(twins, () if cohort is None else cohort.slides) for one in pair]
     seen = tuple(a.slide_id for a in answers if learned.knows(a.slide_id, owners.get(a.slide_id)))
     if cohort is None:
-        write_answers(out, answers, task=trained.task, splits=learned.splits, bag=trained.bag)
+        write_answers(out, answers, trained, splits=learned.splits)
         metrics: Mapping[str, Mapping[str, Estimate]] = {}
     else:
-        write_answers(out, answers, task=trained.task, cohort=cohort, splits=learned.splits, bag=trained.bag)
+        write_answers(out, answers, trained, cohort=cohort, splits=learned.splits)
         blind = replace(cohort, slides=tuple(replace(s, split=None, fold=None) for s in cohort.slides))
         uncounted = {*seen, *doubtful}
         metrics = estimate_splits([a for a in answers if a.slide_id not in uncounted], blind)

@@ -184,7 +184,7 @@ def _trained(
         answers = [answer_from(trained, store, slide_id, decision=decision) for slide_id in held_out]
     verify()
     metrics = estimate_splits(answers, units)
-    write_answers(out, answers, cohort=units, task=trained.task, bag=config.bag)
+    write_answers(out, answers, trained, cohort=units)
     write_text(
         out / "metrics.json",
         json.dumps({s: {n: asdict(e) for n, e in m.items()} for s, m in metrics.items()}, indent=2) + "\n",

@@ -69,7 +69,7 @@ def open_study(folder: Path, *, run: Path | None = None, cohort_csv: Path | None
             + (f": wsimil predict {folder} FEATURES -o PREDICTIONS" if (folder / FACTS).is_file() else "")
         )
     model = read_origin(folder, model=run, option="--run").model
-    rows = read_table(folder, task=model.task, bag=model.bag)
+    rows = read_table(folder, task=model.task, bag=model.bag, answered_by=model.answers)
     files = {path.stem for path in (folder / "scores").glob("*.parquet")}
     cases = tuple(_cases(rows, folder, model, files, _labels(cohort_csv, model)))
     scored = [case for case in cases if case.scored]
