@@ -95,6 +95,24 @@ def test_a_changed_recipe_is_made_anew(slides: Path, features: Path, tmp_path: P
     )
 
 
+def test_features_of_two_kinds_come_into_no_folder(make_slide: Make, tmp_path: Path) -> None:
+    first, second, out = (tmp_path / name for name in ("first", "second", "features"))
+    make_slide(first / "a.tiff")
+    make_slide(second / "b.tiff", seed=1)
+    run(first, out)
+    says = r"features of 1 slide that would stay as they are, as 'a', of another kind .*tiling\.mpp: .* != 0\.5;"
+    with pytest.raises(ConfigError, match=says):
+        run(second, out, **{"tile.tile_um": 112.0})
+    assert open_store(out, mode="r").ids() == ["a"]
+    assert "112" not in (out / "config.yaml").read_text(encoding="utf-8")
+    run(second, out, **{"tissue.min_tissue_um2": 9_000.0})
+    both = tmp_path / "both"
+    both.mkdir()
+    for slide in (first / "a.tiff", second / "b.tiff"):
+        (both / slide.name).symlink_to(slide)
+    assert run(both, out, **{"tile.tile_um": 112.0}).count("done") == 2
+
+
 def test_a_changed_slide_is_made_anew(make_slide: Make, tmp_path: Path) -> None:
     make_slide(tmp_path / "in/a.tiff", seed=1)
     assert run(tmp_path / "in", tmp_path / "out").count("done") == 1

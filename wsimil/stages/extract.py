@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from wsimil.encoders import Encoder, build_encoder
-from wsimil.errors import ConfigError, ModelError
+from wsimil.errors import ConfigError, ModelError, StoreError
 from wsimil.extraction.config import ExtractConfig, refuse_lost_masks, tiling_recipe
 from wsimil.extraction.engine import Advanced, Begun, Ended, Told, run_engine
 from wsimil.extraction.prepare import PreparedSlide
@@ -22,7 +22,7 @@ from wsimil.extraction.stain import with_stain_target
 from wsimil.extraction.timing import StageSeconds, Trace
 from wsimil.files import check_writable, output_error, remove_stale, write_text
 from wsimil.geometry import TileSpec
-from wsimil.provenance import Provenance
+from wsimil.provenance import RECIPE_VERSION, Provenance
 from wsimil.slides.mpp import METADATA_DISAGREE
 from wsimil.stages.device import resolve_devices, tell_slow_precision
 from wsimil.stages.failures import failed_earlier, stays_listed, write_failures
@@ -30,7 +30,8 @@ from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.run_folder import refuse_results
 from wsimil.stages.slide_work import Place, SlideOutcome, SlideWork, Status
-from wsimil.store import open_store
+from wsimil.stages.words import unit_words
+from wsimil.store import FeatureStore, open_store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,8 @@ def extract(
 
     A slide whose file carries the same recipe is skipped, and one that failed in an earlier run stays in failures.csv until it is
     among `sources` again. `wanted` is the kind of features that a model needs: an encoder or a tiling that would give others
-    raises ModelError before the first slide. `profile` writes profile.json, a trace of all threads for chrome://tracing. Raises
+    raises ModelError before the first slide; where nobody says it, one that would give others than those of further slides that
+    are in `out` raises ConfigError. `profile` writes profile.json, a trace of all threads for chrome://tracing. Raises
     ConfigError, EncoderError or OutputError for what concerns all slides; what concerns one slide is in the summary.
     """
     reporter = reporter or Quiet()
@@ -93,6 +95,8 @@ def extract(
     config = with_stain_target(config)
     if wanted is not None:
         _refuse_another_kind(wanted, encoders[0], spec, config)
+    else:
+        _refuse_another_kind_beside(store, sources, encoders[0], spec, config, out)
     refuse_lost_masks(config)
     suffix = f".{shard.index}-of-{shard.count}" if shard else ""
     write_text(out / f"config{suffix}.yaml", config.to_yaml())
@@ -188,6 +192,33 @@ def _refuse_another_kind(wanted: Provenance, encoder: Encoder, spec: TileSpec, c
             f"the model was trained on features that this extraction would not make (model != here): {'; '.join(differences)};"
             " give the weights that the model's features were made with by --encoder-weights"
         )
+
+
+def _refuse_another_kind_beside(
+    store: FeatureStore,
+    sources: Sequence[SlideSource],
+    encoder: Encoder,
+    spec: TileSpec,
+    config: ExtractConfig,
+    out: Path,
+) -> None:
+    """Raises ConfigError where features of slides that are not among `sources` would be of another kind than theirs."""
+    others = sorted({*store.ids()} - {source.slide_id for source in sources})
+    for slide_id in others:
+        try:
+            there = store.header(slide_id).provenance
+        except StoreError:
+            continue
+        made = replace(
+            there, encoder=encoder.provenance, tiling=tiling_recipe(spec, config), recipe_version=RECIPE_VERSION
+        )
+        if differences := there.kind_differences(made):
+            raise ConfigError(
+                f"{out} holds features of {unit_words('slide', len(others))} that would stay as they are, as {slide_id!r}, of"
+                f" another kind than this config makes (there != here): {'; '.join(differences)}; choose another output folder,"
+                " extract all slides with one config, or remove those that are meant to be gone"
+            )
+        return  # the first that can be read tells it of a folder of one kind
 
 
 def tell_mpp(prepared: PreparedSlide, reporter: Reporter) -> None:
