@@ -413,6 +413,7 @@ def test_a_precision_that_the_cpu_was_not_made_for_is_told(monkeypatch: pytest.M
 def test_a_folder_of_masks_that_is_not_there_is_refused(slides: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"masks: .* is not a folder"):
         run(slides, tmp_path / "out", masks=str(tmp_path / "typo"))
+    assert not (tmp_path / "out").exists()
 
 
 def drawn(path: Path, left: int, top: int, side: int) -> Path:

@@ -7,13 +7,13 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from wsimil.encoders import Encoder, build_encoder
-from wsimil.errors import ConfigError, ModelError, StoreError
+from wsimil.errors import ConfigError, ModelError, StoreError, WsimilError
 from wsimil.extraction.config import ExtractConfig, refuse_lost_masks, tiling_recipe
 from wsimil.extraction.engine import Advanced, Begun, Ended, Told, run_engine
 from wsimil.extraction.prepare import PreparedSlide
@@ -86,18 +86,25 @@ def extract(
     reporter = reporter or Quiet()
     started = time.perf_counter()
     refuse_results(out)
+    was_there = out.exists()
     check_writable(out)
     store = open_store(out, mode="w", backend=config.store)
     for folder in (out, out / "tissue", out / "thumbnails", out / "quality"):
         if folder.is_dir():
             remove_stale(folder)
-    encoders, spec = encoders_and_spec(config, reporter)
-    config = with_stain_target(config)
-    if wanted is not None:
-        _refuse_another_kind(wanted, encoders[0], spec, config)
-    else:
-        _refuse_another_kind_beside(store, sources, encoders[0], spec, config, out)
-    refuse_lost_masks(config)
+    try:
+        encoders, spec = encoders_and_spec(config, reporter)
+        config = with_stain_target(config)
+        if wanted is not None:
+            _refuse_another_kind(wanted, encoders[0], spec, config)
+        else:
+            _refuse_another_kind_beside(store, sources, encoders[0], spec, config, out)
+        refuse_lost_masks(config)
+    except WsimilError:
+        if not was_there:
+            with suppress(OSError):  # another process writes there
+                out.rmdir()
+        raise
     suffix = f".{shard.index}-of-{shard.count}" if shard else ""
     write_text(out / f"config{suffix}.yaml", config.to_yaml())
     mine = shard.take(list(sources)) if shard else list(sources)
