@@ -19,7 +19,8 @@ from wsimil.errors import CohortError, ConfigError, StoreError
 from wsimil.evaluation.bootstrap import differences, estimates
 from wsimil.evaluation.calibration import Calibration
 from wsimil.evaluation.delong import delong_auroc, delong_difference
-from wsimil.evaluation.groups import by_group, over_runs
+from wsimil.evaluation.groups import by_group
+from wsimil.evaluation.runs import over_runs
 from wsimil.evaluation.task_metrics import cases_of
 from wsimil.export.report.numbers import plain
 from wsimil.files import write_text
