@@ -17,6 +17,7 @@ from wsimil.cohort import Cohort, CohortSlide
 from wsimil.errors import CohortError, ConfigError
 from wsimil.splits import Round, SplitPlan, SplitsConfig, make_plan, read_plan, write_plan
 from wsimil.splits.sites import even_folds, site_folds, unevenness
+from wsimil.targets import Survival
 
 
 def cohort(patients: int = 60, sites: int = 7, *, seed: int = 0) -> Cohort:
@@ -132,6 +133,23 @@ def test_an_external_test_is_what_the_split_column_calls_test() -> None:
 def test_a_plan_that_would_test_on_nobody_or_learn_from_nobody_is_refused(given: dict[str, object], says: str) -> None:
     with pytest.raises(CohortError, match=says):
         make_plan(cohort(), SplitsConfig.model_validate(given))
+
+
+def test_strata_of_times_may_be_smaller_than_folds_are_many() -> None:
+    """Tertiles of time, with an event and without, were taken for classes, of which each fold is to hold one at least."""
+    rng = np.random.default_rng(0)
+    labels = [
+        f"{time} {'event' if seen else 'censored'}"
+        for time, seen in zip(range(1, 31), rng.random(30) < 0.4, strict=True)
+    ]
+    slides = tuple(CohortSlide(slide_id=f"s{i}", patient_id=f"p{i}", label=label) for i, label in enumerate(labels))
+    whole = Cohort(slides=slides, task=Survival())
+    assert min(Counter(whole.strata().values()).values()) < 5
+    assert [len(one.test) for one in make_plan(whole, SplitsConfig()).rounds] == [6] * 5
+    with pytest.raises(CohortError, match="the cohort has 30 patients, fewer than the 31 folds"):
+        make_plan(whole, SplitsConfig(folds=31))
+    with pytest.raises(CohortError, match="the rest of the cohort has 15 patients, fewer than the 16 folds"):
+        make_plan(whole, SplitsConfig(kind="nested", folds=2, inner_folds=16))
 
 
 def test_preserved_sites_are_never_learned_from_and_tested_on() -> None:

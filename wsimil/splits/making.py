@@ -85,7 +85,7 @@ def _test_folds(cohort: Cohort, config: SplitsConfig, repeat: int) -> list[set[s
     strata, rng = cohort.strata(), np.random.default_rng([config.seed, repeat, 0])
     if config.preserve_sites:
         return site_folds(_sites(cohort), strata, config.folds, rng)
-    _refuse_few(strata, config.folds)
+    _refuse_few(cohort, strata, config.folds)
     return draw_folds(strata, config.folds, rng)
 
 
@@ -104,7 +104,7 @@ def _nested(cohort: Cohort, config: SplitsConfig) -> Iterator[Round]:
         yield one
         test = {owner[slide_id] for slide_id in one.test}
         rest = {patient: stratum for patient, stratum in strata.items() if patient not in test}
-        _refuse_few(rest, config.inner_folds)
+        _refuse_few(cohort, rest, config.inner_folds)
         inner = draw_folds(rest, config.inner_folds, np.random.default_rng([config.seed, fold, 2]))
         for number, val in enumerate(inner):
             yield round_of(f"{one.name}.{number}", cohort, val=val, test=set(), out=frozenset(test))
@@ -130,7 +130,7 @@ def _external(cohort: Cohort, config: SplitsConfig) -> Iterator[Round]:
     if not test:
         raise CohortError("nothing to test on: name sites with external, or fill the cohort's split column with test")
     rest = {patient: stratum for patient, stratum in cohort.strata().items() if patient not in test}
-    _refuse_few(rest, config.folds)
+    _refuse_few(cohort, rest, config.folds)
     for fold, val in enumerate(draw_folds(rest, config.folds, np.random.default_rng([config.seed, 0]))):
         yield round_of(str(fold), cohort, val=val, test=test)
 
@@ -178,7 +178,11 @@ def _sites(cohort: Cohort) -> dict[str, list[str]]:
     return found
 
 
-def _refuse_few(strata: Mapping[str, str], folds: int) -> None:
-    for stratum in sorted(set(strata.values())):
+def _refuse_few(cohort: Cohort, strata: Mapping[str, str], folds: int) -> None:
+    """Each fold is to hold every class; strata of other tasks are kept even as far as they go, and may be smaller."""
+    for stratum in sorted(set(strata.values())) if cohort.classes else ():
         count = sum(one == stratum for one in strata.values())
         refuse_few(repr(stratum), count, folds)
+    if strata:  # without, a round says that there is nobody to learn from
+        who = "the cohort" if len(strata) == len(cohort.patients) else "the rest of the cohort"
+        refuse_few(who, len(strata), folds)
