@@ -234,6 +234,17 @@ def test_folds_are_a_partition_and_differ_by_one_at_most() -> None:
     assert max(map(len, tests)) - min(map(len, tests)) <= 1
 
 
+def test_a_patient_that_is_alone_in_a_quantile_is_learned_from() -> None:
+    """A quantile was taken for a class, of which training and validation need a patient each."""
+    slides = tuple(
+        CohortSlide(slide_id=f"s{i}", patient_id=f"p{i}", label=str(i), split="train" if i < 31 else "test")
+        for i in range(40)
+    )
+    drawn = Cohort(slides=slides, task=Regression(columns=("age",))).with_splits(seed=0)
+    assert Counter(s.split for s in drawn.slides) == {"train": 25, "val": 6, "test": 9}
+    assert next(s.split for s in drawn.slides if s.slide_id == "s30") == "train"
+
+
 def test_another_seed_draws_other_patients() -> None:
     whole = cohort({"n": 20, "t": 20})
     assert whole.with_splits(seed=0) != whole.with_splits(seed=1)

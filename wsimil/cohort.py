@@ -181,7 +181,8 @@ class Cohort:
             rest = [p for p in self.patients if splits[p] == "train"]
             share = val_fraction * len(self.patients) / len(rest)
             strata = {p: s for p, s in self.strata().items() if splits[p] == "train"}
-            drawn = draw_fraction(strata, min(share, 0.5), np.random.default_rng([seed, 1]), "val")
+            rng = np.random.default_rng([seed, 1])
+            drawn = draw_fraction(strata, min(share, 0.5), rng, "val", classes=bool(self.classes))
             splits.update(dict.fromkeys(drawn, "val"))
             if given or in_folds:
                 moved = tuple(s.slide_id for s in slides if s.patient_id in drawn)
@@ -289,7 +290,8 @@ class Cohort:
     def _draw_test(self, seed: int, fraction: float, folds: int | None, fold: int) -> set[str]:
         strata, rng = self.strata(), np.random.default_rng([seed, 0])
         if folds is None:
-            return draw_fraction(strata, fraction, rng, "test") if fraction > 0 else set()
+            classes = bool(self.classes)
+            return draw_fraction(strata, fraction, rng, "test", classes=classes) if fraction > 0 else set()
         if not 0 <= fold < folds:
             raise CohortError(f"fold {fold} was asked for, folds of {folds} count from 0 to {folds - 1}")
         for label in self.classes:

@@ -18,11 +18,16 @@ def shuffled(strata: Mapping[str, str], rng: np.random.Generator) -> list[list[s
     return [[groups[name][i] for i in rng.permutation(len(groups[name]))] for name in sorted(groups)]
 
 
-def draw_fraction(strata: Mapping[str, str], fraction: float, rng: np.random.Generator, split: str) -> set[str]:
-    """A share of the patients of each stratum, one at least, and one at least left. Raises CohortError where there is but one."""
+def draw_fraction(
+    strata: Mapping[str, str], fraction: float, rng: np.random.Generator, split: str, *, classes: bool
+) -> set[str]:
+    """A share of the patients of each stratum, one at least, and one at least left.
+
+    Raises CohortError where there is but one and strata are `classes`, which both sides need; of others it is left.
+    """
     drawn: set[str] = set()
     for group in shuffled(strata, rng):
-        if len(group) < 2:
+        if len(group) < 2 and classes:
             raise CohortError(
                 f"class {strata[group[0]]!r} has one patient left, {group[0]!r}; the {split} split would leave none for"
                 " training: give splits in the cohort's split column, or add patients"

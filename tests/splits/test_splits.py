@@ -17,7 +17,7 @@ from wsimil.cohort import Cohort, CohortSlide
 from wsimil.errors import CohortError, ConfigError
 from wsimil.splits import Round, SplitPlan, SplitsConfig, make_plan, read_plan, write_plan
 from wsimil.splits.sites import even_folds, site_folds, unevenness
-from wsimil.targets import Survival
+from wsimil.targets import Regression, Survival
 
 
 def cohort(patients: int = 60, sites: int = 7, *, seed: int = 0) -> Cohort:
@@ -150,6 +150,14 @@ def test_strata_of_times_may_be_smaller_than_folds_are_many() -> None:
         make_plan(whole, SplitsConfig(folds=31))
     with pytest.raises(CohortError, match="the rest of the cohort has 15 patients, fewer than the 16 folds"):
         make_plan(whole, SplitsConfig(kind="nested", folds=2, inner_folds=16))
+
+
+def test_a_plan_without_anybody_to_be_chosen_on_is_refused() -> None:
+    slides = tuple(CohortSlide(slide_id=f"s{i}", patient_id=f"p{i}", label=str(i)) for i in range(16))
+    whole = Cohort(slides=slides, task=Regression(columns=("age",)))
+    assert [len(one.val) for one in make_plan(whole, SplitsConfig(kind="monte_carlo", test_fraction=0.7)).rounds] == [2]
+    with pytest.raises(CohortError, match="none of the 2 patients that are not tested on can be spared"):
+        make_plan(whole, SplitsConfig(kind="monte_carlo", test_fraction=0.85))
 
 
 def test_preserved_sites_are_never_learned_from_and_tested_on() -> None:

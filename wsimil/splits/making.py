@@ -56,11 +56,20 @@ def make_plan(cohort: Cohort, config: SplitsConfig) -> SplitPlan:
 
 
 def with_val(cohort: Cohort, patients: Iterable[str], fraction: float, rng: np.random.Generator) -> set[str]:
-    """Patients of `patients` drawn as the validation split: `fraction` of all patients of the cohort, half of these at most."""
+    """Patients of `patients` drawn as the validation split: `fraction` of all patients of the cohort, half of these at most.
+
+    Raises CohortError where none can be spared.
+    """
     among = set(patients)
     strata = {patient: stratum for patient, stratum in cohort.strata().items() if patient in among}
     share = fraction * len(cohort.patients) / max(len(strata), 1)
-    return draw_fraction(strata, min(share, 0.5), rng, "val")
+    drawn = draw_fraction(strata, min(share, 0.5), rng, "val", classes=bool(cohort.classes))
+    if not drawn:
+        raise CohortError(
+            f"none of the {len(strata)} patients that are not tested on can be spared for the val split, as no two of them are"
+            " alike; ask for a smaller test split, or add patients"
+        )
+    return drawn
 
 
 def round_of(name: str, cohort: Cohort, *, val: set[str], test: set[str], out: frozenset[str] = frozenset()) -> Round:
@@ -113,7 +122,7 @@ def _nested(cohort: Cohort, config: SplitsConfig) -> Iterator[Round]:
 def _monte_carlo(cohort: Cohort, config: SplitsConfig) -> Iterator[Round]:
     for repeat in range(config.repeats):
         rng = np.random.default_rng([config.seed, repeat, 0])
-        test = draw_fraction(cohort.strata(), config.test_fraction, rng, "test")
+        test = draw_fraction(cohort.strata(), config.test_fraction, rng, "test", classes=bool(cohort.classes))
         val = with_val(cohort, set(cohort.patients) - test, config.val_fraction, rng)
         yield round_of(str(repeat), cohort, val=val, test=test)
 
