@@ -120,6 +120,31 @@ def test_a_config_that_cannot_be_meant_is_refused(tmp_path: Path, reference: Pat
         stain_target(StainConfig(method="reinhard", reference=tmp_path / "blank.png"))
 
 
+@pytest.mark.parametrize("method", ["macenko", "reinhard"])
+def test_what_is_transparent_in_a_reference_is_glass_and_not_black(
+    tiles: np.ndarray, tmp_path: Path, method: str
+) -> None:
+    tissue = tiles[:4].reshape(-1, 128, 3)
+    cut = np.arange(len(tissue)) % 256 < 100
+    for name, fill, alpha in (("white.png", 255, 255), ("clear.png", 0, 0)):
+        opacity = np.where(cut, alpha, 255)[:, None, None] * np.ones((1, 128, 1), int)
+        colors = np.where(cut[:, None, None], fill, tissue)
+        Image.fromarray(np.concatenate([colors, opacity], axis=2).astype(np.uint8)).save(tmp_path / name)
+    white, clear = (
+        stain_target(StainConfig(method=method, reference=tmp_path / name))  # type: ignore[arg-type]
+        for name in ("white.png", "clear.png")
+    )
+    assert clear == white
+
+
+def test_a_reference_larger_than_any_is_refused(
+    reference: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ConfigError, match="cannot be read as an image: Image size"):
+        stain_target(StainConfig(method="macenko", reference=reference))
+
+
 def test_features_are_of_normalized_tiles_and_their_kind_says_so(
     make_slide: Make, reference: Path, tmp_path: Path
 ) -> None:

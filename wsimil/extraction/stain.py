@@ -54,8 +54,9 @@ def stain_target(config: StainConfig) -> tuple[float, ...]:
         built_in = TorchMacenkoNormalizer()
         return _flat(built_in.HERef, built_in.maxCRef)
     try:
-        image = np.array(Image.open(config.reference).convert("RGB"))
-    except OSError as error:
+        with Image.open(config.reference) as file:
+            image = _on_white(file)
+    except (OSError, Image.DecompressionBombError) as error:
         raise ConfigError(f"stain: reference {config.reference} cannot be read as an image: {error}") from None
     try:
         return _fit(config.method or "macenko", image[None])
@@ -74,6 +75,14 @@ def fit_stain(config: StainConfig, sample: NDArray[np.uint8], *, slide_id: str) 
             " drop it, or extract without stain normalization"
         ) from None
     return _macenko(found, target) if method == "macenko" else _reinhard(found, target)
+
+
+def _on_white(image: Image.Image) -> NDArray[np.uint8]:
+    """RGB [h, w, 3]; what is transparent lets white through, as glass does, and not the black that files hold there."""
+    if not image.has_transparency_data:
+        return np.array(image.convert("RGB"))
+    over = image.convert("RGBA")
+    return np.array(Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB"))
 
 
 def _fit(method: str, tiles: NDArray[np.uint8]) -> tuple[float, ...]:
