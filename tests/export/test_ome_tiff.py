@@ -202,6 +202,20 @@ def test_tiles_of_several_grids_are_laid_on_cells_that_divide_their_offsets(make
     assert cells_over(dataclasses.replace(table, xy0=xy0), (0, 0, 4000, 3000)).cell0 == 224 / 8
 
 
+def test_tiles_of_several_grids_lie_in_their_places_wherever_the_frame_begins(make_prediction) -> None:
+    table = score_table(make_prediction(n=3))
+    places = np.array([[0, 0], [5, 0], [0, 6]])  # in cells of 56 px, four of which are a tile
+    table = dataclasses.replace(table, xy0=np.array([301, 207]) + 56 * places)
+    values = np.array([1, 2, 3], np.float32)
+    wanted = np.full((10, 9), np.nan)
+    for value, (x, y) in zip(values, places, strict=True):
+        wanted[y : y + 4, x : x + 4] = value
+    own, framed = cells_of_tiles(table), cells_over(table, (301 - 2 * 56, 207 - 56, 11 * 56, 11 * 56))
+    assert (own.cell0, own.origin0, framed.cell0, framed.origin0) == (56, (301, 207), 56, (189, 151))
+    np.testing.assert_array_equal(own.raster(values), wanted)
+    np.testing.assert_array_equal(framed.raster(values), np.pad(wanted, ((1, 0), (2, 0)), constant_values=np.nan))
+
+
 @pytest.mark.parametrize(("by", "cell0"), [(1, 224), (2, 28)])
 def test_tiles_that_lie_on_one_grid_but_for_rounding_have_cells_of_a_stride(
     by: int, cell0: float, make_prediction
