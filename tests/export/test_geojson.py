@@ -93,6 +93,26 @@ def test_the_bounds_offset_is_subtracted_by_default_and_told(make_prediction) ->
         assert slide["metadata"]["wsimil.origin"] == tree["wsimil"]["origin"]
 
 
+@pytest.mark.parametrize("origin", ["bounds", "level0"])
+def test_the_slide_is_drawn_around_all_tiles_and_each_top_tile_where_it_lies(origin: str, make_prediction) -> None:
+    table = score_table(make_prediction(n=63, bounds0_px=(301, 207, 3000, 2500)))
+    slide, *tops = _objects(_parse(table, origin=origin, score="attention", top=5), "annotation")
+    xy = table.xy0 - ([301, 207] if origin == "bounds" else [0, 0])
+    assert _box(slide) == [*xy.min(axis=0), *(np.ptp(xy, axis=0) + 224)]
+    order = np.argsort(-table.score("attention"), kind="stable")[:5]
+    assert [_box(one) for one in tops] == [[*xy[index], 224, 224] for index in order]
+    assert [one["properties"]["measurements"] for one in tops] == [{"wsimil: rank": rank} for rank in (1, 2, 3, 4, 5)]
+
+
+def test_more_tiles_than_are_written_at_once_keep_their_places_and_scores(make_prediction) -> None:
+    table = score_table(make_prediction(n=5000, size0_px=(20_000, 20_000)))
+    tiles = _objects(_parse(table), "tile")
+    assert [_box(feature)[:2] for feature in tiles] == table.xy0.tolist()
+    values = shown(table, "attention").values
+    found = [tile["properties"]["measurements"]["wsimil: attention (relative to max)"] for tile in tiles]
+    np.testing.assert_allclose(found, values / values.max(), rtol=5e-5)
+
+
 def test_measurements_are_what_pictures_show_relative_to_the_largest_and_say_so(make_prediction) -> None:
     table = score_table(make_prediction(n=63, classes=("normal", "tumor", "other")))
     tiles = _objects(_parse(table), "tile")
@@ -132,7 +152,11 @@ def test_the_slide_itself_carries_its_probabilities(make_prediction) -> None:
     table = score_table(make_prediction(n=63))
     slide = _objects(_parse(table), "annotation")[0]["properties"]
     assert slide["measurements"]["wsimil: P(tumor)"] == table.values[1]
+    assert slide["measurements"]["wsimil: tiles"] == 63
+    assert slide["name"] == f"{table.slide_id}: {table.predicted} ({table.values.max():.2f})"
     assert slide["metadata"]["wsimil.model.digest"] == "a3f5c0de"
+    answer = dict(zip(("prob_normal", "prob_tumor"), table.values.tolist(), strict=True))
+    assert _parse(table)["wsimil"]["answer"] == answer
 
 
 def test_the_answer_for_a_patient_is_not_called_the_slides(make_prediction) -> None:
@@ -156,6 +180,9 @@ def test_top_tiles_are_the_highest_of_those_that_speak_for_the_class(make_predic
     tops = _objects(_parse(table, score="contribution:tumor", top=5), "annotation")[1:]
     assert [t["properties"]["metadata"]["wsimil.tile_id"] for t in tops] == [str(i) for i in np.argsort(-values)[:5]]
     assert tops[0]["properties"]["name"] == f"Top 1 tumor ({values.max():+.3g})"
+    assert table.main_score == f"contribution:{table.predicted}" != table.score_names[0]
+    (first,) = _objects(_parse(table, top=1), "annotation")[1:]
+    assert first["properties"]["metadata"]["wsimil.score"] == table.main_score
     every = _objects(_parse(table, score="contribution:tumor", top=63), "annotation")[1:]
     assert len(every) == int((values > 0).sum())
     assert len(_objects(_parse(table, score="attention", top=63), "annotation")) == 1 + 63
@@ -168,6 +195,7 @@ def test_no_tile_that_speaks_against_is_among_the_top_whatever_the_signed_score(
     names = (*(f"leave_one_out:{c}" for c in ("normal", "tumor")), *(f"single:{c}" for c in ("normal", "tumor")))
     scores = np.concatenate([np.linspace(-1, 1, 126, dtype=np.float32).reshape(63, 2), single], axis=1)
     scores[:20, 1] -= 0.1
+    scores[5] = 0  # speaks neither for nor against
     table = dataclasses.replace(made, score_names=names, scores=scores)
     loses = scores[:, 1] > scores[:, 0]
     assert 0 < loses.sum() < 63
