@@ -116,6 +116,46 @@ def test_a_px_is_what_is_shown_of_the_tile_on_its_middle_and_nan_elsewhere(make_
         assert np.array_equal(matrix, there, equal_nan=True)
 
 
+def test_a_px_has_the_tile_on_its_middle_where_sides_are_rounded_and_tiles_end_within_it(
+    make_prediction, tmp_path: Path
+) -> None:
+    source = write_dicom_slide(tmp_path / "slide", [SIZE, (64, 47)], mpp=0.5)
+    table = _some(score_table(make_prediction(size0_px=SIZE, size_px=100)))
+    write_parametric_maps(tmp_path / "maps", table, source, now=NOW, scores=("attention",))
+    matrix = hd.imread(tmp_path / "maps/01.dcm").get_total_pixel_matrix(dtype=np.float64)
+    board = np.full((3100, 4100), np.nan)
+    for (x, y), value in zip(table.xy0, shown(table, "attention").values, strict=True):
+        board[y : y + 100, x : x + 100] = value
+    rows, columns = (((np.arange(n) + 0.5) * side / n).astype(int) for n, side in ((47, 3072), (64, 4096)))
+    assert np.array_equal(matrix, board[np.ix_(rows, columns)], equal_nan=True)
+
+
+def test_a_px_is_the_mean_of_the_tiles_on_it_where_they_are_smaller(make_prediction, slide, tmp_path: Path) -> None:
+    table = score_table(make_prediction(size0_px=SIZE, size_px=16))
+    write_parametric_maps(tmp_path / "maps", table, slide, now=NOW, scores=("attention",))
+    matrix = hd.imread(tmp_path / "maps/01.dcm").get_total_pixel_matrix(dtype=np.float64)
+    values = shown(table, "attention").values.reshape(48, 4, 64, 4)
+    np.testing.assert_allclose(matrix, values.mean(axis=(1, 3), dtype=np.float64), rtol=1e-6)
+
+
+def test_frames_lie_as_far_along_rows_and_columns_as_the_image_says(make_prediction, tmp_path: Path) -> None:
+    source = write_dicom_slide(tmp_path / "slide", [(40_960, 20_480), (640, 320)], mpp=0.5)
+    image = pydicom.dcmread(source.with_name("level-1.dcm"))
+    # Rows are as far apart as the first number says, columns as the second.
+    image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing = [0.0320, 0.0322]
+    image.SeriesNumber = 7
+    image.save_as(source.with_name("level-1.dcm"))
+    table = score_table(make_prediction(size0_px=(40_960, 20_480), size_px=512))
+    write_parametric_maps(tmp_path / "maps", table, source, now=NOW, scores=("attention",))
+    (made,) = _maps(tmp_path / "maps")
+    assert made.SeriesNumber == 1008
+    for frame in made.PerFrameFunctionalGroupsSequence:
+        place = frame.PlanePositionSlideSequence[0]
+        column, row = place.ColumnPositionInTotalImagePixelMatrix, place.RowPositionInTotalImagePixelMatrix
+        assert place.YOffsetInSlideCoordinateSystem == pytest.approx(40 - (column - 1) * 0.0322, abs=1e-6)
+        assert place.XOffsetInSlideCoordinateSystem == pytest.approx(20 - (row - 1) * 0.0320, abs=1e-6)
+
+
 def test_windows_end_where_the_colors_of_pictures_do(make_prediction, slide, tmp_path) -> None:
     table = _some(score_table(make_prediction(size0_px=SIZE)))
     spans = {"attention": (0.0, 3.0), "contribution:normal": (-2.5, 2.5)}
