@@ -156,6 +156,33 @@ def test_one_class_alone_leaves_ranks_undefined() -> None:
     assert (flat["r2"], flat["pearson"], flat["spearman"], flat["mae"]) == (None, None, None, 1.0)
 
 
+def test_numbers_that_are_all_the_same_have_no_correlation_also_in_a_replicate() -> None:
+    """Of ten times 0.1 rounding leaves a variance."""
+    flat, rising = np.array([*[0.1] * 10, 5.0]), np.arange(11.0)
+    rows = np.array([[1.0] * 10 + [0.0]])
+    for truth, said in ((flat, rising), (rising, flat)):
+        cases = RegressionCases(targets=truth, predictions=said)
+        drawn, alone = cases.replicates(rows), cases.take(np.arange(10)).values()
+        assert [alone[name] for name in ("pearson", "spearman")] == [None, None]
+        assert np.isnan([drawn[name][0] for name in ("pearson", "spearman")]).all()
+        assert (alone["r2"] is None) == np.isnan(drawn["r2"][0]) == (truth is flat)
+        assert truth is flat or drawn["r2"][0] == pytest.approx(alone["r2"], **CLOSE)
+        assert np.isfinite(
+            [cases.replicates(np.ones((1, 11)))[name][0] for name in ("pearson", "spearman", "r2")]
+        ).all()
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_correlations_do_not_know_the_unit(scale: float) -> None:
+    cases = numbers(20)
+    scaled = RegressionCases(targets=cases.targets * scale, predictions=cases.predictions * scale)
+    found, wanted = scaled.values(), cases.values()
+    assert [found[name] for name in ("r2", "pearson", "spearman")] == pytest.approx(
+        [wanted[name] for name in ("r2", "pearson", "spearman")], **CLOSE
+    )
+    assert found["mae"] == pytest.approx(wanted["mae"] * scale)  # type: ignore[operator]
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from(["binary", "multiclass", "ordinal", "regression"]))
 def test_the_order_of_rows_does_not_matter(seed: int, ties: bool, kind: str) -> None:
