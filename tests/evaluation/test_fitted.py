@@ -312,6 +312,14 @@ def test_a_threshold_parts_probabilities_that_no_number_lies_between(above: floa
     assert (p >= found.value).tolist() == [False, True]
 
 
+@pytest.mark.parametrize("highest", [0.8, 1.0])
+def test_a_threshold_that_decides_for_none_lies_above_all_probabilities(highest: float) -> None:
+    p = np.array([0.2, highest])
+    found = specificity_threshold(np.array([1, 0]), p, at_least=1.0, fitted_on="val")
+    assert (found.sensitivity, found.specificity) == (0, 1)
+    assert found.value > highest
+
+
 def test_a_threshold_of_one_class_is_refused() -> None:
     with pytest.raises(ConfigError, match="both classes"):
         youden_threshold(np.ones(3, np.int64), np.array([0.1, 0.2, 0.3]), fitted_on="val")

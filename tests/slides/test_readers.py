@@ -6,6 +6,7 @@ import struct
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,6 +154,21 @@ def test_tiles_as_large_as_stored_ones_are_white_before_the_slide_and_not_what_i
         tiles = slide.read_tiles(grid, np.arange(len(grid)))
     assert outside.sum() == 6
     assert (tiles == 255).all(axis=(1, 2, 3)).tolist() == outside.tolist()
+
+
+@pytest.mark.parametrize("start", [(0, 100), (100, 0), (240, 240)])
+def test_tiles_as_large_as_stored_ones_lie_where_they_are_asked_for(start: tuple[int, int], tmp_path: Path) -> None:
+    """Where both begin at one place a stored tile is the tile; one axis alone says nothing."""
+    image = texture(720, 960)
+    path = write_slide(tmp_path / "slide.tiff", [image], compression="zlib")
+    with open_slide(path) as slide:
+        whole = grid_of(slide, side=240, stride=240)
+        xy0 = whole.xy0[(whole.xy0 + start + 240 <= (960, 720)).all(axis=1)] + start
+        grid = replace(whole, xy0=xy0, tissue=np.ones(len(xy0), np.float32))
+        tiles = slide.read_tiles(grid, np.arange(len(grid)))
+    assert len(tiles) >= 2 * 3
+    for tile, (x, y) in zip(tiles, xy0.tolist(), strict=True):
+        assert (tile == image[y : y + 240, x : x + 240]).all()
 
 
 def test_aperio_jpeg_of_rgb_without_a_marker_is_not_taken_for_ycbcr(tmp_path: Path) -> None:
@@ -921,6 +937,14 @@ def test_half_scale_adds_the_levels_that_a_jpeg_slide_lacks_and_only_those(tmp_p
         assert slide.info.level_downsamples == (1,)
 
 
+def test_half_scale_halves_stored_tiles_that_are_not_square(tmp_path: Path) -> None:
+    image = texture(960, 960)
+    path = write_slide(tmp_path / "slide.tiff", [image], tile=(240, 480))
+    with open_slide(path, half_scale_jpeg=True) as slide:
+        found = slide.read_region((100.0, 60.0), (350, 370), 2 * MPP)
+    assert np.abs(found.astype(int) - shrunk(image[60:800, 100:800], 2)).mean() < 4
+
+
 def test_half_scale_keeps_stored_tiles_in_their_places_where_the_last_ones_are_1_px_wide_and_high(
     tmp_path: Path,
 ) -> None:
@@ -952,6 +976,9 @@ def test_half_scale_leaves_a_missing_stored_tile_to_the_level_it_is_missing_from
         for one, level in ((slide, 2), (reference, 1)):
             tile = one.read_tiles(grid_of(one, side=240, stride=240, level=level), [0])
             assert (tile == 255).all() == (description is None)
+    without_tiles(path, 0, [1])
+    with open_slide(path, half_scale_jpeg=True) as slide:
+        assert 2 not in slide.info.level_downsamples[:2], "nobody else has the level to show what is missing"
 
 
 def test_half_scale_of_a_jpeg_of_another_size_is_refused() -> None:
