@@ -15,7 +15,7 @@ from PIL import Image
 from tests.export.report.browser import Page, cut_in_print, opened
 from tests.stages.made_runs import KINDS, answers, write_cohort, write_run
 from wsimil.export.report.card import inert
-from wsimil.export.report.cells import Cells, shown
+from wsimil.export.report.cells import Cells, p_text, shown
 from wsimil.stages.compare import compare
 from wsimil.stages.evaluate import EvaluateOptions, evaluate
 from wsimil.store import open_store
@@ -191,10 +191,19 @@ def test_a_report_of_1000_slides_with_thumbnails_is_below_2_mb(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "–"), (0.9996, "1.000"), (12.345, "12.35"), (-0.5, "−0.500"), (7, "7"), (1234.56, "1234.6"), (0, "0")],
-)
+    [
+        (None, "–"), (0.9996, "1.000"), (12.345, "12.35"), (-0.5, "−0.500"), (7, "7"), (1234.56, "1234.6"), (0, "0"),
+        (0.0, "0.000"), (-2.2e-16, "0.000"), (0.0421, "0.042"), (0.00421, "0.00421"), (-0.00042, "−0.000420"),
+        (4.2e-6, "0.00000420"), (4.2e-7, "4.20e-07"),
+    ],
+)  # fmt: skip
 def test_numbers_are_shown_with_the_digits_that_matter(value: float | None, text: str) -> None:
+    """An error of 0.0004 in the unit of the truth, and a threshold of it, stood in a report as 0.000."""
     assert shown(value) == text
+
+
+def test_p_values_are_shown_in_thousandths() -> None:
+    assert [p_text(value) for value in (None, 0.00099, 0.0042, 0.5, 1.0)] == ["–", "<0.001", "0.004", "0.500", "1.000"]
 
 
 def test_a_number_that_is_not_in_metrics_json_cannot_be_shown() -> None:

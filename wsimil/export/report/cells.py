@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from wsimil.export.report.svg import Scale, interval_bar
 from wsimil.provenance import Json
 
 UNDEFINED = "–"
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +63,19 @@ class Cells:
 
 
 def shown(value: Json) -> str:
-    """A number as text: whole ones as they are, others with three to four digits."""
+    """A number as text: whole ones as they are, others with three to four digits, and what rounding leaves of 0 as 0."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return UNDEFINED if value is None else str(value)
     if isinstance(value, int):
         return str(value)
-    text = f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}"
-    return text.replace("-", "−")
+    size = abs(value)
+    if size <= _ROUNDING:
+        return "0.000"
+    if size < 0.01:
+        text = f"{size:.{2 - math.floor(math.log10(size))}f}" if size >= 1e-6 else f"{size:.2e}"
+    else:
+        text = f"{size:.3f}" if size < 10 else f"{size:.2f}" if size < 100 else f"{size:.1f}"
+    return f"−{text}" if value < 0 else text
 
 
 def brief(value: Json) -> str:
@@ -77,7 +85,7 @@ def brief(value: Json) -> str:
 
 def p_text(value: float | None) -> str:
     """A p-value as text, the smallest as "<0.001"."""
-    return "<0.001" if value is not None and value < 0.001 else shown(value)
+    return shown(value) if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def pointer(path: Sequence[str | int]) -> str:
