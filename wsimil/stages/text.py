@@ -157,6 +157,8 @@ def show_train_plan(planned: TrainPlan, *, as_json: bool) -> None:
 
 def show_training(summary: TrainSummary, out: Path, *, as_json: bool) -> None:
     """How a training run went."""
+    from wsimil.export.report.cells import shown
+
     fit = summary.fit
     if as_json:
         say_json(
@@ -176,12 +178,12 @@ def show_training(summary: TrainSummary, out: Path, *, as_json: bool) -> None:
     threshold = summary.decision.threshold
     if threshold is not None:
         say(
-            f"{summary.cohort.task.positive} said from {threshold.value:.3f} on ({threshold.rule} on the validation split:"
+            f"{summary.cohort.task.positive} said from {shown(threshold.value)} on ({threshold.rule} on the validation split:"
             f" sensitivity {threshold.sensitivity:.2f}, specificity {threshold.specificity:.2f} there)"
         )
     for name, one in summary.decision.labels.items():
         if one.threshold is not None:
-            say(f"{name} said from {one.threshold.value:.3f} on ({one.threshold.rule} on the validation split)")
+            say(f"{name} said from {shown(one.threshold.value)} on ({one.threshold.rule} on the validation split)")
     for note in summary.decision.notes:
         say(f"note: {note}")
     _show_metrics(summary.metrics, summary.cohort.task.positive)
@@ -339,15 +341,15 @@ def _show_cohort(cohort: Cohort) -> None:
 
 
 def _show_metrics(metrics: Mapping[str, Mapping[str, Estimate]], positive: str) -> None:
+    from wsimil.export.report.cells import shown
     from wsimil.export.report.names import of_class
 
     for split, found in metrics.items():
         rows = []
         for name, estimate in found.items():
-            value = "undefined" if estimate.value is None else f"{estimate.value:.3f}"
-            interval = (
-                "" if estimate.low is None or estimate.high is None else f"{estimate.low:.3f} to {estimate.high:.3f}"
-            )
+            value = "undefined" if estimate.value is None else shown(estimate.value)
+            told = estimate.low is not None and estimate.high is not None
+            interval = f"{shown(estimate.low)} to {shown(estimate.high)}" if told else ""
             rows.append((name + of_class(name, positive), value, interval))
         table([f"{split} slides", "value", "95 % CI over patients"], rows)
 

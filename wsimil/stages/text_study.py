@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wsimil.export.report.cells import p_text
+from wsimil.export.report.cells import p_text, shown
 from wsimil.stages.text import say, say_json, table
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def show_study(summary: StudySummary, out: Path, *, as_json: bool) -> None:
     for name, found in tables.configs.items():
         for metric in [one for one in _FIRST if one in found]:
             spread = found[metric]
-            sd = "" if spread.sd is None else f" ± {spread.sd:.3f}"
-            mean = "undefined" if spread.mean is None else f"{spread.mean:.3f}{sd}"
+            sd = "" if spread.sd is None else f" ± {shown(spread.sd)}"
+            mean = "undefined" if spread.mean is None else f"{shown(spread.mean)}{sd}"
             rows.append([name, metric, str(spread.runs), mean, _shown(spread.averaged), _shown(spread.pooled)])
     if rows:
         table(["config", "metric", "runs", "mean ± sd", "mean [95 %]", "pooled [95 %]"], rows)
@@ -62,7 +62,7 @@ def _show_differences(tables: StudyTables, out: Path) -> None:
         rows = []
         for one in shown:
             of, anew = one.paired.difference, one.paired.retrained
-            retrained = "" if anew is None else f"[{anew.low:+.3f}, {anew.high:+.3f}]"
+            retrained = "" if anew is None else f"[{_plus(anew.low)}, {_plus(anew.high)}]"
             rows.append(
                 [one.config, one.metric, str(one.paired.runs), _signed(of), retrained, p_text(one.retrained_p_holm)]
             )
@@ -88,17 +88,21 @@ def show_ensemble(summary: EnsembleSummary, out: Path, *, as_json: bool) -> None
         say(f"note: {note}")
 
 
+def _plus(value: float) -> str:
+    return shown(value) if value <= 0 else f"+{shown(value)}"
+
+
 def _signed(found: Difference) -> str:
     if found.difference is None:
         return "undefined"
     if found.low is None or found.high is None:
-        return f"{found.difference:+.3f}"
-    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        return _plus(found.difference)
+    return f"{_plus(found.difference)} [{_plus(found.low)}, {_plus(found.high)}]"
 
 
 def _shown(estimate: Estimate) -> str:
     if estimate.value is None:
         return "undefined"
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.3f}"
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+        return shown(estimate.value)
+    return f"{shown(estimate.value)} [{shown(estimate.low)}, {shown(estimate.high)}]"

@@ -270,8 +270,10 @@ def _recorded(split: SplitConfig) -> SplitConfig:
 
 
 def _line(record: EpochRecord) -> str:
+    from wsimil.export.report.cells import shown  # whoever plans a run does without
+
     watched = ", ".join(
-        f"val {_SPELLED.get(name, name)} {'undefined' if value is None else f'{value:.3f}'}"
+        f"val {_SPELLED.get(name, name)} {'undefined' if value is None else shown(value)}"
         for name, value in record.val.items()
     )
     return (
