@@ -73,6 +73,8 @@ def test_ome_types_reads_sizes_units_channels_and_the_map_annotation(make_predic
     assert note.namespace == NAMESPACE
     facts = {pair.k: pair.value for pair in note.value.ms}
     assert facts["origin_level0_px"] == "301,207"
+    assert (float(facts["level0_mpp"]), float(facts["cell_level0_px"])) == (0.2527, pytest.approx(112 / 0.2527))
+    assert facts["answer"] == f"prob_normal={table.values[0]:.6g}, prob_tumor={table.values[1]:.6g}"
     assert facts["nodata"] == "NaN"
     assert facts["answer_of"] == "patient p7"
     assert facts["shown.contribution:tumor"] == "contribution to tumor; log-odds; 0 = adds nothing"
