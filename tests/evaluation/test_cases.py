@@ -18,6 +18,7 @@ from wsimil.evaluation.binary import BinaryCases
 from wsimil.evaluation.bootstrap import resampling
 from wsimil.evaluation.metrics import auroc
 from wsimil.evaluation.multiclass import MulticlassCases, OrdinalCases
+from wsimil.evaluation.multilabel import MultilabelCases
 from wsimil.evaluation.regression import RegressionCases
 
 CLOSE = {"rel": 1e-9, "abs": 1e-12}
@@ -85,6 +86,19 @@ def test_an_unknown_label_is_not_counted() -> None:
     assert found["auroc:pr"] == pytest.approx(sk.roc_auc_score(truth, p), **CLOSE)
     assert found["f1:pr"] == pytest.approx(sk.f1_score(truth, p >= 0.4), **CLOSE)
     assert found["auroc_macro"] == pytest.approx(np.mean([found[f"auroc:{name}"] for name in ("er", "pr", "her2")]))
+
+
+def test_each_label_of_each_row_is_decided_at_its_own_threshold_and_counted_where_it_is_there() -> None:
+    p = np.array([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.5, 0.5]])
+    at = np.array([[0.4, 0.6], [0.6, 0.4], [0.4, 0.4], [0.6, 0.6]])
+    cases = MultilabelCases(
+        labels=("a", "b"), targets=np.array([[1, 0], [0, 1], [-1, 1], [0, -1]]), probabilities=p, thresholds=at
+    )
+    assert cases.of("a").decided.tolist() == [1, 0, 0]
+    assert cases.of("b").decided.tolist() == [0, 1, 1]
+    assert cases.take(np.array([3, 1])).of("a").decided.tolist() == [0, 0]
+    assert cases.take(np.array([2, 0])).of("b").decided.tolist() == [1, 0]
+    assert cases.counts == {"a": 1, "b": 2}
 
 
 def test_numbers_are_measured_as_scipy_and_scikit_learn_do() -> None:

@@ -233,6 +233,31 @@ def test_values_come_back_in_their_unit() -> None:
     assert task.decided(np.array([63.0])) == "63 years"
 
 
+def test_several_values_are_told_each_by_its_name() -> None:
+    assert Regression(columns=("x", "y"), unit="mm").decided(np.array([12.345, 0.5])) == "x 12.35 mm, y 0.5 mm"
+
+
+def test_a_map_shows_the_output_that_the_answer_rests_on() -> None:
+    of_levels = {"low": "above low", "mid": "above low", "high": "above mid"}
+    for row, level in (([0.6, 0.3, 0.1], "low"), ([0.4, 0.2, 0.4], "mid"), ([0.1, 0.2, 0.7], "high")):
+        assert (ORDINAL.decided(np.array(row)), ORDINAL.main_output(np.array(row))) == (level, of_levels[level])
+    assert MultiLabel(labels=("a", "b", "c")).main_output(np.array([0.2, 0.9, 0.4])) == "b"
+    held = Classification(classes=("a", "b"), threshold=0.2)
+    assert held.main_output(np.array([0.7, 0.3])) == "b"
+
+
+def test_confidence_is_the_probability_of_what_is_decided_and_not_the_highest() -> None:
+    assert ORDINAL.confidence(np.array([0.4, 0.2, 0.4])) == 0.2
+    assert Classification(classes=("a", "b"), threshold=0.2).confidence(np.array([0.7, 0.3])) == 0.3
+    assert MultiLabel(labels=("a",)).confidence(np.array([0.7])) is None
+
+
+def test_a_label_is_said_from_its_threshold_on() -> None:
+    task = MultiLabel(labels=("a", "b", "c"), thresholds=(0.3, 0.5, 0.7))
+    assert task.decided(np.array([0.3, 0.5, 0.7])) == "a;b;c"
+    assert task.decided(np.array([0.29, 0.49, 0.69])) == "-"
+
+
 def test_survival_falls_by_the_hazard_of_each_interval() -> None:
     labels = [f"{t} event" for t in range(1, 9)]
     task = Survival(bins=4, unit="months").fitted(labels)
@@ -286,6 +311,22 @@ def test_strata_of_few_patients_are_one_or_join_the_largest() -> None:
     assert ORDINAL.strata(few) == ["low"] * 9 + ["mid"] * 6 + ["low"] * 3
     several = [["mid"]] * 9 + [["low"]] * 2 + [["high"]] * 2
     assert ORDINAL.strata(several) == ["mid"] * 9 + ["other"] * 4
+
+
+def test_a_patient_stands_with_the_rarest_of_its_labels_and_the_mean_of_its_numbers() -> None:
+    classes = [["a"]] * 6 + [["a", "b"]] * 2 + [["b"]] * 2
+    assert Classification(classes=("a", "b")).strata(classes) == ["a"] * 6 + ["b"] * 4
+    assert ORDINAL.strata([["low"]] * 6 + [["low", "high"]] * 4) == ["low"] * 6 + ["high"] * 4
+    several = [["x"]] * 6 + [["x;y"]] * 2 + [["x", "y=?;x"]] * 4 + [["x", "y"]] * 2 + [["-"]] * 4
+    assert MultiLabel(labels=("x", "y")).strata(several) == (
+        ["x"] * 6 + ["y"] * 2 + ["x"] * 4 + ["y"] * 2 + ["none of them"] * 4
+    )
+    # Sixteen patients are halves: the second of two slides alone would put the first eight above.
+    numbers = [[str(i), str(i + 1)] for i in range(7)] + [["0", "40"]] + [[str(30 + i)] for i in range(8)]
+    strata = Regression(columns=("x",)).strata(numbers)
+    assert strata == ["quantile 1"] * 8 + ["quantile 2"] * 8
+    on_it = Regression(columns=("x",)).strata([["1"]] * 8 + [["2"]] * 9)
+    assert on_it == ["quantile 1"] * 8 + ["quantile 2"] * 9
 
 
 @pytest.mark.parametrize("kind", ["multilabel", "regression", "survival", "ordinal"])
