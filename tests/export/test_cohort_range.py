@@ -51,6 +51,12 @@ def test_of_large_slides_it_is_as_near_as_it_says(table: ScoreTable) -> None:
     assert low <= cohort.span(NAME, "signed")[1] <= high
 
 
+def test_where_nearly_all_tiles_have_none_it_ends_with_the_largest(table: ScoreTable) -> None:
+    cohort = CohortRange()
+    cohort.add(with_scores(table, np.array([0.0] * 399 + [-3.0])), NAME)
+    assert cohort.span(NAME, "signed") == (-3, 3)
+
+
 def test_a_slide_of_one_tile_does_not_pale_all_others(table: ScoreTable) -> None:
     cohort = CohortRange()
     for number in range(20):

@@ -150,3 +150,24 @@ def test_a_number_of_a_fold_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folds.csv").write_text("slide_id,fold\ns0,²\ns1,³\ns2,²\n", encoding="utf-8")
     with pytest.raises(CohortError, match="'²' is no side; wanted train, val, test or fold numbers"):
         read(of_pairs([(f"s{i}", f"p{i}", "ab"[i % 2]) for i in range(3)]), tmp_path / "folds.csv")
+
+
+@pytest.mark.parametrize("word", ["val", "valid", "validation"])
+def test_slides_to_be_chosen_on_are_not_tested_on_whatever_they_are_called(word: str, tmp_path: Path) -> None:
+    sides = ["train", "train", word, word, "test", "test"]
+    cohort = of_pairs([(f"s{i}", f"p{i}", "nt"[i % 2]) for i in range(6)])
+    file = tmp_path / "splits_3.csv"
+    file.write_text("slide_id,subset\n" + "".join(f"s{i},{side}\n" for i, side in enumerate(sides)), encoding="utf-8")
+    columns = tmp_path / "splits_10.csv"
+    columns.write_text(f",train,{word},test\n0,s0,s2,s4\n1,s1,s3,s5\n", encoding="utf-8")
+    for plan in (read(cohort, file), read(cohort, columns)):
+        assert [ids for _, ids in plan.rounds[0].sides()] == [("s0", "s1"), ("s2", "s3"), ("s4", "s5")]
+
+
+def test_folds_of_a_column_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    cohort = of_pairs([(f"s{i}", f"p{i}", "nt"[i % 2]) for i in range(44)])
+    file = tmp_path / "folds.csv"
+    file.write_text("slide_id,fold\n" + "".join(f"s{i},{i % 11}\n" for i in range(44)), encoding="utf-8")
+    plan = read(cohort, file)
+    assert [one.name for one in plan.rounds] == [str(number) for number in range(11)]
+    assert plan.rounds[10].test == ("s10", "s21", "s32", "s43")

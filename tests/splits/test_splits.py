@@ -108,6 +108,35 @@ def test_an_external_test_is_the_same_in_every_round_and_holds_its_sites_whole()
     assert not {sites[s] for s in plan.rounds[0].train + plan.rounds[0].val} & {"site1", "site4"}
 
 
+@pytest.mark.parametrize("name", ["repeated", "monte_carlo"])
+def test_repeats_are_drawn_anew(name: str) -> None:
+    plan = plan_of(name)
+    tests = [frozenset(patients(plan, one.test)) for one in plan.rounds]
+    assert len(set(tests)) == len(plan.rounds)
+    if name == "repeated":
+        for repeat in range(3):
+            own = [test for one, test in zip(plan.rounds, tests, strict=True) if one.name.startswith(f"{repeat}.")]
+            assert len(frozenset().union(*own)) == sum(map(len, own)) == 60
+
+
+def test_the_validation_split_is_a_share_of_all_patients_and_half_of_those_that_are_left_at_most() -> None:
+    """Sixty patients, half of them of each class; rounded within each."""
+    for asked, val in (
+        ({"folds": 4}, 2 * 5),  # 0.15 of 60, where it would be 7 of the 45 that are left
+        ({"kind": "monte_carlo", "test_fraction": 0.6, "val_fraction": 0.3}, 2 * 6),
+    ):
+        plan = make_plan(cohort(), SplitsConfig.model_validate(asked))
+        assert abs(len(patients(plan, plan.rounds[0].val)) - val) <= 1
+
+
+def test_a_patient_with_one_slide_of_an_external_site_is_tested_on() -> None:
+    whole = cohort()
+    moved = tuple(replace(s, site="site1") if s.slide_id == "s0-0" else s for s in whole.slides)
+    assert sum(s.patient_id == "p0" for s in moved) > 1
+    plan = make_plan(replace(whole, slides=moved), SplitsConfig(kind="external", external=("site1",), folds=3))
+    assert all("p0" in patients(plan, one.test) for one in plan.rounds)
+
+
 def test_an_external_test_is_what_the_split_column_calls_test() -> None:
     whole = cohort()
     named = tuple(replace(s, split="test" if int(s.patient_id[1:]) < 12 else "train") for s in whole.slides)
