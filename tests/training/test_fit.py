@@ -27,7 +27,14 @@ from wsimil.training.config import AttentionEntropyConfig, FitConfig
 from wsimil.training.fit import fit
 from wsimil.training.loading import Instances
 from wsimil.training.optimizer import Lookahead
-from wsimil.training.sampling import class_weights, draw_instances, epoch_order, steps_of, without_lone_bag
+from wsimil.training.sampling import (
+    class_weights,
+    draw_instances,
+    epoch_order,
+    label_weights,
+    steps_of,
+    without_lone_bag,
+)
 from wsimil.training.schedule import ScheduleConfig
 
 NARROW = {
@@ -246,6 +253,13 @@ def test_tensorboard_holds_every_epoch_once(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [e.step for e in events.Scalars("loss/val")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_of_labels_those_that_have_a_rare_one_weigh_the_more_and_unknown_ones_nothing() -> None:
+    targets = np.array([[1, 0], [0, 1], [0, 1], [0, 1], [-1, 1]])
+    lacks, owns = label_weights(targets).numpy()
+    assert lacks == pytest.approx([4 / (2 * 3), 5 / (2 * 1)])
+    assert owns == pytest.approx([4 / (2 * 1), 5 / (2 * 4)])
 
 
 def test_sampling_evens_out_classes_and_weights_do_too() -> None:
