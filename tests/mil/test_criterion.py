@@ -219,3 +219,9 @@ def test_a_cost_of_several_bags_is_the_mean_of_each(criterion, targets, width):
     logits = torch.randn(6, width, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     alone = torch.stack([criterion(logits[i : i + 1], targets[i : i + 1]) for i in range(6)]).mean()
     torch.testing.assert_close(criterion(logits, targets), alone)
+
+
+def test_smoothing_of_labels_goes_to_yes_and_no_alike() -> None:
+    logits, targets = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1, 0, -1]])
+    wanted = F.binary_cross_entropy_with_logits(logits[0, :2], torch.tensor([0.9, 0.1]))
+    torch.testing.assert_close(LabelCrossEntropy(label_smoothing=0.2)(logits, targets), wanted)
