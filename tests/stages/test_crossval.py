@@ -255,12 +255,19 @@ def test_runs_of_features_that_were_replaced_since_are_not_summed_up_with_those_
     assert again.before == ("abmil/0/seed-0",)
 
 
-def test_a_study_of_features_of_another_kind_is_refused_before_anything_is_overwritten(
+def test_a_study_of_other_splits_or_another_kind_of_features_is_refused_before_anything_is_overwritten(
     study: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "study"
     crossval(items_of(study, out, rounds=("0",)), out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    other = tmp_path / "other.json"
+    made = ["splits", "make", str(study[1]), "-o", str(other), "--folds", "3", "--seed", "5"]
+    assert CliRunner().invoke(app, made).exit_code == 0
+    with pytest.raises(
+        ConfigError, match=r"other splits: of slide 's\d+' the line was 's\d+, .*' and is 's\d+, .*'; restore"
+    ):
+        crossval(items_of((*study[:2], other), out), out)
     store = open_store(study[0], mode="w")
     for bag in map(store.read, store.ids()):
         encoder = {**bag.provenance.encoder, "weights": "others"}

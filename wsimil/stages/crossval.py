@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
@@ -11,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from wsimil.cohort import Cohort
 from wsimil.errors import ConfigError, ModelError, WsimilError
 from wsimil.files import check_writable, write_text
-from wsimil.mil.facts import ModelFacts, read_facts
+from wsimil.mil.facts import FACTS, ModelFacts, read_facts
 from wsimil.provenance import Provenance
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.occupied import occupied
@@ -83,17 +86,19 @@ def crossval(
 
 def refuse_untrainable(items: Sequence[WorkItem]) -> dict[str, str]:
     """A digest of what the features hold, by config. Raises WsimilError where the runs of a config could not start, also where
-    the study was made of features of another kind."""
+    the study was made of features of another kind, of another cohort or of other splits."""
     contents = {}
-    for name, item in {item.name.split("/")[0]: item for item in items}.items():
+    for name in dict.fromkeys(item.name.split("/")[0] for item in items):
+        own = [item for item in items if item.name.split("/")[0] == name]
+        item = next((one for one in own if (one.out / FACTS).is_file()), own[0])
         try:
             planned = plan(item.config, item.features, item.cohort)
         except WsimilError as error:
             raise type(error)(f"config {name}: {error}") from None
         contents[name] = planned.contents
-        for one in items:
-            if one.name.split("/")[0] == name:
-                _refuse_other_kind(one, planned.kind)
+        _refuse_other_cohort(item, planned.cohort)
+        for one in own:
+            _refuse_other_kind(one, planned.kind)
     return contents
 
 
@@ -105,6 +110,24 @@ def _refuse_other_kind(item: WorkItem, kind: Provenance) -> None:
             raise ConfigError(
                 f"{item.out} learned from features of another kind than those in {item.features} (run != features):"
                 f" {'; '.join(differences)}; give the features that the study was made of, or choose another output folder"
+            )
+
+
+def _refuse_other_cohort(item: WorkItem, cohort: Cohort) -> None:
+    """Raises ConfigError where its folder holds a run of another cohort or other splits: all of the study would fail."""
+    with suppress(FileNotFoundError):
+        learned = list(csv.DictReader(io.StringIO((item.out / "cohort.csv").read_text(encoding="utf-8"))))
+        now = {row["slide_id"]: row for row in csv.DictReader(io.StringIO(cohort.to_csv()))}
+        then = {
+            row["slide_id"]: {name: cell for name, cell in row.items() if name != "slide_digest"} for row in learned
+        }
+        if other := next((one for one in sorted({*now, *then}) if now.get(one) != then.get(one)), None):
+            was, is_now = (
+                ", ".join(row.values()) if (row := table.get(other)) else "not there" for table in (then, now)
+            )
+            raise ConfigError(
+                f"{item.out} learned from another cohort or other splits: of slide {other!r} the line was {was!r} and is"
+                f" {is_now!r}; restore {item.cohort} and the splits, or choose another output folder"
             )
 
 
