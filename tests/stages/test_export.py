@@ -158,6 +158,7 @@ def test_scores_of_another_answer_than_the_listed_one_are_refused(predictions: P
     summary = run(predictions, tmp_path / "out", formats=("csv",))
     assert [failure.slide_id for failure in summary.failures] == ["three", "two"]
     assert all("belong to another answer than the one in the list" in one.reason for one in summary.failures)
+    assert all("or its file came from elsewhere; " in one.reason for one in summary.failures)
 
 
 @pytest.mark.parametrize("slide_id", HOSTILE)

@@ -24,7 +24,8 @@ def refuse_another_answer(table: ScoreTable, slide_id: str, values: NDArray[np.f
     if table.slide_id != slide_id or values is None or not np.array_equal(values, table.values):
         raise MadeAnewError(
             f"slide {slide_id!r}: its tile scores belong to another answer than the one in the list, as the slides were"
-            " predicted anew since, or are being; when that has ended, start this command again"
+            " predicted anew since, or are being, or its file came from elsewhere; start this command again when that has ended,"
+            " or predict again"
         )
 
 
