@@ -159,6 +159,15 @@ def test_answers_that_were_copied_beside_another_model_are_not_judged_as_its_own
         evaluate(runs[1:], cohort, tmp_path / "out", options=QUICK)
 
 
+def test_answers_that_were_changed_in_the_csv_are_told_not_to_count(tmp_path: Path) -> None:
+    assert not [note for note in judged(tmp_path).notes if "predictions.csv" in note]
+    path = tmp_path / "run/predictions.csv"
+    path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:20]), encoding="utf-8")
+    summary = evaluate([tmp_path / "run"], tmp_path / "cohort.csv", tmp_path / "out", options=QUICK)
+    assert summary.judgement.rows == 60
+    assert "predictions.csv of 'run' was changed since it was written, and is not read" in summary.notes[0]
+
+
 def test_answers_of_one_model_are_no_two_seeds(tmp_path: Path) -> None:
     task, labels, values = answers("two")
     for name in ("run", "copy"):

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from wsimil.evaluation.cases import checked_distributions, checked_probabilities
 from wsimil.files import atomic_path, write_text
 from wsimil.targets import Classification, Ordinal, Task
 
-_ANSWERED_BY = b"wsimil answered by"
+_ANSWERED_BY, _CSV = b"wsimil answered by", b"wsimil csv sha256"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +70,8 @@ def write_table(
         columns[name] = [row.beside.get(name) if name in kinds else _text(row, name, task) for row in rows]
     types = {name: pa.float64() if name in numbers or kinds.get(name) is float else pa.string() for name in columns}
     arrow = pa.table({name: pa.array(values, type=types[name]) for name, values in columns.items()})
-    if answered_by:
-        arrow = arrow.replace_schema_metadata({_ANSWERED_BY: answered_by})
+    written = {_CSV: sha256(text.getvalue().encode("utf-8")).hexdigest()}
+    arrow = arrow.replace_schema_metadata(written | ({_ANSWERED_BY: answered_by} if answered_by else {}))
     with atomic_path(folder / "predictions.parquet") as temporary:
         pq.write_table(arrow, temporary)
 
@@ -126,6 +127,19 @@ def read_table(folder: Path, *, task: Task, bag: BagUnit = "slide", answered_by:
         )
         for i, slide_id in enumerate(ids)
     )
+
+
+def csv_was_changed(folder: Path) -> bool:
+    """Whether predictions.csv is not the one that was written beside predictions.parquet, which alone is read; False where it is
+    not there, or nobody knows. Raises StoreError where the parquet file is broken."""
+    try:
+        written = (pq.read_schema(folder / "predictions.parquet").metadata or {}).get(_CSV)
+        there = (folder / "predictions.csv").read_bytes()
+    except FileNotFoundError:
+        return False
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{folder} has a table of predictions that cannot be read ({error}); predict again") from error
+    return written is not None and sha256(there).hexdigest() != written.decode()
 
 
 def _refuse_no_answers(values: NDArray[np.float64], task: Task) -> None:

@@ -13,7 +13,7 @@ import wsimil
 from wsimil.cohort import CohortSlide
 from wsimil.errors import CohortError, ConfigError
 from wsimil.evaluation.judgement import Judged, Judgement, Thresholds, judge
-from wsimil.evaluation.table import inert
+from wsimil.evaluation.table import csv_was_changed, inert
 from wsimil.evaluation.wrong import said_of
 from wsimil.export.report.card import model_card
 from wsimil.export.report.numbers import report_tree
@@ -160,6 +160,11 @@ def gather(runs: Sequence[Run], cohort_csv: Path, options: EvaluateOptions) -> M
         slides = {one.slide_id: one.members or (one.slide_id,) for one in known.cohort.slides}
         used = [slide for _, row in counted.rows for slide in slides[row.slide_id]]
         notes += map(str, used_though_failed(failed_ids(options.features), used))
+    if edited := [run.name for run in runs if csv_was_changed(run.folder)]:
+        notes.append(
+            f"predictions.csv of {quoted(edited)} was changed since it was written, and is not read: the answers that were given"
+            " count, as predictions.parquet has them"
+        )
     blind = [run.name for run in runs if not run.learned.known]
     if blind:
         notes.append(
