@@ -21,7 +21,7 @@ from wsimil.errors import ConfigError, ModelError
 from wsimil.files import atomic_path, write_text
 from wsimil.mil.base import MILModel
 from wsimil.mil.ensemble import build_saved
-from wsimil.mil.facts import FACTS, FORMAT_VERSION, WEIGHTS, read_facts, task_of
+from wsimil.mil.facts import FACTS, FORMAT_VERSION, WEIGHTS, answers_digest, read_facts, task_of
 from wsimil.provenance import Json, Provenance, sha256_json
 from wsimil.targets import Task
 
@@ -59,6 +59,11 @@ class TrainedModel:
     def facts(self) -> dict[str, Json]:
         """What a prediction says of the model that made it."""
         return {"method": self.method, "digest": self.digest, **self.calibration}
+
+    @property
+    def answers(self) -> str:
+        """See `answers_digest`."""
+        return answers_digest(self.digest, self.calibration)
 
     def check_features(self, provenance: Provenance, where: str, *, remedy: str = _REMEDY) -> None:
         """Raises ModelError where features are of another kind than the model's, naming what differs in both and the `remedy`."""

@@ -125,7 +125,7 @@ def shared_task(tasks: Sequence[Task]) -> Task:
 def judged(pairs: Sequence[tuple[Run, Row]], task: Task, known: Known) -> Judged:
     """Rows that count, as they are judged: by the labels of the cohort file."""
     units = {unit.slide_id: unit for unit in known.cohort.slides}
-    columns = {run.name: _columns(run.model.task, task) for run, _ in pairs}
+    columns = {run.name: answer_columns(run.model.task, task) for run, _ in pairs}
     values = [row.values[columns[run.name]] for run, row in pairs if row.values is not None]
     return Judged(
         task=task,
@@ -179,8 +179,8 @@ def _question(model: ModelFacts) -> str:
     return f"{model.task.kind} of {model.bag}s by {', '.join(model.task.columns)} ({names})"
 
 
-def _columns(own: Task, task: Task) -> list[int]:
-    """Where the answers of `task` stand among those of a run's own."""
+def answer_columns(own: Task, task: Task) -> list[int]:
+    """Where the answers of `task` stand among those of a run's own. Raises StoreError where they do not."""
     names = [column.name for column in own.answers]
     try:
         return [names.index(column.name) for column in task.answers]

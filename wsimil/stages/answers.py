@@ -17,7 +17,6 @@ from wsimil.evaluation.decision import Decision, mean_feature
 from wsimil.evaluation.prediction import Prediction
 from wsimil.evaluation.predictor import answer_values, predict
 from wsimil.evaluation.table import Row, write_table
-from wsimil.mil.facts import answers_digest
 from wsimil.mil.saved import TrainedModel
 from wsimil.stages.cohort_features import PatientBags
 from wsimil.store import FeatureStore
@@ -164,5 +163,4 @@ def write_answers(
                 beside=one.beside,
             )
         )
-    answered_by = answers_digest(trained.digest, trained.calibration)
-    write_table(folder, rows, task=trained.task, bag=trained.bag, answered_by=answered_by)
+    write_table(folder, rows, task=trained.task, bag=trained.bag, answered_by=trained.answers)

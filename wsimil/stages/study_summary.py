@@ -6,9 +6,9 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, cast
+from typing import Self, cast
 
 import numpy as np
 
@@ -17,13 +17,11 @@ from wsimil.evaluation.cases import Cases
 from wsimil.evaluation.decision import load_decided
 from wsimil.evaluation.judgement import Judged
 from wsimil.evaluation.runs import PairedRuns, RunSpread, between_runs, holm, over_runs
+from wsimil.evaluation.table import Row, read_table
 from wsimil.files import write_text
-from wsimil.stages.answered import question, shared_task
+from wsimil.stages.answered import answer_columns, question, shared_task
 from wsimil.stages.work_items import WorkItem
 from wsimil.targets import Task
-
-if TYPE_CHECKING:
-    from pandas import DataFrame, Index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +71,10 @@ def study_tables(items: Sequence[WorkItem]) -> StudyTables:
     for item in items:
         by_config.setdefault(item.name.split("/")[0], []).append(item)
     found = {name: _Answers.of(own) for name, own in by_config.items()}
-    found = {name: answers for name, answers in found.items() if len(answers.table)}
+    found = {name: answers for name, answers in found.items() if answers.rows}
     configs = {}
     for name, answers in found.items():
-        judged, cases = answers.judged(answers.task)
+        judged, cases = answers.judged(answers.task, [*answers.rows])
         configs[name] = over_runs(cases, judged.runs, judged.patients)
     paired: dict[str, Mapping[str, PairedRuns]] = {}
     apart: dict[str, str] = {}
@@ -84,63 +82,61 @@ def study_tables(items: Sequence[WorkItem]) -> StudyTables:
         first, other = next(iter(found.values())), found[name]
         if question(other.task, other.unit) != question(first.task, first.unit):
             apart[name] = "it answers another question"
-        elif (shared := other.table.index.intersection(first.table.index)).empty:
+        elif not (shared := [one for one in other.rows if one in first.rows]):
             apart[name] = "the two have no answers of one round and seed"
         else:
-            paired[name] = _paired(other.at(shared), first.at(shared))
+            paired[name] = _paired(other, first, shared)
     differences = _corrected(paired, less=next(iter(found))) if paired else ()
     return StudyTables(configs=configs, differences=differences, apart=apart)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Answers:
-    """What the runs of a config, named "<round>/seed-<n>", said of their test splits: `table` by run and unit.
+    """What the runs of a config, named "<round>/seed-<n>", said of their test splits: `rows` by run and unit.
 
-    `thresholds` are those of each run's own validation split; `learned` counts the units it learned from.
+    `tasks` are those of the runs, which decide at thresholds of their own validation split; `learned` counts the units that a
+    run learned from.
     """
 
-    task: Task
+    tasks: Mapping[str, Task]
     unit: BagUnit
-    thresholds: Mapping[str, Sequence[float]]
     learned: Mapping[str, int]
-    table: DataFrame
+    rows: Mapping[tuple[str, str], Row]
 
     @classmethod
     def of(cls, items: Sequence[WorkItem]) -> Self:
-        import pandas as pd
-
-        tasks, thresholds, learned, tables = [], {}, {}, []
+        tasks, learned, rows = {}, {}, {}
         for item in items:
             run, model = item.name.partition("/")[2], load_decided(item.out)[0]
-            tasks.append(model.task)
-            thresholds[run] = model.task.decides_at
+            tasks[run] = model.task
             learned[run] = cast(Mapping[str, int], model.training["slides"])["train"]
-            table = pd.read_parquet(item.out / "predictions.parquet")
-            table = table[(table["split"] == "test") & (table["status"] == "ok")]
-            tables.append(table.assign(run=run))
-        return cls(
-            task=shared_task(tasks), unit=model.bag, thresholds=thresholds, learned=learned,
-            table=pd.concat(tables).set_index(["run", f"{model.bag}_id"], drop=False),
-        )  # fmt: skip
+            for row in read_table(item.out, task=model.task, bag=model.bag, answered_by=model.answers):
+                if row.split == "test" and row.values is not None:
+                    rows[run, row.slide_id] = row
+        return cls(tasks=tasks, unit=model.bag, learned=learned, rows=rows)
 
-    def at(self, rows: Index) -> Self:
-        """The same of these rows alone."""
-        return replace(self, table=self.table.loc[rows])
+    @property
+    def task(self) -> Task:
+        """The task whose answers all runs give."""
+        return shared_task([*self.tasks.values()])
 
-    def judged(self, task: Task) -> tuple[Judged, Cases]:
-        """The rows as answers to `task`."""
+    def judged(self, task: Task, units: Sequence[tuple[str, str]]) -> tuple[Judged, Cases]:
+        """Rows of these runs and units as answers to `task`."""
+        rows = [self.rows[one] for one in units]
+        values = [row.values for row in rows if row.values is not None]
+        columns = {run: answer_columns(own, task) for run, own in self.tasks.items()}
         judged = Judged(
-            task=task, slide_ids=tuple(self.table[f"{self.unit}_id"]), patients=tuple(self.table["patient_id"]),
-            runs=tuple(self.table["run"]), labels=tuple(self.table["label"]),
-            values=self.table[[column.name for column in task.answers]].to_numpy(np.float64),
+            task=task, slide_ids=tuple(unit for _, unit in units), patients=tuple(row.patient_id for row in rows),
+            runs=tuple(run for run, _ in units), labels=tuple(row.label for row in rows),
+            values=np.stack([own[columns[run]] for own, (run, _) in zip(values, units, strict=True)]),
         )  # fmt: skip
-        return judged, judged.cases(self.thresholds if task.decides_at else None)
+        at = {run: own.decides_at for run, own in self.tasks.items()}
+        return judged, judged.cases(at if task.decides_at else None)
 
 
-def _paired(ours: _Answers, first: _Answers) -> Mapping[str, PairedRuns]:
-    """Both on the same rows."""
+def _paired(ours: _Answers, first: _Answers, units: Sequence[tuple[str, str]]) -> Mapping[str, PairedRuns]:
     task = shared_task([ours.task, first.task])
-    (judged, cases), (_, others) = ours.judged(task), first.judged(task)
+    (judged, cases), (_, others) = ours.judged(task, units), first.judged(task, units)
     rounds = {run: run.rpartition("/")[0] for run in judged.runs}
     test_share = len(judged) / sum(ours.learned[run] for run in rounds)
     return between_runs(cases, others, judged.runs, judged.patients, rounds=rounds, test_share=test_share)
