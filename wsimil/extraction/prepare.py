@@ -164,6 +164,8 @@ def _recipe(
             # 1, which no file states, drew stored tiles that are missing from another level, and up to 2 those of a slide whose
             # last column is 1 px wide lay in wrong places: a rerun makes those anew.
             **({"half_scale_version": 3} if config.half_scale_jpeg else {}),
+            # 1, which no file states, found the far end of narrow slides aside on further levels.
+            **({"levels_version": 2} if slide.is_narrow else {}),
         },
         slide=about,
         slide_digest=slide.info.digest,

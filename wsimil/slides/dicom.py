@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from wsimil.slides.dicom_codec import FrameDecoder, Kind, frame_decoder, frame_kind
 from wsimil.slides.dicom_frames import Frames, join_fragments, read_frames
 from wsimil.slides.dicom_header import read_header, read_instance_uid, read_series_header, read_series_uid
-from wsimil.slides.pyramid import is_another_piece, is_level, mean_downsample
+from wsimil.slides.pyramid import is_another_piece, is_level, level_downsample
 from wsimil.slides.stored_tiles import NotDirectError, UnreadableError
 
 _FIXED = {"BitsAllocated": 8, "BitsStored": 8, "PixelRepresentation": 0}
@@ -28,6 +28,8 @@ _INTERLEAVED = {"PlanarConfiguration": 0}
 _COPY = "copy all files of its series again from their source"
 _ASIDE = 1.25
 """By more than this factor must spacings differ from what sizes say before an image is no level, for headers are not exact."""
+_COPIED = 0.01
+"""Spacings that differ by no more were copied from level to level, however they are written."""
 _LEAST_MM, _MOST_MM = 1e-6, 1e3
 _SPACING = "dicom.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing"
 
@@ -211,11 +213,14 @@ def _is_belied(largest: _Part, part: _Part) -> bool:
     What is not stated, or copied from level to level, says nothing.
     """
     ends = [_rounded(text) for text in (*largest.spacing, *part.spacing)]
-    if part.spacing == largest.spacing or len(ends) != 4 or None in ends:
+    stated = [end for end in ends if end is not None]
+    if len(stated) != 4:
         return False
-    (low_y0, high_y0), (low_x0, high_x0), (low_y, high_y), (low_x, high_x) = (end for end in ends if end is not None)
+    (low_y0, high_y0), (low_x0, high_x0), (low_y, high_y), (low_x, high_x) = stated
+    if all(math.isclose(sum(own), sum(of0), rel_tol=_COPIED) for own, of0 in zip(stated[2:], stated[:2], strict=True)):
+        return False
     least, most = min(low_x / high_x0, low_y / high_y0), max(high_x / low_x0, high_y / low_y0)
-    downsample = mean_downsample(largest.size_px, part.size_px)
+    downsample = level_downsample(largest.size_px, part.size_px)
     return not least / _ASIDE <= downsample <= most * _ASIDE
 
 

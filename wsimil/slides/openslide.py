@@ -22,7 +22,7 @@ from wsimil.geometry import SlideInfo, round_half_up
 from wsimil.slides.content import content_digest, file_ends, is_tiff
 from wsimil.slides.mpp import resolve_mpp
 from wsimil.slides.pyramid import PyramidSlide, is_another_piece, is_level, level_downsample, mean_downsample
-from wsimil.slides.tiff import why_not_shown
+from wsimil.slides.tiff import why_not_of_the_slide, why_not_shown
 
 _CACHE_BYTES = 64 * 2**20
 _PAGE_A_LEVEL_VENDORS = {"aperio", "dicom", "generic-tiff"}
@@ -61,9 +61,11 @@ class OpenSlideSlide(PyramidSlide):
             resolved = resolve_mpp(properties, slide_id=slide_id, override=mpp_override)
             quickhash = properties.get("openslide.quickhash-1", "")
             vendor = properties.get("openslide.vendor", "unknown")
-            self._numbers = _level_numbers(self._handle, path, slide_id, properties)
-            self._own_downsamples = [self._handle.level_downsamples[number] for number in self._numbers]
-            sizes_px = [self._handle.level_dimensions[number] for number in self._numbers]
+            if vendor == "generic-tiff" and resolved.source == "metadata":
+                _refuse_resolution_of_another(path, slide_id)
+            count = _level_count(self._handle, path, slide_id, properties)
+            self._own_downsamples = self._handle.level_downsamples[:count]
+            sizes_px = self._handle.level_dimensions[:count]
             file = _level0_file(path, properties) if vendor == "dicom" else path
             if file != path:
                 head, tail, size = file_ends(file, slide_id)
@@ -118,7 +120,7 @@ class OpenSlideSlide(PyramidSlide):
         position0 = _level0_of(x, own), _level0_of(y, own)
         # OpenSlide keeps a handle that failed once in that state: what follows would only repeat the first message.
         with self._reading(x, y, level, openslide.OpenSlideError):
-            region = self._handle.read_region(position0, self._numbers[level], (output.shape[1], output.shape[0]))
+            region = self._handle.read_region(position0, level, (output.shape[1], output.shape[0]))
         rgba = np.asarray(region)
         alpha = rgba[..., 3:]
         if alpha.min() == 255:
@@ -162,28 +164,39 @@ def _refuse_if_not_shown(path: Path, slide_id: str) -> None:
         )
 
 
-def _level_numbers(handle: openslide.OpenSlide, path: Path, slide_id: str, properties: Mapping[str, str]) -> list[int]:
-    """OpenSlide's numbers of its levels that are levels of the slide: no macro among them, nothing padded.
+def _refuse_resolution_of_another(path: Path, slide_id: str) -> None:
+    reason = why_not_of_the_slide(path)
+    if reason is not None:
+        raise NotShownError(
+            f"slide {slide_id!r}: OpenSlide gives the resolution of another image of {path} for the slide's: {reason}; give the"
+            " slide's own with --mpp-override, or in the manifest"
+        )
 
+
+def _level_count(handle: openslide.OpenSlide, path: Path, slide_id: str, properties: Mapping[str, str]) -> int:
+    """How many of OpenSlide's levels are levels of the slide: from the first that is a macro, or padded, they are left out.
+
+    What comes after it is, too: of SVS OpenSlide draws missing tiles from the image before, and others count levels as OpenSlide.
     Raises NotShownError where one is of another piece of tissue, which would not be there, and for any in DICOM, of which the
     images that are none are left out by who reads it straight.
     """
     size0_px, *others = handle.level_dimensions
     vendor = properties.get("openslide.vendor")
     belied = _left_out(path) if vendor == "dicom" and others else frozenset()
-    numbers = [0]
+    count = 1 + len(others)
     for number, size_px in enumerate(others, start=1):
         tile0_px, tile_px = _tile_px(properties, 0), _tile_px(properties, number)
         has_shape = is_level(size0_px, size_px, tile0_px=tile0_px, tile_px=tile_px) and size_px not in belied
         if vendor not in _PAGE_A_LEVEL_VENDORS or has_shape:
-            numbers.append(number)
-        elif vendor == "dicom" or is_another_piece(size0_px, size_px, tile_px=tile_px):
+            continue
+        if vendor == "dicom" or is_another_piece(size0_px, size_px, tile_px=tile_px):
             (width, height), (w, h) = size0_px, size_px
             raise NotShownError(
                 f"slide {slide_id!r}: OpenSlide takes an image of {w} x {h} px for a level of {path}, which is {width} x {height}"
                 f" px: it is not all of that at a lower resolution, but shows something else, or is padded; {_CONVERT}"
             )
-    return numbers
+        count = min(count, number)
+    return count
 
 
 def _tile_px(properties: Mapping[str, str], number: int) -> tuple[int, int]:

@@ -148,13 +148,26 @@ def read_ome_pyramid(path: Path) -> TiffPyramid:
         )
 
 
+def why_not_of_the_slide(path: Path) -> str | None:
+    """Why the resolution that OpenSlide gives of a TIFF of no known vendor is not the slide's, half a sentence; None where it is.
+
+    It is that of the first image, also of a pyramid whose smallest level comes first.
+    """
+    with suppress(NotDirectError), _opened(path) as file:
+        pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage) and not page.is_mask]
+        first, largest = pages[0], max(pages, key=lambda page: math.prod(_size_px(page)))
+        if _size_px(largest) != _size_px(first) and _resolution(largest) != _resolution(first):
+            sizes = (f"{width} x {height} px" for width, height in map(_size_px, (first, largest)))
+            return "that of the first, of {}, where the slide has {}".format(*sizes)
+    return None
+
+
 def why_not_shown(path: Path) -> str | None:
     """Why OpenSlide does not show a TIFF of no known vendor as it is, half a sentence; None where it does.
 
     It shows the first image alone: a larger one may come later, as where the macro goes first, or further ones of the same
     size, as where color channels, planes of focus or times are an image each, in this file or in others of its OME-TIFF, or of
-    about its size, as where an OME-TIFF has an image of each piece of tissue. Of a pyramid whose smallest level comes first it
-    shows the levels, and gives the resolution of that one. Of more than 8 bits it shows the highest, which
+    about its size, as where an OME-TIFF has an image of each piece of tissue. Of more than 8 bits it shows the highest, which
     are 0 in what a camera of 12 recorded.
     """
     with suppress(NotDirectError), _opened(path) as file:
@@ -172,13 +185,6 @@ def why_not_shown(path: Path) -> str | None:
                 later.append((x, y))
                 if (x, y) == size:
                     count = max(count, z * t * -(-c // first.samplesperpixel))
-        reduced = [_size_px(page) for page in others if page.is_reduced and not page.is_mask]
-        width, height = max(reduced, key=math.prod, default=size)
-        if width * height > math.prod(size):
-            return (
-                f"it takes the resolution of the first image, of {size[0]} x {size[1]} px, for that of a later one of"
-                f" {width} x {height} px"
-            )
         width, height = max(later, key=math.prod, default=size)
         if width * height > math.prod(size):
             return f"{_FIRST}, and that is {size[0]} x {size[1]} px, a later one {width} x {height} px"
@@ -222,6 +228,11 @@ def why_not_left_to_openslide(path: Path) -> str | None:
                     " convert it with vips tiffsave --tile --pyramid"
                 )
     return None
+
+
+def _resolution(page: tifffile.TiffPage) -> tuple[object, ...]:
+    tags = (page.tags.get(name) for name in ("ResolutionUnit", "XResolution", "YResolution"))
+    return tuple(None if tag is None else tag.value for tag in tags)
 
 
 def _properties(page: tifffile.TiffPage, description: str) -> dict[str, str]:

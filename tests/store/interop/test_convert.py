@@ -82,12 +82,15 @@ def test_bags_of_ours_come_back_as_they_were(to: str, tmp_path: Path) -> None:
     assert back.grid.size0 == pytest.approx(bag.grid.size0, abs=allowed)
 
 
-def test_levels_that_half_scale_adds_are_not_told_as_those_of_the_file(tmp_path: Path) -> None:
-    """CLAM read its level 1 of 1:4, twice as wide, for a level of 1:2 that only half-scale JPEG has."""
+@pytest.mark.parametrize(("vendor", "half_scale"), [("aperio", True), ("dicom", False), ("ome-tiff", False)])
+def test_levels_that_openslide_may_not_count_are_not_told_as_those_of_the_file(
+    vendor: str, half_scale: bool, tmp_path: Path
+) -> None:
+    """CLAM read its level 1 of 1:4, twice as wide, for a level of 1:2 that only half-scale JPEG has, or that comes later."""
     bag = make_bag("s")
-    slide = replace(bag.grid.slide, level_downsamples=(1.0, 2.0, 4.0))
+    slide = replace(bag.grid.slide, level_downsamples=(1.0, 2.0, 4.0), vendor=vendor)
     grid = replace(bag.grid, slide=slide, read_level=1, read_px=bag.grid.size0_px // 2)
-    tiling = {**bag.provenance.tiling, "resampling": f"{HALF_SCALE}bilinear"}
+    tiling = {**bag.provenance.tiling, **({"resampling": f"{HALF_SCALE}bilinear"} if half_scale else {})}
     bag = replace(bag, grid=grid, provenance=replace(bag.provenance, tiling=tiling))
     open_store(tmp_path / "ours", mode="w").write(bag)
     for to in ("clam", "spatialdata"):

@@ -19,6 +19,8 @@ from wsimil.store.interop.peer import Features, PeerBag, PeerHeader
 
 MAX_MPP_DISAGREEMENT = 0.01
 
+_OWN_LEVELS = {"dicom", "ome-tiff"}
+"""Vendors whose levels may be others than OpenSlide counts."""
 _GIVE_MPP = "give --mpp, or --slides with the folder of the slides or a manifest with a column mpp"
 
 
@@ -155,10 +157,11 @@ class PlacedTiles:
     def of(cls, bag: FeatureBag, *, path: Path | None = None, encoder: str | None = None) -> PlacedTiles:
         """A bag of ours; `path` is its file where that is HDF5, `encoder` its name where the bag has none.
 
-        Where JPEG was decoded at half scale, other tools find tiles on level 0, as the file has not all levels of the slide.
+        Where JPEG was decoded at half scale, other tools find tiles on level 0, as the file has not all levels of the slide; so
+        they do where levels were read that OpenSlide does not see, or counts others among them.
         """
         grid, slide, spec = bag.grid, bag.grid.slide, bag.grid.spec
-        half_scale = bag.provenance.half_scale
+        on_level0 = bag.provenance.half_scale or slide.vendor in _OWN_LEVELS
         name = bag.provenance.encoder.get("name")
         return cls(
             slide_id=bag.slide_id,
@@ -172,9 +175,9 @@ class PlacedTiles:
             mpp_detail=slide.mpp_detail,
             slide_size0_px=slide.size0_px if bag.size_known else None,
             bounds0_px=slide.bounds0_px if bag.bounds_known else None,
-            level_downsamples=(1.0,) if half_scale else slide.level_downsamples,
-            read_level=0 if half_scale else grid.read_level,
-            read_px=max(1, round_half_up(grid.size0)) if half_scale else grid.read_px,
+            level_downsamples=(1.0,) if on_level0 else slide.level_downsamples,
+            read_level=0 if on_level0 else grid.read_level,
+            read_px=max(1, round_half_up(grid.size0)) if on_level0 else grid.read_px,
             tissue=None if np.isnan(grid.tissue).any() else grid.tissue,
             encoder=encoder if name is None else str(name),
             info=slide,
