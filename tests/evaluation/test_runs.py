@@ -127,6 +127,16 @@ def test_rounds_that_test_on_the_same_patients_say_nothing_of_training_anew() ->
     found = between_runs(first, second, seeds, patients, rounds={seed: seed for seed in seeds}, test_share=0.5)
     assert (found["auroc"].rounds, found["auroc"].retrained) == (2, None)
     assert found["auroc"].difference.low is not None
+    rows = np.arange(len(seeds) - 1)  # nor do those of which one lacks a patient
+    found = between_runs(
+        first.take(rows),
+        second.take(rows),
+        seeds[:-1],
+        patients[:-1],
+        rounds={seed: seed for seed in seeds},
+        test_share=0.5,
+    )
+    assert found["auroc"].retrained is None
 
 
 def test_the_same_patients_are_drawn_in_both_recipes() -> None:

@@ -150,6 +150,10 @@ def test_configs_are_held_against_the_first_on_the_runs_that_both_have(
     assert {one["config"] for one in json.loads(capsys.readouterr().out)["differences"]} == {"mean", "other"}
     strangers = study_tables([item for item in every if item.name in ("abmil/0/seed-0", "other/1/seed-0")])
     assert (strangers.differences, strangers.apart) == ((), {"other": "the two have no answers of one round and seed"})
+    kept = [item for item in every if item.name in ("abmil/0/seed-0", "other/0/seed-0")]
+    assert study_tables(kept, {"abmil/0/seed-0"}).apart == {"other": "no run of abmil was finished"}
+    said = pd.read_csv(out / "differences.csv").set_index("config")["status"]
+    assert (said["patients"], set(said["mean"])) == ("it answers another question", {"ok"})
     crossval([item for item in every if item.name.startswith("abmil/")], out)
     assert not (out / "differences.csv").exists()
 
@@ -437,7 +441,7 @@ def test_errors_in_a_large_unit_are_told_with_their_digits(
     monkeypatch.setenv("COLUMNS", "200")
     error = Estimate(value=0.000421, low=0.00031, high=0.00052, replicates=2000)
     spread = RunSpread(runs=2, mean=0.000421, sd=0.0000512, least=0.0004, most=0.00046, averaged=error, pooled=error)
-    tables = StudyTables(configs={"a": {"mae": spread}}, differences=(), apart={})
+    tables = StudyTables(configs={"a": {"mae": spread}}, less="a", differences=(), apart={})
     summary = StudySummary(done=("a/0/0", "a/1/0"), before=(), failures={}, tables=tables)
     show_study(summary, tmp_path, as_json=False)
     said = capsys.readouterr().out

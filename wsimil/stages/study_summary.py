@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self, cast
@@ -41,12 +41,13 @@ class ConfigDifference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyTables:
-    """Metrics of each config over its runs, and of each but the first the differences from that one's.
+    """Metrics of each config over its runs, and of each but the first, `less`, the differences from that one's.
 
     `apart` are configs that cannot be held against the first, with the reason.
     """
 
     configs: Mapping[str, Mapping[str, RunSpread]]
+    less: str
     differences: tuple[ConfigDifference, ...]
     apart: Mapping[str, str]
 
@@ -55,22 +56,24 @@ def sum_up(items: Sequence[WorkItem], failures: Mapping[str, str], out: Path) ->
     """Sum up the runs that did not fail, in summary.json, summary.csv and, of several configs, differences.csv; failures.csv has
     the others."""
     _write_failures(out / "failures.csv", failures)
-    tables = study_tables([item for item in items if item.name not in failures])
+    tables = study_tables(items, failures)
     write_text(out / "summary.json", json.dumps(_json(tables.configs), indent=1) + "\n")
     write_text(out / "summary.csv", _csv(tables.configs))
     differing = out / "differences.csv"
     differing.unlink(missing_ok=True)
-    if tables.differences:
-        write_text(differing, _differences_csv(tables.differences))
+    if tables.differences or tables.apart:
+        write_text(differing, _differences_csv(tables))
     return tables
 
 
-def study_tables(items: Sequence[WorkItem]) -> StudyTables:
-    """The tables of runs that are all finished, of their test splits."""
+def study_tables(items: Sequence[WorkItem], failed: Container[str] = ()) -> StudyTables:
+    """The tables of the test splits of runs, all of them finished but for those whose names are in `failed`."""
     by_config: dict[str, list[WorkItem]] = {}
     for item in items:
-        by_config.setdefault(item.name.split("/")[0], []).append(item)
-    found = {name: _Answers.of(own) for name, own in by_config.items()}
+        by_config.setdefault(item.name.split("/")[0], [])
+        if item.name not in failed:
+            by_config[item.name.split("/")[0]].append(item)
+    found = {name: _Answers.of(own) for name, own in by_config.items() if own}
     found = {name: answers for name, answers in found.items() if answers.rows}
     configs = {}
     for name, answers in found.items():
@@ -78,16 +81,19 @@ def study_tables(items: Sequence[WorkItem]) -> StudyTables:
         configs[name] = over_runs(cases, judged.runs, judged.patients)
     paired: dict[str, Mapping[str, PairedRuns]] = {}
     apart: dict[str, str] = {}
-    for name in [*found][1:]:
-        first, other = next(iter(found.values())), found[name]
+    less, *others = by_config or [""]
+    for name in others:
+        if less not in found or name not in found:
+            apart[name] = f"no run of {less if less not in found else name} was finished"
+            continue
+        first, other = found[less], found[name]
         if question(other.task, other.unit) != question(first.task, first.unit):
             apart[name] = "it answers another question"
         elif not (shared := [one for one in other.rows if one in first.rows]):
             apart[name] = "the two have no answers of one round and seed"
         else:
             paired[name] = _paired(other, first, shared)
-    differences = _corrected(paired, less=next(iter(found))) if paired else ()
-    return StudyTables(configs=configs, differences=differences, apart=apart)
+    return StudyTables(configs=configs, less=less, differences=_corrected(paired, less=less), apart=apart)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -193,16 +199,18 @@ def _csv(configs: Mapping[str, Mapping[str, RunSpread]]) -> str:
     return text.getvalue()
 
 
-def _differences_csv(differences: Sequence[ConfigDifference]) -> str:
+def _differences_csv(tables: StudyTables) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     ends = ("low", "high", "p_value", "p_holm")
     numbers = ("mean", "mean_of_less", "difference", *ends, *(f"retrained_{end}" for end in ends))
-    writer.writerow(("config", "less", "metric", "runs", "rounds", *numbers))
-    for one in differences:
+    writer.writerow(("config", "less", "metric", "runs", "rounds", *numbers, "status"))
+    for one in tables.differences:
         paired, of, anew = one.paired, one.paired.difference, one.paired.retrained
         row = [of.first, of.second, of.difference, of.low, of.high, of.p_value, one.p_holm]
         row += [None] * 3 if anew is None else [anew.low, anew.high, anew.p_value]
         cells = ("" if v is None else f"{v:.9g}" for v in [*row, one.retrained_p_holm])
-        writer.writerow([one.config, one.less, one.metric, paired.runs, paired.rounds, *cells])
+        writer.writerow([one.config, one.less, one.metric, paired.runs, paired.rounds, *cells, "ok"])
+    for name, reason in tables.apart.items():
+        writer.writerow([name, tables.less, *[""] * (3 + len(numbers)), reason])
     return text.getvalue()

@@ -72,7 +72,7 @@ def _show_differences(tables: StudyTables, out: Path) -> None:
             f" others too. p is corrected for the number of configs, intervals are not. All are in {out}/differences.csv."
         )
     for name, reason in tables.apart.items():
-        say(f"{name} is not held against {next(iter(tables.configs))}: {reason}")
+        say(f"{name} is not held against {tables.less}: {reason}")
 
 
 def show_ensemble(summary: EnsembleSummary, out: Path, *, as_json: bool) -> None:
