@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -23,7 +24,6 @@ from wsimil.evaluation.groups import by_group
 from wsimil.evaluation.runs import over_runs
 from wsimil.evaluation.task_metrics import cases_of
 from wsimil.export.report.numbers import plain
-from wsimil.files import write_text
 from wsimil.stages.compare import compare
 from wsimil.stages.evaluate import EvaluateOptions, EvaluateSummary, evaluate
 from wsimil.stages.predict import predict
@@ -130,17 +130,32 @@ def test_an_interrupt_leaves_no_files_of_two_judgements(
         else:
             compare(*runs, cohort, out, options=QUICK)
 
-    def interrupted(path: Path, text: str) -> None:
-        if path.name == "report.html":
-            raise KeyboardInterrupt
-        write_text(path, text)
-
     report()
-    monkeypatch.setattr("wsimil.stages.evaluate.write_text", interrupted)
-    monkeypatch.setattr("wsimil.stages.compare.write_text", interrupted, raising=False)
-    with pytest.raises(KeyboardInterrupt):
-        report()
-    assert [path.name for path in out.iterdir()] == ["predictions.csv"]
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    write_run(tmp_path / "a", task, labels, values[::-1], digest="a" * 64)
+    whole = Path.write_text
+
+    def interrupted(path: Path, *given: str, **named: str) -> int:
+        if "MODEL_CARD" in path.name:
+            raise KeyboardInterrupt
+        return whole(path, *given, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            report()
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    report()
+    assert {path.name: path.read_bytes() != before[path.name] for path in out.iterdir()} == dict.fromkeys(before, True)
+
+
+def test_answers_of_an_earlier_version_do_not_say_whose_they_are_and_are_judged(tmp_path: Path) -> None:
+    task, labels, values = answers("two")
+    run, cohort = write_run(tmp_path / "run", task, labels, values), write_cohort(tmp_path / "c.csv", task, labels)
+    table = pq.read_table(run / "predictions.parquet")
+    assert table.schema.metadata
+    pq.write_table(table.replace_schema_metadata(None), run / "predictions.parquet")
+    assert evaluate([run], cohort, tmp_path / "out", options=QUICK).judgement.rows == len(labels)
 
 
 def test_answers_that_were_copied_beside_another_model_are_not_judged_as_its_own(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from tests.stages.notes import Notes
@@ -26,7 +27,7 @@ from wsimil.extraction.sources import Shard, list_sources
 from wsimil.quality.measure import measure
 from wsimil.slides import open_slide
 from wsimil.stages.extract import ExtractSummary, encoders_and_spec, extract
-from wsimil.stages.plan_extraction import plan
+from wsimil.stages.plan_extraction import ExtractPlan, plan
 from wsimil.stages.progress import Quiet
 from wsimil.store import open_store
 from wsimil.store.places import failures
@@ -37,6 +38,11 @@ Make = Callable[..., Path]
 def run(slides: Path, out: Path, *, shard: Shard | None = None, **given: object) -> ExtractSummary:
     config = load_config(ExtractConfig, given={"device": "cpu", **given})  # type: ignore[dict-item]
     return extract(config, list_sources(slides), out, shard=shard)
+
+
+def planned(slides: Path, out: Path, **given: object) -> ExtractPlan:
+    config = load_config(ExtractConfig, given={"device": "cpu", **given})  # type: ignore[dict-item]
+    return plan(config, list_sources(slides), out)
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +107,9 @@ def test_features_of_two_kinds_come_into_no_folder(make_slide: Make, tmp_path: P
     make_slide(second / "b.tiff", seed=1)
     run(first, out)
     says = r"features of 1 slide that would stay as they are, as 'a', of another kind .*tiling\.mpp: .* != 0\.5;"
-    with pytest.raises(ConfigError, match=says):
-        run(second, out, **{"tile.tile_um": 112.0})
+    for verb in (run, planned):
+        with pytest.raises(ConfigError, match=says):
+            verb(second, out, **{"tile.tile_um": 112.0})
     assert open_store(out, mode="r").ids() == ["a"]
     assert "112" not in (out / "config.yaml").read_text(encoding="utf-8")
     run(second, out, **{"tissue.min_tissue_um2": 9_000.0})
@@ -290,6 +297,22 @@ def test_half_scale_makes_features_of_another_kind(slides: Path, tmp_path: Path)
     assert "half scale" in str(bags[True].provenance.tiling["resampling"])
     assert config_from_provenance(bags[True].provenance).half_scale_jpeg
     assert [bags[half].provenance.pixels.get("half_scale_version") for half in (False, True)] == [None, 3]
+
+
+def test_a_rerun_makes_features_of_narrow_slides_anew_whose_levels_an_earlier_version_misplaced(
+    slides: Path, tmp_path: Path
+) -> None:
+    for name, height in (("narrow", 127), ("usual", 128)):
+        whole = np.full((height, 7200, 3), (200, 120, 180), np.uint8)
+        with tifffile.TiffWriter(tmp_path / f"{name}.tiff") as file:
+            for number, level in enumerate((whole, whole[: height // 16, :450])):
+                file.write(
+                    level, photometric="rgb", tile=(64, 64), compression="zlib", metadata=None,
+                    subfiletype=int(number > 0), resolution=(20_000 / 16**number,) * 2, resolutionunit="CENTIMETER",
+                )  # fmt: skip
+        run(tmp_path / f"{name}.tiff", tmp_path / name, **{"tile.size_px": 56, "tile.mpp": 0.5})
+    found = [open_store(tmp_path / name, mode="r").header(name).provenance for name in ("narrow", "usual")]
+    assert [one.pixels.get("levels_version") for one in found] == [2, None]
 
 
 def test_quality_is_measured_on_the_tiles_as_they_are_read(slides: Path, features: Path) -> None:

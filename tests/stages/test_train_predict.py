@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -121,7 +122,8 @@ def test_features_of_two_kinds_are_refused_with_both_names(place: Path, tmp_path
     for path in (place / "features").glob("*.h5"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     other = load_config(ExtractConfig, given={"device": "cpu", "tile.tile_um": 150.0})
-    extract(other, list_sources(place / "slides/s3.tiff"), tmp_path)
+    extract(other, list_sources(place / "slides/s3.tiff"), tmp_path / "other")
+    (tmp_path / "other/s3.h5").replace(tmp_path / "s3.h5")
     with pytest.raises(StoreError, match=r"'glass' and 's3' differ in tiling.mpp"):
         train(load_config(TrainConfig), tmp_path, place / "cohort.csv", tmp_path / "run")
 
@@ -240,10 +242,23 @@ def test_one_slide_of_another_kind_fails_alone(place: Path, tmp_path: Path) -> N
     for name in ("s0", "s1"):
         (tmp_path / f"{name}.h5").write_bytes((place / "features" / f"{name}.h5").read_bytes())
     other = load_config(ExtractConfig, given={"device": "cpu", "tile.tile_um": 150.0})
-    extract(other, list_sources(place / "slides/s1.tiff"), tmp_path)
+    extract(other, list_sources(place / "slides/s1.tiff"), tmp_path / "other")
+    (tmp_path / "other/s1.h5").replace(tmp_path / "s1.h5")
     summary = predict(place / "run", tmp_path, tmp_path / "out", options=PredictOptions(device="cpu", heatmaps=False))
     assert set(summary.failures) == {"s1"}
     assert read_csv(tmp_path / "out/failures.csv")[0]["slide_id"] == "s1"
+
+
+def test_a_slide_of_which_no_finite_answer_comes_fails_alone(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "features", tmp_path / "features")
+    store = open_store(tmp_path / "features", mode="w")
+    bag = store.read("s1")
+    signs = np.where(np.random.default_rng(0).random(bag.features.shape) < 0.5, -1, 1)
+    store.write(replace(bag, features=(3e38 * signs).astype(np.float32)))
+    options = PredictOptions(device="cpu", heatmaps=False)
+    summary = predict(place / "run", tmp_path / "features", tmp_path / "out", options=options)
+    assert set(summary.failures) == {"s1"}
+    assert "which are no answer; its features reach from -3e+38 to 3e+38" in summary.failures["s1"]
 
 
 def test_a_slide_that_cannot_be_read_is_a_failure_beside_the_answers(

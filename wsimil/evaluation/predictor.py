@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsimil.bags import FeatureBag
+from wsimil.errors import FeatureError
 from wsimil.evaluation.attribution import LEAVE_ONE_OUT_TILES, ScoreKind
 from wsimil.evaluation.attribution.table import attribute
 from wsimil.evaluation.prediction import Prediction
@@ -27,7 +28,8 @@ def predict(
     """One Prediction for each bag, in order; bags go through the model together up to `max_instances` rows.
 
     `kinds` are the scores of tiles that it has, None for those of `default_kinds`. What a bag gets does not depend on its
-    neighbors. Raises ModelError for features of another kind, ValueError for an empty bag: it has no prediction.
+    neighbors. Raises ModelError for features of another kind, FeatureError for some that no finite answer comes of, ValueError
+    for an empty bag: it has no prediction.
     """
     waiting: list[FeatureBag] = []
     rows = 0
@@ -96,6 +98,11 @@ def _predict(
     biases = np.zeros_like(logits) if attribution.bias is None else attribution.bias.double().cpu().numpy()
     rows = zip(bags, attribution.per_bag(), logits, biases, trained.values(logits), strict=True)
     for bag, scores, row, bias, values in rows:
+        if not (np.isfinite(row).all() and np.isfinite(values).all()):
+            raise FeatureError(
+                f"slide {bag.slide_id!r}: the model gives the logits {row.tolist()}, which are no answer; its features reach from"
+                f" {bag.features.min():.4g} to {bag.features.max():.4g}: look at these, and extract the slide anew"
+            )
         yield Prediction(
             slide_id=bag.slide_id,
             task=task,

@@ -67,7 +67,7 @@ class ModelFacts:
 
 
 def answers_digest(digest: str, facts: Mapping[str, Json]) -> str:
-    """SHA-256 over all that decides the answers of a model: its weights' `digest`, and the calibrations among `facts` of it."""
+    """SHA-256 over the `digest` of a model's weights and the calibrations among `facts` of it."""
     frozen = {name: facts[name] for name in ("calibration", "calibrations") if name in facts}
     return sha256_json({"weights": digest, **frozen})
 

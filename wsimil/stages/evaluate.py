@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from wsimil.export.report.card import model_card
 from wsimil.export.report.numbers import report_tree
 from wsimil.export.report.page import report_page
 from wsimil.export.report.report import FlowStep, ModelCard, Report, WrongCase
-from wsimil.files import check_writable, write_text
+from wsimil.files import atomic_path, check_writable
 from wsimil.mil.facts import FACTS
 from wsimil.provenance import Json, sha256_json
 from wsimil.stages.answered import (
@@ -215,15 +216,14 @@ def card_of(run: Run) -> ModelCard:
 
 
 def write_judgement(out: Path, files: Mapping[str, str]) -> None:
-    """Write `files`, texts by name; those of an earlier judgement go first, so that an interrupt leaves no parts of both.
+    """Write `files`, texts by name; none of them takes its place before all are written, so that no parts of two are left.
 
     Raises OutputError.
     """
     check_writable(out)
-    for name in files:
-        (out / name).unlink(missing_ok=True)
-    for name, text in files.items():
-        write_text(out / name, text)
+    with ExitStack() as stack:
+        for name, text in files.items():
+            stack.enter_context(atomic_path(out / name)).write_text(text, encoding="utf-8")
 
 
 def refuse_answers(out: Path) -> None:

@@ -98,7 +98,7 @@ def extract(
         if wanted is not None:
             _refuse_another_kind(wanted, encoders[0], spec, config)
         else:
-            _refuse_another_kind_beside(store, sources, encoders[0], spec, config, out)
+            refuse_another_kind_beside(store, sources, encoders[0], spec, config, out)
         refuse_lost_masks(config)
     except WsimilError:
         if not was_there:
@@ -201,7 +201,7 @@ def _refuse_another_kind(wanted: Provenance, encoder: Encoder, spec: TileSpec, c
         )
 
 
-def _refuse_another_kind_beside(
+def refuse_another_kind_beside(
     store: FeatureStore,
     sources: Sequence[SlideSource],
     encoder: Encoder,
@@ -213,9 +213,12 @@ def _refuse_another_kind_beside(
     others = sorted({*store.ids()} - {source.slide_id for source in sources})
     for slide_id in others:
         try:
-            there = store.header(slide_id).provenance
+            header = store.header(slide_id)
         except StoreError:
             continue
+        if not header.dim:
+            continue  # without tiles, made by a tool that leaves the kind open
+        there = header.provenance
         made = replace(
             there, encoder=encoder.provenance, tiling=tiling_recipe(spec, config), recipe_version=RECIPE_VERSION
         )
@@ -223,7 +226,7 @@ def _refuse_another_kind_beside(
             raise ConfigError(
                 f"{out} holds features of {unit_words('slide', len(others))} that would stay as they are, as {slide_id!r}, of"
                 f" another kind than this config makes (there != here): {'; '.join(differences)}; choose another output folder,"
-                " extract all slides with one config, or remove those that are meant to be gone"
+                " give all slides to one call (jobs share them by --shard), or remove those that are meant to be gone"
             )
         return  # the first that can be read tells it of a folder of one kind
 

@@ -19,7 +19,7 @@ from wsimil.extraction.prepare import CompleteSlide, PreparedSlide
 from wsimil.extraction.sources import Shard, SlideSource, clashes
 from wsimil.extraction.stain import with_stain_target
 from wsimil.geometry import TileSpec
-from wsimil.stages.extract import encoders_and_spec, tell_mpp
+from wsimil.stages.extract import encoders_and_spec, refuse_another_kind_beside, tell_mpp
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.slide_work import Place, SlideWork, close
@@ -63,6 +63,8 @@ def plan(
     config = with_stain_target(config)
     refuse_lost_masks(config)
     store = open_store(out, mode="r", backend=config.store) if out.is_dir() else None
+    if store is not None:
+        refuse_another_kind_beside(store, sources, encoder, spec, config, out)
     mine = shard.take(list(sources)) if shard else list(sources)
     place = Place(store=store, out=out, complete=store)
     work = SlideWork(config, encoder, spec, lambda _: place, clashes(sources))
