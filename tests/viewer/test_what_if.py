@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from tests.viewer.conftest import Serve
@@ -231,6 +232,14 @@ def test_labels_are_calibrated_each_in_its_own_way(study: MadeStudy, tmp_path: P
         np.testing.assert_allclose(answered["values"], wanted.values, rtol=0, atol=1e-5)
 
 
+def make_silent(predictions: Path) -> None:
+    """As those of an earlier version, they say neither how they were calibrated nor whose answers they are."""
+    text = (predictions / "predictions.json").read_text()
+    (predictions / "predictions.json").write_text(text.replace('"calibration"', '"another"'))
+    table = pq.read_table(predictions / "predictions.parquet")
+    pq.write_table(table.replace_schema_metadata(None), predictions / "predictions.parquet")
+
+
 def test_predictions_that_do_not_say_how_they_were_calibrated_get_no_closed_form(
     study: MadeStudy, tmp_path: Path, serve: Serve
 ) -> None:
@@ -238,8 +247,7 @@ def test_predictions_that_do_not_say_how_they_were_calibrated_get_no_closed_form
     options = predict_stage.PredictOptions(device="cpu", heatmaps=False)
     out = tmp_path / "predictions"
     predict_stage.predict(run, study.features, out, options=options)
-    text = (out / "predictions.json").read_text()
-    (out / "predictions.json").write_text(text.replace('"calibration"', '"another"'))
+    make_silent(out)
     client = serve(out)
     what_if = client.get("cases/1.json").json()["whatif"]
     assert what_if["form"] is None
@@ -399,8 +407,7 @@ def test_predictions_of_another_calibration_than_any_that_is_known_are_not_recom
     options = predict_stage.PredictOptions(device="cpu", heatmaps=False)
     out = tmp_path / "predictions"
     predict_stage.predict(run, study.features, out, options=options)
-    text = (out / "predictions.json").read_text()
-    (out / "predictions.json").write_text(text.replace('"calibration"', '"another"'))
+    make_silent(out)
     save_decision(run, Decision(model=load_model(run).digest, calibration=CALIBRATIONS[2]))
     client = serve(out, run=run, features=study.features)
     what_if = client.get("cases/1.json").json()["whatif"]
