@@ -180,14 +180,14 @@ def _level_count(handle: openslide.OpenSlide, path: Path, slide_id: str, propert
     Raises NotShownError where one is of another piece of tissue, which would not be there, and for any in DICOM, of which the
     images that are none are left out by who reads it straight.
     """
-    size0_px, *others = handle.level_dimensions
-    vendor = properties.get("openslide.vendor")
+    (size0_px, *others), tile0_px = handle.level_dimensions, _tile_px(properties, 0)
+    vendor, count = properties.get("openslide.vendor"), 1 + len(others)
+    if vendor not in _PAGE_A_LEVEL_VENDORS:
+        return count
     belied = _left_out(path) if vendor == "dicom" and others else frozenset()
-    count = 1 + len(others)
     for number, size_px in enumerate(others, start=1):
-        tile0_px, tile_px = _tile_px(properties, 0), _tile_px(properties, number)
-        has_shape = is_level(size0_px, size_px, tile0_px=tile0_px, tile_px=tile_px) and size_px not in belied
-        if vendor not in _PAGE_A_LEVEL_VENDORS or has_shape:
+        tile_px = _tile_px(properties, number)
+        if is_level(size0_px, size_px, tile0_px=tile0_px, tile_px=tile_px) and size_px not in belied:
             continue
         if vendor == "dicom" or is_another_piece(size0_px, size_px, tile_px=tile_px):
             (width, height), (w, h) = size0_px, size_px

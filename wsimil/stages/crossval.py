@@ -60,7 +60,7 @@ def crossval(
     with occupied(out):
         check_writable(out)
         contents = refuse_untrainable(items)
-        items = [replace(item, contents=contents[item.name.split("/")[0]]) for item in items]
+        items = [replace(item, contents=contents[item.config_name]) for item in items]
         before = [item for item in items if item.is_done()]
         open_items = [item for item in items if item not in before]
         for item in open_items:
@@ -88,8 +88,8 @@ def refuse_untrainable(items: Sequence[WorkItem]) -> dict[str, str]:
     """A digest of what the features hold, by config. Raises WsimilError where the runs of a config could not start, also where
     the study was made of features of another kind, of another cohort or of other splits."""
     contents = {}
-    for name in dict.fromkeys(item.name.split("/")[0] for item in items):
-        own = [item for item in items if item.name.split("/")[0] == name]
+    for name in dict.fromkeys(item.config_name for item in items):
+        own = [item for item in items if item.config_name == name]
         item = next((one for one in own if (one.out / FACTS).is_file()), own[0])
         try:
             planned = plan(item.config, item.features, item.cohort)

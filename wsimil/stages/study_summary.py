@@ -70,9 +70,9 @@ def study_tables(items: Sequence[WorkItem], failed: Container[str] = ()) -> Stud
     """The tables of the test splits of runs, all of them finished but for those whose names are in `failed`."""
     by_config: dict[str, list[WorkItem]] = {}
     for item in items:
-        by_config.setdefault(item.name.split("/")[0], [])
+        finished = by_config.setdefault(item.config_name, [])
         if item.name not in failed:
-            by_config[item.name.split("/")[0]].append(item)
+            finished.append(item)
     found = {name: _Answers.of(own) for name, own in by_config.items() if own}
     found = {name: answers for name, answers in found.items() if answers.rows}
     configs = {}
@@ -113,7 +113,7 @@ class _Answers:
     def of(cls, items: Sequence[WorkItem]) -> Self:
         tasks, learned, rows = {}, {}, {}
         for item in items:
-            run, model = item.name.partition("/")[2], load_decided(item.out)[0]
+            run, model = item.run_name, load_decided(item.out)[0]
             tasks[run] = model.task
             learned[run] = cast(Mapping[str, int], model.training["slides"])["train"]
             for row in read_table(item.out, task=model.task, bag=model.bag, answered_by=model.answers):

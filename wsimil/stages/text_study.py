@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,16 +93,14 @@ def _plus(value: float) -> str:
 
 
 def _signed(found: Difference) -> str:
-    if found.difference is None:
-        return "undefined"
-    if found.low is None or found.high is None:
-        return _plus(found.difference)
-    return f"{_plus(found.difference)} [{_plus(found.low)}, {_plus(found.high)}]"
+    return _told(found.difference, found.low, found.high, _plus)
 
 
 def _shown(estimate: Estimate) -> str:
-    if estimate.value is None:
+    return _told(estimate.value, estimate.low, estimate.high, shown)
+
+
+def _told(value: float | None, low: float | None, high: float | None, said: Callable[[float], str]) -> str:
+    if value is None:
         return "undefined"
-    if estimate.low is None or estimate.high is None:
-        return shown(estimate.value)
-    return f"{shown(estimate.value)} [{shown(estimate.low)}, {shown(estimate.high)}]"
+    return said(value) if low is None or high is None else f"{said(value)} [{said(low)}, {said(high)}]"

@@ -34,6 +34,16 @@ class WorkItem:
     contents: str = ""
 
     @property
+    def config_name(self) -> str:
+        """Which config it is a run of."""
+        return self.name.partition("/")[0]
+
+    @property
+    def run_name(self) -> str:
+        """The round and seed, "<round>/seed-<n>", which runs of several configs have in common."""
+        return self.name.partition("/")[2]
+
+    @property
     def config_file(self) -> Path:
         """Where the config of the run is written before it starts."""
         return self.out.with_name(f"{self.out.name}.yaml")

@@ -219,7 +219,7 @@ def plan_study(config: StudyConfig, folder: Path) -> WorkPlan:
         _refuse_unlabelled(config, config.cohort, costs)
         refuse_untested(config, items)
         asked = None if config.predict is None else config.predict.options
-        for first in {item.name.split("/")[0]: item for item in reversed(items)}.values():
+        for first in {item.config_name: item for item in reversed(items)}.values():
             refuse_impossible(first, frozenset(costs), there=config.features is not None, asked=asked)
         # Nobody knows how long a run takes; more epochs of one method do take longer.
         units = [

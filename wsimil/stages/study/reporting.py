@@ -24,7 +24,7 @@ class ReportRunner:
         items = self._study.items().values()
         for attempt in attempts:
             config = attempt.unit.name
-            own = [item for item in items if item.name.split("/")[0] == config]
+            own = [item for item in items if item.config_name == config]
             try:
                 self._study.refuse_changed_files()
                 runs = [item.out for item in own if self._study.was_trained(item.name, self._ledger)]
