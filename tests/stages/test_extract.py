@@ -25,7 +25,8 @@ from wsimil.extraction.config import ExtractConfig, config_from_provenance
 from wsimil.extraction.embedding import resample
 from wsimil.extraction.sources import Shard, list_sources
 from wsimil.quality.measure import measure
-from wsimil.slides import open_slide
+from wsimil.slides import open_slide, openslide
+from wsimil.slides.pyramid import mean_downsample
 from wsimil.stages.extract import ExtractSummary, encoders_and_spec, extract
 from wsimil.stages.plan_extraction import ExtractPlan, plan
 from wsimil.stages.progress import Quiet
@@ -299,20 +300,34 @@ def test_half_scale_makes_features_of_another_kind(slides: Path, tmp_path: Path)
     assert [bags[half].provenance.pixels.get("half_scale_version") for half in (False, True)] == [None, 3]
 
 
-def test_a_rerun_makes_features_of_narrow_slides_anew_whose_levels_an_earlier_version_misplaced(
-    slides: Path, tmp_path: Path
-) -> None:
-    for name, height in (("narrow", 127), ("usual", 128)):
-        whole = np.full((height, 7200, 3), (200, 120, 180), np.uint8)
-        with tifffile.TiffWriter(tmp_path / f"{name}.tiff") as file:
-            for number, level in enumerate((whole, whole[: height // 16, :450])):
-                file.write(
-                    level, photometric="rgb", tile=(64, 64), compression="zlib", metadata=None,
-                    subfiletype=int(number > 0), resolution=(20_000 / 16**number,) * 2, resolutionunit="CENTIMETER",
-                )  # fmt: skip
-        run(tmp_path / f"{name}.tiff", tmp_path / name, **{"tile.size_px": 56, "tile.mpp": 0.5})
-    found = [open_store(tmp_path / name, mode="r").header(name).provenance for name in ("narrow", "usual")]
-    assert [one.pixels.get("levels_version") for one in found] == [2, None]
+@pytest.mark.parametrize(
+    ("rule", "before", "size", "level"),
+    [
+        ("level_downsample", mean_downsample, (127, 7200), (7, 450)),
+        ("is_level", lambda *_, **__: True, (1000, 1400), (256, 352)),
+    ],
+    ids=["narrow", "padded"],
+)
+def test_a_rerun_makes_features_anew_of_whose_levels_an_earlier_version_had_another_word(
+    rule: str, before: Callable[..., object], size: tuple[int, int], level: tuple[int, int], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    with tifffile.TiffWriter(tmp_path / "slide.tiff") as file:
+        for number, (height, width) in enumerate((size, level)):
+            file.write(
+                np.full((height, width, 3), (200, 120, 180), np.uint8), photometric="rgb", tile=(64, 64), compression="zlib",
+                metadata=None, subfiletype=int(number > 0), resolution=(20_000 / (size[0] // level[0]) ** number,) * 2,
+                resolutionunit="CENTIMETER",
+            )  # fmt: skip
+    settings = {"tile.size_px": 56, "tile.mpp": 0.5}
+    with monkeypatch.context() as earlier:
+        earlier.setattr(openslide, rule, before)
+        run(tmp_path / "slide.tiff", tmp_path / "out", **settings)
+    told = open_store(tmp_path / "out", mode="r").header("slide").level_downsamples
+    assert [one.status for one in planned(tmp_path / "slide.tiff", tmp_path / "out", **settings).slides] == ["to do"]
+    assert run(tmp_path / "slide.tiff", tmp_path / "out", **settings).count("done") == 1
+    assert open_store(tmp_path / "out", mode="r").header("slide").level_downsamples != told
+    assert run(tmp_path / "slide.tiff", tmp_path / "out", **settings).count("skipped") == 1
 
 
 def test_quality_is_measured_on_the_tiles_as_they_are_read(slides: Path, features: Path) -> None:

@@ -21,7 +21,7 @@ from wsimil.extraction.quality_picture import draw_tiles
 from wsimil.extraction.sources import SlideSource
 from wsimil.extraction.stain import SAMPLE_TILES, Recolour, fit_stain
 from wsimil.files import write_bytes, write_text
-from wsimil.geometry import TileGrid, TileSpec, TissueMask
+from wsimil.geometry import SlideInfo, TileGrid, TileSpec, TissueMask
 from wsimil.provenance import Json, Provenance
 from wsimil.slides import Slide, open_slide
 from wsimil.slides.icc import IccToSrgb
@@ -58,9 +58,9 @@ def prepare(
     encoder: Encoder,
     spec: TileSpec,
     config: ExtractConfig,
-    is_done: Callable[[Provenance], bool] = lambda _: False,
+    is_done: Callable[[SlideInfo, Provenance], bool] = lambda _slide, _recipe: False,
 ) -> PreparedSlide | CompleteSlide:
-    """Open `source`, find its tissue and lay its tiles, unless `is_done` knows its recipe already. Raises SlideError."""
+    """Open `source`, find its tissue and lay its tiles, unless `is_done` knows it by its recipe already. Raises SlideError."""
     mpp = config.mpp_override if source.mpp is None else source.mpp
     slide = open_slide(
         source.path, slide_id=source.slide_id, mpp_override=mpp, reader=config.slide_reader,
@@ -69,7 +69,7 @@ def prepare(
     try:
         mask_file = _mask_file(source, config)
         provenance = _recipe(source, slide, mask_file, encoder, spec, config)
-        if is_done(provenance):
+        if is_done(slide.info, provenance):
             slide.close()
             return CompleteSlide(digest=slide.info.digest)
         if mask_file is None:
@@ -164,8 +164,6 @@ def _recipe(
             # 1, which no file states, drew stored tiles that are missing from another level, and up to 2 those of a slide whose
             # last column is 1 px wide lay in wrong places: a rerun makes those anew.
             **({"half_scale_version": 3} if config.half_scale_jpeg else {}),
-            # 1, which no file states, found the far end of narrow slides aside on further levels.
-            **({"levels_version": 2} if slide.is_narrow else {}),
         },
         slide=about,
         slide_digest=slide.info.digest,

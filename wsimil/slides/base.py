@@ -30,11 +30,6 @@ class Slide(Protocol):
         ...
 
     @property
-    def is_narrow(self) -> bool:
-        """Whether the rounding of its short side is too large a part of it to tell how much smaller a level is."""
-        ...
-
-    @property
     def icc_profile(self) -> bytes | None:
         """What the slide says of its colours; pixels are given as they are stored, whatever it says."""
         ...

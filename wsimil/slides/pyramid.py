@@ -92,12 +92,6 @@ class PyramidSlide(ABC):
         return self._info
 
     @property
-    def is_narrow(self) -> bool:
-        """See `Slide.is_narrow`."""
-        size0_px = self._info.size0_px
-        return any(level_downsample(size0_px, one) != mean_downsample(size0_px, one) for one in self._level_sizes_px)
-
-    @property
     def level_sizes_px(self) -> tuple[tuple[int, int], ...]:
         """Width and height of every level, the largest first."""
         return self._level_sizes_px

@@ -25,7 +25,7 @@ from wsimil.extraction.engine import Ended, Ready
 from wsimil.extraction.prepare import CompleteSlide, PreparedSlide, prepare, write_pictures
 from wsimil.extraction.sources import SlideSource
 from wsimil.extraction.timing import StageSeconds, Trace
-from wsimil.geometry import TileGrid, TileSpec
+from wsimil.geometry import SlideInfo, TileGrid, TileSpec
 from wsimil.provenance import Json, Provenance
 from wsimil.quality.measure import measure, refusals
 from wsimil.store import FeatureStore
@@ -129,7 +129,7 @@ class SlideWork:
             slide_path(place.out, source.slide_id, "")  # refuses an id that cannot be a file name, before any work
             found = prepare(
                 source, encoder=self._encoder, spec=self._spec, config=self._config,
-                is_done=lambda recipe: _is_done(place.complete, source.slide_id, recipe),
+                is_done=lambda slide, recipe: _is_done(place.complete, slide, recipe),
             )  # fmt: skip
         return found, time.perf_counter() - begin
 
@@ -250,13 +250,18 @@ def close(prepared: PreparedSlide | CompleteSlide | None) -> None:
         prepared.slide.close()
 
 
-def _is_done(store: FeatureStore | None, slide_id: str, recipe: Provenance) -> bool:
-    if store is None or slide_id not in store:
+def _is_done(store: FeatureStore | None, slide: SlideInfo, recipe: Provenance) -> bool:
+    if store is None or slide.slide_id not in store:
         return False
     try:
-        return store.header(slide_id).provenance.digest == recipe.digest
+        header = store.header(slide.slide_id)
     except StoreError:
         return False  # broken or foreign: it is made anew
+    # Earlier versions took for levels what is none, and for the downsample of others what it is not.
+    is_of_the_same_levels = len(header.level_downsamples) == len(slide.level_downsamples) and np.allclose(
+        header.level_downsamples, slide.level_downsamples, rtol=1e-9, atol=0.0
+    )
+    return header.provenance.digest == recipe.digest and is_of_the_same_levels
 
 
 def _clash(source: SlideSource, refused: Mapping[str, Sequence[Path]]) -> str:

@@ -26,7 +26,8 @@ class StoredHeader:
     """What is known of one slide's features without reading them: `n` rows of `dim`, and what of quality was measured.
 
     `content` is a text that differs where what is stored does: by the checksums of the arrays in our files; by size and time of
-    change in those of other tools, which have none.
+    change in those of other tools, which have none. `level_downsamples` are those of the slide as it was read, empty where
+    another tool read it.
     """
 
     slide_id: str
@@ -36,6 +37,7 @@ class StoredHeader:
     provenance: Provenance
     content: str
     quality: tuple[str, ...] = ()
+    level_downsamples: tuple[float, ...] = ()
 
 
 class FeatureStore(Protocol):

@@ -166,6 +166,7 @@ def describe(file: OpenFile, slide_id: str, path: Path) -> Description:
                 provenance=Provenance.from_json(provenance),
                 content=" ".join(f"{name} {crc32[name]:08x}" for name in shapes),
                 quality=quality,
+                level_downsamples=tuple(slide["level_downsamples"]),
             ),
             slide=_slide(slide),
             spec=TileSpec(**spec),
