@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -124,7 +125,11 @@ def test_what_cannot_be_joined_is_refused(
     with pytest.raises(ModelError, match="do not answer one question"):
         ensemble([folders[0], tmp_path / "other"], tmp_path / "mixed")
     table = folders[1] / "cohort.csv"
-    table.write_text(table.read_text(encoding="utf-8").replace("s3,p3,", "s3,q3,"), encoding="utf-8")
+    kept = table.read_text(encoding="utf-8")
+    table.write_text(re.sub("s3,p3,[nt],", "s3,p3,{},".format("nt"["s3,p3,n," in kept]), kept), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"slide 's3' is labelled '(n|t)' in .*run0 and '(?!\1)[nt]' in .*run1"):
+        ensemble(folders, tmp_path / "blind")
+    table.write_text(kept.replace("s3,p3,", "s3,q3,"), encoding="utf-8")
     with pytest.raises(ModelError, match=r"slide 's3' is of patient 'p3' in .*run0 and of 'q3' in .*run1"):
         ensemble(folders, tmp_path / "blind")
     table.unlink()

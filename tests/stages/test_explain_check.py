@@ -350,7 +350,8 @@ def test_maps_are_held_against_what_pixels_are_known_to_be(study: tuple[Path, Pa
     with pytest.raises(ConfigError, match="files name metastasis, the model gives n, t"):
         check([run], features, tmp_path / "no", truth=renamed)
     with pytest.raises(ConfigError, match="none of it 't'"):
-        check([run], features, tmp_path / "no", truth=renamed, truth_output="t")
+        check([run], features, tmp_path / "out", truth=renamed, truth_output="t")
+    assert (tmp_path / "out/explain.html").is_file()
     same = check(
         [run], features, tmp_path / "same", truth=renamed, truth_output="t=metastasis", scores=("contribution",)
     )

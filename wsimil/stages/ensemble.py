@@ -32,6 +32,7 @@ from wsimil.stages.run_folder import clear_run, refuse_taken
 from wsimil.stages.words import quoted
 from wsimil.store import FeatureStore
 from wsimil.store.base import read_headers
+from wsimil.targets import Task
 from wsimil.training.loading import BagSource
 
 
@@ -57,7 +58,7 @@ def ensemble(
     Its logits are the mean of theirs. Its cohort.csv calls train whatever one member learned from or was chosen on, so nothing of
     that counts as a test. With `features`, calibration and threshold are fitted on what each member says of its own validation
     slides, which it did not learn from. Raises ModelError where the runs do not answer one question on one kind of features, name
-    two patients for one slide, or learned from features of another kind than `features`.
+    two patients or two labels for one slide, or learned from features of another kind than `features`.
     """
     if not overwrite:
         refuse_taken(out)
@@ -73,7 +74,7 @@ def ensemble(
     decision = decision or DecisionConfig()
     check_decision(decision, members[0].task)
     tables = [_read_cohort(run) for run in runs]
-    joined = _joined(runs, tables)
+    joined = _joined(runs, tables, members[0].task)
     store = None if features is None else open_features(features)
     if store is not None:
         _refuse_other_kind(decision, members[0], tables, store)
@@ -133,8 +134,8 @@ def _read_cohort(run: Path) -> list[dict[str, str]]:
         ) from error
 
 
-def _joined(runs: Sequence[Path], tables: Sequence[Sequence[Mapping[str, str]]]) -> list[dict[str, str]]:
-    """Each slide once, in "train" where a member saw its patient. Raises ModelError where nobody can tell whose it is."""
+def _joined(runs: Sequence[Path], tables: Sequence[Sequence[Mapping[str, str]]], task: Task) -> list[dict[str, str]]:
+    """Each slide once, in "train" where a member saw its patient. Raises ModelError where nobody can tell whose or what it is."""
     seen = {row["patient_id"] for table in tables for row in table if row["split"] in ("train", "val")}
     rows: dict[str, dict[str, str]] = {}
     told: dict[str, Path] = {}
@@ -147,6 +148,13 @@ def _joined(runs: Sequence[Path], tables: Sequence[Sequence[Mapping[str, str]]])
                     f"slide {slide_id!r} is of patient {first['patient_id']!r} in {told[slide_id]} and of {patient!r} in {run},"
                     " so nobody can tell which patients the ensemble has seen; give the slide one patient_id in the cohort files"
                     " of both, and train again"
+                )
+            ours, theirs = ([told_of[name] for name in task.columns] for told_of in (first, row))
+            if task.read(ours) != task.read(theirs):
+                raise ModelError(
+                    f"slide {slide_id!r} is labelled {quoted(ours)} in {told[slide_id]} and {quoted(theirs)} in {run}, so nobody"
+                    " can tell which of the two is right; correct it in the cohort files, and train the runs again that learned"
+                    " otherwise"
                 )
             told.setdefault(slide_id, run)
     return [*rows.values()]

@@ -87,8 +87,6 @@ def _checked(
     store = open_features(features)
     held = held_out(loaded, store.ids(), cohort_csv=options.cohort_csv, split=options.split)
     check_writable(out)
-    for name in _WRITTEN:  # of an earlier judgement, it would stand as if it were this one
-        (out / name).unlink(missing_ok=True)
     truth = None
     if options.truth is not None:
         slides = [slide for unit in held.units for slide in held.slides[unit]]
@@ -103,6 +101,8 @@ def _checked(
         held=held,
         config=options.config,
     )
+    for name in _WRITTEN:  # of an earlier judgement, it would stand as if it were this one
+        (out / name).unlink(missing_ok=True)
     failures: dict[str, str] = {}
     reporter.begin(f"{held.unit}s", len(held.units))
     for unit in held.units:
