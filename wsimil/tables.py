@@ -19,11 +19,16 @@ _REMEDY = "save it as CSV in UTF-8"
 
 
 class TableRow(NamedTuple):
-    """A row at a line of the file: its cells without the spaces around them, and the columns whose cells had some."""
+    """A row at a line of the file: its cells without the spaces around them, and as they were `given`."""
 
     line: int
     cells: Mapping[str, str]
-    spaced: Sequence[str]
+    given: Mapping[str, str]
+
+    @property
+    def spaced(self) -> list[str]:
+        """The columns whose cells had spaces around them."""
+        return [name for name, value in self.given.items() if self.cells[name] != value]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +64,7 @@ def read_table(path: Path, what: str, *, keys: Collection[str], error: type[Wsim
                 )
             cells = {name: value for name, value in zip(columns, given, strict=True) if name}
             bare = {name: value.strip() for name, value in cells.items()}
-            spaced = [name for name, value in cells.items() if bare[name] != value]
-            rows.append(TableRow(line=reader.line_num, cells=bare, spaced=spaced))
+            rows.append(TableRow(line=reader.line_num, cells=bare, given=cells))
     except csv.Error as fault:
         raise error(f"{what} {path} cannot be read at line {reader.line_num}: {fault}; {_REMEDY}") from None
     return Table(columns=tuple(filter(None, columns)), rows=rows)

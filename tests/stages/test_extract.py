@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ import torch
 from tests.stages.notes import Notes
 from wsimil.config import load_config
 from wsimil.encoders import build_encoder
-from wsimil.errors import ConfigError, OutputError
+from wsimil.errors import ConfigError, OutputError, StoreError
 from wsimil.extraction.config import ExtractConfig, config_from_provenance
 from wsimil.extraction.embedding import resample
 from wsimil.extraction.sources import Shard, list_sources
@@ -28,10 +29,11 @@ from wsimil.quality.measure import measure
 from wsimil.slides import open_slide, openslide
 from wsimil.slides.pyramid import mean_downsample
 from wsimil.stages.extract import ExtractSummary, encoders_and_spec, extract
+from wsimil.stages.failures import failed_earlier, write_failures
 from wsimil.stages.plan_extraction import ExtractPlan, plan
 from wsimil.stages.progress import Quiet
 from wsimil.store import open_store
-from wsimil.store.places import failures
+from wsimil.store.places import FailureRow, failures
 
 Make = Callable[..., Path]
 
@@ -239,6 +241,39 @@ def test_whoever_took_away_a_slide_that_failed_is_told_how_it_leaves_the_list(ma
     extract(config, list_sources(tmp_path / "in"), out, reporter=notes)
     assert not notes.said
     assert set(failures(out)) == {"b"}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_slides_stay_listed_where_a_spreadsheet_saved_the_list(tmp_path: Path, delimiter: str, encoding: str) -> None:
+    """Whoever removed a line with one had no failed slide any more: their earlier features passed for current ones."""
+    rows = [FailureRow("a", "in/a.svs", "read", "cut short; in\nall"), FailureRow(" b", "in/ b.svs", "name", "x, y")]
+    write_failures(tmp_path / "failures.csv", rows)
+    read = csv.reader((tmp_path / "failures.csv").read_text(encoding="utf-8").splitlines(keepends=True))
+    saved = io.StringIO()
+    csv.writer(saved, delimiter=delimiter).writerows(read)
+    (tmp_path / "failures.csv").write_bytes(saved.getvalue().encode(encoding))
+    assert failures(tmp_path) == {"a": "cut short; in\nall", " b": "x, y"}
+    assert failed_earlier([tmp_path / "failures.csv"], ["a"]) == rows[1:]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("slide_id,path,step,reason\na,a.svs,read,zerstört\n".encode("latin-1"), "save it as CSV in UTF-8"),
+        (
+            b"a,a.svs,read,cut short\n",
+            "wanted a column slide_id, got a, a.svs, read, cut short; give it back its first line",
+        ),
+        (b"slide_id,path,step,reason\na,a.svs\n", "line 2: wanted 4 values"),
+    ],
+)
+def test_a_list_of_failed_slides_that_cannot_be_read_is_refused(tmp_path: Path, data: bytes, expected: str) -> None:
+    (tmp_path / "failures.1-of-2.csv").write_bytes(data)
+    with pytest.raises(StoreError, match=expected):
+        failures(tmp_path)
+    (tmp_path / "failures.1-of-2.csv").write_bytes(b"")
+    assert failures(tmp_path) == {}
 
 
 def test_shards_together_make_the_whole(slides: Path, features: Path, tmp_path: Path) -> None:

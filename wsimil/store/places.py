@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Mapping
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wsimil.errors import StoreError
+from wsimil.tables import read_table
 
 SUFFIXES = (".h5", ".zarr")
 """Of the entries that hold features, one slide each or a pack."""
@@ -57,7 +56,10 @@ def pack_at(path: Path) -> Path | None:
 
 
 def failed_ids(path: Path) -> frozenset[str]:
-    """Slides that could not be extracted: those of failures.csv in a folder, or that of a shard, and of a pack."""
+    """Slides that could not be extracted: those of failures.csv in a folder, or that of a shard, and of a pack.
+
+    Raises StoreError as `failures`.
+    """
     found = set(failures(path))
     listed: object = None
     with suppress(StoreError):  # a Zarr group of another tool names no such slides
@@ -67,19 +69,31 @@ def failed_ids(path: Path) -> frozenset[str]:
 
 
 def failures(path: Path) -> dict[str, str]:
-    """Slides that could not be extracted into a folder, with the reason; of all its shards."""
+    """Slides that could not be extracted into a folder, with the reason; of all its shards. Raises StoreError."""
     tables = sorted(path.glob("failures*.csv"))
     return {row.slide_id: row.reason for table in tables for row in failure_rows(table)}
 
 
 def failure_rows(table: Path) -> list[FailureRow]:
-    """The slides in a failures.csv; none where it cannot be read."""
-    with suppress(OSError, UnicodeDecodeError, csv.Error):
-        rows = csv.DictReader(io.StringIO(table.read_text(encoding="utf-8")))
-        return [
-            FailureRow(*(row.get(name) or "" for name in FailureRow._fields)) for row in rows if row.get("slide_id")
-        ]
-    return []
+    """The slides in a failures.csv, also as a spreadsheet program saves it; none where it is not there, or empty.
+
+    Raises StoreError where it cannot be read: slides that failed would pass for others.
+    """
+    try:
+        read = read_table(table, "list of failed slides", keys=FailureRow._fields, error=StoreError)
+    except StoreError:
+        if table.exists():
+            raise
+        return []
+    if not read.columns:
+        return []
+    if "slide_id" not in read.columns:
+        raise StoreError(
+            f"list of failed slides {table}: wanted a column slide_id, got {', '.join(read.columns)}; give it back its"
+            f" first line, {','.join(FailureRow._fields)}, or move it away where nothing in it counts"
+        )
+    rows = (row.given for row in read.rows)
+    return [FailureRow(*(row.get(name, "") for name in FailureRow._fields)) for row in rows if row["slide_id"]]
 
 
 def _entries(folder: Path, *, most: int | None = None) -> list[Path]:
