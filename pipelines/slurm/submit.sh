@@ -300,14 +300,20 @@ take_back() {
 }
 
 add_workers() {
-    local stage=$1 count=$2 gate
+    local stage=$1 count=$2 before after='' gate
     [ -n "${LEFT[$stage]:-}" ] || refuse "--stage: the plan holds no stage $stage; it holds: ${STAGES[*]}"
     [ "${LEFT[$stage]}" != 0 ] || refuse "$stage: no unit is left to do"
+    # Before their stage may begin they would find that out, and leave.
+    before=$(unfinished_before "$stage")
+    if [ -n "$before" ]; then
+        gate=$(pending_gate "$before")
+        [ -n "$gate" ] || refuse "--stage: $stage comes after $before, of which ${LEFT[$before]} units are left and whose gate does not wait in the queue; queue all that is left with: $RESUME"
+        after=afterok:$gate
+    fi
     gate=$(pending_gate "$stage")
-    queue_workers "$stage" "$count" ''
+    queue_workers "$stage" "$count" "$after"
     # The gate waits for those that were added, too.
     if [ -n "$gate" ]; then
-        local after
         after=$(scontrol -o show job "$gate" | sed -nE 's/.*Dependency=([^ ]+).*/\1/p' | sed -E 's/\([^)]*\)//g; s/_\*//g')
         # Nothing stands there once its workers have ended and it waits for a place alone.
         after=${after:+$after,}afterany:$JOB
@@ -318,6 +324,16 @@ add_workers() {
         fi
     fi
     [ -n "$DRY" ] || tell
+}
+
+# The last stage before STAGE that has units left.
+unfinished_before() {
+    local stage found=''
+    for stage in "${STAGES[@]}"; do
+        [ "$stage" != "$1" ] || break
+        [ "${LEFT[$stage]}" = 0 ] || found=$stage
+    done
+    echo "$found"
 }
 
 pending_gate() {

@@ -106,6 +106,28 @@ def test_workers_are_added_also_while_the_gate_waits_for_nothing_but_a_place(
 
 
 @pytest.mark.chaos
+def test_workers_that_are_added_to_a_later_stage_wait_until_it_may_begin(
+    cluster: SlurmCluster, study: SmallStudy
+) -> None:
+    """They began at once, were refused, and were gone when their stage began."""
+    study.plan()
+    settings = study.settings(GPUS="1")
+    more = [SUBMIT, settings, "--more", "1", "--stage", "train"]
+    refused = cluster.run(*more, check=False, **variables())
+    assert refused.returncode == 2
+    assert "train comes after extract, of which 13 units are left and whose gate does not wait" in refused.stderr
+    for _ in cluster.nodes:
+        cluster.run("sbatch", "--output=/dev/null", "--exclusive", "--wrap", "sleep 300")
+    cluster.run(SUBMIT, settings, **variables())
+    gate = ids(study)[1]
+    said = cluster.run(*more, **variables()).stdout
+    added = said.split("train: workers, job ")[1].split()[0]
+    assert cluster.tell(f"{added}_0", "Dependency").startswith(f"afterok:{gate}(")
+    cluster.run("scancel", *cluster.live())
+    ended(cluster)
+
+
+@pytest.mark.chaos
 def test_a_worker_that_is_always_killed_is_started_four_times_and_the_gate_says_how_to_go_on(
     cluster: SlurmCluster, study: SmallStudy
 ) -> None:
