@@ -29,7 +29,7 @@ from wsimil.quality.measure import measure
 from wsimil.slides import open_slide, openslide
 from wsimil.slides.pyramid import mean_downsample
 from wsimil.stages.extract import ExtractSummary, encoders_and_spec, extract
-from wsimil.stages.failures import failed_earlier, write_failures
+from wsimil.stages.failures import listed, not_among, write_failures
 from wsimil.stages.plan_extraction import ExtractPlan, plan
 from wsimil.stages.progress import Quiet
 from wsimil.store import open_store
@@ -219,6 +219,42 @@ def test_slides_that_failed_stay_listed_when_others_are_extracted(make_slide: Ma
     assert not list(out.glob("failures*"))
 
 
+class Interrupted(Quiet):
+    """A person who presses Ctrl-C before the first slide is through."""
+
+    def begin(self, what: str, total: int) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("shard", [None, Shard(index=1, count=1)])
+def test_slides_that_failed_stay_listed_until_they_are_tried_again(
+    make_slide: Make, tmp_path: Path, shard: Shard | None
+) -> None:
+    """A run that was interrupted before it came to them had erased them."""
+    out = tmp_path / "out"
+    for name in ("a", "b"):
+        make_slide(tmp_path / f"in/{name}.tiff", mpp=None, size_px=(256, 256))
+    reasons = {failure.slide_id: failure.reason for failure in run(tmp_path / "in", out).failures}
+    make_slide(tmp_path / "in/a.tiff", size_px=(256, 256))
+    config, sources = load_config(ExtractConfig, given={"device": "cpu"}), list_sources(tmp_path / "in")
+    with pytest.raises(KeyboardInterrupt):
+        extract(config, sources, out, shard=shard, reporter=Interrupted())
+    assert failures(out) == reasons
+    assert run(tmp_path / "in", out, shard=shard).failures
+    assert failures(out) == {"b": reasons["b"]}
+
+
+def test_a_shard_leaves_what_another_one_is_to_try_listed(make_slide: Make, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name in ("a", "b"):
+        make_slide(tmp_path / f"in/{name}.tiff", mpp=None, size_px=(256, 256))
+    run(tmp_path / "in", out)
+    for index, left in ((1, {"b"}), (2, set())):
+        run(tmp_path / "in", out, shard=Shard(index=index, count=2), mpp_override=0.5)
+        assert set(failures(out)) == left
+    assert not list(out.glob("failures*"))
+
+
 def test_whoever_took_away_a_slide_that_failed_is_told_how_it_leaves_the_list(make_slide: Make, tmp_path: Path) -> None:
     notes = Notes()
     out, config = tmp_path / "out", load_config(ExtractConfig, given={"device": "cpu"})
@@ -254,7 +290,7 @@ def test_slides_stay_listed_where_a_spreadsheet_saved_the_list(tmp_path: Path, d
     csv.writer(saved, delimiter=delimiter).writerows(read)
     (tmp_path / "failures.csv").write_bytes(saved.getvalue().encode(encoding))
     assert failures(tmp_path) == {"a": "cut short; in\nall", " b": "x, y"}
-    assert failed_earlier([tmp_path / "failures.csv"], ["a"]) == rows[1:]
+    assert not_among(listed([tmp_path / "failures.csv"]), ["a"]) == rows[1:]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from wsimil.extraction.sources import clashes, list_sources
 from wsimil.files import check_writable, output_error, remove_stale
 from wsimil.provenance import Json, sha256_file, sha256_json
 from wsimil.slides import open_slide
-from wsimil.stages.failures import failed_earlier, stays_listed, write_failures
+from wsimil.stages.failures import FailedSlides, listed, not_among, stays_listed
 from wsimil.stages.features import open_features
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
@@ -106,8 +106,8 @@ def convert(source: Path, out: Path, *, options: ConvertOptions, reporter: Repor
     """Write the features of `source` into `out` in another layout, and convert.jsonl and failures.csv beside them.
 
     A slide that was converted from the same file in the same way is skipped, and one that failed in an earlier run stays in
-    failures.csv until it is among those of `source` again. Raises WsimilError for what concerns all slides;
-    what concerns one slide is in the summary.
+    failures.csv until it is tried again. Raises WsimilError for what concerns all slides; what concerns one slide is in the
+    summary.
     """
     reporter = reporter or Quiet()
     started = time.perf_counter()
@@ -116,20 +116,19 @@ def convert(source: Path, out: Path, *, options: ConvertOptions, reporter: Repor
     slides: list[ConvertedSlide] = []
     ids = run.store.ids()
     failures_csv = out / "failures.csv"
-    failed = failed_earlier([failures_csv], ids)
-    if failed:
-        write_failures(failures_csv, failed)
-        reporter.note(stays_listed(failed, failures_csv))
-    else:
-        failures_csv.unlink(missing_ok=True)
+    before = listed([failures_csv])
+    failed = FailedSlides(failures_csv, before)
+    if away := not_among(before, ids):
+        reporter.note(stays_listed(away, failures_csv))
     reporter.begin("slides", len(ids))
     for slide_id in ids:
         reporter.item(slide_id, 0)
         slides.append(_convert_one(run, slide_id, earlier.get(slide_id)))
+        failure = None
         if slides[-1].status == "failed":
             path = str(run.store.path(slide_id))
-            failed.append(FailureRow(slide_id=slide_id, path=path, step="convert", reason=slides[-1].reason))
-            write_failures(failures_csv, failed)
+            failure = FailureRow(slide_id=slide_id, path=path, step="convert", reason=slides[-1].reason)
+        failed.tried(slide_id, failure)
         reporter.finish_item(str(slides[-1]))
         interrupt.check()
     return ConvertSummary(

@@ -25,7 +25,7 @@ from wsimil.geometry import TileSpec
 from wsimil.provenance import RECIPE_VERSION, Provenance
 from wsimil.slides.mpp import METADATA_DISAGREE
 from wsimil.stages.device import resolve_devices, tell_slow_precision
-from wsimil.stages.failures import failed_earlier, stays_listed, write_failures
+from wsimil.stages.failures import FailedSlides, listed, not_among, stays_listed, strike
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.run_folder import refuse_results
@@ -78,7 +78,7 @@ def extract(
     """Write a feature file for each slide of `sources` into `out`, and config.yaml, extract.jsonl, failures.csv beside them.
 
     A slide whose file carries the same recipe is skipped, and one that failed in an earlier run stays in failures.csv until it is
-    among `sources` again. `wanted` is the kind of features that a model needs: an encoder or a tiling that would give others
+    tried again. `wanted` is the kind of features that a model needs: an encoder or a tiling that would give others
     raises ModelError before the first slide; where nobody says it, one that would give others than those of further slides that
     are in `out` raises ConfigError. `profile` writes profile.json, a trace of all threads for chrome://tracing. Raises
     ConfigError, EncoderError or OutputError for what concerns all slides; what concerns one slide is in the summary.
@@ -109,18 +109,15 @@ def extract(
     write_text(out / f"config{suffix}.yaml", config.to_yaml())
     mine = shard.take(list(sources)) if shard else list(sources)
     failures_csv = out / f"failures{suffix}.csv"
-    tables = [  # its own, and those of another division of the work
+    others = [  # of another division of the work
         table
         for table in (out / "failures.csv", *sorted(out.glob("failures.*-of-*.csv")))
-        if table == failures_csv or shard is None or not table.name.endswith(f"-of-{shard.count}.csv")
+        if table != failures_csv and (shard is None or not table.name.endswith(f"-of-{shard.count}.csv"))
     ]
-    earlier = failed_earlier(tables, [source.slide_id for source in sources])
-    if earlier:
-        write_failures(failures_csv, earlier)
-        reporter.note(stays_listed(earlier, failures_csv))
-    for table in tables:
-        if table != failures_csv or not earlier:
-            table.unlink(missing_ok=True)
+    away = not_among(listed([*others, failures_csv]), [source.slide_id for source in sources])
+    failed = FailedSlides(failures_csv, dict.fromkeys([*away, *listed([failures_csv])]))
+    if away:
+        reporter.note(stays_listed(away, failures_csv))
     trace = Trace() if profile else None
     place = Place(store=store, out=out, complete=store)
     work = SlideWork(config, encoders[0], spec, lambda _: place, clashes(sources), trace)
@@ -146,10 +143,12 @@ def extract(
                         outcome = work.conclude(mine[event.key], event)
                         outcomes.append(outcome)
                         log(outcome)
-                        if outcome.status == "failed":
-                            failed = [one.failure for one in outcomes if one.status == "failed"]
-                            write_failures(failures_csv, [*earlier, *failed])
+                        failed.tried(outcome.slide_id, outcome.failure if outcome.status == "failed" else None)
                         reporter.finish_item(str(outcome))
+    # Other shards have a list of their own, and slides that are theirs by now.
+    failed.forget({source.slide_id for source in sources} - {source.slide_id for source in mine})
+    for table in others:
+        strike(table, [*(source.slide_id for source in mine), *(row.slide_id for row in away)])
     if trace is not None:
         trace.write(out / f"profile{suffix}.json")
     total = StageSeconds()

@@ -12,11 +12,51 @@ from wsimil.files import printable, write_text
 from wsimil.store.places import FailureRow, failure_rows
 
 
-def failed_earlier(tables: Iterable[Path], again: Iterable[str]) -> list[FailureRow]:
-    """Slides of these failures.csv that are not those which are tried `again`."""
-    here = {printable(slide_id) for slide_id in again}
-    rows = {(row.slide_id, row.path): row for table in tables for row in failure_rows(table)}
-    return [row for row in rows.values() if row.slide_id not in here]
+class FailedSlides:
+    """failures.csv while slides are tried: who failed `earlier` stays in it until tried again, also if the run is interrupted."""
+
+    def __init__(self, table: Path, earlier: Iterable[FailureRow]) -> None:
+        self._table, self._earlier, self._failed = table, list(earlier), list[FailureRow]()
+        self._write()
+
+    def tried(self, slide_id: str, failure: FailureRow | None = None) -> None:
+        """A slide came to its end, with a failure or without one. Raises OutputError."""
+        if failure is not None:
+            self._failed.append(failure)
+        if not self.forget([slide_id]) and failure is not None:
+            self._write()
+
+    def forget(self, slide_ids: Iterable[str]) -> bool:
+        """Take out what earlier runs say of these; False where that is nothing. Raises OutputError."""
+        kept = not_among(self._earlier, slide_ids)
+        if len(kept) == len(self._earlier):
+            return False
+        self._earlier = kept
+        self._write()
+        return True
+
+    def _write(self) -> None:
+        if rows := [*self._earlier, *self._failed]:
+            write_failures(self._table, rows)
+        else:
+            self._table.unlink(missing_ok=True)
+
+
+def listed(tables: Iterable[Path]) -> list[FailureRow]:
+    """The slides of these failures.csv; of two lines of one file the later."""
+    return list({(row.slide_id, row.path): row for table in tables for row in failure_rows(table)}.values())
+
+
+def not_among(rows: Iterable[FailureRow], slide_ids: Iterable[str]) -> list[FailureRow]:
+    """Those of other slides."""
+    here = {printable(slide_id) for slide_id in slide_ids}
+    return [row for row in rows if row.slide_id not in here]
+
+
+def strike(table: Path, slide_ids: Iterable[str]) -> None:
+    """Take slides out of a failures.csv, which goes with the last of its slides. Raises StoreError, OutputError."""
+    if table.exists():
+        FailedSlides(table, not_among(listed([table]), slide_ids))
 
 
 def stays_listed(earlier: Sequence[FailureRow], table: Path) -> str:

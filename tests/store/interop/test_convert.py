@@ -22,6 +22,7 @@ from wsimil.files import write_text
 from wsimil.provenance import HALF_SCALE
 from wsimil.stages.convert import TARGETS, ConvertOptions, ConvertSummary, convert
 from wsimil.stages.features import open_features
+from wsimil.stages.progress import Quiet
 from wsimil.store import open_store
 from wsimil.store.places import failures
 from wsimil.testing.store_laws import make_bag
@@ -279,6 +280,22 @@ def test_slides_that_failed_stay_listed_when_others_are_converted(peers, tmp_pat
     (folder / "a.h5").write_bytes(whole)
     run(folder, out, mpp=0.25)
     assert not (out / "failures.csv").exists()
+
+
+def test_slides_that_failed_stay_listed_where_a_conversion_is_interrupted(peers, tmp_path: Path) -> None:
+    for slide_id in ("a", "b"):
+        folder = peers.trident(slide_id)
+    out = tmp_path / "out"
+    (folder / "b.h5").write_bytes((folder / "b.h5").read_bytes()[:700])
+    (reason,) = (failure.reason for failure in run(folder, out, mpp=0.25).failures)
+
+    class Interrupted(Quiet):
+        def begin(self, what: str, total: int) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(folder, out, options=ConvertOptions(mpp=0.25), reporter=Interrupted())
+    assert failures(out) == {"b": reason}
 
 
 def test_what_has_no_effect_is_refused(peers, tmp_path: Path) -> None:
