@@ -332,7 +332,9 @@ def info(**changes: object) -> SlideInfo:
 
 
 def test_the_slide_gives_mpp_size_and_bounds(peers) -> None:
-    bag = placed(peers.trident("s"), known=KnownSlide(info=info())).to_bag()
+    tiles = placed(peers.trident("s"), known=KnownSlide(info=info()))
+    assert tiles.level_downsamples == (1.0, 4.0)
+    bag = tiles.to_bag()
     assert bag.grid.slide == info()
     assert bag.provenance.slide["bounds_known"] is True
 
@@ -342,6 +344,23 @@ def test_another_slide_of_the_same_name_is_refused(peers) -> None:
         placed(peers.trident("s"), known=KnownSlide(info=info(size0_px=(900, 800))))
     with pytest.raises(StoreError, match=r"8 of 20 tiles lie outside of its 700 × 4000 px"):
         placed(peers.stamp("t"), "t", known=KnownSlide(info=info(slide_id="t", size0_px=(700, 4000))))
+
+
+def test_tiles_wholly_left_of_a_slide_are_refused_and_those_across_its_edge_are_not(peers) -> None:
+    folder = peers.trident("s", np.array([[-255, 0], [1, 0]]))
+    assert placed(folder).xy0.tolist() == [[-255, 0], [1, 0]]
+    peers.trident("t", np.array([[-256, 0], [0, 0]]))
+    with pytest.raises(
+        StoreError, match=r"1 of 2 tiles lie outside of its 2000 × 1500 px, the first at level-0 x=-256"
+    ):
+        placed(folder, "t")
+
+
+def test_an_overlap_that_is_stated_counts_also_where_no_two_tiles_are_neighbors(peers) -> None:
+    folder = peers.trident("s", np.array([[0, 0], [1024, 0], [512, 512]]))
+    with h5py.File(folder / "s.h5", "r+") as file:
+        file["coords"].attrs["overlap"] = 32
+    assert placed(folder).stride_px == 96
 
 
 def test_a_tiler_and_a_slide_that_disagree_about_mpp_are_refused(peers) -> None:
