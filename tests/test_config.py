@@ -80,6 +80,24 @@ def test_a_number_in_scientific_notation_is_a_number(file: Path, text: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("text", "wanted"), [("010", 10), ("+010", 10), ("-07", -7), ("08", 8), ("10", 10), ("1_000", 1000), ("0x10", 16)]
+)
+def test_zeros_before_a_number_change_nothing(file: Path, text: str, wanted: int) -> None:
+    """YAML 1.1 takes 010 for octal: of seeds [009, 010, 011] it made 9, 8, 9."""
+    file.write_text(f"fit:\n  epochs: {text}\n")
+    assert load_config(RunConfig, file).fit.epochs == wanted
+    assert load_config(RunConfig, overrides=[f"fit.epochs={text}"]).fit.epochs == wanted
+
+
+def test_what_looks_like_a_time_is_no_number(file: Path) -> None:
+    """YAML 1.1 takes 1:30 for 90."""
+    assert refused(None, "fit.epochs=1:30")[0].endswith("got '1:30'")
+    assert refused(None, "fit.learning_rate=1:30.5")[0].endswith("got '1:30.5'")
+    file.write_text("name: 12:30\n")
+    assert load_config(RunConfig, file).name == "12:30"
+
+
+@pytest.mark.parametrize(
     ("override", "name", "wanted"),
     [
         ("balanced=true", "balanced", True),

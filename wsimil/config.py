@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args, get_origin
@@ -13,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, Validati
 from wsimil.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", bound="FrozenConfig")
+
+_NO_PLAIN_NUMBER = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+"""What YAML 1.1 takes for octal, and for sexagesimal."""
 
 
 class FrozenConfig(BaseModel):
@@ -79,7 +83,7 @@ def parse_config(
 
 def _read_yaml(path: Path) -> dict[str, JsonValue]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_UniqueKeyLoader)  # noqa: S506  # a SafeLoader
+        tree = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)  # noqa: S506  # a SafeLoader
     except FileNotFoundError:
         raise ConfigError(f"config file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -98,8 +102,16 @@ def _read_yaml(path: Path) -> dict[str, JsonValue]:
     return tree
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys and drops the first without a word."""
+class _Loader(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys and drops the first without a word, and takes 010 for 8 and 1:30 for 90.
+
+    Here two equal keys are refused, and such numbers stay as they were typed: the one is 10 then, the other none.
+    """
+
+    def resolve(self, kind: type[yaml.Node], value: str, implicit: tuple[bool, bool]) -> str:
+        if kind is yaml.ScalarNode and implicit[0] and _NO_PLAIN_NUMBER.fullmatch(value):
+            return str(self.DEFAULT_SCALAR_TAG)
+        return str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]  # PyYAML has no types
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         seen: set[tuple[str, str]] = set()
@@ -118,7 +130,7 @@ def _split_override(text: str) -> tuple[str, JsonValue]:
     if not equals or not all(part.strip() for part in key.split(".")):
         raise ConfigError(f"--set {text!r}: wanted key=value, for example --set fit.epochs=20")
     try:
-        parsed: JsonValue = yaml.safe_load(value)
+        parsed: JsonValue = yaml.load(value, Loader=_Loader)  # noqa: S506  # a SafeLoader
     except (yaml.YAMLError, ValueError):  # ValueError: what looks like a date and is none
         parsed = value
     return key.strip(), parsed
