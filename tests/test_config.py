@@ -114,6 +114,11 @@ def test_the_value_of_an_override_is_yaml(override: str, name: str, wanted: obje
     assert getattr(load_config(RunConfig, overrides=[override]), name) == wanted
 
 
+def test_a_section_whose_keys_are_commented_out_has_its_defaults(file: Path) -> None:
+    file.write_text("fit:\n  # epochs: 3\nname: a\n")
+    assert load_config(RunConfig, file) == RunConfig(name="a")
+
+
 def test_a_section_whose_keys_are_commented_out_takes_an_override(file: Path) -> None:
     file.write_text("fit:\n  # epochs: 3\n")
     assert load_config(RunConfig, file, overrides=["fit.epochs=2"]).fit.epochs == 2

@@ -32,6 +32,13 @@ class FrozenConfig(BaseModel):
             raise ValueError("wanted a number")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _defaults_of_an_empty_section(cls, value: object, info: ValidationInfo) -> object:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        # As YAML reads a section whose keys are all commented out.
+        return {} if value is None and isinstance(annotation, type) and issubclass(annotation, BaseModel) else value
+
     def to_yaml(self) -> str:
         """The resolved config as YAML, keys in the order of their declaration."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
