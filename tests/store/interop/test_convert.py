@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import zarr
 from typer.testing import CliRunner
 
 from wsimil.cli import app
@@ -81,6 +82,29 @@ def test_bags_of_ours_come_back_as_they_were(to: str, tmp_path: Path) -> None:
     # TRIDENT and CLAM keep whole px: half of one is what may be lost.
     allowed = 0.5 if to in ("clam", "trident") else 1e-4
     assert back.grid.size0 == pytest.approx(bag.grid.size0, abs=allowed)
+
+
+def test_a_conversion_that_names_the_encoder_is_another_one(peers, tmp_path: Path) -> None:
+    folder, given = peers.clam("s"), {"mpp": 0.25, "patches": peers.root / "clam" / "RESULTS"}
+    for encoder, done in ((None, 1), ("enc", 1), ("enc", 0)):
+        assert run(folder, tmp_path / "out", encoder=encoder, **given).count("done") == done
+        assert open_store(tmp_path / "out", mode="r").header("s").provenance.encoder["name"] == encoder
+
+
+def test_rows_of_a_spatialdata_table_are_of_the_tiles_that_they_name(peers, tmp_path: Path) -> None:
+    """Tables of AnnData are sorted and filtered at will; a slide is told by height and width there."""
+    ours = native(peers, "trident", tmp_path / "ours")
+    run(ours, tmp_path / "there", to="spatialdata")
+    bag = open_store(ours, mode="r").read("s")
+    table = zarr.open_group(tmp_path / "there/s.zarr/tables/uni_v1_tiles", mode="r+")
+    order = np.random.default_rng(0).permutation(len(bag))
+    table["X"][...] = table["X"][...][order]
+    table["obs/tile_id"][...] = order
+    assert not run(tmp_path / "there", tmp_path / "back").failures
+    back = open_store(tmp_path / "back", mode="r").read("s")
+    np.testing.assert_array_equal(back.features, bag.features)
+    np.testing.assert_array_equal(back.grid.xy0, bag.grid.xy0)
+    assert back.grid.slide.size0_px == bag.grid.slide.size0_px == (2000, 1500)
 
 
 @pytest.mark.parametrize(("vendor", "half_scale"), [("aperio", True), ("dicom", False), ("ome-tiff", False)])

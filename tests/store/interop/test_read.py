@@ -346,6 +346,30 @@ def test_another_slide_of_the_same_name_is_refused(peers) -> None:
         placed(peers.stamp("t"), "t", known=KnownSlide(info=info(slide_id="t", size0_px=(700, 4000))))
 
 
+def test_patches_of_a_further_level_need_its_downsample(peers) -> None:
+    folder, patches = peers.clam("s"), peers.clam_patches("s", size=64, level=1) / "s.h5"
+    with h5py.File(patches, "r+") as file:
+        del file["coords"].attrs["downsample"]
+    with pytest.raises(StoreError, match="level 1 has no downsample; give the patches"):
+        placed(folder, patches=patches.parent)
+    with h5py.File(patches, "r+") as file:
+        file["coords"].attrs["patch_level"] = 0
+    assert placed(folder, patches=patches.parent).size0 == 64
+
+
+def test_what_a_tiling_of_hs2p_says_belongs_to_its_tiles(peers) -> None:
+    """Tissue goes with the rows that tile_index names, and the stride is in px of the tile, not of level 0."""
+    tissue = placed(peers.slide2vec("s")).tissue
+    folder = peers.slide2vec("t", form="npz")
+    about = folder.parent / "slide2vec" / "tiles" / "t.coordinates.meta.json"
+    tree = json.loads(about.read_text())
+    tree["tiling"]["step_px_lv0"] = 192
+    about.write_text(json.dumps(tree))
+    tiles = placed(folder, "t")
+    np.testing.assert_array_equal(tiles.tissue, tissue)
+    assert (tiles.size_px, tiles.stride_px) == (128, 96)
+
+
 def test_tiles_wholly_left_of_a_slide_are_refused_and_those_across_its_edge_are_not(peers) -> None:
     folder = peers.trident("s", np.array([[-255, 0], [1, 0]]))
     assert placed(folder).xy0.tolist() == [[-255, 0], [1, 0]]
