@@ -91,6 +91,14 @@ def test_a_conversion_that_names_the_encoder_is_another_one(peers, tmp_path: Pat
         assert open_store(tmp_path / "out", mode="r").header("s").provenance.encoder["name"] == encoder
 
 
+def test_patches_that_were_replaced_are_converted_anew(peers, tmp_path: Path) -> None:
+    folder, given = peers.clam("s"), {"mpp": 0.25, "patches": peers.root / "clam" / "RESULTS"}
+    for size in (64, 128):
+        peers.clam_patches("s", size=size)
+        assert [run(folder, tmp_path / "out", **given).count("done") for _ in range(2)] == [1, 0]
+        assert open_store(tmp_path / "out", mode="r").read("s").grid.size0 == 4 * size
+
+
 def test_rows_of_a_spatialdata_table_are_of_the_tiles_that_they_name(peers, tmp_path: Path) -> None:
     """Tables of AnnData are sorted and filtered at will; a slide is told by height and width there."""
     ours = native(peers, "trident", tmp_path / "ours")
