@@ -99,6 +99,14 @@ def test_patches_that_were_replaced_are_converted_anew(peers, tmp_path: Path) ->
         assert open_store(tmp_path / "out", mode="r").read("s").grid.size0 == 4 * size
 
 
+def test_what_lies_on_a_slide_that_was_replaced_is_converted_anew(peers, make_slide: Make, tmp_path: Path) -> None:
+    folder = peers.trident("s")
+    for mpp in (0.25, 0.5):
+        make_slide(tmp_path / "slides/s.tiff", size_px=(2000, 1500), mpp=mpp)
+        assert [run(folder, tmp_path / "out", slides=tmp_path / "slides").count("done") for _ in range(2)] == [1, 0]
+        assert open_store(tmp_path / "out", mode="r").read("s").grid.slide.mpp == pytest.approx(mpp)
+
+
 def test_rows_of_a_spatialdata_table_are_of_the_tiles_that_they_name(peers, tmp_path: Path) -> None:
     """Tables of AnnData are sorted and filtered at will; a slide is told by height and width there."""
     ours = native(peers, "trident", tmp_path / "ours")
