@@ -44,7 +44,7 @@ def extract(
         int | None, typer.Option(help="Side of a tile in px as the encoder sees it.", show_default="the encoder's")
     ] = None,
     mpp: Annotated[
-        float | None, typer.Option(help="µm per px as the encoder sees it.", show_default="the encoder's")
+        float | None, typer.Option(help="µm per px as the encoder sees it.", show_default="tile-um / tile-px")
     ] = None,
     overlap: Annotated[
         float | None, typer.Option(help="Share of a tile's side that neighbors share.", show_default="0")

@@ -26,7 +26,8 @@ class TileConfig(FrozenConfig):
 
     `tile_um`: side of a tile in µm. `size_px`: side as the encoder sees it; the encoder's own input size if null.
     `mpp`: µm per px as the encoder sees it. Two of the three fix the third. With one of `tile_um` and `mpp` the side in px is
-    the encoder's; with neither, the encoder's trained mpp, or 128 µm for an encoder without one.
+    the encoder's. With neither, a tile is as wide as the encoder's own at its trained mpp, or 128 µm for an encoder without one:
+    twice the `size_px` is half the mpp.
     `overlap`: share of the side that neighbors share. `min_tissue`: smallest share of tissue that keeps a tile.
     """
 
