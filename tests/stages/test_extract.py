@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from tests.stages.notes import Notes
 from wsimil.config import load_config
 from wsimil.encoders import build_encoder
-from wsimil.errors import ConfigError, OutputError, StoreError
+from wsimil.errors import ConfigError, ModelError, OutputError, StoreError
 from wsimil.extraction.config import ExtractConfig, config_from_provenance
 from wsimil.extraction.embedding import resample
 from wsimil.extraction.sources import Shard, list_sources
@@ -455,6 +456,19 @@ def test_several_devices_give_what_one_gives(slides: Path, features: Path, tmp_p
         np.testing.assert_allclose(
             one.features.astype(np.float32), two.features.astype(np.float32), rtol=1e-3, atol=1e-4
         )
+
+
+def test_features_of_another_recipe_than_a_model_needs_are_not_begun(
+    slides: Path, features: Path, tmp_path: Path
+) -> None:
+    """They were made in full, and refused by the model then."""
+    made = open_store(features, mode="r").header("s0").provenance
+    config, sources = config_from_provenance(made).model_copy(update={"device": "cpu"}), list_sources(slides)[:1]
+    said = r"recipe_version: 0 != 1; use wsimil 0\.0\.9, which made the model's features, or train on features that"
+    with pytest.raises(ModelError, match=said):
+        extract(config, sources, tmp_path / "out", wanted=replace(made, recipe_version=0, version="0.0.9"))
+    assert not (tmp_path / "out").exists()
+    assert not extract(config, sources, tmp_path / "out", wanted=made).failures
 
 
 def test_a_profile_names_every_stage_and_slide(slides: Path, tmp_path: Path) -> None:

@@ -191,13 +191,20 @@ def encoders_and_spec(config: ExtractConfig, reporter: Reporter) -> tuple[list[E
 
 
 def _refuse_another_kind(wanted: Provenance, encoder: Encoder, spec: TileSpec, config: ExtractConfig) -> None:
-    made = replace(wanted, encoder=encoder.provenance, tiling=tiling_recipe(spec, config))
-    differences = wanted.kind_differences(made)
+    differences = wanted.kind_differences(_made(wanted, encoder, spec, config))
     if differences:
+        remedy = "give the weights that the model's features were made with by --encoder-weights"
+        if wanted.recipe_version != RECIPE_VERSION:
+            remedy = f"use wsimil {wanted.version}, which made the model's features, or train on features that this one makes"
         raise ModelError(
             f"the model was trained on features that this extraction would not make (model != here): {'; '.join(differences)};"
-            " give the weights that the model's features were made with by --encoder-weights"
+            f" {remedy}"
         )
+
+
+def _made(like: Provenance, encoder: Encoder, spec: TileSpec, config: ExtractConfig) -> Provenance:
+    """What this extraction makes, of the slide of another provenance."""
+    return replace(like, encoder=encoder.provenance, tiling=tiling_recipe(spec, config), recipe_version=RECIPE_VERSION)
 
 
 def refuse_another_kind_beside(
@@ -218,10 +225,7 @@ def refuse_another_kind_beside(
         if not header.dim:
             continue  # without tiles, made by a tool that leaves the kind open
         there = header.provenance
-        made = replace(
-            there, encoder=encoder.provenance, tiling=tiling_recipe(spec, config), recipe_version=RECIPE_VERSION
-        )
-        if differences := there.kind_differences(made):
+        if differences := there.kind_differences(_made(there, encoder, spec, config)):
             raise ConfigError(
                 f"{out} holds features of {unit_words('slide', len(others))} that would stay as they are, as {slide_id!r}, of"
                 f" another kind than this config makes (there != here): {'; '.join(differences)}; choose another output folder,"
