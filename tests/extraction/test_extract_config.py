@@ -66,8 +66,11 @@ def test_an_impossible_mpp_is_a_config_error() -> None:
 def test_an_extraction_can_be_repeated_from_its_provenance(asked: dict[str, float]) -> None:
     quality = {"max_pen": 0.1, "min_sharpness": 40.0}
     config = ExtractConfig.model_validate(
-        {"tile": asked, "tissue": {"min_tissue_um2": 12_345.0}, "quality": quality, "half_scale_jpeg": True}
-    )
+        {
+            "tile": asked, "tissue": {"min_tissue_um2": 12_345.0}, "quality": quality, "half_scale_jpeg": True,
+            "icc_to_srgb": True, "stain": {"method": "reinhard", "target": [1, 2, 3, 4, 5, 6]},
+        }
+    )  # fmt: skip
     spec = config.tile.spec(input_px=224, trained_mpp=())
     provenance = Provenance(
         encoder={"name": "some"},
@@ -83,6 +86,8 @@ def test_an_extraction_can_be_repeated_from_its_provenance(asked: dict[str, floa
     assert again.dtype == "float32"
     assert again.quality == config.quality
     assert again.half_scale_jpeg
+    assert again.icc_to_srgb
+    assert again.stain == config.stain
     assert again.tile.spec(input_px=999, trained_mpp=(9.0,)) == spec
 
 
