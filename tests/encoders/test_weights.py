@@ -193,6 +193,22 @@ def test_any_timm_model_works_offline_with_a_file(tmp_path: Path) -> None:
     assert encoder.provenance["name"] == "timm:resnet10t.c3_in1k"
 
 
+def test_what_goes_with_a_classifier_may_be_in_the_file(tmp_path: Path) -> None:
+    """LeViT and RepViT have a batch norm before it, which timm does not name: their published weights were refused."""
+    entry = card("timm:levit_128s")
+    torch.manual_seed(0)
+    whole = make_backbone(entry, classes=1000).eval()
+    assert "head.bn.weight" in whole.state_dict()
+    torch.save(whole.state_dict(), tmp_path / "levit.pth")
+    tiles = torch.randint(0, 256, (1, 224, 224, 3)).to(torch.uint8)
+    with torch.inference_mode():
+        pixels = (tiles.permute(0, 3, 1, 2) / 255 - torch.tensor(entry.mean).view(3, 1, 1)) / torch.tensor(
+            entry.std
+        ).view(3, 1, 1)
+        wanted = whole.forward_features(pixels).mean(dim=1)
+    torch.testing.assert_close(build_encoder(entry.name, weights=tmp_path / "levit.pth").embed(tiles), wanted)
+
+
 @pytest.mark.parametrize(
     ("name", "hint"), [("timm:resnet5O", "resnet50"), ("timm:resnet18.nope", "resnet18"), ("timm:", "list_models")]
 )

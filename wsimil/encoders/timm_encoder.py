@@ -149,13 +149,16 @@ class TimmEncoder:
             )
 
 
-def make_backbone(card: EncoderCard) -> nn.Module:
-    """The model of `card` as timm builds it, on torch's current default device, with the weights that it starts from."""
+def make_backbone(card: EncoderCard, *, classes: int = 0) -> nn.Module:
+    """The model of `card` as timm builds it, on torch's current default device, with the weights that it starts from.
+
+    With `classes` it has the classifier that an encoder goes without.
+    """
     arguments: dict[str, Any] = {
         key: _LAYERS.get(value, value) if isinstance(value, str) else value for key, value in card.arguments.items()
     }
     if not arguments.get("features_only"):
-        arguments["num_classes"] = 0
+        arguments["num_classes"] = classes
         if card.pooling != "own":
             arguments["global_pool"] = _GLOBAL_POOL[card.pooling]
     backbone: nn.Module = timm.create_model(card.architecture, pretrained=False, **arguments)
@@ -166,7 +169,7 @@ def load_backbone(card: EncoderCard, path: Path) -> nn.Module:
     """The model of `card` with the weights of `path`. Raises EncoderError where they do not fit."""
     with torch.device("meta"):
         backbone = make_backbone(card)
-    state = state_for(card, path, shapes_of(backbone), classifier=_classifier(backbone))
+    state = state_for(card, path, shapes_of(backbone), classifier=_classifier(card, backbone))
     backbone.load_state_dict(state, assign=True)
     if any(buffer.is_meta for buffer in backbone.buffers()):
         # Some models compute buffers that no file holds; these need a real device.
@@ -175,9 +178,14 @@ def load_backbone(card: EncoderCard, path: Path) -> nn.Module:
     return backbone
 
 
-def _classifier(backbone: nn.Module) -> list[str]:
+def _classifier(card: EncoderCard, backbone: nn.Module) -> list[str]:
     """Prefixes of the classifier that the published file has and the encoder has not."""
     names = getattr(backbone, "pretrained_cfg", {}).get("classifier") or ()
     names = [names] if isinstance(names, str) else names
     held = {key.rpartition(".")[0] for key in backbone.state_dict()}
-    return [f"{name}." for name in names if name not in held]
+    found = [f"{name}." for name in names if name not in held]
+    if card.pooling == "own":
+        # Of some models more goes than timm names, such as the batch norm before the classifier of LeViT.
+        with torch.device("meta"):
+            found += make_backbone(card, classes=1).state_dict().keys() - backbone.state_dict().keys()
+    return found
