@@ -203,6 +203,20 @@ def test_a_leftover_whose_process_number_lives_again_is_swept_after_a_day(tmp_pa
     assert remove_stale(tmp_path) == 1
 
 
+def test_what_is_written_outside_of_a_container_is_no_leftover_in_it(tmp_path: Path) -> None:
+    """Process numbers are others there: a file that was being written was swept, and its writer ended with an error."""
+    sweep = "import sys; from pathlib import Path; from wsimil.files import remove_stale; print(remove_stale(Path(sys.argv[1])))"
+    container = ["unshare", "--pid", "--fork"]
+    if subprocess.run([*container, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no namespace of processes can be made here")
+    with atomic_path(tmp_path / "x.h5") as temporary:
+        swept = subprocess.run(
+            [*container, sys.executable, "-c", sweep, str(tmp_path)], check=True, capture_output=True, text=True
+        )
+        assert temporary.exists()
+    assert swept.stdout == "0\n"
+
+
 def test_sweeping_leaves_everything_else(tmp_path: Path) -> None:
     for name in (".hidden", "x.h5", "x.wsimil-tmp.h5", ".wsimil", "failures.csv"):
         (tmp_path / name).touch()

@@ -25,7 +25,7 @@ _STALE_AGE_S = 24 * 3600.0
 def atomic_path(target: Path, *, mode: int = 0o666) -> Iterator[Path]:
     """Yield a temporary path beside `target`; on a clean exit it is synced and renamed onto `target`, else removed.
 
-    The temporary name is hidden, keeps the suffix of `target` and names host and process, so that
+    The temporary name is hidden, keeps the suffix of `target` and names host, container and process, so that
     `remove_stale` can tell a crashed writer's leftover from the file of one still at work.
     Raises OutputError where the disk is full, read-only or not a folder.
     """
@@ -229,7 +229,11 @@ def printable(text: str) -> str:
 
 
 def _host() -> str:
-    return socket.gethostname().replace(".", "-") or "host"
+    """This machine, and the namespace that its process numbers are of: in a container they are others', of the same machine."""
+    name = socket.gethostname().replace(".", "-") or "host"
+    with suppress(OSError):  # not every system has namespaces
+        return f"{name}-{Path('/proc/self/ns/pid').stat().st_ino}"
+    return name
 
 
 def _temporary(target: Path) -> Path:

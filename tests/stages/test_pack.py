@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from wsimil.config import load_config
 from wsimil.errors import ConfigError, OutputError, StoreError
 from wsimil.extraction.config import ExtractConfig
 from wsimil.extraction.sources import list_sources
+from wsimil.files import atomic_directory
 from wsimil.stages.extract import extract
 from wsimil.stages.pack import pack
 from wsimil.stages.predict import predict
@@ -144,8 +146,9 @@ def test_a_broken_slide_is_named_before_anything_is_written(features: Path, tmp_
 def test_what_a_crashed_packing_left_is_removed(features: Path, tmp_path: Path) -> None:
     out = tmp_path / "packs" / "cohort.zarr"
     pack(features, out)
-    host = socket.gethostname().replace(".", "-")
-    (out.parent / f".cohort.{host}.999999999.abc.wsimil-tmp.zarr").mkdir()
+    with suppress(KeyError), atomic_directory(out) as temporary:
+        raise KeyError
+    (out.parent / temporary.name.replace(f".{os.getpid()}.", ".999999999.")).mkdir()
     pack(features, out, overwrite=True)
     assert [entry.name for entry in out.parent.iterdir()] == ["cohort.zarr"]
 

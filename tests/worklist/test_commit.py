@@ -14,6 +14,7 @@ import pytest
 
 from tests.worklist.toy import ledger_of, let_lease_pass, make, plan_in
 from wsimil.errors import OutputError
+from wsimil.files import atomic_path
 from wsimil.worklist import Ledger, disk
 from wsimil.worklist.commit import begin, commit, sweep
 from wsimil.worklist.ledger import Attempt
@@ -228,14 +229,13 @@ def test_a_sweep_spares_a_try_that_is_newer_than_what_it_saw(plan: WorkPlan, mon
 
 
 def test_a_sweep_removes_files_of_dead_writers(plan: WorkPlan) -> None:
-    import socket
-
     dead = subprocess.Popen(["true"])
     dead.wait()
-    host = socket.gethostname().replace(".", "-")
+    with suppress(KeyError), atomic_path(plan.work / "x.json") as temporary:
+        raise KeyError
     for folder in ("scratch", "workers"):
-        (plan.work / folder / f".x.{host}.{dead.pid}.00.wsimil-tmp.json").touch()
-        (plan.work / folder / f".x.{host}.{os.getpid()}.00.wsimil-tmp.json").touch()
+        (plan.work / folder / temporary.name).touch()
+        (plan.work / folder / temporary.name.replace(f".{os.getpid()}.", f".{dead.pid}.")).touch()
     sweep(ledger_of(plan))
     for folder in ("scratch", "workers"):
         assert [str(os.getpid()) in path.name for path in (plan.work / folder).iterdir()] == [True]
