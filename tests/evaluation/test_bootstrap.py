@@ -139,6 +139,27 @@ def test_replicates_in_which_two_models_are_equal_count_on_both_sides() -> None:
     assert found.p_value == pytest.approx(2 * 0.9**10, abs=8 * math.sqrt(0.35 * 0.65 / 2000))
 
 
+def test_replicates_in_which_two_models_are_equal_but_for_rounding_count_on_both_sides() -> None:
+    """Half of 0.7 + 0.6 is not half of 0.9 + 0.4 in floats: p was 0.70 for 0.74, here in whole numbers."""
+    rng, targets, patients = np.random.default_rng(3), np.repeat([0, 1], [20, 10]), [f"{i:02}" for i in range(30)]
+    decided = [np.where(rng.random(30) < 0.7, targets, 1 - targets) for _ in range(2)]
+    first, second = (BinaryCases(targets=targets, probabilities=d * 1.0, threshold=0.5) for d in decided)
+    weights = np.concatenate(list(resampling(patients, first.strata).weights(2000, seed=0)))
+    right = [weights * (d == targets) for d in decided]
+    less = np.subtract(*(rows[:, :20].sum(axis=1) + 2 * rows[:, 20:].sum(axis=1) for rows in right))
+    side = min((less <= 0).sum(), (less >= 0).sum())
+    assert differences(first, second, patients)["balanced_accuracy"].p_value == 2 * (side + 1) / 2001
+
+
+def test_a_model_that_says_the_same_of_all_has_no_interval_that_rounding_made() -> None:
+    cases = BinaryCases(targets=np.repeat([0, 1], [20, 10]), probabilities=np.full(30, 0.3), threshold=0.5)
+    found = estimates(cases, alone(30))
+    assert {name: one.low for name, one in found.items()} == dict.fromkeys(found)
+    assert found["brier"].replicates == 2000
+    other = BinaryCases(targets=cases.targets, probabilities=np.full(30, 0.4), threshold=0.5)
+    assert differences(cases, other, alone(30))["brier"].p_value is None
+
+
 def test_more_than_a_twentieth_of_undefined_replicates_leaves_no_interval() -> None:
     cases = numbers(40)
 

@@ -28,6 +28,8 @@ MOST_UNDEFINED = 0.05
 """The largest share of replicates without a value at which an interval is still given."""
 
 _BLOCK = 250
+_ROUNDING = 1e-12
+"""Of its own size, what a metric may be off by rounding."""
 
 Kind: TypeAlias = Literal["percentile", "bca"]
 Metric: TypeAlias = "Callable[[C], float | None]"
@@ -217,6 +219,8 @@ def intervals(
     drawn, lost = draw.of(replicated, values)
     result = {}
     for name, value in values.items():
+        if name in drawn and value is not None:
+            drawn[name] = _without_rounding(drawn[name], value, size=abs(value))
         kept, (low, high) = draw.interval(value, drawn.get(name), lost.get(name))
         result[name] = Estimate(
             value=value,
@@ -246,6 +250,9 @@ def difference_intervals(
     for name, ours in first.items():
         theirs = second[name]
         value = None if ours is None or theirs is None else ours - theirs
+        if name in drawn and ours is not None and theirs is not None:
+            for meant in (ours - theirs, 0.0):
+                drawn[name] = _without_rounding(drawn[name], meant, size=max(abs(ours), abs(theirs)))
         kept, (low, high) = draw.interval(value, drawn.get(name), lost.get(name))
         result[name] = Difference(
             first=ours,
@@ -299,6 +306,14 @@ class _Draw:
             return kept, (None, None)
         low, high = np.quantile(kept, tails).tolist()
         return kept, (low, high)
+
+
+def _without_rounding(column: Floats, meant: float, *, size: float) -> Floats:
+    """`column` with what differs from `meant` by the rounding of a metric of `size` alone at `meant`.
+
+    The value and its replicates are summed in other orders: what is equal would lie below or above, as chance has it.
+    """
+    return np.where(np.abs(column - meant) <= _ROUNDING * size, meant, column)
 
 
 def _p_value(kept: Floats) -> float:
