@@ -177,6 +177,19 @@ def test_a_loss_that_is_not_finite_names_the_bag_and_keeps_the_checkpoint(tmp_pa
     assert saved is None or all(t.isfinite().all() for n, t in saved.tensors.items() if n.startswith("model."))
 
 
+def test_a_validation_bag_without_a_finite_answer_is_named(tmp_path: Path) -> None:
+    class Huge(MadeBags):
+        def load(self, slide_id: str) -> Instances:
+            found = super().load(slide_id)
+            return found if slide_id != "s3" else replace(found, features=np.copysign(np.float32(3e38), found.features))
+
+    cohort = made_cohort()
+    with pytest.raises(
+        TrainingError, match=r"epoch 1 for 1 of 16 validation bags: 's3'. no checkpoint .* lower fit.lr"
+    ):
+        run(tmp_path, cohort=cohort, source=Huge(cohort.slides))
+
+
 def test_bags_within_the_budget_are_loaded_once(tmp_path: Path) -> None:
     cohort = made_cohort()
     source = MadeBags(cohort.slides)

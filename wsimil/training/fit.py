@@ -74,9 +74,9 @@ def fit(
     what the bags hold does, so that a run goes on with no others than it was begun with; `verify` raises where they hold
     something else by now, and is asked before anything that was learned from them is kept. `run` also gets metrics.jsonl,
     tensorboard/ and checkpoint/. Where `pause` says so between two moves of the weights, a checkpoint is written and
-    KeyboardInterrupt raised. Raises TrainingError where the loss is not finite or `run` holds a run of another recipe,
-    CohortError where a split is missing or nothing can be learned from its targets, ConfigError for a wrong method, or one or
-    an option that means nothing for the task.
+    KeyboardInterrupt raised. Raises TrainingError where the loss or an answer is not finite or `run` holds a run of another
+    recipe, CohortError where a split is missing or nothing can be learned from its targets, ConfigError for a wrong method, or
+    one or an option that means nothing for the task.
     """
     trainer = _Run(source, cohort, method, method_config, config, features, contents, in_dim, run, device, bag, verify)
     with trainer.loader:
@@ -270,6 +270,9 @@ class _Run:
                 self._between_steps(so_far, pause)
         with self.learner.answering():
             logits = self._logits(self.val, bags)
+        lost = [slide.slide_id for slide, row in zip(self.val, logits, strict=True) if not bool(row.isfinite().all())]
+        if lost:
+            raise TrainingError(self._no_answer(lost, epoch))
         val_loss = float(self.val_criterion(logits, torch.from_numpy(self.val_targets)))
         sums = so_far.sums
         so_far.sums, so_far.steps_done, so_far.begun_at, so_far.seconds, so_far.waited_s = {}, 0, None, 0.0, 0.0
@@ -316,16 +319,25 @@ class _Run:
 
     def _not_finite(self, report: StepReport, slides: Sequence[CohortSlide], epoch: int, number: int) -> str:
         names = ", ".join(repr(slide.slide_id) for slide in slides)
+        return (
+            f"the loss or its gradient is not finite in epoch {epoch + 1}, step {number + 1}, on {names}: loss {report.loss},"
+            f" terms {dict(report.terms)}, gradient norm {report.gradient_norm}. {self._remedy()}"
+        )
+
+    def _no_answer(self, lost: Sequence[str], epoch: int) -> str:
+        more = f" and {len(lost) - 6} more" if len(lost) > 6 else ""
+        return (
+            f"the model has no finite answer after the steps of epoch {epoch + 1} for {len(lost)} of {len(self.val)} validation"
+            f" bags: {', '.join(map(repr, lost[:6]))}{more}. {self._remedy()}"
+        )
+
+    def _remedy(self) -> str:
         good = (
             "no checkpoint was written yet"
             if self.good is None
             else f"The checkpoint of {self.good} in {self.run} is good"
         )
-        return (
-            f"the loss or its gradient is not finite in epoch {epoch + 1}, step {number + 1}, on {names}: loss {report.loss},"
-            f" terms {dict(report.terms)}, gradient norm {report.gradient_norm}. {good}; look at these slides' features, or lower"
-            " fit.lr and start anew with --overwrite"
-        )
+        return f"{good}; look at these slides' features, or lower fit.lr and start anew with --overwrite"
 
     def _logits(self, slides: Sequence[CohortSlide], bags: Iterator[list[Instances]]) -> torch.Tensor:
         return torch.cat([self.model(self._pack([slide], next(bags), draw=False)).logits.cpu() for slide in slides])
