@@ -67,6 +67,12 @@ def test_the_median_is_reached_where_half_are_left() -> None:
     assert (late.low[0], late.high[0], late.survival[0]) == (None, None, 1.0)
 
 
+def test_nobody_survives_where_the_last_who_is_seen_dies() -> None:
+    curve = kaplan_meier(np.array([1.0, 2, 3]), np.array([True, False, True]))
+    assert curve.survival == pytest.approx((2 / 3, 2 / 3, 0))
+    assert (curve.low[-1], curve.high[-1]) == (None, None)
+
+
 def test_the_survival_curve_is_that_of_scipy() -> None:
     data = stats.CensoredData.right_censored(TIMES, ~EVENTS)
     theirs = stats.ecdf(data).sf
