@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from wsimil.mil.batch import pack
 from wsimil.mil.criterion import CoxLikelihood
 from wsimil.mil.masking import TopKMasking
 from wsimil.mil.saved import load_model
-from wsimil.targets import Survival
+from wsimil.targets import Regression, Survival
 from wsimil.training.checkpoint import read_checkpoint
 from wsimil.training.config import AttentionEntropyConfig, FitConfig
 from wsimil.training.fit import fit
@@ -210,6 +211,26 @@ def test_of_equal_epochs_the_latest_watched_one_is_kept(tmp_path: Path) -> None:
     result = run(tmp_path, config=FitConfig(epochs=12, lr=1e-2, watch_from=0.5, patience=None))
     watched = [(record.val_auroc, record.epoch) for record in result.history if record.epoch > 6]
     assert result.kept_epoch == max(watched)[1]
+
+
+@pytest.mark.parametrize(("monitor", "lr"), [("mae", 3e-3), ("loss", 0.02)])
+def test_the_least_error_from_the_watched_share_on_is_kept_and_told_with_its_numbers(
+    tmp_path: Path, monitor: Literal["mae", "loss"], lr: float
+) -> None:
+    cohort = made_cohort()
+    if monitor == "mae":
+        numbers = (
+            replace(slide, label=str(index * 7 % 5 + (3 if slide.label == "t" else 0)))
+            for index, slide in enumerate(cohort.slides)
+        )
+        cohort = Cohort(slides=tuple(numbers), task=Regression(columns=("x",)))
+    config = FitConfig(epochs=8, lr=lr, batch_bags=2, monitor=monitor, watch_from=0.5, patience=None)
+    result = run(tmp_path, config=config, cohort=cohort)
+    errors = [record.val_loss if monitor == "loss" else record.val["mae"] for record in result.history]
+    assert min(errors[:4]) < min(errors[4:]) < errors[-1]
+    assert errors[result.kept_epoch - 1] == min(errors[4:])
+    told = load_model(tmp_path).training
+    assert (told["kept_epoch"], told[f"val_{monitor}"]) == (result.kept_epoch, min(errors[4:]))
 
 
 def test_masking_by_config_changes_training_of_attention_methods_and_is_refused_for_others(tmp_path: Path) -> None:
