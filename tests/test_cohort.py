@@ -117,6 +117,9 @@ READERS: dict[str, Callable[[Path], object]] = {
         ("c,P2,\n", r"patient ids 'P2' \(1 slides\) and 'p2' \(1 slides\) differ in case alone"),
         ("c,7,x\nd,7.0,\n", r"patient ids '7' \(1 slides\) and '7\.0' \(1 slides\) differ in a final \.0 alone"),
         ("c,,\n", "line 4: patient_id is empty"),
+        # pandas writes nan for whom it does not know, and strangers were one patient.
+        ("c,nan,x\nd,NaN,y\n", "line 4: patient_id 'nan' says that it is missing"),
+        ("c,N/A,\n", "line 4: patient_id 'N/A' says that it is missing"),
         (",p1,\n", "line 4: slide_id is empty"),
         ("\n\n,p1,\n", "line 6: slide_id is empty"),
     ],

@@ -398,12 +398,19 @@ def _read(path: Path) -> Table:
 
 
 def _refuse_ids(path: Path, table: Table) -> None:
-    """Raises CohortError for an empty id, a slide in two rows, and patients that `refuse_alike` takes for one."""
+    """Raises CohortError for an empty id, a word for missing as a patient, a slide in two rows, and patients that
+    `refuse_alike` takes for one."""
     rows, known = table.rows, [name for name in _IDS if name in table.columns]
     for row in rows:
         for name in known:
             if not row.cells[name]:
                 raise CohortError(f"{path}: line {row.line}: {name} is empty")
+        patient = row.cells.get("patient_id", "")
+        if patient.lower() in MISSING - {""}:
+            raise CohortError(
+                f"{path}: line {row.line}: patient_id {patient!r} says that it is missing, and would make one patient of all"
+                " whose id is; write whose the slide is, or its slide_id where nobody knows"
+            )
     try:
         if "slide_id" in known:
             _refuse_repeated([row.cells["slide_id"] for row in rows], [row.line for row in rows])
