@@ -28,7 +28,7 @@ from wsimil.stages.predict import predict
 from wsimil.stages.predict_options import PredictOptions
 from wsimil.stages.viewing.study import open_study
 from wsimil.stages.viewing.tissue import with_tissue
-from wsimil.targets import Classification, MultiLabel, Regression
+from wsimil.targets import Classification, MultiLabel, Ordinal, Regression
 
 
 def floats(text: str) -> np.ndarray:
@@ -270,6 +270,17 @@ def test_right_is_known_only_where_the_truth_is() -> None:
     assert listed("x;y=?", np.array([0.9, 0.1]), labels)["right"] is None
     number = Regression(columns=("n",), mean=(0.0,), scale=(1.0,))
     assert listed("1", np.array([1.0]), number)["right"] is None
+
+
+def test_the_number_beside_an_answer_is_the_probability_of_what_was_said() -> None:
+    two = Classification(classes=("a", "b"), threshold=0.9)
+    assert listed("", np.array([0.2, 0.8]), two)["confidence"] == 0.2  # by the threshold, not the highest
+    levels = Ordinal(levels=("1", "2", "3"))
+    median = listed("", np.array([0.45, 0.19, 0.36]), levels)
+    assert (median["predicted"], median["confidence"]) == ("2", 0.19)
+    labels = MultiLabel(columns=("x", "y"))
+    assert listed("", np.array([0.9, 0.8]), labels)["confidence"] is None
+    assert listed("", None, levels)["confidence"] is None
 
 
 def test_a_reason_with_a_path_is_not_told() -> None:

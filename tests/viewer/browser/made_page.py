@@ -186,6 +186,7 @@ def _listed(index: int, case: ScoreTable | str) -> dict[str, Json]:
         "predicted": case.predicted if isinstance(case, ScoreTable) else None,
         "right": case.predicted == "tumor" if isinstance(case, ScoreTable) else None,
         "values": case.values.tolist() if isinstance(case, ScoreTable) else None,
+        "confidence": case.task.confidence(case.values) if isinstance(case, ScoreTable) else None,
         "uncertainty": 0.5 if known else None,
         "unusual": False,
         "tiles": len(case) if isinstance(case, ScoreTable) else None,

@@ -20,9 +20,10 @@ from tests.viewer.browser.made_page import (
     grey_picture,
     write_page,
 )
-from wsimil.export.scores import ScoreTable
+from wsimil.export.scores import EXACT, ScoreTable
 from wsimil.export.shown import shown
 from wsimil.export.viewer.built import Built
+from wsimil.targets import Ordinal
 
 BLUE, ORANGE = (0x21, 0x66, 0xAC), (0xE6, 0x61, 0x01)
 
@@ -411,6 +412,23 @@ def test_ten_thousand_slides_are_a_short_list_of_elements(built: Built, look: Op
     one.page.locator(".case-scroll").evaluate("list => { list.scrollTop = list.scrollHeight }")
     one.page.get_by_text("slide-09998").wait_for()
     assert one.page.locator(".case").count() < 60
+
+
+def test_the_list_tells_the_probability_of_the_level_that_was_said(built: Built, look: Open, tmp_path: Path) -> None:
+    """The median of levels need not be the most probable: that one's percentage stood beside it."""
+    levels = Ordinal(levels=("1", "2", "3"))
+    names = ("attention", "contribution:above 1", "contribution:above 2")
+    plain = drawn_table(Lattice())
+    table = replace(
+        plain,
+        task=levels,
+        values=np.array([0.45, 0.19, 0.36]),
+        score_names=names,
+        score_rules=dict.fromkeys(names, EXACT),
+    )
+    one = look(write_page(tmp_path / "page.html", built, [table]))
+    assert one.page.locator(".case-predicted").inner_text() == "2"
+    assert one.page.locator(".case-p").inner_text() == "19.0 %"
 
 
 @pytest.mark.parametrize("width", [900, 1060, 1061, 1280])

@@ -191,6 +191,7 @@ def _listed(index: int, case: ListedCase, task: Task) -> dict[str, Json]:
         "predicted": predicted,
         "right": _right(predicted, case.label, task),
         "values": None if case.values is None else numbers(case.values),
+        "confidence": None if case.values is None else task.confidence(case.values),
         "uncertainty": None if case.values is None else uncertainty(case.values, task),
         "unusual": case.unusual,
         "tiles": case.tiles,

@@ -6,18 +6,9 @@ import type { CaseRow, Index } from "./types";
 const ROW_PX = 62;
 const SPARE_ROWS = 6;
 
-/** The number in a row's bar: the probability of what was decided, null where the answer is none. */
-export function leading(row: CaseRow, index: Index): number | null {
-  const { answers, outputs } = index.task;
-  if (row.values === null || answers.length === 0 || !answers.every((answer) => answer.probability)) return null;
-  const decided = answers.length === outputs.length ? outputs.indexOf(row.predicted ?? "") : -1;
-  if (decided >= 0) return row.values[decided] ?? null;
-  return Math.max(...row.values.map((value) => value ?? 0));
-}
-
 /** What is said of a row in one line, for those who hear it. */
-export function rowWords(row: CaseRow, index: Index): string {
-  const p = leading(row, index);
+export function rowWords(row: CaseRow): string {
+  const p = row.confidence;
   const parts = [
     row.slide_id,
     row.predicted === null ? "no answer" : `predicted ${row.predicted}${p === null ? "" : ` ${percent(p)}`}`,
@@ -140,7 +131,7 @@ export class CaseList {
           (result === "unusual" && row.unusual === true) ||
           (result === "open" && (row.predicted === null || !row.scored))),
     );
-    this.rows = order === "file" ? rows : sorted(rows, order, this.index);
+    this.rows = order === "file" ? rows : sorted(rows, order);
     const all = this.index.cases.length;
     this.said.textContent =
       rows.length === all ? `${count(all)} slides` : `${count(rows.length)} of ${count(all)} slides`;
@@ -181,7 +172,7 @@ export class CaseList {
   }
 
   private row(row: CaseRow): HTMLElement {
-    const p = leading(row, this.index);
+    const p = row.confidence;
     const bar = el("span", { class: "bar" }, el("span", { class: "bar-fill" }));
     const filled = bar.firstElementChild;
     if (filled instanceof HTMLElement) filled.style.width = `${100 * (p ?? 0)}%`;
@@ -192,7 +183,7 @@ export class CaseList {
         class: "case",
         role: "option",
         id: `case-${row.index}`,
-        "aria-label": rowWords(row, this.index),
+        "aria-label": rowWords(row),
         title: row.slide_id,
       },
       el(
@@ -247,10 +238,15 @@ export class CaseList {
   }
 }
 
-function sorted(rows: readonly CaseRow[], order: string, index: Index): readonly CaseRow[] {
+/** In [0, 1]; of several labels by how certain each is. */
+function sureness(row: CaseRow): number {
+  return row.confidence ?? (row.uncertainty === null ? 0 : 1 - row.uncertainty);
+}
+
+function sorted(rows: readonly CaseRow[], order: string): readonly CaseRow[] {
   const key = ((): ((row: CaseRow) => number) => {
     if (order === "uncertain") return (row) => -(row.uncertainty ?? -1);
-    if (order === "wrong") return (row) => (row.right === false ? -1 - (leading(row, index) ?? 0) : row.right ? 1 : 0);
+    if (order === "wrong") return (row) => (row.right === false ? -1 - sureness(row) : row.right ? 1 : 0);
     const answer = Number(order.replace("value ", ""));
     return (row) => -(row.values?.[answer] ?? Number.NEGATIVE_INFINITY);
   })();

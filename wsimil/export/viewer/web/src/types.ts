@@ -42,6 +42,8 @@ export interface CaseRow {
   readonly predicted: string | null;
   readonly right: boolean | null;
   readonly values: Values | null;
+  /** The probability of what is predicted; null where the answer has none. */
+  readonly confidence: number | null;
   readonly uncertainty: number | null;
   readonly unusual: boolean | null;
   readonly tiles: number | null;
