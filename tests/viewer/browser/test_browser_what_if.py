@@ -183,6 +183,18 @@ def test_no_lasso_is_needed(plain: tuple[Look, ScoreTable]) -> None:
     assert one.state()["without"] == []
 
 
+@pytest.mark.parametrize(("button", "sign"), [("most for", 1), ("most against", -1)])
+def test_no_tile_is_left_out_for_what_it_does_not_say(plain: tuple[Look, ScoreTable], button: str, sign: int) -> None:
+    """Where fewer speak for the class than were asked for, those that speak against it were left out with them."""
+    one, table = plain
+    values = sign * shown(table, one.state()["score"]).values
+    one.tab("What if")
+    one.page.get_by_label("How many tiles").fill(str(len(table)))
+    one.page.get_by_role("button", name=button).click()
+    assert sorted(one.state()["without"]) == np.flatnonzero(values > 0).tolist()
+    one.page.get_by_text(f"No more than {(values > 0).sum()} tiles speak {button.removeprefix('most ')}.").wait_for()
+
+
 def test_what_was_left_out_is_shown(plain: tuple[Look, ScoreTable]) -> None:
     one, _ = plain
     before = one.heat()

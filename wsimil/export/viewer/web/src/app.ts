@@ -9,7 +9,7 @@ import { CaseList } from "./cases";
 import type { Look } from "./colors";
 import { Controls, FIRST_VIEW, family, scoreFor, type View } from "./controls";
 import { NO_NOTES, type SlideCase, Source } from "./data";
-import { clamp, el, fill, short, words } from "./dom";
+import { clamp, count, el, fill, short, words } from "./dom";
 import { extremeTiles, Gallery } from "./gallery";
 import type { Placement } from "./heat";
 import { type Commands, keymap } from "./keymap";
@@ -351,8 +351,14 @@ export class App {
   }
 
   private leaveOutExtremes(n: number, sign: 1 | -1): void {
-    const scores = this.score && this.slide?.scores.get(this.score.name);
-    if (scores) this.asking.leaveOut(new Set(extremeTiles(scores, n, sign)), []);
+    const { score } = this;
+    const scores = score && this.slide?.scores.get(score.name);
+    if (!score || !scores) return;
+    const found = extremeTiles(scores, n, sign, score.kind);
+    this.asking.leaveOut(new Set(found), []);
+    if (score.kind !== "signed" || found.length === n) return;
+    const word = endWords(score, this.source.index.task)[sign === 1 ? 1 : 0];
+    this.messages.say(found.length === 0 ? `No tile speaks ${word}.` : `No more than ${count(found.length)} tiles speak ${word}.`);
   }
 
   private leaveOutView(): void {

@@ -4,13 +4,15 @@ import type { SlideCase, Source } from "./data";
 import { button, el, fill, short } from "./dom";
 import { endWords, scoreTitle } from "./legend";
 import { drawPlace } from "./tiles";
-import type { ScoreFacts, Task } from "./types";
+import type { Kind, ScoreFacts, Task } from "./types";
 
 const SHOWN = 9;
 const PICTURE_PX = 168;
 
-/** Up to `n` tiles with the highest scores (`sign` 1) or the lowest (-1), equal ones in the order of tiles; NaN is none. */
-export function extremeTiles(scores: Float32Array, n: number, sign: 1 | -1): number[] {
+/** Up to `n` tiles with the highest scores (`sign` 1) or the lowest (-1), equal ones in the order of tiles; NaN is none.
+ *
+ * Of signed scores those alone that are above 0, or below: no others speak for, or against. */
+export function extremeTiles(scores: Float32Array, n: number, sign: 1 | -1, kind: Kind): number[] {
   const best: number[] = [];
   const value = (tile: number): number => sign * (scores[tile] ?? Number.NaN);
   for (let tile = 0; tile < scores.length; tile++) {
@@ -21,7 +23,7 @@ export function extremeTiles(scores: Float32Array, n: number, sign: 1 | -1): num
     best.splice(at, 0, tile);
     if (best.length > n) best.pop();
   }
-  return best;
+  return kind === "signed" ? best.filter((tile) => value(tile) > 0) : best;
 }
 
 export class Gallery {
@@ -43,8 +45,8 @@ export class Gallery {
     }
     const signed = score.kind === "signed";
     const [down, up] = endWords(score, this.task);
-    const top = extremeTiles(scores, SHOWN, 1).filter((tile) => !signed || (scores[tile] ?? 0) > 0);
-    const bottom = extremeTiles(scores, SHOWN, -1).filter((tile) => !signed || (scores[tile] ?? 0) < 0);
+    const top = extremeTiles(scores, SHOWN, 1, score.kind);
+    const bottom = extremeTiles(scores, SHOWN, -1, score.kind);
     const part = (title: string, tiles: readonly number[], none: string): HTMLElement =>
       el(
         "section",
