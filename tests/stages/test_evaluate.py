@@ -28,6 +28,7 @@ from wsimil.stages.compare import compare
 from wsimil.stages.evaluate import EvaluateOptions, EvaluateSummary, evaluate
 from wsimil.stages.predict import predict
 from wsimil.stages.predict_options import PredictOptions
+from wsimil.stages.text_evaluation import show_comparison
 from wsimil.stages.train import train
 from wsimil.stages.train_config import TrainConfig
 from wsimil.store import open_store
@@ -569,6 +570,27 @@ def test_two_models_are_compared_on_what_both_answered(tmp_path: Path) -> None:
     assert summary.flow[-1].lost[0].reason == "second model: not predicted"
     assert sum(tree["right"].values()) == 58
     assert len(read_csv(tmp_path / "out/predictions.csv")) == 58
+
+
+@pytest.mark.parametrize("slides", [1, 2])
+def test_a_comparison_says_of_what_delong_is(slides: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its difference of AUROC stood below another one, which is of slides, without a word."""
+    task, labels, first = answers("two", seed=0)
+    second = answers("two", seed=1, noise=3.0)[2]
+    known = sorted(zip(labels, first, second, strict=True), key=lambda one: one[0])
+    labels, patients = (
+        [label for label, _, _ in known],
+        [f"{label}{i // slides}" for i, (label, _, _) in enumerate(known)],
+    )
+    for name, column in (("a", 1), ("b", 2)):
+        digest = name * 64
+        write_run(tmp_path / name, task, labels, [one[column] for one in known], patients=patients, digest=digest)
+    cohort = write_cohort(tmp_path / "c.csv", task, labels, patients=patients)
+    summary = compare(tmp_path / "a", tmp_path / "b", cohort, tmp_path / "out", options=QUICK)
+    show_comparison(summary, tmp_path / "out", as_json=False)
+    told = " ".join(capsys.readouterr().out.split())
+    of = " of the mean of a patient's slides" if slides > 1 else ""
+    assert f"DeLong, tumor: AUROC{of} differs by " in told
 
 
 def test_folds_are_compared_by_the_thresholds_of_each_run(tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ def show_comparison(summary: CompareSummary, out: Path, *, as_json: bool) -> Non
     table(["", "first", "second", "difference", "95 % CI over patients", "p"], rows)
     for of in found.classes:
         if of.delong is not None and of.delong.p_value is not None:
-            say(f"DeLong, {of.name}: AUROC differs by {shown(of.delong.difference)}, p {p_text(of.delong.p_value)}")
+            means = " of the mean of a patient's slides" if of.delong_of == "patients" else ""
+            differs = f"AUROC{means} differs by {shown(of.delong.difference)}"
+            say(f"DeLong, {of.name}: {differs}, p {p_text(of.delong.p_value)}")
     say(f"report: {out / 'report.html'}; all numbers: {out / 'metrics.json'}")
 
 
