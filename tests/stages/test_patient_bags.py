@@ -115,7 +115,7 @@ def test_what_is_counted_is_what_the_model_answers_for(
         Answer(slide_id="two", values=None, status="failed: broken"),
     )
     summary = PredictSummary(
-        answers=answers, failures={"two": "broken"}, metrics={"test": {}}, seen=("one",), bag=bag,
+        answers=answers, failures={"two": "broken"}, metrics={"all": {}, "test": {}}, seen=("one",), bag=bag,
         task=load_model(place / "run").task,
     )  # fmt: skip
     show_prediction(summary, tmp_path, as_json=False)
@@ -123,6 +123,8 @@ def test_what_is_counted_is_what_the_model_answers_for(
     assert f"1 {bag}s answered, 0 without tissue, 1 failed" in shown
     assert f"1 {bag}s do not count below: the model learned from" in shown
     assert f"failed {bag}" in shown
+    assert f"{bag}s that count value" in shown  # and not "all slides", of which some do not
+    assert f"test {bag}s value" in shown
 
 
 def test_slides_lie_below_each_other_in_their_own_order() -> None:

@@ -16,7 +16,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from wsimil.cohort import Cohort
+    from wsimil.cohort import BagUnit, Cohort
     from wsimil.encoders import EncoderCard
     from wsimil.evaluation.bootstrap import Estimate
     from wsimil.stages.convert import ConvertSummary
@@ -186,7 +186,7 @@ def show_training(summary: TrainSummary, out: Path, *, as_json: bool) -> None:
             say(f"{name} said from {shown(one.threshold.value)} on ({one.threshold.rule} on the validation split)")
     for note in summary.decision.notes:
         say(f"note: {note}")
-    _show_metrics(summary.metrics, summary.cohort.task.positive)
+    _show_metrics(summary.metrics, summary.cohort.task.positive, summary.bag)
 
 
 def show_prediction(summary: PredictSummary, out: Path, *, as_json: bool) -> None:
@@ -215,7 +215,7 @@ def show_prediction(summary: PredictSummary, out: Path, *, as_json: bool) -> Non
         say(
             f"{len(summary.seen)} {summary.bag}s do not count below: the model learned from {whom}, or was chosen on them."
         )
-    _show_metrics(summary.metrics, summary.task.positive)
+    _show_metrics(summary.metrics, summary.task.positive, summary.bag)
 
 
 def show_packing(summary: PackSummary, out: Path, *, as_json: bool) -> None:
@@ -340,7 +340,7 @@ def _show_cohort(cohort: Cohort) -> None:
     say(*(f"note: {finding}" for finding in cohort.findings))
 
 
-def _show_metrics(metrics: Mapping[str, Mapping[str, Estimate]], positive: str) -> None:
+def _show_metrics(metrics: Mapping[str, Mapping[str, Estimate]], positive: str, bag: BagUnit) -> None:
     from wsimil.export.report.cells import shown
     from wsimil.export.report.names import of_class
 
@@ -351,7 +351,8 @@ def _show_metrics(metrics: Mapping[str, Mapping[str, Estimate]], positive: str) 
             told = estimate.low is not None and estimate.high is not None
             interval = f"{shown(estimate.low)} to {shown(estimate.high)}" if told else ""
             rows.append((name + of_class(name, positive), value, interval))
-        table([f"{split} slides", "value", "95 % CI over patients"], rows)
+        title = f"{bag}s that count" if split == "all" else f"{split} {bag}s"
+        table([title, "value", "95 % CI over patients"], rows)
 
 
 def _metrics_json(metrics: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, dict[str, float | int | None]]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import JsonValue
 
-from wsimil.cohort import Cohort, read_cohort
+from wsimil.cohort import BagUnit, Cohort, read_cohort
 from wsimil.errors import ConfigError, TrainingError
 from wsimil.evaluation.decision import (
     Decision,
@@ -55,10 +55,11 @@ _SPELLED = {"auroc": "AUROC", "mae": "MAE", "c_index": "C-index", "kappa": "quad
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSummary:
     """How a run ended: the fit, the cohort with its splits, a digest of what its features hold, metrics with intervals for each
-    split that was held out, and what was fitted on the validation split."""
+    split that was held out, over slides or patients as `bag` says, and what was fitted on the validation split."""
 
     fit: FitResult
     cohort: Cohort
+    bag: BagUnit
     contents: str
     metrics: Mapping[str, Mapping[str, Estimate]]
     decision: Decision
@@ -189,7 +190,9 @@ def _trained(
         out / "metrics.json",
         json.dumps({s: {n: asdict(e) for n, e in m.items()} for s, m in metrics.items()}, indent=2) + "\n",
     )
-    return TrainSummary(fit=result, cohort=cohort, contents=matched.contents, metrics=metrics, decision=decision)
+    return TrainSummary(
+        fit=result, cohort=cohort, bag=config.bag, contents=matched.contents, metrics=metrics, decision=decision
+    )
 
 
 def _decide(config: DecisionConfig, trained: TrainedModel, source: BagSource, units: Cohort) -> Decision:
