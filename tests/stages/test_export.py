@@ -265,6 +265,18 @@ def test_pictures_of_a_cohort_share_one_range_unless_another_is_asked_for(predic
     assert said(range="rank")["one"]["range"] == [0, 1]
 
 
+@pytest.mark.parametrize("kept", ["one.h5", "predictions.json"])
+def test_failures_of_an_extraction_or_a_prediction_are_kept(kept: str, predictions: Path, tmp_path: Path) -> None:
+    """An export without failures removed them: a slide that had failed was one that was never extracted."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (kept, "failures.csv"):
+        (out / name).write_text("slide_id,reason\nb,broken\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"failures.csv (would|that would) be replaced; choose another output folder"):
+        run(predictions, out, formats=("csv",))
+    assert (out / "failures.csv").is_file()
+
+
 def test_two_slides_of_one_id_are_refused(predictions: Path, tmp_path: Path, make_slide) -> None:
     for folder in ("a", "b"):
         make_slide(tmp_path / "slides" / folder / "one.tiff")

@@ -129,5 +129,9 @@ def test_a_folder_of_features_takes_no_run_and_no_study(
     item = WorkItem(name="a/0/seed-0", config=config, features=features, cohort=cohort, out=features / "a/0/seed-0")
     with pytest.raises(ConfigError, match="holds features"):
         crossval([item], features)
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions/predictions.json").touch()
+    with pytest.raises(ConfigError, match=r"holds predictions\.json"):
+        crossval([item], tmp_path / "predictions")
     assert (features / "config.yaml").read_text(encoding="utf-8") == "of the extraction"
     assert not (features / "model.json").exists()

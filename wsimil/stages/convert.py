@@ -20,6 +20,7 @@ from wsimil.stages.failures import FailedSlides, listed, not_among, stays_listed
 from wsimil.stages.features import open_features
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
+from wsimil.stages.run_folder import refuse_results
 from wsimil.stages.tensors import TorchTensors
 from wsimil.store import open_store
 from wsimil.store.base import slide_path
@@ -111,6 +112,7 @@ def convert(source: Path, out: Path, *, options: ConvertOptions, reporter: Repor
     """
     reporter = reporter or Quiet()
     started = time.perf_counter()
+    refuse_results(out)
     run = _Conversion(source, out, options)
     earlier = _earlier(out / _LOG)
     slides: list[ConvertedSlide] = []

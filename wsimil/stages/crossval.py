@@ -21,7 +21,7 @@ from wsimil.provenance import Provenance
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.occupied import occupied
 from wsimil.stages.progress import Quiet, Reporter
-from wsimil.stages.run_folder import refuse_features
+from wsimil.stages.run_folder import refuse_failures
 from wsimil.stages.study_summary import StudyTables, sum_up
 from wsimil.stages.train import plan, train
 from wsimil.stages.work_items import WorkItem, study_text
@@ -56,7 +56,7 @@ def crossval(
     reporter = reporter or Quiet()
     if not items:
         raise ConfigError("a study without runs")
-    refuse_features(out)
+    refuse_failures(out)
     with occupied(out):
         check_writable(out)
         contents = refuse_untrainable(items)

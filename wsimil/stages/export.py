@@ -28,6 +28,7 @@ from wsimil.stages.interrupt import interrupt
 from wsimil.stages.listed import Listed
 from wsimil.stages.occupied import occupied
 from wsimil.stages.progress import Quiet, Reporter
+from wsimil.stages.run_folder import refuse_failures
 from wsimil.store import FeatureStore
 from wsimil.store.base import is_slide_id, slide_path
 from wsimil.tissue.geojson import read_polygons
@@ -97,9 +98,10 @@ def export(
     What stood at these names before is replaced. A slide that fails stands in failures.csv and the rest goes on; nothing of an
     earlier export is left at its name. Scores of another answer than `predictions` list fail, and where no answers are listed
     those of another model than the first slide's. Raises WsimilError for what concerns all slides; also where another process is
-    at work in `out`.
+    at work in `out`, or features or answers lie there.
     """
     out = out or predictions / FOLDER
+    refuse_failures(out)
     tables = _tables(predictions)
     with occupied(out):
         return _exported(predictions, tables, out, options, now, reporter or Quiet())

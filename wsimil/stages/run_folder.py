@@ -70,6 +70,15 @@ def refuse_features(out: Path) -> None:
         )
 
 
+def refuse_failures(out: Path) -> None:
+    """Raises ConfigError where features or answers lie, whose failures.csv that of other work would replace, or remove."""
+    refuse_features(out)
+    if (out / ORIGIN).exists():
+        raise ConfigError(
+            f"{out} holds {ORIGIN}, and answers with a failures.csv that would be replaced; choose another output folder"
+        )
+
+
 def refuse_results(out: Path) -> None:
     """Raises ConfigError where a model or answers lie, whose config.yaml and failures.csv an extraction would replace."""
     if name := next((name for name in (FACTS, ORIGIN, CHECKPOINT) if (out / name).exists()), None):

@@ -338,6 +338,16 @@ def test_slides_that_failed_stay_listed_where_a_conversion_is_interrupted(peers,
     assert failures(out) == {"b": reason}
 
 
+def test_failures_of_a_prediction_are_kept(peers, tmp_path: Path) -> None:
+    folder, out = peers.trident("a"), tmp_path / "predictions"
+    out.mkdir()
+    for name in ("predictions.json", "failures.csv"):
+        (out / name).write_text("slide_id,reason\na,broken\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"holds predictions\.json"):
+        run(folder, out, mpp=0.25)
+    assert (out / "failures.csv").is_file()
+
+
 def test_what_has_no_effect_is_refused(peers, tmp_path: Path) -> None:
     ours = native(peers, "trident", tmp_path / "ours")
     with pytest.raises(ConfigError, match="holds features of wsimil already"):
