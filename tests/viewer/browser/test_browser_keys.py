@@ -175,3 +175,26 @@ def test_a_screenshot_says_what_its_hatches_mean(built: Built, look: Open, tmp_p
     assert not inked[-4:].any(), "nothing is cut"
     lines = ["Range", "No threshold", "0 =", "Rule", "Effective tiles", hatch]
     assert inked[: 15 * len(lines)].reshape(len(lines), 15).any(axis=1).all()
+
+
+def test_a_screenshot_of_a_narrow_view_cuts_no_words(built: Built, look: Open, tmp_path: Path) -> None:
+    """The answer without the tiles that were left out stands last, and was cut off first."""
+    page = write_page(tmp_path / "page.html", built, [drawn_table(Lattice())])
+    one = look(page, size=(900, 700))
+    one.page.evaluate(
+        """() => {
+            const own = CanvasRenderingContext2D.prototype, draw = own.fillText;
+            window.drawn = [];
+            own.fillText = function (words, ...at) { window.drawn.push(words); return draw.call(this, words, ...at); };
+        }"""
+    )
+    one.tab("What if")
+    one.page.get_by_role("button", name="most for").click()
+    answer = one.page.locator(".result-answer").inner_text()
+    _, picture = one.screenshot()
+    words = one.page.evaluate("window.drawn")
+    told = " ".join(words)
+    assert answer in told
+    assert "weights 0123456789ab" in told
+    assert not [part for part in words if part.endswith("…")]
+    assert picture.shape[0] > 72 + round(one.state()["placement"]["height"]) + 71 + 6 * 15

@@ -19,43 +19,71 @@ export interface Shot {
   readonly magnification: string;
 }
 
+/** The head with two lines below its title, the foot down to its lines about the legend, and how far lines are apart. */
 const HEAD_PX = 72;
-/** The foot down to its lines about the legend, and how far these are apart. */
 const FOOT_PX = 71;
 const LINE_PX = 15;
+/** Left and right of all words, and as wide as the words about the scale bar may be. */
+const EDGE_PX = 14;
+const BAR_WORDS_PX = 260;
 const FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif";
+const HEAD_FONT = `12px ${FONT}`;
+const LINE_FONT = `11.5px ${FONT}`;
 
 export async function takeShot(shot: Shot): Promise<Blob> {
   const ratio = window.devicePixelRatio || 1;
   const canvas = document.createElement("canvas");
-  const lines = shot.legend ? linesOf(shot.legend) : [];
-  const height = HEAD_PX + shot.height + FOOT_PX + LINE_PX * lines.length;
-  canvas.width = Math.round(shot.width * ratio);
-  canvas.height = Math.round(height * ratio);
   const context = canvas.getContext("2d");
   if (context === null) throw new Error("this browser gives no canvas to draw on");
+  const most = shot.width - 2 * EDGE_PX;
+  const [facts, notice] = [shot.facts, shot.notice].map((words) => wrapped(context, words, HEAD_FONT, most));
+  const heading = { facts: facts ?? [], notice: notice ?? [] };
+  const lines = shot.legend ? linesOf(shot.legend).flatMap((line) => wrapped(context, line, LINE_FONT, most)) : [];
+  const top = HEAD_PX + LINE_PX * (heading.facts.length + heading.notice.length - 2);
+  const height = top + shot.height + FOOT_PX + LINE_PX * lines.length;
+  canvas.width = Math.round(shot.width * ratio);
+  canvas.height = Math.round(height * ratio);
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   context.fillStyle = "#ffffff";
   context.fillRect(0, 0, shot.width, height);
-  head(context, shot);
+  head(context, shot, heading);
   context.save();
   context.beginPath();
-  context.rect(0, HEAD_PX, shot.width, shot.height);
+  context.rect(0, top, shot.width, shot.height);
   context.clip();
   for (const layer of shot.layers) {
-    if (layer.width > 1) context.drawImage(layer, 0, HEAD_PX, shot.width, shot.height);
+    if (layer.width > 1) context.drawImage(layer, 0, top, shot.width, shot.height);
   }
   context.restore();
-  foot(context, shot, lines);
+  foot(context, shot, lines, top + shot.height);
   return await new Promise((resolve, reject) => {
     canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("the picture could not be encoded"))), "image/png");
   });
 }
 
-function head(context: CanvasRenderingContext2D, { title, facts, notice, width }: Shot): void {
-  text(context, title, 14, 23, `600 15px ${FONT}`, "#14202b", width - 28);
-  text(context, facts, 14, 43, `12px ${FONT}`, "#4c5a67", width - 28);
-  text(context, notice, 14, 61, `12px ${FONT}`, "#8a5a00", width - 28);
+interface Heading {
+  readonly facts: readonly string[];
+  readonly notice: readonly string[];
+}
+
+function head(context: CanvasRenderingContext2D, { title, width }: Shot, { facts, notice }: Heading): void {
+  const most = width - 2 * EDGE_PX;
+  text(context, title, EDGE_PX, 23, `600 15px ${FONT}`, "#14202b", most);
+  facts.forEach((line, i) => text(context, line, EDGE_PX, 43 + LINE_PX * i, HEAD_FONT, "#4c5a67", most));
+  const below = 61 + LINE_PX * (facts.length - 1);
+  notice.forEach((line, i) => text(context, line, EDGE_PX, below + LINE_PX * i, HEAD_FONT, "#8a5a00", most));
+}
+
+/** Words in lines of at most so many px, broken between words, not before a %; one line at least. */
+function wrapped(context: CanvasRenderingContext2D, words: string, font: string, most: number): string[] {
+  context.font = font;
+  const lines = [""];
+  for (const word of words.split(/ (?!%)/)) {
+    const line = lines.at(-1) ?? "";
+    if (line !== "" && context.measureText(`${line} ${word}`).width > most) lines.push(word === "·" ? "" : word);
+    else lines[lines.length - 1] = line === "" ? word : `${line} ${word}`;
+  }
+  return lines;
 }
 
 /** All that is said of the legend, hatches too. */
@@ -67,8 +95,7 @@ function linesOf(legend: LegendFacts): readonly string[] {
   return lines;
 }
 
-function foot(context: CanvasRenderingContext2D, shot: Shot, lines: readonly string[]): void {
-  const top = HEAD_PX + shot.height;
+function foot(context: CanvasRenderingContext2D, shot: Shot, lines: readonly string[], top: number): void {
   const right = shot.width - 14 - shot.bar.px;
   context.fillStyle = "#14202b";
   context.fillRect(right, top + 34, shot.bar.px, 4);
@@ -80,13 +107,14 @@ function foot(context: CanvasRenderingContext2D, shot: Shot, lines: readonly str
     top + 24,
     `600 13px ${FONT}`,
     "#14202b",
-    260,
+    BAR_WORDS_PX,
   );
   context.textAlign = "left";
   if (shot.legend === null) return text(context, "No overlay", 14, top + 24, `600 13px ${FONT}`, "#14202b", 300);
   const { score, look, task } = shot.legend;
   const wide = Math.min(320, shot.width - 28);
-  text(context, scoreTitle(score), 14, top + 22, `600 13px ${FONT}`, "#14202b", wide);
+  const beside = Math.max(wide, shot.width - 3 * EDGE_PX - BAR_WORDS_PX);
+  text(context, scoreTitle(score), 14, top + 22, `600 13px ${FONT}`, "#14202b", beside);
   context.strokeStyle = "#c6ccd2";
   context.strokeRect(13.5, top + 30.5, wide + 1, 13);
   paintRamp(context, 14, top + 31, wide, 12, look);
@@ -97,7 +125,7 @@ function foot(context: CanvasRenderingContext2D, shot: Shot, lines: readonly str
   text(context, `${short(high)} ${score.unit} ${up}`, 14 + wide, top + 59, `12px ${FONT}`, "#14202b", wide / 2);
   context.textAlign = "left";
   lines.forEach((line, i) =>
-    text(context, line, 14, top + 76 + LINE_PX * i, `11.5px ${FONT}`, "#4c5a67", shot.width - 28),
+    text(context, line, 14, top + 76 + LINE_PX * i, LINE_FONT, "#4c5a67", shot.width - 28),
   );
 }
 
