@@ -111,6 +111,20 @@ def test_the_high_share_is_drawn_from_as_many_more():
     assert (seen[80:] - 0.5).abs().max() < 5 * (0.25 / 300) ** 0.5
 
 
+def test_a_drawn_share_is_rounded_up_to_whole_instances():
+    masked = RankMasking(high=0.25, high_share=0.5).choose(torch.arange(10.0)[:, None], step())
+    assert int(masked.sum()) == math.ceil(10 * 0.25)
+    assert not masked[:5].any()
+
+
+def test_heads_name_an_even_part_each_where_fusion_is_the_mean():
+    scores = torch.zeros(9, 3)
+    for head in range(3):
+        scores[3 * head : 3 * head + 3, head] = torch.tensor([1.0, 3.0, 2.0])
+    masked = RankMasking(high=2 / 3, fusion="mean").choose(scores, step())
+    assert masked.nonzero()[:, 0].tolist() == [1, 2, 4, 5, 7, 8]
+
+
 def test_the_high_share_decays_to_nothing():
     scores = torch.arange(100.0)[:, None]
     mask = RankMasking(high=0.1, decay=True)
