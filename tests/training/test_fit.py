@@ -27,7 +27,7 @@ from wsimil.training.checkpoint import read_checkpoint
 from wsimil.training.config import AttentionEntropyConfig, FitConfig
 from wsimil.training.fit import fit
 from wsimil.training.loading import Instances
-from wsimil.training.optimizer import Lookahead
+from wsimil.training.optimizer import Lookahead, make_optimizer
 from wsimil.training.sampling import (
     class_weights,
     draw_instances,
@@ -393,10 +393,12 @@ def test_lookahead_keeps_weights_between_slow_and_fast() -> None:
         assert parameter.tolist() == [{6: 3.0, 12: 6.0}.get(number, number % 6 + 3.0 * (number > 6))] * 3
 
 
-def test_accumulated_steps_move_weights_as_a_pack_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{}, {"optimizer": "sgd", "lr": 0.1, "clip_norm": 0.05}])
+def test_accumulated_steps_move_weights_as_a_pack_does(tmp_path: Path, more: dict[str, object]) -> None:
+    """What is clipped is their mean, which Adam's steps would not tell."""
     calm = {"embed_dropout": 0.0}
     for name, update in {"pack": {"batch_bags": 4}, "apart": {"batch_bags": 1, "accumulate": 4}}.items():
-        run(tmp_path / name, config=QUICK.model_copy(update={**update, "epochs": 2}), method_config=calm)
+        run(tmp_path / name, config=QUICK.model_copy(update={**update, **more, "epochs": 2}), method_config=calm)
     first, second = weights(tmp_path / "pack"), weights(tmp_path / "apart")
     for name in set(first) - {"attention.score.bias"}:  # whose gradient is rounding alone, which Adam makes a step of
         torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5)
@@ -408,6 +410,14 @@ def test_decay_acts_on_vectors_where_asked(tmp_path: Path) -> None:
     run(tmp_path / "all", config=QUICK.model_copy(update={**strong, "decay_vectors": True}))
     name = "attention.value.bias"
     assert weights(tmp_path / "all")[name].norm() < weights(tmp_path / "matrices")[name].norm()
+
+
+@pytest.mark.parametrize(("vectors", "decays"), [(False, [0.5, 0.0]), (True, [0.5, 0.5])])
+def test_matrices_decay_whether_vectors_do_or_not(vectors: bool, decays: list[float]) -> None:
+    groups = registry.build("abmil", {}, in_dim=4, num_classes=2).param_groups()
+    made = make_optimizer("adamw", groups, lr=1.0, weight_decay=0.5, decay_vectors=vectors, betas=(0.9, 0.999))
+    assert [group["weight_decay"] for group in made.param_groups] == decays
+    assert [{p.ndim > 1 for p in group["params"]} for group in made.param_groups] == [{True}, {False}]
 
 
 def test_bfloat16_learns_with_weights_in_float32(tmp_path: Path) -> None:
