@@ -93,7 +93,15 @@ def test_a_rerun_writes_nothing(slides: Path, features: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"tile.min_tissue": 0.9}, {"tile.tile_um": 112.0}, {"dtype": "float32"}, {"mpp_override": 0.52}]
+    "change",
+    [
+        {"tile.min_tissue": 0.9},
+        {"tile.tile_um": 112.0},
+        {"dtype": "float32"},
+        {"mpp_override": 0.52},
+        {"precision": "bf16"},
+        {"tissue.min_tissue_um2": 9_000.0},
+    ],
 )
 def test_a_changed_recipe_is_made_anew(slides: Path, features: Path, tmp_path: Path, change: dict[str, object]) -> None:
     (tmp_path / "s0.h5").write_bytes((features / "s0.h5").read_bytes())
@@ -563,6 +571,15 @@ def test_masks_of_a_folder_and_of_a_manifest_take_the_place_of_tissue_that_is_fo
     found = open_store(features, mode="r").read("s0")
     np.testing.assert_array_equal(store.read("s0").grid.xy0, found.grid.xy0)
     assert store.header("s0").provenance.digest == found.provenance.digest
+
+
+def test_a_mask_that_was_drawn_again_makes_features_anew(make_slide: Make, tmp_path: Path) -> None:
+    make_slide(tmp_path / "in/a.tiff", size_px=(512, 512))
+    masks, out = tmp_path / "masks", tmp_path / "out"
+    for x, origin, done in ((0, None, 1), (0, None, 0), (256, None, 1), (256, "bounds", 1)):
+        drawn(masks / "a.geojson", x, 0, 256)
+        assert run(tmp_path / "in", out, masks=str(masks), mask_origin=origin).count("done") == done
+        assert open_store(out, mode="r").read("a").grid.xy0.tolist() == [[x, 0]]
 
 
 @pytest.mark.parametrize("name", ["s1.tiff.geojson", "s1.json", "s1.tiff.json"])
