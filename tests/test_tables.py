@@ -49,6 +49,17 @@ def test_what_spreadsheets_add_is_passed_by_and_what_was_typed_is_not(tmp_path: 
     ]
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
+def test_a_line_that_tells_spreadsheets_the_separator_is_passed_by(tmp_path: Path, delimiter: str) -> None:
+    path = tmp_path / "t.csv"
+    rows = [f"sep={delimiter}", f"slide_id{delimiter}note", f"a{delimiter}x"]
+    path.write_bytes("\r\n".join(rows).encode("utf-8-sig"))
+    assert [(row.line, dict(row.cells)) for row in read(path).rows] == [(3, {"slide_id": "a", "note": "x"})]
+    path.write_text("\n".join([*rows, "b"]), encoding="utf-8")
+    with pytest.raises(CohortError, match=r"t\.csv: line 4: wanted 2 values"):
+        read(path)
+
+
 def workbook(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("xl/workbook.xml", "<workbook/>")

@@ -15,6 +15,7 @@ from wsimil.errors import WsimilError
 
 _ZIP = b"PK\x03\x04"
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_SEPARATORS = frozenset(f"sep={one}\n" for one in ",;\t")
 _REMEDY = "save it as CSV in UTF-8"
 
 
@@ -43,12 +44,19 @@ def read_table(path: Path, what: str, *, keys: Collection[str], error: type[Wsim
     """Read a CSV that is called `what` in messages: by comma, semicolon or tab, whichever gives most of the columns `keys`, and
     then most columns.
 
-    UTF-8 with or without a BOM, or UTF-16 with one. Columns without a name are ignored, and so are rows without a value.
+    UTF-8 with or without a BOM, or UTF-16 with one. Columns without a name are ignored, and so are rows without a value, and a
+    first line such as "sep=;", by which spreadsheets are told the separator.
     Raises `error` for a file that cannot be read, a column that occurs twice, and a row of another length than the header.
     """
     text = _text(path, what, error)
+    told = text[:6] in _SEPARATORS
+    text = text[6:] if told else text
     readers = [csv.reader(io.StringIO(text), delimiter=delimiter) for delimiter in ",;\t"]
     reader, rows = readers[0], []
+
+    def line() -> int:
+        return reader.line_num + told
+
     try:
         heads = [[name.strip() for name in next(one, [])] for one in readers]
         reader, columns = max(zip(readers, heads, strict=True), key=lambda one: (len({*keys} & {*one[1]}), len(one[1])))
@@ -59,14 +67,12 @@ def read_table(path: Path, what: str, *, keys: Collection[str], error: type[Wsim
             if not any(map(str.strip, given)):
                 continue
             if len(given) != len(columns):
-                raise error(
-                    f"{path}: line {reader.line_num}: wanted {len(columns)} values, as the header has, got {len(given)}"
-                )
+                raise error(f"{path}: line {line()}: wanted {len(columns)} values, as the header has, got {len(given)}")
             cells = {name: value for name, value in zip(columns, given, strict=True) if name}
             bare = {name: value.strip() for name, value in cells.items()}
-            rows.append(TableRow(line=reader.line_num, cells=bare, given=cells))
+            rows.append(TableRow(line=line(), cells=bare, given=cells))
     except csv.Error as fault:
-        raise error(f"{what} {path} cannot be read at line {reader.line_num}: {fault}; {_REMEDY}") from None
+        raise error(f"{what} {path} cannot be read at line {line()}: {fault}; {_REMEDY}") from None
     return Table(columns=tuple(filter(None, columns)), rows=rows)
 
 
