@@ -17,6 +17,7 @@ import torch
 from tests.training.made import FEATURES, QUICK, MadeBags, history, made_cohort, run, weights
 from wsimil.cohort import Cohort, CohortSlide
 from wsimil.errors import ConfigError, ModelError, TrainingError
+from wsimil.evaluation import task_metrics
 from wsimil.mil import registry
 from wsimil.mil.batch import pack
 from wsimil.mil.criterion import CoxLikelihood
@@ -231,6 +232,22 @@ def test_the_least_error_from_the_watched_share_on_is_kept_and_told_with_its_num
     assert errors[result.kept_epoch - 1] == min(errors[4:])
     told = load_model(tmp_path).training
     assert (told["kept_epoch"], told[f"val_{monitor}"]) == (result.kept_epoch, min(errors[4:]))
+
+
+def test_an_epoch_whose_metric_is_not_defined_is_kept_for_none_whose_metric_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the rank correlation of answers that are all the same."""
+    numbers = (replace(slide, label=str(index * 7 % 5)) for index, slide in enumerate(made_cohort().slides))
+    cohort = Cohort(slides=tuple(numbers), task=Regression(columns=("x",)))
+    found = iter([None, -0.99, None, -0.98, None])
+    monkeypatch.setattr(
+        task_metrics, "watched", lambda *_: {} if (value := next(found)) is None else {"spearman": value}
+    )
+    config = FitConfig(epochs=5, lr=1e-4, batch_bags=2, monitor="spearman", watch_from=0.0, patience=None)
+    result = run(tmp_path, config=config, cohort=cohort)
+    assert all(record.val_loss < 0.98 for record in result.history)
+    assert result.kept_epoch == 4
 
 
 def test_masking_by_config_changes_training_of_attention_methods_and_is_refused_for_others(tmp_path: Path) -> None:

@@ -225,11 +225,12 @@ class _Run:
             return False
         return best_epoch == 0 or self._worth(history[-1]) >= self._worth(history[best_epoch - 1])
 
-    def _worth(self, record: EpochRecord) -> float:
+    def _worth(self, record: EpochRecord) -> tuple[bool, float]:
+        """By the loss where the metric is not defined, which no epoch's metric can be held against."""
         value = record.val.get(str(self.config.monitor))
         if value is None:
-            return -record.val_loss
-        return -value if self.config.monitor == "mae" else value
+            return False, -record.val_loss
+        return True, -value if self.config.monitor == "mae" else value
 
     def _is_over(self, so_far: _Progress) -> bool:
         history, best_epoch = so_far.history, so_far.best_epoch
