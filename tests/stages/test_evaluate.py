@@ -251,24 +251,26 @@ def test_a_label_that_enough_of_a_group_have_shows_where_another_has_too_few(tmp
     assert "/groups/site/0/estimates/auroc:pr/value" not in page
 
 
-def test_folds_are_judged_by_what_each_held_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["cv/fold_{}", "cv/fold_{}/seed-0"])
+def test_folds_are_judged_by_what_each_held_out(tmp_path: Path, place: str) -> None:
     task, labels, _ = answers("two")
     kept: list[tuple[int, np.ndarray]] = []
     for fold in range(3):
         values = answers("two", seed=fold)[2]
         splits = [("test", "val", "train")[(i + fold) % 3] for i in range(60)]
-        write_run(tmp_path / f"cv/fold_{fold}", task, labels, values, splits=splits, digest=str(fold) * 64)
+        write_run(tmp_path / place.format(fold), task, labels, values, splits=splits, digest=str(fold) * 64)
         kept += [(i, values[i]) for i in range(60) if splits[i] == "test"]
     cohort = write_cohort(tmp_path / "c.csv", task, labels)
     summary = evaluate([tmp_path / "cv"], cohort, tmp_path / "out", options=QUICK)
-    assert summary.judgement.runs == ("fold_0", "fold_1", "fold_2")
+    names = [f"fold_{fold}" if place == "cv/fold_{}" else str(tmp_path / place.format(fold)) for fold in range(3)]
+    assert summary.judgement.runs == tuple(names)
     assert (summary.judgement.rows, summary.judgement.slides) == (60, 60)
     order = sorted(kept, key=lambda one: one[0])
     cases = cases_of(task, task.encode(labels), np.stack([values for _, values in order]))
-    runs = [f"fold_{(3 - i % 3) % 3}" for i in range(60)]
+    runs = [names[(3 - i % 3) % 3] for i in range(60)]
     spread = over_runs(cases, runs, [f"p{i}" for i in range(60)], replicates=200)
     assert tree_of(tmp_path / "out")["over_runs"] == plain({n: asdict(s) for n, s in spread.items()})
-    assert {row["run"] for row in read_csv(tmp_path / "out/predictions.csv")} == {"", "fold_0", "fold_1", "fold_2"}
+    assert {row["run"] for row in read_csv(tmp_path / "out/predictions.csv")} == {"", *names}
 
 
 def test_a_card_of_folds_tells_of_each_run(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ class Known:
 
 
 def read_runs(predictions: Sequence[Path], *, model: Path | None = None) -> tuple[Run, ...]:
-    """The runs in folders that `wsimil predict` or `train` wrote; a folder without answers stands for those in it that have some.
+    """The runs in folders that `wsimil predict` or `train` wrote; a folder without answers stands for those in it that have some,
+    or in folders in it, as that of a config in a study.
 
     Raises ConfigError, StoreError; also where runs do not answer the same question.
     """
@@ -168,10 +169,13 @@ def _folders(given: Path) -> list[Path]:
         raise ConfigError(f"{given} is not a folder; give one that wsimil predict or wsimil train wrote")
     if (given / _PARQUET).is_file():
         return [given]
-    inner = sorted(folder for folder in given.iterdir() if (folder / _PARQUET).is_file())
-    if not inner:
-        raise ConfigError(f"{given} holds no {_PARQUET}, nor does a folder in it; make it with wsimil predict")
-    return inner
+    for inner in ("*", "*/*"):
+        if found := sorted(file.parent for file in given.glob(f"{inner}/{_PARQUET}")):
+            return found
+    raise ConfigError(
+        f"{given} holds no {_PARQUET}, nor does a folder in it: give the folder of a run, or of a config in a study, or what"
+        " wsimil predict wrote"
+    )
 
 
 def _question(model: ModelFacts) -> str:
