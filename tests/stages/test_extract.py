@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from wsimil.quality.measure import measure
 from wsimil.slides import open_slide, openslide
 from wsimil.slides.pyramid import mean_downsample
 from wsimil.stages.extract import ExtractSummary, encoders_and_spec, extract
-from wsimil.stages.failures import listed, not_among, write_failures
+from wsimil.stages.failures import FailedSlides, listed, not_among, write_failures
 from wsimil.stages.plan_extraction import ExtractPlan, plan
 from wsimil.stages.progress import Quiet
 from wsimil.store import open_store
@@ -613,13 +614,36 @@ def test_a_failure_says_that_older_features_are_still_there(tmp_path: Path, make
     assert "An older feature file of it is still there" in failure.reason
 
 
-def test_failures_of_another_division_of_the_work_are_forgotten(slides: Path, features: Path) -> None:
-    for name in ("failures.2-of-2.csv", "failures.1-of-3.csv"):
-        (features / name).write_text("slide_id,path,step,reason\n", encoding="utf-8")
-    run(slides, features, shard=Shard(index=1, count=2))
-    assert {path.name for path in features.glob("failures*")} == {"failures.2-of-2.csv"}
-    run(slides, features)
-    assert list(features.glob("failures*")) == []
+def test_lists_of_other_shards_lose_who_was_tried_and_keep_the_others(slides: Path, tmp_path: Path) -> None:
+    """A slide more, and nearly all belong to another shard than before: who had failed was forgotten, or stayed for ever."""
+    rows = [FailureRow(f"s{number}", f"in/s{number}.tiff", "open", "cut short") for number in range(3)]
+    for table, listing in (
+        ("failures.2-of-2.csv", rows),
+        ("failures.1-of-3.csv", rows[:2]),
+        ("failures.2-of-3.csv", []),
+    ):
+        write_failures(tmp_path / table, listing)
+    (tmp_path / "failures.old.csv").write_text("what someone keeps", encoding="utf-8")
+    for index, left in ((1, {"s1"}), (2, set())):  # s0 and s2, then s1
+        assert not run(slides, tmp_path, shard=Shard(index=index, count=2)).failures
+        assert set(failures(tmp_path)) == left
+    assert {path.name for path in tmp_path.glob("failures*")} == {"failures.old.csv"}
+
+
+def test_shards_that_write_one_list_at_once_lose_nothing(tmp_path: Path) -> None:
+    """They read it, and wrote it without what they had tried, each with what the other had taken out."""
+    names = [f"s{number}" for number in range(24)]
+    write_failures(tmp_path / "failures.csv", [FailureRow(name, name, "open", "cut short") for name in names])
+
+    def shard(index: int) -> None:
+        with FailedSlides(tmp_path / f"failures.{index + 1}-of-6.csv") as failed:
+            for name in names[index::6]:
+                failed.tried(name, FailureRow(name, name, "open", "again") if name == "s7" else None)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(shard, range(6)))
+    assert failures(tmp_path) == {"s7": "again"}
+    assert {path.name for path in tmp_path.iterdir()} == {"failures.2-of-6.csv"}
 
 
 def test_links_to_folders_are_followed_once(tmp_path: Path, make_slide: Make) -> None:

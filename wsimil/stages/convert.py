@@ -28,7 +28,7 @@ from wsimil.store.interop import anndata, clam, stamp, trident
 from wsimil.store.interop.peer import LAYOUTS
 from wsimil.store.interop.peer_store import PeerStore
 from wsimil.store.interop.placed import KnownSlide, PlacedTiles, place
-from wsimil.store.places import FailureRow
+from wsimil.store.places import FailureRow, failure_tables
 
 Target: TypeAlias = Literal["wsimil", "clam", "trident", "stamp", "spatialdata"]
 TARGETS: tuple[Target, ...] = ("wsimil", "clam", "trident", "stamp", "spatialdata")
@@ -117,22 +117,20 @@ def convert(source: Path, out: Path, *, options: ConvertOptions, reporter: Repor
     earlier = _earlier(out / _LOG)
     slides: list[ConvertedSlide] = []
     ids = run.store.ids()
-    failures_csv = out / "failures.csv"
-    before = listed([failures_csv])
-    failed = FailedSlides(failures_csv, before)
-    if away := not_among(before, ids):
-        reporter.note(stays_listed(away, failures_csv))
+    if away := not_among(listed(failure_tables(out)), ids):
+        reporter.note(stays_listed(away, out))
     reporter.begin("slides", len(ids))
-    for slide_id in ids:
-        reporter.item(slide_id, 0)
-        slides.append(_convert_one(run, slide_id, earlier.get(slide_id)))
-        failure = None
-        if slides[-1].status == "failed":
-            path = str(run.store.path(slide_id))
-            failure = FailureRow(slide_id=slide_id, path=path, step="convert", reason=slides[-1].reason)
-        failed.tried(slide_id, failure)
-        reporter.finish_item(str(slides[-1]))
-        interrupt.check()
+    with FailedSlides(out / "failures.csv") as failed:
+        for slide_id in ids:
+            reporter.item(slide_id, 0)
+            slides.append(_convert_one(run, slide_id, earlier.get(slide_id)))
+            failure = None
+            if slides[-1].status == "failed":
+                path = str(run.store.path(slide_id))
+                failure = FailureRow(slide_id=slide_id, path=path, step="convert", reason=slides[-1].reason)
+            failed.tried(slide_id, failure)
+            reporter.finish_item(str(slides[-1]))
+            interrupt.check()
     return ConvertSummary(
         layout=run.layout, to=options.to, slides=tuple(slides), seconds=time.perf_counter() - started, notes=run.notes()
     )

@@ -25,13 +25,14 @@ from wsimil.geometry import TileSpec
 from wsimil.provenance import RECIPE_VERSION, Provenance
 from wsimil.slides.mpp import METADATA_DISAGREE
 from wsimil.stages.device import resolve_devices, tell_slow_precision
-from wsimil.stages.failures import FailedSlides, listed, not_among, stays_listed, strike
+from wsimil.stages.failures import FailedSlides, listed, not_among, stays_listed
 from wsimil.stages.interrupt import interrupt
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.run_folder import refuse_results
 from wsimil.stages.slide_work import Place, SlideOutcome, SlideWork, Status
 from wsimil.stages.words import unit_words
 from wsimil.store import FeatureStore, open_store
+from wsimil.store.places import failure_tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +82,12 @@ def extract(
     tried again. `wanted` is the kind of features that a model needs: an encoder or a tiling that would give others
     raises ModelError before the first slide; where nobody says it, one that would give others than those of further slides that
     are in `out` raises ConfigError. `profile` writes profile.json, a trace of all threads for chrome://tracing. Raises
-    ConfigError, EncoderError or OutputError for what concerns all slides; what concerns one slide is in the summary.
+    ConfigError, EncoderError, StoreError or OutputError for what concerns all slides; what concerns one slide is in the summary.
     """
     reporter = reporter or Quiet()
     started = time.perf_counter()
     refuse_results(out)
+    away = not_among(listed(failure_tables(out)), [source.slide_id for source in sources])
     was_there = out.exists()
     check_writable(out)
     store = open_store(out, mode="w", backend=config.store)
@@ -108,22 +110,15 @@ def extract(
     suffix = f".{shard.index}-of-{shard.count}" if shard else ""
     write_text(out / f"config{suffix}.yaml", config.to_yaml())
     mine = shard.take(list(sources)) if shard else list(sources)
-    failures_csv = out / f"failures{suffix}.csv"
-    others = [  # of another division of the work
-        table
-        for table in (out / "failures.csv", *sorted(out.glob("failures.*-of-*.csv")))
-        if table != failures_csv and (shard is None or not table.name.endswith(f"-of-{shard.count}.csv"))
-    ]
-    away = not_among(listed([*others, failures_csv]), [source.slide_id for source in sources])
-    failed = FailedSlides(failures_csv, dict.fromkeys([*away, *listed([failures_csv])]))
     if away:
-        reporter.note(stays_listed(away, failures_csv))
+        reporter.note(stays_listed(away, out))
     trace = Trace() if profile else None
     place = Place(store=store, out=out, complete=store)
     work = SlideWork(config, encoders[0], spec, lambda _: place, clashes(sources), trace)
     outcomes: list[SlideOutcome] = []
     reporter.begin("slides", len(mine))
-    with _log(out / f"extract{suffix}.jsonl") as log, closing(work.ready(mine)) as ready:
+    listing = FailedSlides(out / f"failures{suffix}.csv")
+    with listing as failed, _log(out / f"extract{suffix}.jsonl") as log, closing(work.ready(mine)) as ready:
         run = run_engine(
             ready, encoders, size_px=spec.size_px, batch_size=config.batch_size, readers=config.readers,
             dtype=config.dtype, trace=trace,
@@ -145,10 +140,6 @@ def extract(
                         log(outcome)
                         failed.tried(outcome.slide_id, outcome.failure if outcome.status == "failed" else None)
                         reporter.finish_item(str(outcome))
-    # Other shards have a list of their own, and slides that are theirs by now.
-    failed.forget({source.slide_id for source in sources} - {source.slide_id for source in mine})
-    for table in others:
-        strike(table, [*(source.slide_id for source in mine), *(row.slide_id for row in away)])
     if trace is not None:
         trace.write(out / f"profile{suffix}.json")
     total = StageSeconds()

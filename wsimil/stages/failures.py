@@ -4,42 +4,68 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from wsimil.cohort import Finding
 from wsimil.files import printable, write_text
-from wsimil.store.places import FailureRow, failure_rows
+from wsimil.stages.occupied import occupied
+from wsimil.store.places import FailureRow, failure_rows, failure_tables
+
+_WRITE_S = 5.0
+_WAIT_S = 60.0
 
 
 class FailedSlides:
-    """failures.csv while slides are tried: who failed `earlier` stays in it until tried again, also if the run is interrupted."""
+    """The list of slides that failed, failures.csv, while slides are tried: a context, left once no more are.
 
-    def __init__(self, table: Path, earlier: Iterable[FailureRow]) -> None:
-        self._table, self._earlier, self._failed = table, list(earlier), list[FailureRow]()
+    A slide that failed earlier stays listed until it is tried, by whoever tries it, also where a run is interrupted. Who fails is
+    put in at once, who does not is taken out every few seconds and at the end, then also from the lists of other shards.
+    """
+
+    def __init__(self, table: Path) -> None:
+        self._table = table
+        self._tried, self._failed = set[str](), list[FailureRow]()
+        self._written_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._write()
+        for other in failure_tables(self._table.parent):
+            if other != self._table:
+                _write(other, self._tried)
 
     def tried(self, slide_id: str, failure: FailureRow | None = None) -> None:
-        """A slide came to its end, with a failure or without one. Raises OutputError."""
+        """A slide came to its end, with a failure or without one. Raises StoreError, OutputError."""
+        self._tried.add(slide_id)
         if failure is not None:
             self._failed.append(failure)
-        if not self.forget([slide_id]) and failure is not None:
+        if failure is not None or time.monotonic() - self._written_at > _WRITE_S:
             self._write()
 
-    def forget(self, slide_ids: Iterable[str]) -> bool:
-        """Take out what earlier runs say of these; False where that is nothing. Raises OutputError."""
-        kept = not_among(self._earlier, slide_ids)
-        if len(kept) == len(self._earlier):
-            return False
-        self._earlier = kept
-        self._write()
-        return True
-
     def _write(self) -> None:
-        if rows := [*self._earlier, *self._failed]:
-            write_failures(self._table, rows)
+        _write(self._table, self._tried, self._failed)
+        self._written_at = time.monotonic()
+
+
+def _write(table: Path, tried: Collection[str], failed: Sequence[FailureRow] = ()) -> None:
+    """Take out of a list what was tried, and put in what failed; it goes with its last slide."""
+    before = listed([table])
+    if not failed and len(not_among(before, tried)) == len(before) and (before or not table.exists()):
+        return
+    # Shards write each other's lists.
+    with occupied(table.parent, wait_s=_WAIT_S):
+        if rows := [*not_among(listed([table]), tried), *failed]:
+            write_failures(table, rows)
         else:
-            self._table.unlink(missing_ok=True)
+            table.unlink(missing_ok=True)
 
 
 def listed(tables: Iterable[Path]) -> list[FailureRow]:
@@ -53,17 +79,11 @@ def not_among(rows: Iterable[FailureRow], slide_ids: Iterable[str]) -> list[Fail
     return [row for row in rows if row.slide_id not in here]
 
 
-def strike(table: Path, slide_ids: Iterable[str]) -> None:
-    """Take slides out of a failures.csv, which goes with the last of its slides. Raises StoreError, OutputError."""
-    if table.exists():
-        FailedSlides(table, not_among(listed([table]), slide_ids))
-
-
-def stays_listed(earlier: Sequence[FailureRow], table: Path) -> str:
+def stays_listed(earlier: Sequence[FailureRow], out: Path) -> str:
     """What is to be said of slides that failed earlier and are not tried again."""
     return (
-        f"{len(earlier)} slides failed in earlier runs and are not among these: they stay in {table}, and count as failed for who"
-        " uses the features; remove the lines of those that are meant to be gone"
+        f"{len(earlier)} slides failed in earlier runs and are not among these: they stay in {out}/failures*.csv, and count as"
+        " failed for who uses the features; remove the lines of those that are meant to be gone"
     )
 
 

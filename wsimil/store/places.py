@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ SUFFIXES = (".h5", ".zarr")
 
 PACK_MARK = "pack_format_version"
 """The attribute of a Zarr group by which a pack of a whole cohort is told from the features of one slide."""
+
+_FAILURES = re.compile(r"failures(\.\d+-of-\d+)?\.csv")
 
 FAILED_IDS = "failed_ids"
 """The attribute of a pack that names the slides whose last extraction failed; they are there with earlier features."""
@@ -70,8 +73,12 @@ def failed_ids(path: Path) -> frozenset[str]:
 
 def failures(path: Path) -> dict[str, str]:
     """Slides that could not be extracted into a folder, with the reason; of all its shards. Raises StoreError."""
-    tables = sorted(path.glob("failures*.csv"))
-    return {row.slide_id: row.reason for table in tables for row in failure_rows(table)}
+    return {row.slide_id: row.reason for table in failure_tables(path) for row in failure_rows(table)}
+
+
+def failure_tables(folder: Path) -> list[Path]:
+    """The lists of failed slides in a folder: failures.csv, and those of shards, as failures.2-of-8.csv."""
+    return sorted(table for table in folder.glob("failures*.csv") if _FAILURES.fullmatch(table.name))
 
 
 def failure_rows(table: Path) -> list[FailureRow]:
