@@ -114,11 +114,6 @@ def test_the_value_of_an_override_is_yaml(override: str, name: str, wanted: obje
     assert getattr(load_config(RunConfig, overrides=[override]), name) == wanted
 
 
-def test_a_section_whose_keys_are_commented_out_has_its_defaults(file: Path) -> None:
-    file.write_text("fit:\n  # epochs: 3\nname: a\n")
-    assert load_config(RunConfig, file) == RunConfig(name="a")
-
-
 def test_a_section_whose_keys_are_commented_out_takes_an_override(file: Path) -> None:
     file.write_text("fit:\n  # epochs: 3\n")
     assert load_config(RunConfig, file, overrides=["fit.epochs=2"]).fit.epochs == 2
@@ -157,6 +152,10 @@ def test_a_missing_key_says_so(file: Path) -> None:
         ("fit.learning_rate=.nan", "fit.learning_rate: input should be a finite number, got nan"),
         ("fit.learning_rate=", "fit.learning_rate: input should be a valid number, got None"),
         ("fit.schedule=cosin", "fit.schedule: input should be 'cosine' or 'none', got 'cosin'"),
+        (
+            "fit=null",
+            "fit: it has no keys; leave it out for its defaults, or give some of: epochs, learning_rate, schedule",
+        ),
         ("fit=3", "fit: input should be a valid dictionary or instance of FitConfig, got 3"),
         ("name=no", "name: input should be a valid string, got False"),
         ("columns=[a, 1]", "columns.1: input should be a valid string, got 1"),

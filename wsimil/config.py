@@ -32,13 +32,6 @@ class FrozenConfig(BaseModel):
             raise ValueError("wanted a number")
         return value
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _defaults_of_an_empty_section(cls, value: object, info: ValidationInfo) -> object:
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        # As YAML reads a section whose keys are all commented out.
-        return {} if value is None and isinstance(annotation, type) and issubclass(annotation, BaseModel) else value
-
     def to_yaml(self) -> str:
         """The resolved config as YAML, keys in the order of their declaration."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -179,6 +172,9 @@ def _line(
         return f"{where}: {shown}: unknown key, got {_get(tree, loc)!r}; {wanted}"
     if detail["type"] == "missing":
         return f"{where}: {shown}: missing; it has no default"
+    if detail["type"] == "model_type" and detail["input"] is None:
+        known = sorted(_fields_at(cls, loc))
+        return f"{where}: {shown}: it has no keys; leave it out for its defaults, or give some of: {', '.join(known)}"
     message = str(detail["msg"]).removeprefix("Value error, ")
     return f"{where}: {shown}: {message[0].lower() + message[1:]}, got {detail['input']!r}"
 

@@ -194,7 +194,7 @@ def test_a_slide_that_fails_mid_read_fails_alone(shared_dir: Path, tmp_path: Pat
     assert list(tmp_path.glob("*.h5")) == []
 
 
-@pytest.mark.parametrize("name", ["model.json", "predictions.json"])
+@pytest.mark.parametrize("name", ["model.json", "predictions.json", "study.json"])
 def test_a_folder_of_results_takes_no_features(name: str, slides: Path, tmp_path: Path) -> None:
     for file in (name, "failures.csv", "config.yaml"):
         (tmp_path / file).write_text("of the results", encoding="utf-8")

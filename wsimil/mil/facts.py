@@ -15,6 +15,9 @@ from wsimil.provenance import Json, Provenance, sha256_json
 from wsimil.targets import Classification, Task, from_json
 
 WEIGHTS, FACTS = "model.safetensors", "model.json"
+CHECKPOINTS = "checkpoint"
+CHECKPOINT = f"{CHECKPOINTS}/last.safetensors"
+"""In the folder of a run: the state of its training."""
 
 FORMAT_VERSION = 2
 _READ_VERSIONS = (1, 2)

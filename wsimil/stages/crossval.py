@@ -19,12 +19,13 @@ from wsimil.files import check_writable, write_text
 from wsimil.mil.facts import FACTS, ModelFacts, read_facts
 from wsimil.provenance import Provenance
 from wsimil.stages.interrupt import interrupt
+from wsimil.stages.learned import ORIGIN
 from wsimil.stages.occupied import occupied
 from wsimil.stages.progress import Quiet, Reporter
 from wsimil.stages.run_folder import refuse_failures
 from wsimil.stages.study_summary import StudyTables, sum_up
 from wsimil.stages.train import plan, train
-from wsimil.stages.work_items import WorkItem, study_text
+from wsimil.stages.work_items import STUDY, WorkItem, study_text
 
 _INTERRUPTED = "interrupted"
 _REPLACED = (
@@ -56,7 +57,7 @@ def crossval(
     reporter = reporter or Quiet()
     if not items:
         raise ConfigError("a study without runs")
-    refuse_failures(out)
+    refuse_failures(out, of=(ORIGIN,))
     with occupied(out):
         check_writable(out)
         contents = refuse_untrainable(items)
@@ -65,7 +66,7 @@ def crossval(
         open_items = [item for item in items if item not in before]
         for item in open_items:
             write_text(item.config_file, item.config.to_yaml())
-        write_text(out / "study.json", study_text(items, out))
+        write_text(out / STUDY, study_text(items, out))
         reporter.begin("runs", len(open_items))
         failures: dict[str, str] = {}
         with TrainingPool(workers) as pool:

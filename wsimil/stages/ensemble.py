@@ -149,8 +149,8 @@ def _joined(runs: Sequence[Path], tables: Sequence[Sequence[Mapping[str, str]]],
                     " so nobody can tell which patients the ensemble has seen; give the slide one patient_id in the cohort files"
                     " of both, and train again"
                 )
-            ours, theirs = ([told_of[name] for name in task.columns] for told_of in (first, row))
-            if task.read(ours) != task.read(theirs):
+            ours, theirs = ([told_of.get(name, "") for name in task.columns] for told_of in (first, row))
+            if ours != theirs:
                 raise ModelError(
                     f"slide {slide_id!r} is labelled {quoted(ours)} in {told[slide_id]} and {quoted(theirs)} in {run}, so nobody"
                     " can tell which of the two is right; correct it in the cohort files, and train the runs again that learned"

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from wsimil.errors import ConfigError
 from wsimil.evaluation.decision import DECISION, REFERENCE
 from wsimil.files import remove_stale
-from wsimil.mil.facts import FACTS, WEIGHTS
+from wsimil.mil.facts import CHECKPOINT, CHECKPOINTS, FACTS, WEIGHTS
 from wsimil.stages.learned import ORIGIN
 from wsimil.stages.occupied import LOCK
-from wsimil.stages.work_items import DONE
+from wsimil.stages.work_items import DONE, STUDY
 from wsimil.store.places import is_feature_place
-from wsimil.training.checkpoint import FILE as CHECKPOINT
-from wsimil.training.checkpoint import FOLDER
 
 _TENSORBOARD = "tensorboard"
 _FILES = (
@@ -70,18 +69,16 @@ def refuse_features(out: Path) -> None:
         )
 
 
-def refuse_failures(out: Path) -> None:
-    """Raises ConfigError where features or answers lie, whose failures.csv that of other work would replace, or remove."""
+def refuse_failures(out: Path, *, of: Sequence[str] = (ORIGIN, STUDY)) -> None:
+    """Raises ConfigError where features lie, or what these files are of, whose failures.csv other work would replace."""
     refuse_features(out)
-    if (out / ORIGIN).exists():
-        raise ConfigError(
-            f"{out} holds {ORIGIN}, and answers with a failures.csv that would be replaced; choose another output folder"
-        )
+    if name := next((name for name in of if (out / name).exists()), None):
+        raise ConfigError(f"{out} holds {name}, whose failures.csv would be replaced; choose another output folder")
 
 
 def refuse_results(out: Path) -> None:
-    """Raises ConfigError where a model or answers lie, whose config.yaml and failures.csv an extraction would replace."""
-    if name := next((name for name in (FACTS, ORIGIN, CHECKPOINT) if (out / name).exists()), None):
+    """Raises ConfigError where a model, answers or a study lie, whose config.yaml and failures.csv features would replace."""
+    if name := next((name for name in (FACTS, ORIGIN, CHECKPOINT, STUDY) if (out / name).exists()), None):
         raise ConfigError(
             f"{out} holds {name}: features replace config.yaml and failures.csv, so give them a folder of their own"
         )
@@ -98,7 +95,7 @@ def clear_run(out: Path, *, needed: Path | None = None) -> None:
         raise ConfigError(f"--overwrite: {needed} is of the run in {out}, and would go; choose another output folder")
     for file in files:
         file.unlink()
-    for folder in (out / FOLDER, out / _TENSORBOARD):
+    for folder in (out / CHECKPOINTS, out / _TENSORBOARD):
         remove_stale(folder)
         with suppress(OSError):  # not there, or files of others are in it
             folder.rmdir()

@@ -15,6 +15,8 @@ from wsimil.provenance import Json, sha256_json
 from wsimil.splits import read_plan
 from wsimil.stages.train_config import TrainConfig
 
+STUDY = "study.json"
+"""What says that a folder is a study: the commands of its runs."""
 DONE = "done.json"
 """In the folder of a run, for as long as it is as the study made it; whoever trains there again removes it first."""
 
@@ -130,7 +132,7 @@ def work_items(
 
 
 def study_text(items: Sequence[WorkItem], out: Path) -> str:
-    """What study.json in `out` says: each run with its folder and command."""
+    """What STUDY in `out` says: each run with its folder and command."""
     study = [{"name": item.name, "out": str(item.out.relative_to(out)), "command": item.command()} for item in items]
     return json.dumps(study, indent=1) + "\n"
 

@@ -14,10 +14,9 @@ import torch
 
 from wsimil.errors import TrainingError
 from wsimil.files import atomic_path
+from wsimil.mil.facts import CHECKPOINT
 from wsimil.provenance import canonical_json
 
-FOLDER = "checkpoint"
-FILE = f"{FOLDER}/last.safetensors"
 _KEY = "wsimil"
 
 
@@ -32,14 +31,14 @@ class Checkpoint:
 def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     """Replace the run's checkpoint, atomically: one file, the facts in its header. Raises OutputError."""
     tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in checkpoint.tensors.items()}
-    with atomic_path(run / FILE) as temporary:
+    with atomic_path(run / CHECKPOINT) as temporary:
         facts = {_KEY: canonical_json(dict(checkpoint.facts))}
         temporary.write_bytes(safetensors.torch.save(tensors, metadata=facts))  # save_file: for its owner alone
 
 
 def read_checkpoint(run: Path) -> Checkpoint | None:
     """The run's checkpoint, None where there is none. Raises TrainingError where it is broken."""
-    path = run / FILE
+    path = run / CHECKPOINT
     if not path.is_file():
         return None
     try:

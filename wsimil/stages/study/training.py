@@ -9,14 +9,14 @@ from dataclasses import replace
 
 from wsimil.errors import ConfigError
 from wsimil.files import write_text
+from wsimil.mil.facts import CHECKPOINTS
 from wsimil.stages.features import open_features
 from wsimil.stages.progress import Reporter
 from wsimil.stages.study.planning import RUNS, TRAIN, Study
 from wsimil.stages.study.reasons import reason_of
 from wsimil.stages.study_summary import sum_up
 from wsimil.stages.train import train
-from wsimil.stages.work_items import WorkItem, study_text
-from wsimil.training.checkpoint import FOLDER as CHECKPOINT
+from wsimil.stages.work_items import STUDY, WorkItem, study_text
 from wsimil.training.checkpoint import checkpoint_place
 from wsimil.worklist import Ledger
 from wsimil.worklist.ledger import Attempt
@@ -78,7 +78,7 @@ class TrainRunner:
         out = attempt.scratch / RUNS
         out.mkdir(parents=True, exist_ok=True)
         items = list(self._items.values())
-        write_text(out / "study.json", study_text(items, self._study.folder / RUNS))
+        write_text(out / STUDY, study_text(items, self._study.folder / RUNS))
         sum_up(items, failures, out)
         return Made(attempt=attempt, summary={"runs": len(items), "failed": len(failures)})
 
@@ -98,7 +98,7 @@ def _go_on(attempt: Attempt, folder: str, forgiven: int) -> None:
     """
     for number in range(attempt.number - 1, forgiven, -1):
         left = attempt.scratch.with_name(f"{attempt.unit.id}.{number}") / folder
-        if any((left / CHECKPOINT).glob("*.safetensors")):
+        if any((left / CHECKPOINTS).glob("*.safetensors")):
             # Its worker may be alive after all and write, or others may clear it away: then we start anew.
             with suppress(shutil.Error, FileNotFoundError):
                 shutil.copytree(left, attempt.scratch / folder, ignore=shutil.ignore_patterns(".*"))
