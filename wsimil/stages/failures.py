@@ -40,7 +40,7 @@ class FailedSlides:
         self._write()
         for other in failure_tables(self._table.parent):
             if other != self._table:
-                _write(other, self._tried)
+                _relist(other, self._tried)
 
     def tried(self, slide_id: str, failure: FailureRow | None = None) -> None:
         """A slide came to its end, with a failure or without one. Raises StoreError, OutputError."""
@@ -51,15 +51,16 @@ class FailedSlides:
             self._write()
 
     def _write(self) -> None:
-        _write(self._table, self._tried, self._failed)
+        _relist(self._table, self._tried, self._failed)
         self._written_at = time.monotonic()
 
 
-def _write(table: Path, tried: Collection[str], failed: Sequence[FailureRow] = ()) -> None:
+def _relist(table: Path, tried: Collection[str], failed: Sequence[FailureRow] = ()) -> None:
     """Take out of a list what was tried, and put in what failed; it goes with its last slide."""
-    before = listed([table])
-    if not failed and len(not_among(before, tried)) == len(before) and (before or not table.exists()):
-        return
+    if not failed:
+        before = listed([table])
+        if len(not_among(before, tried)) == len(before) and (before or not table.exists()):
+            return
     # Shards write each other's lists.
     with occupied(table.parent, wait_s=_WAIT_S):
         if rows := [*not_among(listed([table]), tried), *failed]:

@@ -96,36 +96,36 @@ function linesOf(legend: LegendFacts): readonly string[] {
 }
 
 function foot(context: CanvasRenderingContext2D, shot: Shot, lines: readonly string[], top: number): void {
-  const right = shot.width - 14 - shot.bar.px;
+  const right = shot.width - EDGE_PX - shot.bar.px;
   context.fillStyle = "#14202b";
   context.fillRect(right, top + 34, shot.bar.px, 4);
   context.textAlign = "right";
   text(
     context,
     `${shot.bar.text}   ${shot.magnification}`,
-    shot.width - 14,
+    shot.width - EDGE_PX,
     top + 24,
     `600 13px ${FONT}`,
     "#14202b",
     BAR_WORDS_PX,
   );
   context.textAlign = "left";
-  if (shot.legend === null) return text(context, "No overlay", 14, top + 24, `600 13px ${FONT}`, "#14202b", 300);
+  if (shot.legend === null) return text(context, "No overlay", EDGE_PX, top + 24, `600 13px ${FONT}`, "#14202b", 300);
   const { score, look, task } = shot.legend;
-  const wide = Math.min(320, shot.width - 28);
+  const wide = Math.min(320, shot.width - 2 * EDGE_PX);
   const beside = Math.max(wide, shot.width - 3 * EDGE_PX - BAR_WORDS_PX);
-  text(context, scoreTitle(score), 14, top + 22, `600 13px ${FONT}`, "#14202b", beside);
+  text(context, scoreTitle(score), EDGE_PX, top + 22, `600 13px ${FONT}`, "#14202b", beside);
   context.strokeStyle = "#c6ccd2";
   context.strokeRect(13.5, top + 30.5, wide + 1, 13);
-  paintRamp(context, 14, top + 31, wide, 12, look);
+  paintRamp(context, EDGE_PX, top + 31, wide, 12, look);
   const [low, high] = look.range;
   const [down, up] = endWords(score, task);
-  text(context, `${short(low)} ${down}`, 14, top + 59, `12px ${FONT}`, "#14202b", wide / 2);
+  text(context, `${short(low)} ${down}`, EDGE_PX, top + 59, `12px ${FONT}`, "#14202b", wide / 2);
   context.textAlign = "right";
-  text(context, `${short(high)} ${score.unit} ${up}`, 14 + wide, top + 59, `12px ${FONT}`, "#14202b", wide / 2);
+  text(context, `${short(high)} ${score.unit} ${up}`, EDGE_PX + wide, top + 59, `12px ${FONT}`, "#14202b", wide / 2);
   context.textAlign = "left";
   lines.forEach((line, i) =>
-    text(context, line, 14, top + 76 + LINE_PX * i, LINE_FONT, "#4c5a67", shot.width - 28),
+    text(context, line, EDGE_PX, top + 76 + LINE_PX * i, LINE_FONT, "#4c5a67", shot.width - 2 * EDGE_PX),
   );
 }
 
